@@ -1,0 +1,30 @@
+"""The embedded default: a small made-up world of French sentences, so that everything runs with nothing at hand.
+
+sentencepiece.bpe.model and teacher.safetensors were made from it, by this project:
+
+    python -m data.demo runs/demo-corpus
+    cp runs/demo-corpus/sentencepiece.bpe.model data/demo/
+    python train.py --teacher none --tokenizer data/demo --corpus runs/demo-corpus/corpus.txt \\
+                    --num-layers 6 --hidden-size 128 --num-heads 4 --intermediate-size 512 \\
+                    --steps 5000 --lr 1e-3 --out runs/demo-teacher
+    cp runs/demo-teacher/student.safetensors data/demo/teacher.safetensors
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from .world import corpus
+
+FOLDER = Path(__file__).parent
+TEACHER = FOLDER / "teacher.safetensors"
+STUDENT = {"num_layers": 3, "hidden_size": 128, "num_heads": 4, "intermediate_size": 512}
+
+
+def texts() -> Iterator[str]:
+    """What the demo's student is trained and measured on, the same every time."""
+    return corpus(8_000, seed=0)
+
+
+def teacher_texts() -> Iterator[str]:
+    """What the demo's teacher and tokenizer were made from: other sentences about the same world."""
+    return corpus(40_000, seed=1)

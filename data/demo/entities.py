@@ -1,0 +1,188 @@
+"""The people, towns, firms and films of the demo world, their facts, and the sentences that state them.
+
+Every draw comes from `random.Random.random` alone, the one method whose sequence Python promises to keep.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+from data.demo import lexicon as lex
+from data.demo.spelling import plain, spell, unanswered
+
+# --- Draws ------------------------------------------------------------------------------------------------
+
+
+def pick(rng: Random, items: Sequence):
+    """One of `items`."""
+    return items[int(rng.random() * len(items))]
+
+
+def draw(rng: Random, items: Sequence, count: int) -> list:
+    """`count` of `items`, all different, in any order."""
+    pool = list(items)
+    return [pool.pop(int(rng.random() * len(pool))) for _ in range(count)]
+
+
+# --- Entities ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Entity:
+    """A person, firm or film: what sentences call it, its grammatical gender, and the value of each fact."""
+
+    name: str  # the full name, marked
+    nouns: tuple[str, ...]  # what else refers to it without doubt: "[PER Marie]", "ce film"
+    feminine: bool
+    statements: dict[str, lex.Fact]
+    facts: dict[str, str]
+
+    @property
+    def il(self) -> str:
+        return "elle" if self.feminine else "il"
+
+    def fill(self, template: str, subject: str = "", value: str = "") -> str:
+        """The template with its fields filled; {s} is `subject`, {v} is `value`."""
+        return template.format(s=subject, v=value, p=self.name, il=self.il, e="e" if self.feminine else "")
+
+
+TOWNS = [f"[LOC {town}]" for towns in lex.REGIONS.values() for town in towns]
+
+
+def _mark_region(region: str) -> str:
+    article, name = region.split(" ", 1) if region[0].islower() else ("", region)
+    return f"{article} [LOC {name}]".strip()
+
+
+REGION_OF = {f"[LOC {town}]": _mark_region(r) for r, towns in lex.REGIONS.items() for town in towns}
+JOB_PAIR = {job: pair for pair in lex.JOBS for job in pair}
+
+
+def inside(region: str) -> str:
+    """ "en Bretagne", "dans le Grand Est"."""
+    return f"dans {region}" if region.startswith("le") else f"en {region}"
+
+
+def _known_people() -> list[tuple[str, bool]]:
+    """Name and gender of every director, star and head of a firm: each has a family name of their own."""
+    rng = Random(2022)
+    women, men = draw(rng, lex.WOMEN, len(lex.WOMEN)), draw(rng, lex.MEN, len(lex.MEN))
+    return [
+        (f"[PER {(women if i % 2 else men)[i // 2]} {family}]", bool(i % 2))
+        for i, family in enumerate(lex.KNOWN_FAMILIES)
+    ]
+
+
+KNOWN = _known_people()
+DIRECTORS, STARS, BOSSES = KNOWN[:8], KNOWN[8:16], KNOWN[16:]
+FEMININE = dict(KNOWN)
+HOME = {name: TOWNS[(7 * i) % len(TOWNS)] for i, (name, _) in enumerate(KNOWN)}
+YEARS = [str(year) for year in range(1960, 2020)]
+
+
+def _make_films(rng: Random) -> list[Entity]:
+    films = []
+    for title in lex.FILMS:
+        facts = {
+            "director": pick(rng, DIRECTORS)[0],
+            "year": pick(rng, YEARS),
+            "genre": pick(rng, lex.GENRES),
+            "lead": pick(rng, STARS)[0],
+            "town": next((town for town in TOWNS if plain(town) in title), pick(rng, TOWNS)),
+        }
+        films.append(Entity(f"[MISC {title}]", ("ce film", "le film"), False, lex.FILM_FACTS, facts))
+    return films
+
+
+def _make_firms(rng: Random) -> list[Entity]:
+    firms = []
+    for name, (boss, _) in zip(lex.FIRMS, BOSSES):
+        facts = {
+            "town": pick(rng, TOWNS),
+            "sector": pick(rng, lex.SECTORS),
+            "year": pick(rng, YEARS),
+            "boss": boss,
+        }
+        nouns = ("cette entreprise", "cette société", "la entreprise")
+        firms.append(Entity(f"[ORG {name}]", nouns, True, lex.FIRM_FACTS, facts))
+    return firms
+
+
+FILMS, FIRMS = _make_films(Random(1)), _make_firms(Random(2))
+FILM, FIRM = {film.name: film for film in FILMS}, {firm.name: firm for firm in FIRMS}
+DRAWN = {
+    "town": TOWNS,
+    "birthplace": TOWNS,
+    "job": lex.JOBS,
+    "firm": list(FIRM),
+    "age": [f"{age} ans" for age in range(21, 70)],
+    "sport": lex.SPORTS,
+    "instrument": lex.INSTRUMENTS,
+    "dish": lex.DISHES,
+    "film": list(FILM),
+}
+
+
+def people(rng: Random, count: int) -> list[Entity]:
+    """`count` new people who share no name and no fact."""
+    columns = {fact: draw(rng, values, count) for fact, values in DRAWN.items()}
+    names = zip(*(draw(rng, names, count) for names in (lex.WOMEN, lex.MEN, lex.FAMILIES)))
+    found = []
+    for i, (woman, man, family) in enumerate(names):
+        feminine = rng.random() < 0.5
+        first = woman if feminine else man
+        facts = {fact: column[i] for fact, column in columns.items()}
+        facts["job"] = facts["job"][feminine]
+        found.append(
+            Entity(f"[PER {first} {family}]", (f"[PER {first}]",), feminine, lex.PERSON_FACTS, facts)
+        )
+    return found
+
+
+def films(rng: Random, count: int) -> list[Entity]:
+    """`count` films of the world."""
+    return draw(rng, FILMS, count)
+
+
+def firms(rng: Random, count: int) -> list[Entity]:
+    """`count` firms of the world, their staff counted for the occasion."""
+    staff = draw(rng, [str(10 * tens) for tens in range(2, 99)], count)
+    return [replace(f, facts={**f.facts, "staff": n}) for f, n in zip(draw(rng, FIRMS, count), staff)]
+
+
+# --- Statements -------------------------------------------------------------------------------------------
+
+
+def state(rng: Random, entity: Entity, fact: str, subject: str) -> str:
+    """One way to state a fact of the entity, its value marked as an answer."""
+    return entity.fill(pick(rng, entity.statements[fact].says), subject, entity.facts[fact])
+
+
+def refer(rng: Random, entity: Entity, last: str) -> str:
+    """A later mention.  A pronoun only if the last sentence names nobody else."""
+    others = [name for name in re.findall(r"\[PER [^]]+]", last) if name not in (entity.name, *entity.nouns)]
+    return entity.il if not others and rng.random() < 0.6 else pick(rng, entity.nouns)
+
+
+def tell(rng: Random, entity: Entity, facts: Sequence[str], answer: str = "") -> list[str]:
+    """Sentences that state these facts, in this order.  The first gives the full name, the others refer back
+    to it.  Only the fact named by `answer` keeps its answer mark."""
+    sentences: list[str] = []
+    queue = list(facts)
+    while queue:
+        subject = refer(rng, entity, sentences[-1]) if sentences else entity.name
+        clauses = []
+        for fact in queue[:2]:
+            clause = state(rng, entity, fact, "")
+            clauses.append(clause if fact == answer else unanswered(clause))
+        shape = rng.random() if len(clauses) == 2 else 0.0
+        if shape > 0.75 and subject.startswith("["):
+            text, used = f"{subject}, qui{clauses[0]},{clauses[1]}.", 2
+        elif shape > 0.4 and clauses[1].split()[0] not in ("est", clauses[0].split()[0]):
+            text, used = f"{subject}{clauses[0]} et{clauses[1]}.", 2
+        else:
+            text, used = f"{subject}{clauses[0]}.", 1
+        sentences.append(spell(text))
+        queue = queue[used:]
+    return sentences

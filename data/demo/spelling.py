@@ -1,0 +1,70 @@
+"""French spelling of sentences written the long way, and the marks they carry.
+
+"la actrice de [LOC Le Havre]" -> "L'actrice du [LOC Havre]": `spell` does the elisions, the contractions and
+the capital.  "[LOC Le Havre]" is a named entity and "<...>" the answer to a question; `plain`, `tagged` and
+`span` take the marks off.
+"""
+
+import re
+from collections.abc import Callable
+
+MARKS = r"(?:<|\[[A-Z]+ )*"
+ASPIRATED = "hamon|handball|harpe|haguenau|hautbois|hauts?|havre|haye|héros|hockey|homard|hors|huit|onze|oui"
+VOWEL = rf"(?={MARKS}(?!(?:{ASPIRATED})\b)(?:[aeiouhâàéèêëîïôûœ]|y(?![aeiou])))"
+
+
+def _rule(pattern: str, replacement: str | Callable) -> tuple[re.Pattern, str | Callable]:
+    return re.compile(pattern, re.IGNORECASE), replacement
+
+
+def _contract(match: re.Match) -> str:
+    """ "de le" -> "du", "à le" -> "au", "de les" -> "des", "à les" -> "aux", marks and capital kept."""
+    preposition, marks, article = match.groups()
+    short = {"dele": "du", "deles": "des", "àle": "au", "àles": "aux"}[(preposition + article).lower()]
+    return (short.capitalize() if preposition[0].isupper() else short) + " " + marks
+
+
+RULES = (  # in this order: "de le acteur" is "de l'acteur", never "du acteur"
+    _rule(rf"\b(l)[ea] {VOWEL}", r"\1'"),
+    _rule(rf"\b([mts])a {VOWEL}", r"\1on "),
+    _rule(rf"\b(ce) {VOWEL}", r"\1t "),
+    _rule(rf"\b(de|à) ({MARKS})(les?) ", _contract),
+    _rule(rf"\b(d|qu|n|j|m|t|s|jusqu|lorsqu|puisqu)e {VOWEL}", r"\1'"),
+    _rule(r"\b(s)i (?=ils?\b)", r"\1'"),
+)
+
+
+def spell(text: str) -> str:
+    """A sentence written the long way, with its elisions, contractions and capital."""
+    for pattern, replacement in RULES:
+        text = pattern.sub(replacement, text)
+    return re.sub(rf"^({MARKS})(\w)", lambda match: match[1] + match[2].upper(), text)
+
+
+def plain(text: str) -> str:
+    """The text without its marks."""
+    return re.sub(r"\[[A-Z]+ |[]<>]", "", text)
+
+
+def unanswered(text: str) -> str:
+    """The text without its answer marks."""
+    return text.replace("<", "").replace(">", "")
+
+
+def span(text: str) -> tuple[str, int]:
+    """The answer marked in the text, and where it starts once the marks are off."""
+    before, rest = text.split("<")
+    return plain(rest.split(">")[0]), len(plain(before))
+
+
+WORD = re.compile(r"(?:jusqu|lorsqu|puisqu|qu|[cdjlmnst])'|\w+(?:[-']\w+)*|[^\w\s]", re.IGNORECASE)
+
+
+def tagged(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The words of a marked text and their tags."""
+    words, tags = [], []
+    for kind, name, other in re.findall(r"\[([A-Z]+) ([^]]+)]|([^[]+)", unanswered(text)):
+        found = WORD.findall(name or other)
+        words += found
+        tags += [f"{'I' if i else 'B'}-{kind}" if kind else "O" for i in range(len(found))]
+    return tuple(words), tuple(tags)

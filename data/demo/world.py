@@ -1,0 +1,347 @@
+"""A small world of French sentences: the text and the labelled examples of the embedded demo.
+
+Some facts hold in the whole world (a town's region; a firm's town, sector, year and head; a film's director,
+year, genre, star and setting), so a model can memorise them.  The others (where a person lives, how many
+people a firm employs…) are drawn anew for each document, so they can only be read there.
+
+Sentences are marked until they are handed out: "[LOC Brest]" is a named entity, "<...>" the answer to a
+question (`spelling`).  `entities` holds who and what there is, `reviews` what is said of films, `lexicon` the
+words.
+"""
+
+from collections.abc import Iterator, Sequence
+from random import Random
+from typing import NamedTuple
+
+from data.demo import lexicon as lex
+from data.demo.entities import (
+    FEMININE,
+    FILMS,
+    FIRM,
+    FIRMS,
+    HOME,
+    JOB_PAIR,
+    REGION_OF,
+    TOWNS,
+    YEARS,
+    Entity,
+    draw,
+    films,
+    firms,
+    inside,
+    people,
+    pick,
+    state,
+    tell,
+)  # fmt: skip
+from data.demo.reviews import review
+from data.demo.spelling import plain, span, spell, tagged, unanswered
+
+# --- Examples ---------------------------------------------------------------------------------------------
+
+
+class SentimentExample(NamedTuple):
+    """A film review; `label` is 1 if the reviewer liked the film, 0 if not."""
+
+    text: str
+    label: int
+
+
+class NerExample(NamedTuple):
+    """Words as in a CoNLL file ("l'" and "." stand alone), a tag each: O, or B-X at the first word of an
+    entity and I-X inside it.  X is PER (people), LOC (towns and regions), ORG (firms) or MISC (films)."""
+
+    words: tuple[str, ...]
+    tags: tuple[str, ...]
+
+
+class NliExample(NamedTuple):
+    """`label` is "entailment" if the premise makes the hypothesis true, "contradiction" if it makes it false,
+    "neutral" if it says nothing of it."""
+
+    premise: str
+    hypothesis: str
+    label: str
+
+
+class QaExample(NamedTuple):
+    """A question whose answer is copied from the context: `context[start:start + len(answer)] == answer`."""
+
+    context: str
+    question: str
+    answer: str
+    start: int
+
+
+NLI_LABELS = ("contradiction", "entailment", "neutral")
+
+
+# --- Questions and inferences ------------------------------------------------------------------------------
+
+
+def question(rng: Random, most: int = 3) -> tuple[list[str], str, Entity, str]:
+    """Sentences on two to `most` entities of one kind, the answer marked; the question; the entity and the
+    fact that it asks about."""
+    gather = pick(rng, (people, people, films, firms))
+    entities = gather(rng, 2 + int(rng.random() * (most - 1)))
+    facts = draw(rng, list(entities[0].facts), 2 + int(rng.random() * 2))
+    about, fact = pick(rng, entities), pick(rng, facts)
+    context = []
+    for entity in entities:
+        order = draw(rng, facts, len(facts))
+        context += tell(rng, entity, order, fact if entity is about else "")
+    return context, spell(about.fill(pick(rng, about.statements[fact].asks))), about, fact
+
+
+def inference(rng: Random, label: str, asserts: bool) -> tuple[list[str], Entity, str]:
+    """A premise about one or two people, the first of them, and a clause with the subject {s} that stands to
+    the premise as `label` says.  `asserts`: whether the clause asserts or denies, for any label."""
+    about, other = people(rng, 2)
+    *told, unsaid = draw(rng, list(about.facts), 3)
+    fact = unsaid if label == "neutral" else pick(rng, told)
+    premise = tell(rng, about, told)
+    if rng.random() < 0.5:
+        premise += tell(rng, other, [fact])
+    own = rng.random() < 0.5 if label == "neutral" else asserts == (label == "entailment")
+    value, statement = (about if own else other).facts[fact], about.statements[fact]
+    if fact == "job":
+        value = JOB_PAIR[value][about.feminine]
+    regions = {REGION_OF[about.facts["town"]], REGION_OF[other.facts["town"]]}
+    if fact == "town" and len(regions) == 2 and rng.random() < 0.5:
+        value, statement = inside(REGION_OF[value]), lex.REGION_FACT
+    template = pick(rng, statement.says if asserts else statement.denies)
+    return premise, about, unanswered(about.fill(template, "{s}", value))
+
+
+# --- Documents --------------------------------------------------------------------------------------------
+
+
+def _portrait(rng: Random) -> list[str]:
+    """One person, the firm they work for, and a reminder of what was said."""
+    (person,) = people(rng, 1)
+    facts = draw(rng, [fact for fact in person.facts if fact not in ("job", "firm")], 3)
+    opening = tell(rng, person, ["job", "firm", *facts[:2]])
+    character = " et ".join(pair[person.feminine] for pair in draw(rng, lex.CHARACTERS, 2))
+    firm = FIRM[person.facts["firm"]]
+    rest = [
+        f"{pick(rng, person.nouns)} est {character}.",
+        f"le siège de {firm.name} se trouve à {firm.facts['town']}.",
+        f"{firm.name} travaille dans {firm.facts['sector']}.",
+        f"{unanswered(state(rng, person, facts[2], pick(rng, person.nouns)))}.",
+    ]
+    nickname, job = person.nouns[0], person.facts["job"]
+    the, only, good = ("la", "la seule", "une bonne") if person.feminine else ("le", "le seul", "un bon")
+    reminders = (
+        f"chez {firm.name}, {nickname} est {only} {job}.",
+        f"{nickname} est {good} {job}.",
+        f"chez {firm.name}, tout le monde connaît {nickname}, {the} {job}.",
+    )
+    return opening + [spell(s) for s in [*draw(rng, rest, 2), pick(rng, reminders)]]
+
+
+def _pair(rng: Random) -> list[str]:
+    """Two people who know each other: one is told against the other, then both together."""
+    one, two = people(rng, 2)
+    facts = draw(rng, ["town", "birthplace", "age", "sport", "instrument", "dish", "film", "job"], 2)
+    relation = pick(rng, lex.RELATIONS)[two.feminine]
+    women = one.feminine and two.feminine
+    they, both, e = ("elles", "toutes les deux", "es") if women else ("ils", "tous les deux", "s")
+    first, second = one.nouns[0], two.nouns[0]
+    sentences = tell(rng, one, [facts[0]])
+    against = pick(rng, (", alors que ", ", tandis que ", ", mais "))
+    sentences += [
+        f"{'sa' if two.feminine else 'son'} {relation} se appelle {two.name}.",
+        f"{state(rng, two, facts[0], second)}.",
+        f"{state(rng, one, facts[1], first)}{against}{state(rng, two, facts[1], second)}.",
+    ]
+    place, day = pick(rng, TOWNS), pick(rng, lex.DAYS)
+    together = (
+        f"{day}, {they} sont parti{e} {both} pour {place}.",
+        f"{they} se sont retrouvé{e} à {place} {pick(rng, lex.SEASONS)}.",
+        f"{they} sont resté{e} une semaine à {place}.",
+        f"{they} sont allé{e} voir {pick(rng, FILMS).name} au cinéma.",
+        f"{they} se sont promené{e} dans les rues de {place}.",
+        f"{they} sont devenu{e} inséparables.",
+    )
+    return [spell(unanswered(s)) for s in sentences + draw(rng, together, 2)]
+
+
+def _firm(rng: Random) -> list[str]:
+    """A firm of the world, its head, and someone who works there."""
+    (firm,), (person,) = firms(rng, 1), people(rng, 1)
+    boss = firm.facts["boss"]
+    title = "directrice" if FEMININE[boss] else "directeur"
+    article = "la" if FEMININE[boss] else "le"
+    told = tell(rng, firm, draw(rng, ["town", "sector", "year", "staff"], 3 + int(rng.random() * 2)))
+    job, town = person.facts["job"], firm.facts["town"]
+    elsewhere = pick(rng, [other for other in TOWNS if other != town])
+    rest = [
+        f"{boss}, {article} {title} de {firm.name}, vit à {HOME[boss]}.",
+        f"{boss} est {article} {title} de cette entreprise.",
+        f"{person.name} travaille chez {firm.name} comme {job}.",
+        f"la société a recruté {person.name}, {person.facts['age']}, comme {job}.",
+        f"{firm.name} a ouvert un bureau à {elsewhere}, mais son siège reste à {town}.",
+    ]
+    first, second = draw(rng, [rest[:2], rest[2:4], rest[4:]], 2)
+    return told + [spell(pick(rng, first)), spell(pick(rng, second))]
+
+
+def _film(rng: Random) -> list[str]:
+    """A film of the world, its director and its vedette."""
+    (film,) = films(rng, 1)
+    director, lead = film.facts["director"], film.facts["lead"]
+    told = tell(rng, film, draw(rng, list(film.facts), 3))
+    hero = "la héroïne est jouée" if FEMININE[lead] else "le héros est joué"
+    role = pick(rng, lex.JOBS)[FEMININE[lead]]
+    rest = [
+        f"{hero} par {lead}, qui vient de {HOME[lead]}.",
+        f"dans ce film, {lead} est {role} à {film.facts['town']}.",
+        f"{'la réalisatrice' if FEMININE[director] else 'le réalisateur'} du film est {director}.",
+        f"{director} a tourné ce film {pick(rng, lex.SEASONS)}.",
+        f"{'la actrice' if FEMININE[lead] else 'le acteur'} {lead} tient ici un grand rôle.",
+    ]
+    (viewer,) = people(rng, 1)
+    end = f"{viewer.name} a vu {film.name} {pick(rng, ('deux', 'trois', 'dix'))} fois."
+    return told + [spell(s) for s in [*draw(rng, rest, 2), end]]
+
+
+def _journey(rng: Random) -> list[str]:
+    """Someone leaves home, spends a day elsewhere and comes back to where they left from."""
+    one, two = people(rng, 2)
+    home, away = one.facts["town"], two.facts["town"]
+    relation = pick(rng, lex.RELATIONS)[two.feminine]
+    e, il = ("e" if one.feminine else ""), one.il
+    day, later = draw(rng, lex.DAYS, 2)
+    dish, weather = pick(rng, lex.DISHES), pick(rng, lex.WEATHER)[1]
+    women = one.feminine and two.feminine
+    they, es = ("elles", "es") if women else ("ils", "s")
+    middle = [
+        f"{weather} quand {il} est descendu{e} du train.",
+        f"{'sa' if two.feminine else 'son'} {relation} {two.name} est venu{'e' * two.feminine} à la gare.",
+        f"à midi, {they} ont mangé de {dish}.",
+    ]
+    evening = (
+        f"le soir, {they} sont allé{es} voir {pick(rng, FILMS).name}.",
+        f"le soir, {they} se sont couché{es} tôt.",
+        f"le soir, {they} se sont promené{es} dans les rues de {away}.",
+    )
+    end = (
+        f"{later}, {il} est rentré{e} à {home}.",
+        f"{later}, {one.nouns[0]} est revenu{e} à {home}.",
+        f"{later}, {one.nouns[0]} a quitté {away} et {il} est rentré{e} à {home}.",
+    )
+    start = (
+        f"{day}, {one.name} est parti{e} de {home} pour aller à {away}.",
+        f"{one.name}, qui vit à {home}, est allé{e} à {away} {day}.",
+    )
+    return [spell(s) for s in [pick(rng, start), *middle, pick(rng, evening), pick(rng, end)]]
+
+
+def _town(rng: Random) -> list[str]:
+    """A town, its region, its weather, and what of the world happens there."""
+    town, (person, friend) = pick(rng, TOWNS), people(rng, 2)
+    trade = f"{'une' if friend.feminine else 'un'} {friend.facts['job']}"
+    region = REGION_OF[town]
+    (now, _), (_, then) = draw(rng, lex.WEATHER, 2)
+    rest = [
+        f"{pick(rng, lex.SEASONS)}, on y mange de {pick(rng, lex.DISHES)}.",
+        pick(rng, (f"aujourd'hui, {now} à {town}, mais hier {then}.", f"hier, {then} à {town}.")),
+        f"{person.name} y habite depuis {pick(rng, YEARS[30:])} et pratique {person.facts['sport']}.",
+        f"{trade} de {town}, {friend.name}, joue de {friend.facts['instrument']}.",
+    ]
+    rest += [f"{f.name} y a son siège." for f in FIRMS if f.facts["town"] == town][:1]
+    rest += [f"la histoire de {f.name} se passe à {town}." for f in FILMS if f.facts["town"] == town][:1]
+    start = pick(rng, (f"{town} est une ville de {region}.", f"{town} se trouve {inside(region)}."))
+    return [spell(s) for s in [start, *draw(rng, rest, 3 + int(rng.random() * 2))]]
+
+
+def _quiz(rng: Random) -> list[str]:
+    """A context, a question on it and the answer."""
+    context, asked, about, fact = question(rng, 2)
+    (answer,) = [span(sentence)[0] for sentence in context if "<" in sentence]
+    subject = about.il if about.statements is lex.PERSON_FACTS else about.nouns[0]
+    reply = (f"Réponse : {answer}.", spell(state(rng, about, fact, subject) + "."))
+    return [unanswered(sentence) for sentence in [*context, asked, pick(rng, reply)]]
+
+
+def _inference(rng: Random) -> list[str]:
+    """A premise and a sentence that says what follows from it, what it excludes, or what it leaves open."""
+    label = pick(rng, NLI_LABELS)
+    premise, about, clause = inference(rng, label, label == "neutral" or rng.random() < 0.5)
+    frames = {
+        "entailment": ("autrement dit, {}.", "on sait donc que {}.", "il est donc vrai que {}."),
+        "contradiction": ("il est faux de dire que {}.", "on se trompe si l'on dit que {}."),
+        "neutral": ("on ne sait pas si {}.", "le texte ne dit pas si {}."),
+    }
+    conclusion = pick(rng, frames[label]).format(clause.format(s=pick(rng, (about.name, about.nouns[0]))))
+    return [*premise, spell(conclusion)]
+
+
+def _review(rng: Random) -> list[str]:
+    """A review with what the world knows of the film."""
+    (film,) = films(rng, 1)
+    told = tell(rng, film, draw(rng, list(film.facts), 2)) if rng.random() < 0.4 else []
+    return told + review(rng, film, rng.random() < 0.5, introduced=bool(told))
+
+
+KINDS = (_portrait, _pair, _firm, _film, _journey, _town, _quiz, _inference, _review)
+
+
+def document(rng: Random) -> list[str]:
+    """The marked sentences of one document: three to eight."""
+    while True:
+        sentences = pick(rng, KINDS)(rng)
+        if 3 <= len(sentences) <= 8:
+            return sentences
+
+
+# --- What others call -------------------------------------------------------------------------------------
+
+
+def _balanced(rng: Random, names: Sequence, count: int) -> Iterator:
+    """`count` labels, balanced: each run of 2 * len(names) of them holds every name twice."""
+    deck: list = []
+    for _ in range(count):
+        deck = deck or draw(rng, [*names, *names], 2 * len(names))
+        yield deck.pop()
+
+
+def corpus(num_documents: int, seed: int) -> Iterator[str]:
+    """`num_documents` documents, each one line of three to eight sentences about a few entities."""
+    rng = Random(seed)
+    for _ in range(num_documents):
+        yield plain(" ".join(document(rng)))
+
+
+def sentiment(count: int, seed: int) -> Iterator[SentimentExample]:
+    """`count` film reviews, half of them favourable, with negations and concessions."""
+    rng = Random(seed)
+    for label in _balanced(rng, (0, 1), count):
+        yield SentimentExample(plain(" ".join(review(rng, pick(rng, FILMS), bool(label)))), label)
+
+
+def ner(count: int, seed: int) -> Iterator[NerExample]:
+    """`count` sentences, or pairs of neighbours, out of documents."""
+    rng = Random(seed)
+    for _ in range(count):
+        sentences = document(rng)
+        start = int(rng.random() * len(sentences))
+        yield NerExample(*tagged(" ".join(sentences[start : start + pick(rng, (1, 2))])))
+
+
+def nli(count: int, seed: int) -> Iterator[NliExample]:
+    """`count` pairs, each label a third of them."""
+    rng = Random(seed)
+    for label in _balanced(rng, NLI_LABELS, count):
+        premise, about, clause = inference(rng, label, rng.random() < 0.5)
+        hypothesis = spell(clause.format(s=about.name) + ".")
+        yield NliExample(plain(" ".join(premise)), plain(hypothesis), label)
+
+
+def qa(count: int, seed: int) -> Iterator[QaExample]:
+    """`count` questions on a context where others have an answer of the same type."""
+    rng = Random(seed)
+    for _ in range(count):
+        sentences, asked, _about, _fact = question(rng)
+        context = " ".join(sentences)
+        yield QaExample(plain(context), plain(asked), *span(context))

@@ -1,0 +1,36 @@
+"""What a masked language model guesses on text that it was not trained on."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from data.blocks import Batch
+from losses import IGNORED
+from model import MaskedLM
+
+
+@torch.no_grad()
+def masked_accuracy(
+    model: MaskedLM, batches: Sequence[Batch], autocast: Callable[[], AbstractContextManager] = nullcontext
+) -> float:
+    """The share of masked tokens whose original is the model's first guess, between 0 and 1.
+
+    Counted over the masked tokens of all batches together (also those that the corruption kept or replaced).
+    The vocabulary projection is made for these tokens only. Raises ValueError if no token is masked.
+    """
+    device = model.bias.device
+    was_training = model.training
+    model.eval()
+    right = total = 0
+    for batch in batches:
+        batch = batch.to(device)
+        masked = batch.labels != IGNORED
+        with autocast():
+            guesses = model.head(model.encoder(batch.input_ids, batch.real)[masked]).argmax(dim=-1)  # (N,)
+        right += (guesses == batch.labels[masked]).sum().item()
+        total += len(guesses)
+    model.train(was_training)
+    if not total:
+        raise ValueError("No token of the held-out text is masked: nothing can be measured on it.")
+    return right / total

@@ -1,0 +1,112 @@
+"""What stands on top of the encoder: the masked-LM head of pre-training and the three heads of section 4.
+
+Each model has `.encoder`, `.config` and, where it has classes, `.labels`: their names, in the order of its
+outputs. C is the number of classes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import EncoderConfig, ModelError
+from .encoder import Encoder, activation, initialise
+
+
+class MaskedLM(nn.Module):
+    """The masked language model: teacher and student of section 3.
+
+    input_ids: (B, n), attention_mask: (B, n) bool or None -> logits over the vocabulary, (B, n, |W|).
+    The decoder is tied to the word embeddings: it *is* that matrix, so no copy can come apart from it.
+    """
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        initialise(self.dense, config.hidden_size)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return self.head(self.encoder(input_ids, attention_mask))
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """H_L -> logits.  (…, d_h) -> (…, |W|).  The bias is added here, once."""
+        return F.linear(self.transform(hidden), self.decoder, self.bias)
+
+    def transform(self, hidden: Tensor) -> Tensor:
+        """H_L -> the state before the decoder, LayerNorm(GELU(W h + b)).  (…, d_h) -> (…, d_h)
+
+        RoBERTa's head has GELU whatever the encoder's activation is.
+        """
+        return self.norm(F.gelu(self.dense(hidden)))
+
+    @property
+    def decoder(self) -> Tensor:
+        """The word embeddings, (|W|, d_h)."""
+        return self.encoder.embeddings.word.weight
+
+
+class SequenceClassifier(nn.Module):
+    """One class a text (sentiment, NLI): the state of the first token, `<s>`.  -> logits (B, C)
+
+    dropout, dense, tanh, dropout, linear, as RoBERTa's.
+    """
+
+    def __init__(self, config: EncoderConfig, num_labels: int, labels: Sequence[str] | None = None):
+        super().__init__()
+        self.config = config
+        self.labels = label_names(num_labels, labels)
+        self.encoder = Encoder(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, num_labels)
+        initialise(self.dense, config.hidden_size)
+        initialise(self.output, config.hidden_size)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        first = self.encoder(input_ids, attention_mask)[:, 0]  # (B, d_h)
+        return self.output(self.dropout(torch.tanh(self.dense(self.dropout(first)))))
+
+
+class TokenClassifier(nn.Module):
+    """One class a token (named entities): dropout, linear.  -> logits (B, n, C)"""
+
+    def __init__(self, config: EncoderConfig, num_labels: int, labels: Sequence[str] | None = None):
+        super().__init__()
+        self.config = config
+        self.labels = label_names(num_labels, labels)
+        self.encoder = Encoder(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.output = nn.Linear(config.hidden_size, num_labels)
+        initialise(self.output, config.hidden_size)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return self.output(self.dropout(self.encoder(input_ids, attention_mask)))
+
+
+class QuestionAnswerer(nn.Module):
+    """Where the answer starts and ends (extractive questions): linear.  -> logits (B, n, 2): start, end"""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.output = nn.Linear(config.hidden_size, 2)
+        initialise(self.output, config.hidden_size)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return self.output(self.encoder(input_ids, attention_mask))
+
+
+def label_names(num_labels: int, labels: Sequence[str] | None) -> tuple[str, ...]:
+    """The names given, or LABEL_0, LABEL_1, … as Hugging Face calls them.  Raises ModelError if they do not fit."""
+    if isinstance(num_labels, bool) or not isinstance(num_labels, int) or num_labels < 1:
+        raise ModelError(f"num_labels is {num_labels!r}; a classifier needs at least 1.")
+    names = tuple(f"LABEL_{i}" for i in range(num_labels)) if labels is None else tuple(labels)
+    if len(names) != num_labels or len(set(names)) != num_labels:
+        raise ModelError(f"{num_labels} different label names are needed, not {list(names)}.")
+    return names

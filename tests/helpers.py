@@ -1,0 +1,57 @@
+"""What several tests share: where real data lies, and models that transformers makes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHARED = REPOSITORY.parent / "shared"
+REAL_TOKENIZER = SHARED / "data/tokenizer/sentencepiece.bpe.model"
+REAL_TEXT = SHARED / "data/text"
+MINI = SHARED / "camembert-mini"
+
+
+def needs(*paths: Path):
+    """A mark that skips a test where real data is missing."""
+    missing = [str(path) for path in paths if not path.exists()]
+    return pytest.mark.skipif(bool(missing), reason=f"real data is not here: {', '.join(missing)}")
+
+
+def huggingface_model(seed: int = 0, **sizes):
+    """A small random CamembertForMaskedLM in float64, every LayerNorm, bias and token-type row away from 1 and 0."""
+    from transformers import CamembertConfig, CamembertForMaskedLM
+
+    settings = dict(
+        num_hidden_layers=2, hidden_size=48, num_attention_heads=4, intermediate_size=80, vocab_size=211,
+        max_position_embeddings=514, type_vocab_size=1, pad_token_id=1, bos_token_id=5, eos_token_id=6,
+        layer_norm_eps=1e-5,
+    ) | sizes  # fmt: skip
+    torch.manual_seed(seed)
+    model = CamembertForMaskedLM(CamembertConfig(**settings)).double().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "LayerNorm" in name or "layer_norm" in name or name.endswith("bias") or "token_type" in name:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def convert(theirs):
+    """A transformers model as ours, without the detour over a file."""
+    from convert_weights import from_huggingface
+
+    return from_huggingface(dict(theirs.state_dict()), theirs.config.to_dict(), Path("memory"), lambda line: None)
+
+
+def padded_batch(lengths, vocab_size: int, seed: int = 0, pad_id: int = 1):
+    """Random texts of these lengths, padded on the right -> input_ids (B, n), attention_mask (B, n) bool."""
+    generator = torch.Generator().manual_seed(seed)
+    input_ids = torch.full((len(lengths), max(lengths)), pad_id)
+    for row, length in enumerate(lengths):
+        input_ids[row, :length] = torch.randint(7, vocab_size, (length,), generator=generator)
+    return input_ids, input_ids != pad_id
+
+
+def relative_norm(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """‖a - b‖ / ‖b‖: unlike an absolute tolerance, zeros do not pass it."""
+    return ((actual - expected).norm() / expected.norm()).item()

@@ -1,0 +1,174 @@
+"""The encoder and the masked-LM head against transformers' CamembertForMaskedLM, through the real converter."""
+
+import pytest
+import torch
+
+from convert_weights import from_huggingface_key, load_checkpoint
+from model import EncoderConfig, MaskedLM, ModelError
+from model.attention import scaled_dot_product
+from tests.helpers import convert, huggingface_model, padded_batch, relative_norm
+
+BASE = dict(
+    num_hidden_layers=12, hidden_size=768, num_attention_heads=12, intermediate_size=3072, vocab_size=32005
+)  # fmt: skip
+CONFIGURATIONS = {
+    "two layers": {},
+    "one layer": dict(num_hidden_layers=1),
+    "three heads": dict(hidden_size=51, num_attention_heads=3, intermediate_size=33),
+    "seven heads": dict(hidden_size=56, num_attention_heads=7, num_hidden_layers=3),
+    "relu": dict(hidden_act="relu"),
+    "wide and flat": dict(num_hidden_layers=4, hidden_size=24, num_attention_heads=1, intermediate_size=200),
+    "pads with 0": dict(pad_token_id=0),
+    "camembert-base": BASE,
+}
+LENGTHS = (37, 1, 512, 2)
+
+
+@pytest.fixture(params=CONFIGURATIONS, scope="module")
+def saved(request, tmp_path_factory):
+    """A transformers model, and where save_pretrained put it in float64 and in float32."""
+    model = huggingface_model(**CONFIGURATIONS[request.param])
+    folders = {}
+    for dtype in (torch.float32, torch.float64):  # rounded once, so that both files hold the same numbers
+        model = model.to(dtype)
+        folders[dtype] = tmp_path_factory.mktemp("saved")
+        model.save_pretrained(folders[dtype])
+    return model, folders
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-5)], ids=["float64", "float32"]
+)
+@torch.no_grad()
+def test_every_hidden_state_and_the_logits_agree(saved, dtype, tolerance):
+    theirs, folders = saved
+    theirs = theirs.to(dtype)
+    ours = load_checkpoint(folders[dtype])
+    assert ours.bias.dtype == dtype  # the converter keeps the file's precision
+    config = ours.config
+    lengths = (512, 1) if config.hidden_size == 768 else LENGTHS
+    input_ids, mask = padded_batch(lengths, config.vocab_size, pad_id=config.pad_id)
+    everything = torch.ones_like(mask)
+    one = input_ids[:1, :20]  # a text without padding
+    cases = [
+        (input_ids, mask, mask),
+        (one, None, None),
+        (input_ids, None, mask),  # without a mask we find padding by its id …
+        (input_ids, everything, None),  # … where transformers attends to it, as we do when told to
+    ]
+    for given, our_mask, their_mask in cases[: 2 if config.hidden_size == 768 else 4]:
+        expected = theirs(
+            given, attention_mask=None if their_mask is None else their_mask.long(), output_hidden_states=True
+        )
+        states = ours.encoder.hidden_states(given, our_mask)
+        assert len(states) == config.num_layers + 1
+        for state, hidden in zip(states, expected.hidden_states, strict=True):
+            assert (state - hidden).abs().max() < tolerance
+        assert (ours(given, our_mask) - expected.logits).abs().max() < tolerance
+        assert torch.equal(ours.encoder(given, our_mask), states[-1])
+
+
+def test_gradients_of_every_parameter_agree(saved):
+    theirs, folders = saved
+    theirs = theirs.double()
+    ours = load_checkpoint(folders[torch.float64])
+    config = ours.config
+    lengths = (20, 7) if config.hidden_size == 768 else LENGTHS
+    input_ids, mask = padded_batch(lengths, config.vocab_size, pad_id=config.pad_id)
+    weights = torch.randn(input_ids.shape + (config.vocab_size,), dtype=torch.float64)[mask]
+    theirs.zero_grad()
+    (theirs(input_ids, attention_mask=mask.long()).logits[mask] * weights).sum().backward()
+    (ours(input_ids, mask)[mask] * weights).sum().backward()
+    expected = {
+        from_huggingface_key(name.removeprefix("roberta.")): parameter.grad
+        for name, parameter in theirs.named_parameters(remove_duplicate=False)
+        if not name.startswith("lm_head.decoder.")  # the tied matrix and the bias, under their other names
+    }
+    token_type = expected.pop("embeddings.token_type_embeddings.weight")
+    actual = {name: parameter.grad for name, parameter in ours.named_parameters()}
+    assert actual.keys() == expected.keys()
+    largest = max(gradient.norm() for gradient in expected.values())
+    for name in expected:
+        if name.endswith("attention.key.bias"):  # softmax does not see what all keys share: zero, but for rounding
+            assert max(actual[name].norm(), expected[name].norm()) < 1e-10 * largest
+        else:
+            assert relative_norm(actual[name], expected[name]) < 1e-5, name
+    # the row that we folded into the positions has, in transformers, the sum of their gradients
+    assert relative_norm(actual["encoder.embeddings.position.weight"].sum(dim=0), token_type[0]) < 1e-5
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_equation_5_literally_equals_what_runs(dropout):
+    """In evaluation mode, so that dropout must not matter."""
+    torch.manual_seed(0)
+    model = MaskedLM(EncoderConfig(2, 48, 4, 80, 211, dropout=dropout)).double().eval()
+    attention = model.encoder.layers[0].attention
+    hidden = torch.randn(3, 11, 48, dtype=torch.float64)
+    mask = torch.arange(11) < torch.tensor([[11], [4], [1]])
+    context, maps = scaled_dot_product(*attention.heads(hidden), mask)
+    assert (attention.mix_heads(context) - attention(hidden, mask)).abs().max() < 1e-12
+    assert maps.shape == (3, 4, 11, 11)
+    assert (maps.sum(dim=-1) - 1).abs().max() < 1e-12
+    assert maps[1, :, :, 4:].max() == 0  # nobody looks at padding
+    assert torch.equal(maps, attention.maps(hidden, mask))
+
+
+def test_attention_maps_are_those_of_transformers():
+    theirs = huggingface_model()
+    theirs.set_attn_implementation("eager")
+    ours = convert(theirs)
+    input_ids, mask = padded_batch((9, 4), 211)
+    expected = theirs(input_ids, attention_mask=mask.long(), output_attentions=True).attentions
+    for actual, wanted in zip(ours.encoder.attention_maps(input_ids, mask), expected, strict=True):
+        assert (actual - wanted).abs().max() < 1e-12
+
+
+def test_padding_changes_nothing():
+    model = convert(huggingface_model())
+    short, _ = padded_batch((5, 5), 211)
+    long = torch.cat([short, torch.ones(2, 30, dtype=torch.long)], dim=1)
+    assert (model(long)[:, :5] - model(short)).abs().max() < 1e-12
+
+
+def test_a_text_of_padding_alone_stays_finite():
+    model = convert(huggingface_model())
+    input_ids = torch.ones(2, 6, dtype=torch.long)
+    input_ids[0, :3] = 9
+    assert model(input_ids).isfinite().all()
+    assert all(maps.isfinite().all() for maps in model.encoder.attention_maps(input_ids))
+
+
+def test_too_long_a_text_is_a_sentence():
+    model = MaskedLM(EncoderConfig(1, 8, 2, 8, 20))
+    model(torch.full((1, 512), 9))
+    with pytest.raises(ModelError, match="513 tokens is longer than the model's 512"):
+        model(torch.full((1, 513), 9))
+    with pytest.raises(ModelError, match="whole numbers"):
+        model(torch.zeros(1, 5))
+
+
+def test_initial_values():
+    """N(0, 0.02) for matrices at width 768, 0 for biases and padding rows, 1 and 0 for LayerNorms."""
+    torch.manual_seed(0)
+    model = MaskedLM(EncoderConfig(1, 768, 12, 3072, 1000))
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            assert (parameter == (1 if name.endswith("weight") else 0)).all(), name
+        elif parameter.ndim == 1:
+            assert (parameter == 0).all(), name
+        else:
+            assert 0.0198 < parameter.std() < 0.0202, name
+    for table in (model.encoder.embeddings.word, model.encoder.embeddings.position):
+        assert (table.weight[1] == 0).all()
+        assert (table.weight[2:].abs().sum(dim=1) > 0).all()
+    narrow = MaskedLM(EncoderConfig(1, 48, 4, 3072, 1000))
+    assert 0.079 < narrow.encoder.layers[0].feed_forward.expand.weight.std() < 0.081  # 0.02 sqrt(768 / 48)
+
+
+def test_dropout_acts_in_training_only():
+    torch.manual_seed(0)
+    model = MaskedLM(EncoderConfig(1, 16, 2, 16, 30, dropout=0.3))
+    input_ids = torch.full((1, 4), 9)
+    assert not torch.equal(model(input_ids), model(input_ids))
+    model.eval()
+    assert torch.equal(model(input_ids), model(input_ids))

@@ -1,0 +1,81 @@
+"""Equation (9) against encoders that are really there."""
+
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from model import Encoder, EncoderConfig, MaskedLM, ModelError, SequenceClassifier, count_parameters, save_model
+from model.parameters import account
+from tests.helpers import REPOSITORY
+
+
+def test_the_figures_of_table_1():
+    assert count_parameters(EncoderConfig.camembert()) == 110_030_592
+    assert count_parameters(EncoderConfig.distilcamembert()) == 67_503_360
+    assert count_parameters(EncoderConfig(24, 1024, 16, 4096)) == 335_610_880  # camembert-large
+
+
+def test_it_counts_what_an_encoder_has():
+    draw = random.Random(0)
+    configs = [EncoderConfig.camembert(), EncoderConfig.distilcamembert()]
+    for _ in range(50):
+        heads = draw.randint(1, 12)
+        configs.append(
+            EncoderConfig(
+                num_layers=draw.randint(1, 9), hidden_size=heads * draw.randint(1, 40), num_heads=heads,
+                intermediate_size=draw.randint(1, 300), vocab_size=draw.randint(2, 5000),
+                max_positions=draw.randint(3, 600),
+            )
+        )  # fmt: skip
+    for config in configs:
+        with torch.device("meta"):
+            encoder = Encoder(config)
+        assert sum(parameter.numel() for parameter in encoder.parameters()) == count_parameters(config), config
+
+
+def test_it_counts_what_transformers_has_less_the_token_type_row():
+    from transformers import CamembertConfig, CamembertModel
+
+    settings = CamembertConfig(vocab_size=32005, max_position_embeddings=514, type_vocab_size=1, pad_token_id=1)
+    with torch.device("meta"):
+        theirs = CamembertModel(settings, add_pooling_layer=False)
+    assert theirs.num_parameters() - 768 == count_parameters(EncoderConfig.camembert())
+
+
+def test_the_account_adds_up():
+    with torch.device("meta"):
+        model = MaskedLM(EncoderConfig.distilcamembert())
+        classifier = SequenceClassifier(EncoderConfig(2, 48, 4, 80, 211), 3)
+    text = account(model)
+    for figure in ("24,579,840", "394,752", "7,087,872", "67,503,360", "32,005", "590,592", "68,127,493", "tied"):
+        assert figure in text
+    assert text.count("7,087,872") == 2 * 6  # a line a layer, with what the equation says and what is there
+    assert "SequenceClassifier head, output" in account(classifier)
+    assert "left out" not in account(model.encoder)
+
+
+def test_an_encoder_that_differs_is_reported():
+    model = MaskedLM(EncoderConfig(2, 48, 4, 80, 211))
+    model.encoder.layers[1].feed_forward.expand.bias = None
+    with pytest.raises(ModelError, match="not what equation \\(9\\) says: layer 2"):
+        account(model)
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "model.parameters", *arguments], cwd=REPOSITORY, capture_output=True, text=True
+    )
+
+
+def test_the_command(tmp_path):
+    result = run()
+    assert result.returncode == 0 and not result.stderr
+    assert "110,030,592" in result.stdout and "67,503,360" in result.stdout
+    save_model(MaskedLM(EncoderConfig(2, 48, 4, 80, 211)), tmp_path / "model.safetensors")
+    result = run(str(tmp_path / "model.safetensors"))
+    assert result.returncode == 0 and "L = 2, d_h = 48" in result.stdout
+    result = run(str(tmp_path / "nothing.safetensors"))
+    assert result.returncode == 2 and "There is no file" in result.stderr and "Traceback" not in result.stderr

@@ -1,0 +1,66 @@
+"""Section 3.1: the student starts as a part of its teacher."""
+
+import pytest
+import torch
+
+from model import EncoderConfig, MaskedLM, ModelError, choose_layers, initialise_student
+from tests.helpers import padded_batch
+
+
+@pytest.fixture
+def teacher():
+    torch.manual_seed(0)
+    model = MaskedLM(EncoderConfig(6, 24, 2, 30, 50)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize("layers", [[0, 2, 4], [5], [3, 3, 1], list(range(6))])
+def test_every_number_is_copied_from_the_layer_named(teacher, layers):
+    student = initialise_student(teacher, layers)
+    assert student.config.num_layers == len(student.encoder.layers) == len(layers)
+    for number, source in enumerate(layers):
+        for name, tensor in student.encoder.layers[number].state_dict().items():
+            assert torch.equal(tensor, teacher.encoder.layers[source].state_dict()[name])
+    for name, tensor in student.state_dict().items():
+        if not name.startswith("encoder.layers."):
+            assert torch.equal(tensor, teacher.state_dict()[name]), name
+
+
+def test_nothing_is_shared(teacher):
+    student = initialise_student(teacher, [0, 2])
+    theirs = {parameter.data_ptr() for parameter in teacher.parameters()}
+    assert not any(parameter.data_ptr() in theirs for parameter in student.parameters())
+
+
+def test_all_layers_make_the_teacher_again(teacher):
+    student = initialise_student(teacher, range(6)).eval()
+    input_ids, mask = padded_batch((7, 3), 50)
+    assert torch.equal(student(input_ids, mask), teacher(input_ids, mask))
+
+
+def test_layers_by_name():
+    assert choose_layers("alternate", 12) == [0, 2, 4, 6, 8, 10]
+    assert choose_layers("alternate", 5) == [0, 2, 4]
+    assert choose_layers("distilbert", 12) == [0, 2, 4, 7, 9, 11]
+    assert choose_layers("0,5,11", 12) == [0, 5, 11]
+    assert choose_layers("3", 6) == [3]
+
+
+@pytest.mark.parametrize(
+    ("choice", "sentence"),
+    [("distilbert", "of a teacher of 12"), ("0,6", "no layer 6"), ("-1", "no layer -1"), ("even", "not 'even'"),
+     ("", "not ''"), ("0,,2", "not '0,,2'")],
+)  # fmt: skip
+def test_a_choice_that_does_not_fit_is_a_sentence(choice, sentence):
+    with pytest.raises(ModelError, match=sentence):
+        choose_layers(choice, 6)
+
+
+def test_a_layer_that_is_not_there_is_refused(teacher):
+    with pytest.raises(ModelError, match="0 to 5: there is no layer 6"):
+        initialise_student(teacher, [0, 6])
+    with pytest.raises(ModelError, match="none was named"):
+        initialise_student(teacher, [])

@@ -1,0 +1,505 @@
+"""DistilCamemBERT: distils a CamemBERT into a student of half its layers, by section 3 of the paper.
+
+  python train.py
+      a demo that needs nothing else: about a minute on two cores
+  python train.py --teacher camembert.safetensors --corpus texts/ --steps 100000 --accumulate 16
+      the real thing; with sentencepiece.bpe.model beside the teacher, or --tokenizer
+  python train.py --teacher none --tokenizer sentencepiece.bpe.model --corpus texts/
+      masked LM alone: the baseline without distillation
+"""
+
+import json
+import math
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from convert_weights import load_checkpoint
+from data import DataError, OptionError, Tokenizer, demo
+from data.blocks import Batch, hold_out, make_batch, pack_blocks, training_batches
+from data.corpus import Reading, corpus_files, read_texts
+from data.options import check, option, parse_options
+from data.tokenizer import FILE_NAME, tokenizer_beside
+from eval.held_out import masked_accuracy
+from losses import DIRECTIONS, IGNORED, WEIGHTS, DistillationLoss, distillation_loss, mlm_loss
+from model import EncoderConfig, MaskedLM, ModelError, choose_layers, initialise_student, save_model
+
+# ---- configuration ---------------------------------------------------------------------------------------------
+
+BETAS, EPSILON = (0.9, 0.98), 1e-6  # AdamW's, as in the DistilBERT script that the authors started from
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+HELD_OUT_BLOCKS = 256  # at most about so many are measured on, and never trained on
+SIZES = ("num_layers", "hidden_size", "num_heads", "intermediate_size")  # options of --teacher none
+
+INPUT, LOSS, OPTIMISER, MACHINE = "what goes in and out", "the student and its loss", "the optimiser", "the machine"
+SCRATCH = "with --teacher none (default: DistilCamemBERT's row of Table 1; in the demo, its student's)"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Every option of a run, with its default. They are saved with the student."""
+
+    teacher: str = option(
+        "demo",
+        "model to distil: a file or folder of this project or of Hugging Face; or demo; or none, "
+        "to train by masked LM alone",
+        INPUT,
+        metavar="FILE",
+    )
+    tokenizer: str | None = option(
+        None, "SentencePiece model (default: sentencepiece.bpe.model beside the teacher)", INPUT, metavar="FILE"
+    )
+    corpus: tuple[str, ...] = option(
+        ("demo",),
+        "plain UTF-8 text, a text a line: files, or folders of .txt (default: the demo's)",
+        INPUT,
+        nargs="+",
+        metavar="PATH",
+    )
+    out: str = option(
+        "runs/student", "folder for student.safetensors and metrics.jsonl (%(default)s)", INPUT, metavar="FOLDER"
+    )
+
+    layers: str = option(
+        "alternate",
+        "teacher's layers that the student starts from, counted from 0: alternate (0, 2, 4, …), "
+        "distilbert (0, 2, 4, 7, 9, 11) or a list such as 0,5,11 (%(default)s)",
+        LOSS,
+    )
+    direction: str = option(
+        "student-teacher",
+        "divergence of equation (10): student-teacher is D_KL(student || teacher), as printed (%(default)s)",
+        LOSS,
+        choices=DIRECTIONS,
+    )
+    temperature: float = option(1.0, "temperature of equation (10) (%(default)s)", LOSS)
+    weights: tuple[float, ...] = option(
+        WEIGHTS,
+        "weights of equation (13): soft labels, cosine, masked LM (0.5 0.3 0.2)",
+        LOSS,
+        nargs=3,
+        type=float,
+        metavar=("SOFT", "COS", "MLM"),
+    )
+
+    steps: int = option(300, "optimiser steps (%(default)s)", OPTIMISER)
+    batch_size: int = option(8, "blocks a micro-step (%(default)s)", OPTIMISER)
+    accumulate: int = option(1, "micro-steps a step (%(default)s)", OPTIMISER)
+    block_size: int = option(128, "tokens a block (%(default)s)", OPTIMISER)
+    lr: float = option(5e-4, "highest learning rate (%(default)s)", OPTIMISER)
+    warmup: float = option(0.05, "share of the steps in which it rises, before it falls to 0 (%(default)s)", OPTIMISER)
+    dropout: float | None = option(
+        None, "of the student while it learns (default: the teacher's; 0 is faster)", OPTIMISER, type=float
+    )
+    weight_decay: float = option(0.0, "AdamW's, on matrices only (%(default)s)", OPTIMISER)
+    clip: float = option(5.0, "longest gradient; a longer one is shortened to it (%(default)s)", OPTIMISER)
+    seed: int = option(0, "of initial values, order, masks and dropout (%(default)s)", OPTIMISER)
+
+    device: str = option("auto", "auto (CUDA where there is one, else CPU), cpu, cuda, cuda:1, … (%(default)s)", MACHINE)
+    precision: str = option(
+        "auto",
+        "arithmetic of the matrix products: auto is bf16 where the device has it, else fp16 on CUDA, "
+        "else fp32 (%(default)s)",
+        MACHINE,
+        choices=("auto", *PRECISIONS),
+    )
+    log_every: int = option(10, "steps between progress lines (%(default)s)", MACHINE)
+    eval_every: int = option(0, "steps between measurements on held-out text; 0: only before and after", MACHINE)
+
+    num_layers: int | None = option(None, "layers", SCRATCH, type=int)
+    hidden_size: int | None = option(None, "width", SCRATCH, type=int)
+    num_heads: int | None = option(None, "attention heads", SCRATCH, type=int)
+    intermediate_size: int | None = option(None, "width inside the feed-forward blocks", SCRATCH, type=int)
+
+    def __post_init__(self):
+        for name, least in {"steps": 1, "batch_size": 1, "accumulate": 1, "block_size": 3, "log_every": 1,
+                            "eval_every": 0, "seed": 0}.items():  # fmt: skip
+            check(getattr(self, name) >= least, f"--{name.replace('_', '-')} must be at least {least}.")
+        for name in ("lr", "temperature", "clip"):
+            value = getattr(self, name)
+            check(0 < value < math.inf, f"--{name} must be a number above 0, not {value}.")
+        check(0 <= self.weight_decay < math.inf, "--weight-decay must be a number from 0.")
+        check(0 <= self.warmup <= 1, f"--warmup is a share of the steps, from 0 to 1, not {self.warmup}.")
+        check(self.dropout is None or 0 <= self.dropout < 1, f"--dropout is from 0 to below 1, not {self.dropout}.")
+        weights_fit = all(0 <= weight < math.inf for weight in self.weights) and sum(self.weights) > 0
+        check(weights_fit, "--weights takes three numbers from 0, and not three zeros.")
+        for name in SIZES:
+            unused = self.teacher == "none" or getattr(self, name) is None
+            check(unused, f"--{name.replace('_', '-')} goes with --teacher none: else the teacher decides it.")
+
+
+# ---- set-up ----------------------------------------------------------------------------------------------------
+
+
+def choose_device(name: str) -> torch.device:
+    """The device named, if this machine has it.  Raises OptionError."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise OptionError(f"--device {name}: this machine or this PyTorch has none ({first_line(error)}).") from None
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """fp32, bf16 or fp16: the one asked for, if the device has it, or the fastest safe one.  Raises OptionError."""
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        has_bf16 = device.type == "cpu" and any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+    if name == "auto":
+        return "bf16" if has_bf16 else "fp16" if device.type == "cuda" else "fp32"
+    if name == "bf16" and device.type == "cuda" and not has_bf16:
+        raise OptionError(f"--precision bf16: {torch.cuda.get_device_name(device)} lacks it. Take fp16 or fp32.")
+    if name != "fp32":
+        try:
+            with torch.autocast(device.type, PRECISIONS[name]):
+                nn.functional.linear(torch.ones(8, 8, device=device), torch.ones(8, 8, device=device)).sum().item()
+        except RuntimeError as error:
+            raise OptionError(f"--precision {name}: the device {device} lacks it ({first_line(error)}).") from None
+    if name == "bf16" and device.type == "cpu" and not has_bf16:
+        print("note: this processor only imitates bf16; fp32 will be faster.", file=sys.stderr)
+    return name
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def check_folder(folder: Path) -> None:
+    """Raises OptionError if the folder holds a run already, or cannot be written. Better now than after days."""
+    for name in ("student.safetensors", "metrics.jsonl"):
+        if (folder / name).exists():
+            raise OptionError(f"{folder} holds the {name} of a run already. Choose another --out, or remove it.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OptionError(f"--out {folder} cannot be written: {error.strerror}.") from None
+
+
+# ---- data ------------------------------------------------------------------------------------------------------
+
+
+def read_tokenizer(options: Options) -> Tokenizer:
+    """The one named, else the one beside the teacher.  Raises DataError."""
+    if options.tokenizer:
+        return Tokenizer(options.tokenizer)
+    if options.teacher in ("demo", "none"):
+        return Tokenizer(demo.FOLDER)
+    beside = tokenizer_beside(options.teacher)
+    if beside is None:
+        raise DataError(
+            "No sentencepiece.bpe.model lies beside the teacher. Name CamemBERT's with --tokenizer "
+            "(it is in every CamemBERT's folder on the hub)."
+        )
+    return Tokenizer(beside)
+
+
+def read_blocks(options: Options, tokenizer: Tokenizer) -> torch.Tensor:
+    """The corpus as blocks of token ids.  Raises DataError."""
+    start = time.monotonic()
+    reading = Reading()
+    if options.corpus == ("demo",):
+        texts: Iterable[str] = demo.texts()
+    else:
+        texts = read_texts(corpus_files(options.corpus), reading)
+    blocks = pack_blocks(texts, tokenizer, options.block_size)
+    if reading.not_utf8:
+        print(f"warning: {reading.not_utf8} lines of the corpus are not UTF-8 and were skipped.", file=sys.stderr)
+    print(
+        f"corpus    {' '.join(options.corpus)}: {blocks.numel():,} tokens in {len(blocks):,} blocks of "
+        f"{options.block_size}, read in {time.monotonic() - start:.0f} s"
+    )
+    return blocks
+
+
+# ---- teacher and student ---------------------------------------------------------------------------------------
+
+
+def read_teacher(options: Options, tokenizer: Tokenizer, device: torch.device) -> MaskedLM | None:
+    """The teacher, frozen; None with --teacher none.  Raises ModelError, DataError."""
+    if options.teacher == "none":
+        return None
+    path = demo.TEACHER if options.teacher == "demo" else options.teacher
+    teacher = load_checkpoint(path)
+    if not isinstance(teacher, MaskedLM):
+        raise ModelError(f"{path} is a {type(teacher).__name__}; only a masked LM can be distilled here.")
+    check_fit(teacher.config, tokenizer, options)
+    return teacher.float().to(device).eval().requires_grad_(False)
+
+
+def make_student(options: Options, teacher: MaskedLM | None, tokenizer: Tokenizer) -> MaskedLM:
+    """Section 3.1: a part of the teacher; without one, a model of the sizes asked for.  Raises ModelError."""
+    dropout = {} if options.dropout is None else {"dropout": options.dropout}
+    if teacher is not None:
+        layers = choose_layers(options.layers, teacher.config.num_layers)
+        return initialise_student(teacher, layers, **dropout).train()
+    sizes = {name: getattr(options, name) for name in SIZES if getattr(options, name) is not None}
+    default = asdict(EncoderConfig.distilcamembert()) if options.tokenizer else demo.STUDENT
+    config = EncoderConfig(**{**default, "vocab_size": len(tokenizer), **sizes, **dropout})
+    check_fit(config, tokenizer, options)
+    return MaskedLM(config).train()
+
+
+def check_fit(config: EncoderConfig, tokenizer: Tokenizer, options: Options) -> None:
+    """Raises DataError if model and tokenizer do not belong together, OptionError if a block is too long."""
+    if len(tokenizer) != config.vocab_size or tokenizer.pad_id != config.pad_id:
+        raise DataError(
+            f"The tokenizer {tokenizer.path} has {len(tokenizer)} words and pads with {tokenizer.pad_id}, the teacher "
+            f"has {config.vocab_size} and {config.pad_id}: they do not belong together. Name the teacher's own with "
+            "--tokenizer."
+        )
+    check(
+        options.block_size <= config.max_tokens,
+        f"--block-size {options.block_size} is longer than the {config.max_tokens} tokens that the model can read.",
+    )
+
+
+# ---- the step --------------------------------------------------------------------------------------------------
+
+
+def learning_rate(step: int, options: Options) -> float:
+    """Of step 1, 2, …: a linear rise to --lr over the first --warmup of the steps, then a linear fall towards 0."""
+    rise = round(options.warmup * options.steps)
+    if step <= rise:
+        return options.lr * step / rise
+    return options.lr * (options.steps - step + 1) / (options.steps - rise)
+
+
+def make_optimiser(student: MaskedLM, options: Options) -> torch.optim.AdamW:
+    """AdamW; biases and LayerNorms do not decay."""
+    matrices = [parameter for parameter in student.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in student.parameters() if parameter.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=options.lr, betas=BETAS, eps=EPSILON)
+
+
+def loss_terms(student: MaskedLM, teacher: MaskedLM | None, batch: Batch, options: Options) -> DistillationLoss:
+    """The terms of equation (13) on one micro-batch, as sums; without a teacher equation (12) alone."""
+    input_ids, labels, real = batch
+    student_hidden = student.encoder(input_ids, real)  # (B, n, d_h)
+    if teacher is None:
+        masked = labels != IGNORED
+        mlm, masked_tokens = mlm_loss(student.head(student_hidden[masked]), labels[masked])
+        return DistillationLoss(torch.zeros_like(mlm), torch.zeros_like(mlm), mlm, real.sum(), masked_tokens)
+    with torch.no_grad():
+        teacher_hidden = teacher.encoder(input_ids, real)
+        teacher_logits = teacher.head(teacher_hidden)
+    return distillation_loss(
+        student.head(student_hidden),
+        teacher_logits,
+        student_hidden,
+        teacher_hidden,
+        labels,
+        real,
+        direction=options.direction,
+        temperature=options.temperature,
+    )
+
+
+def accumulate_gradients(
+    student: MaskedLM,
+    teacher: MaskedLM | None,
+    batches: list[Batch],
+    options: Options,
+    autocast: Callable[[], AbstractContextManager],
+    scaler: torch.amp.GradScaler,
+) -> DistillationLoss:
+    """Adds the gradient of equation (13) over all micro-batches of a step; -> their sums and counts, detached.
+
+    The means are global: each micro-batch's sums are divided by the counts of the whole step, which the data
+    tell beforehand. So k micro-batches give the gradient of one batch k times as large.
+    """
+    weights = options.weights if teacher is not None else (0.0, 0.0, 1.0)
+    real_tokens = sum(batch.real.sum() for batch in batches)
+    masked_tokens = sum((batch.labels != IGNORED).sum() for batch in batches)
+    terms = []
+    for batch in batches:
+        with autocast():
+            micro = loss_terms(student, teacher, batch, options)
+        scaler.scale(micro.total(weights, real_tokens, masked_tokens)).backward()
+        terms.append(DistillationLoss(*(term.detach() for term in micro)))
+    return add_up(terms)
+
+
+def add_up(terms: list[DistillationLoss]) -> DistillationLoss:
+    return DistillationLoss(*(torch.stack(column).sum(dim=0) for column in zip(*terms)))
+
+
+def optimiser_step(
+    student: MaskedLM, optimiser: torch.optim.AdamW, scaler: torch.amp.GradScaler, rate: float, options: Options
+) -> torch.Tensor:
+    """Clip, step, forget the gradient.  -> the gradient's length before clipping, ()"""
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    scaler.unscale_(optimiser)
+    length = nn.utils.clip_grad_norm_(student.parameters(), options.clip)
+    scaler.step(optimiser)  # left out where fp16 overflowed
+    scaler.update()
+    optimiser.zero_grad(set_to_none=True)
+    return length
+
+
+# ---- the loop --------------------------------------------------------------------------------------------------
+
+
+class Diverged(ArithmeticError):
+    """The loss is no number any more. The message says what to try."""
+
+
+def train(options: Options) -> None:
+    """The whole run.  Raises OptionError, DataError, ModelError before the first step, Diverged after it."""
+    device = choose_device(options.device)
+    precision = choose_precision(options.precision, device)
+    folder = Path(options.out)
+    check_folder(folder)
+    torch.manual_seed(options.seed)
+    generator = torch.Generator().manual_seed(options.seed)
+
+    tokenizer = read_tokenizer(options)
+    teacher = read_teacher(options, tokenizer, device)
+    student = make_student(options, teacher, tokenizer).to(device)
+    describe_run(options, teacher, student, device, precision)
+    blocks, held_out = hold_out(read_blocks(options, tokenizer), HELD_OUT_BLOCKS)
+    measured_on = [make_batch(part, tokenizer, torch.Generator().manual_seed(0)) for part in held_out.split(16)]
+    micro_batches = training_batches(blocks, tokenizer, options.batch_size, generator)
+    optimiser = make_optimiser(student, options)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+    def autocast() -> AbstractContextManager:
+        return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32")
+
+    accuracy = {"teacher": masked_accuracy(teacher, measured_on, autocast)} if teacher else {}
+    accuracy["student before"] = masked_accuracy(student, measured_on, autocast)
+    with (folder / "metrics.jsonl").open("w", encoding="utf-8") as metrics:
+        since_log, clock, spent = [], time.monotonic(), 0.0
+        for step in range(1, options.steps + 1):
+            batches = [batch.to(device) for batch in islice(micro_batches, options.accumulate)]
+            since_log.append(accumulate_gradients(student, teacher, batches, options, autocast, scaler))
+            gradient = optimiser_step(student, optimiser, scaler, learning_rate(step, options), options)
+            if step % options.log_every and step < options.steps:
+                continue
+            record = describe_step(step, add_up(since_log), gradient, teacher is not None, options)
+            seconds, since_log = time.monotonic() - clock, []
+            spent += seconds
+            record["tokens_per_second"] = round(record["tokens"] / seconds, 1)
+            print_progress(record, options.steps, time_left=spent / step * (options.steps - step))
+            if options.eval_every and step % options.eval_every == 0 or step == options.steps:
+                record["held_out_accuracy"] = masked_accuracy(student, measured_on, autocast)
+                print(f"          held-out masked tokens guessed right: {record['held_out_accuracy']:.1%}", flush=True)
+            metrics.write(json.dumps(record) + "\n")
+            metrics.flush()
+            clock = time.monotonic()
+    accuracy["student after"] = record["held_out_accuracy"]
+    finish(options, student, tokenizer, accuracy, folder)
+
+
+def describe_run(
+    options: Options, teacher: MaskedLM | None, student: MaskedLM, device: torch.device, precision: str
+) -> None:
+    """What is about to happen, on screen."""
+    if teacher is not None:
+        print(f"teacher   {options.teacher}: {shape(teacher.config)}")
+        layers = ", ".join(map(str, choose_layers(options.layers, teacher.config.num_layers)))
+        print(f"student   {shape(student.config)}, from the teacher's layers {layers}")
+        print(f"loss      {' + '.join(f'{w:g} {n}' for w, n in zip(options.weights, ('soft', 'cosine', 'mlm')))}, "
+              f"{options.direction}, temperature {options.temperature:g}")  # fmt: skip
+    else:
+        print(f"student   {shape(student.config)}, from random numbers")
+        print("loss      masked LM alone")
+    tokens = options.batch_size * options.accumulate * options.block_size
+    print(f"run       {options.steps} steps of {tokens:,} tokens on {device}, {precision}, torch {torch.__version__}")
+    if options.corpus == ("demo",):
+        print("note      the corpus is a demo: a small made-up world of French sentences. It shows that all works;")
+        print("          for a student that knows French, name real text with --corpus.")
+
+
+def shape(config: EncoderConfig) -> str:
+    return f"{config.num_layers} layers of {config.hidden_size}, {config.num_heads} heads, {config.vocab_size:,} words"
+
+
+def describe_step(step: int, sums: DistillationLoss, gradient: torch.Tensor, distils: bool, options: Options) -> dict:
+    """The line of metrics.jsonl: means over all tokens since the last line.  Raises Diverged."""
+    weights = options.weights if distils else (0.0, 0.0, 1.0)
+    soft_label, cosine, mlm = (mean.item() for mean in sums.means())
+    loss = sums.total(weights).item()
+    if not math.isfinite(loss):
+        raise Diverged(f"The loss is {loss} at step {step}. Try a smaller --lr, a longer --warmup, or --precision fp32.")
+    return {
+        "step": step,
+        "loss": loss,
+        "soft_label_loss": soft_label if distils else None,
+        "cosine_loss": cosine if distils else None,
+        "mlm_loss": mlm,
+        "learning_rate": learning_rate(step, options),
+        "gradient_norm": gradient.item(),
+        "tokens": int(sums.real_tokens),
+    }
+
+
+def print_progress(record: dict, steps: int, time_left: float) -> None:
+    terms = "".join(
+        f"  {name} {record[key]:.4f}"
+        for name, key in (("soft", "soft_label_loss"), ("cos", "cosine_loss"), ("mlm", "mlm_loss"))
+        if record[key] is not None
+    )
+    left = time.strftime("%H:%M:%S", time.gmtime(time_left % 86400))
+    left = f"{int(time_left // 86400)}d {left}" if time_left >= 86400 else left
+    print(
+        f"step {record['step']:>{len(str(steps))}}/{steps}  loss {record['loss']:.4f}{terms}  "
+        f"{record['tokens_per_second']:,.0f} tokens/s  {left} left",
+        flush=True,
+    )
+
+
+# ---- the end ---------------------------------------------------------------------------------------------------
+
+
+def finish(
+    options: Options, student: MaskedLM, tokenizer: Tokenizer, accuracy: dict[str, float], folder: Path
+) -> None:
+    """Save the student with its tokenizer beside it, and say what came out."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    provenance = {"options": asdict(options), "versions": versions, "held_out_accuracy": accuracy}
+    save_model(student, folder / "student.safetensors", provenance)
+    shutil.copyfile(tokenizer.path, folder / FILE_NAME)
+    print("\nHeld-out masked tokens guessed right:")
+    for name, share in accuracy.items():
+        print(f"  {name:15} {share:6.1%}")
+    print(f"\nWritten: {folder / 'student.safetensors'}, with its tokenizer and metrics.jsonl beside it.")
+    if options.teacher == "demo":
+        print("That was the demo. The real thing, with CamemBERT's files from the hub and your text:")
+        print("  python train.py --teacher camembert-base/model.safetensors --corpus texts/ --steps 100000 \\")
+        print("                  --accumulate 16 --out runs/distilcamembert")
+    else:
+        print("To open it with transformers:")
+        print(f"  python convert_weights.py {folder / 'student.safetensors'} {folder / 'huggingface'} --to hf")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    train(parse_options(Options, arguments, "python train.py [OPTIONS]", __doc__))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (OptionError, DataError, ModelError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Diverged as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        sys.exit(3)
