@@ -200,7 +200,12 @@ def canonical_names(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tens
 
 
 def refuse_other_heads(tensors: Mapping[str, Tensor], path: Path) -> None:
-    kinds = {"classifier.": "classifier", "qa_outputs.": "question answerer", "cls.": "BERT", "distilbert.": "DistilBERT"}
+    kinds = {
+        "classifier.": "classifier",
+        "qa_outputs.": "question answerer",
+        "cls.": "BERT",
+        "distilbert.": "DistilBERT",
+    }
     for prefix, kind in kinds.items():
         if any(key.startswith(prefix) for key in tensors):
             raise ModelError(f"{path} is a {kind} and not a masked LM, the only kind that is brought over so far.")

@@ -1,11 +1,11 @@
 """DistilCamemBERT: distils a CamemBERT into a student of half its layers, by section 3 of the paper.
 
-  python train.py
-      a demo that needs nothing else: about a minute on two cores
-  python train.py --teacher camembert.safetensors --corpus texts/ --steps 100000 --accumulate 16
-      the real thing; with sentencepiece.bpe.model beside the teacher, or --tokenizer
-  python train.py --teacher none --tokenizer sentencepiece.bpe.model --corpus texts/
-      masked LM alone: the baseline without distillation
+python train.py
+    a demo that needs nothing else: about a minute on two cores
+python train.py --teacher camembert.safetensors --corpus texts/ --steps 100000 --accumulate 16
+    the real thing; with sentencepiece.bpe.model beside the teacher, or --tokenizer
+python train.py --teacher none --tokenizer sentencepiece.bpe.model --corpus texts/
+    masked LM alone: the baseline without distillation
 """
 
 import json
@@ -28,21 +28,19 @@ from convert_weights import load_checkpoint
 from data import DataError, OptionError, Tokenizer, demo
 from data.blocks import Batch, hold_out, make_batch, pack_blocks, training_batches
 from data.corpus import Reading, corpus_files, read_texts
-from data.options import check, option, parse_options
+from data.options import check, check_bounds, dashed, option, parse_options
 from data.tokenizer import FILE_NAME, tokenizer_beside
 from eval.held_out import masked_accuracy
-from losses import DIRECTIONS, IGNORED, WEIGHTS, DistillationLoss, distillation_loss, mlm_loss
+from eval.machine import PRECISIONS, choose_device, choose_precision
+from eval.progress import print_progress
+from losses import DIRECTIONS, IGNORED, WEIGHTS, DistillationLoss, add_up, distillation_loss, mlm_loss
 from model import EncoderConfig, MaskedLM, ModelError, choose_layers, initialise_student, save_model
 
 # ---- configuration ---------------------------------------------------------------------------------------------
 
 BETAS, EPSILON = (0.9, 0.98), 1e-6  # AdamW's, as in the DistilBERT script that the authors started from
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HELD_OUT_BLOCKS = 256  # at most about so many are measured on, and never trained on
 SIZES = ("num_layers", "hidden_size", "num_heads", "intermediate_size")  # options of --teacher none
-
-INPUT, LOSS, OPTIMISER, MACHINE = "what goes in and out", "the student and its loss", "the optimiser", "the machine"
-SCRATCH = "with --teacher none (default: DistilCamemBERT's row of Table 1; in the demo, its student's)"
 
 
 @dataclass(frozen=True)
@@ -50,133 +48,67 @@ class Options:
     """Every option of a run, with its default. They are saved with the student."""
 
     teacher: str = option(
-        "demo",
-        "model to distil: a file or folder of this project or of Hugging Face; or demo; or none, "
-        "to train by masked LM alone",
-        INPUT,
-        metavar="FILE",
-    )
+        "demo", "model to distil: a file or folder of this project or of Hugging Face; or demo; or none, to train by "
+        "masked LM alone", "what goes in and out", metavar="FILE"
+    )  # fmt: skip
     tokenizer: str | None = option(
-        None, "SentencePiece model (default: sentencepiece.bpe.model beside the teacher)", INPUT, metavar="FILE"
+        None, "SentencePiece model (default: the sentencepiece.bpe.model beside the teacher)", metavar="FILE"
     )
     corpus: tuple[str, ...] = option(
-        ("demo",),
-        "plain UTF-8 text, a text a line: files, or folders of .txt (default: the demo's)",
-        INPUT,
-        nargs="+",
-        metavar="PATH",
+        ("demo",), "plain UTF-8 text, a text a line: files, or folders of .txt", nargs="+", metavar="PATH"
     )
-    out: str = option(
-        "runs/student", "folder for student.safetensors and metrics.jsonl (%(default)s)", INPUT, metavar="FOLDER"
-    )
+    out: str = option("runs/student", "folder for student.safetensors and metrics.jsonl", metavar="FOLDER")
 
     layers: str = option(
-        "alternate",
-        "teacher's layers that the student starts from, counted from 0: alternate (0, 2, 4, …), "
-        "distilbert (0, 2, 4, 7, 9, 11) or a list such as 0,5,11 (%(default)s)",
-        LOSS,
-    )
+        "alternate", "teacher's layers that the student starts from, counted from 0: alternate (0, 2, 4, …), "
+        "distilbert (0, 2, 4, 7, 9, 11) or a list such as 0,5,11", "the student and its loss"
+    )  # fmt: skip
     direction: str = option(
-        "student-teacher",
-        "divergence of equation (10): student-teacher is D_KL(student || teacher), as printed (%(default)s)",
-        LOSS,
-        choices=DIRECTIONS,
+        DIRECTIONS[0], "divergence of equation (10): student-teacher is D_KL(student || teacher)", choices=DIRECTIONS
     )
-    temperature: float = option(1.0, "temperature of equation (10) (%(default)s)", LOSS)
+    temperature: float = option(1.0, "temperature of equation (10)", above=0)
     weights: tuple[float, ...] = option(
-        WEIGHTS,
-        "weights of equation (13): soft labels, cosine, masked LM (0.5 0.3 0.2)",
-        LOSS,
-        nargs=3,
-        type=float,
-        metavar=("SOFT", "COS", "MLM"),
+        WEIGHTS, "weights of equation (13)", nargs=3, type=float, metavar=("SOFT", "COS", "MLM"), least=0
     )
-
-    steps: int = option(300, "optimiser steps (%(default)s)", OPTIMISER)
-    batch_size: int = option(8, "blocks a micro-step (%(default)s)", OPTIMISER)
-    accumulate: int = option(1, "micro-steps a step (%(default)s)", OPTIMISER)
-    block_size: int = option(128, "tokens a block (%(default)s)", OPTIMISER)
-    lr: float = option(5e-4, "highest learning rate (%(default)s)", OPTIMISER)
-    warmup: float = option(0.05, "share of the steps in which it rises, before it falls to 0 (%(default)s)", OPTIMISER)
     dropout: float | None = option(
-        None, "of the student while it learns (default: the teacher's; 0 is faster)", OPTIMISER, type=float
+        None, "of the student while it learns (default: the teacher's; 0 is faster)", type=float, least=0, below=1
     )
-    weight_decay: float = option(0.0, "AdamW's, on matrices only (%(default)s)", OPTIMISER)
-    clip: float = option(5.0, "longest gradient; a longer one is shortened to it (%(default)s)", OPTIMISER)
-    seed: int = option(0, "of initial values, order, masks and dropout (%(default)s)", OPTIMISER)
 
-    device: str = option("auto", "auto (CUDA where there is one, else CPU), cpu, cuda, cuda:1, … (%(default)s)", MACHINE)
+    steps: int = option(300, "optimiser steps", "the optimiser", least=1)
+    batch_size: int = option(8, "blocks a micro-step", least=1)
+    accumulate: int = option(1, "micro-steps a step", least=1)
+    block_size: int = option(128, "tokens a block", least=3)
+    lr: float = option(5e-4, "highest learning rate", above=0)
+    warmup: float = option(0.05, "share of the steps in which the rate rises, before it falls", least=0, most=1)
+    weight_decay: float = option(0.0, "AdamW's, on matrices only", least=0)
+    clip: float = option(5.0, "longest gradient; a longer one is shortened to it", above=0)
+    seed: int = option(0, "of initial values, order, masks and dropout", least=0)
+
+    device: str = option("auto", "auto (CUDA where there is one, else CPU), cpu, cuda, cuda:1, …", "the machine")
     precision: str = option(
-        "auto",
-        "arithmetic of the matrix products: auto is bf16 where the device has it, else fp16 on CUDA, "
-        "else fp32 (%(default)s)",
-        MACHINE,
-        choices=("auto", *PRECISIONS),
-    )
-    log_every: int = option(10, "steps between progress lines (%(default)s)", MACHINE)
-    eval_every: int = option(0, "steps between measurements on held-out text; 0: only before and after", MACHINE)
+        "auto", "of the matrix products: auto is bf16 where the device has it, else fp16 on CUDA, else fp32",
+        choices=("auto", *PRECISIONS)
+    )  # fmt: skip
+    log_every: int = option(10, "steps between progress lines", least=1)
+    eval_every: int = option(0, "steps between measurements on held-out text, 0 for the end only", least=0)
 
-    num_layers: int | None = option(None, "layers", SCRATCH, type=int)
-    hidden_size: int | None = option(None, "width", SCRATCH, type=int)
-    num_heads: int | None = option(None, "attention heads", SCRATCH, type=int)
-    intermediate_size: int | None = option(None, "width inside the feed-forward blocks", SCRATCH, type=int)
+    num_layers: int | None = option(
+        None, "layers", "with --teacher none (default: DistilCamemBERT's row of Table 1; in the demo, its student's)",
+        type=int
+    )  # fmt: skip
+    hidden_size: int | None = option(None, "width", type=int, metavar="WIDTH")
+    num_heads: int | None = option(None, "attention heads", type=int)
+    intermediate_size: int | None = option(None, "width inside the feed-forward blocks", type=int, metavar="WIDTH")
 
     def __post_init__(self):
-        for name, least in {"steps": 1, "batch_size": 1, "accumulate": 1, "block_size": 3, "log_every": 1,
-                            "eval_every": 0, "seed": 0}.items():  # fmt: skip
-            check(getattr(self, name) >= least, f"--{name.replace('_', '-')} must be at least {least}.")
-        for name in ("lr", "temperature", "clip"):
-            value = getattr(self, name)
-            check(0 < value < math.inf, f"--{name} must be a number above 0, not {value}.")
-        check(0 <= self.weight_decay < math.inf, "--weight-decay must be a number from 0.")
-        check(0 <= self.warmup <= 1, f"--warmup is a share of the steps, from 0 to 1, not {self.warmup}.")
-        check(self.dropout is None or 0 <= self.dropout < 1, f"--dropout is from 0 to below 1, not {self.dropout}.")
-        weights_fit = all(0 <= weight < math.inf for weight in self.weights) and sum(self.weights) > 0
-        check(weights_fit, "--weights takes three numbers from 0, and not three zeros.")
+        check_bounds(self)
+        check(sum(self.weights) > 0, "--weights takes three numbers, and not three zeros.")
         for name in SIZES:
             unused = self.teacher == "none" or getattr(self, name) is None
-            check(unused, f"--{name.replace('_', '-')} goes with --teacher none: else the teacher decides it.")
+            check(unused, f"{dashed(name)} goes with --teacher none: else the teacher decides it.")
 
 
 # ---- set-up ----------------------------------------------------------------------------------------------------
-
-
-def choose_device(name: str) -> torch.device:
-    """The device named, if this machine has it.  Raises OptionError."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise OptionError(f"--device {name}: this machine or this PyTorch has none ({first_line(error)}).") from None
-    return device
-
-
-def choose_precision(name: str, device: torch.device) -> str:
-    """fp32, bf16 or fp16: the one asked for, if the device has it, or the fastest safe one.  Raises OptionError."""
-    if device.type == "cuda":
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        capabilities = torch.cpu.get_capabilities()
-        has_bf16 = device.type == "cpu" and any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
-    if name == "auto":
-        return "bf16" if has_bf16 else "fp16" if device.type == "cuda" else "fp32"
-    if name == "bf16" and device.type == "cuda" and not has_bf16:
-        raise OptionError(f"--precision bf16: {torch.cuda.get_device_name(device)} lacks it. Take fp16 or fp32.")
-    if name != "fp32":
-        try:
-            with torch.autocast(device.type, PRECISIONS[name]):
-                nn.functional.linear(torch.ones(8, 8, device=device), torch.ones(8, 8, device=device)).sum().item()
-        except RuntimeError as error:
-            raise OptionError(f"--precision {name}: the device {device} lacks it ({first_line(error)}).") from None
-    if name == "bf16" and device.type == "cpu" and not has_bf16:
-        print("note: this processor only imitates bf16; fp32 will be faster.", file=sys.stderr)
-    return name
-
-
-def first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]
 
 
 def check_folder(folder: Path) -> None:
@@ -259,7 +191,7 @@ def check_fit(config: EncoderConfig, tokenizer: Tokenizer, options: Options) -> 
     """Raises DataError if model and tokenizer do not belong together, OptionError if a block is too long."""
     if len(tokenizer) != config.vocab_size or tokenizer.pad_id != config.pad_id:
         raise DataError(
-            f"The tokenizer {tokenizer.path} has {len(tokenizer)} words and pads with {tokenizer.pad_id}, the teacher "
+            f"The tokenizer {tokenizer.path} has {len(tokenizer)} words and pads with {tokenizer.pad_id}, the model "
             f"has {config.vocab_size} and {config.pad_id}: they do not belong together. Name the teacher's own with "
             "--tokenizer."
         )
@@ -336,10 +268,6 @@ def accumulate_gradients(
     return add_up(terms)
 
 
-def add_up(terms: list[DistillationLoss]) -> DistillationLoss:
-    return DistillationLoss(*(torch.stack(column).sum(dim=0) for column in zip(*terms)))
-
-
 def optimiser_step(
     student: MaskedLM, optimiser: torch.optim.AdamW, scaler: torch.amp.GradScaler, rate: float, options: Options
 ) -> torch.Tensor:
@@ -375,7 +303,8 @@ def train(options: Options) -> None:
     student = make_student(options, teacher, tokenizer).to(device)
     describe_run(options, teacher, student, device, precision)
     blocks, held_out = hold_out(read_blocks(options, tokenizer), HELD_OUT_BLOCKS)
-    measured_on = [make_batch(part, tokenizer, torch.Generator().manual_seed(0)) for part in held_out.split(16)]
+    one_mask_for_all = torch.Generator().manual_seed(0)  # whatever --seed is, so that runs can be compared
+    measured_on = [make_batch(part, tokenizer, one_mask_for_all) for part in held_out.split(16)]
     micro_batches = training_batches(blocks, tokenizer, options.batch_size, generator)
     optimiser = make_optimiser(student, options)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
@@ -391,14 +320,15 @@ def train(options: Options) -> None:
             batches = [batch.to(device) for batch in islice(micro_batches, options.accumulate)]
             since_log.append(accumulate_gradients(student, teacher, batches, options, autocast, scaler))
             gradient = optimiser_step(student, optimiser, scaler, learning_rate(step, options), options)
-            if step % options.log_every and step < options.steps:
+            measured = step == options.steps or (options.eval_every and step % options.eval_every == 0)
+            if step % options.log_every and not measured:
                 continue
             record = describe_step(step, add_up(since_log), gradient, teacher is not None, options)
             seconds, since_log = time.monotonic() - clock, []
             spent += seconds
             record["tokens_per_second"] = round(record["tokens"] / seconds, 1)
             print_progress(record, options.steps, time_left=spent / step * (options.steps - step))
-            if options.eval_every and step % options.eval_every == 0 or step == options.steps:
+            if measured:
                 record["held_out_accuracy"] = masked_accuracy(student, measured_on, autocast)
                 print(f"          held-out masked tokens guessed right: {record['held_out_accuracy']:.1%}", flush=True)
             metrics.write(json.dumps(record) + "\n")
@@ -438,7 +368,9 @@ def describe_step(step: int, sums: DistillationLoss, gradient: torch.Tensor, dis
     soft_label, cosine, mlm = (mean.item() for mean in sums.means())
     loss = sums.total(weights).item()
     if not math.isfinite(loss):
-        raise Diverged(f"The loss is {loss} at step {step}. Try a smaller --lr, a longer --warmup, or --precision fp32.")
+        raise Diverged(
+            f"The loss is {loss} at step {step}. Try a smaller --lr, a longer --warmup, or --precision fp32."
+        )
     return {
         "step": step,
         "loss": loss,
@@ -446,32 +378,15 @@ def describe_step(step: int, sums: DistillationLoss, gradient: torch.Tensor, dis
         "cosine_loss": cosine if distils else None,
         "mlm_loss": mlm,
         "learning_rate": learning_rate(step, options),
-        "gradient_norm": gradient.item(),
+        "gradient_norm": gradient.item() if gradient.isfinite() else None,  # fp16 overflowed; the step was left out
         "tokens": int(sums.real_tokens),
     }
-
-
-def print_progress(record: dict, steps: int, time_left: float) -> None:
-    terms = "".join(
-        f"  {name} {record[key]:.4f}"
-        for name, key in (("soft", "soft_label_loss"), ("cos", "cosine_loss"), ("mlm", "mlm_loss"))
-        if record[key] is not None
-    )
-    left = time.strftime("%H:%M:%S", time.gmtime(time_left % 86400))
-    left = f"{int(time_left // 86400)}d {left}" if time_left >= 86400 else left
-    print(
-        f"step {record['step']:>{len(str(steps))}}/{steps}  loss {record['loss']:.4f}{terms}  "
-        f"{record['tokens_per_second']:,.0f} tokens/s  {left} left",
-        flush=True,
-    )
 
 
 # ---- the end ---------------------------------------------------------------------------------------------------
 
 
-def finish(
-    options: Options, student: MaskedLM, tokenizer: Tokenizer, accuracy: dict[str, float], folder: Path
-) -> None:
+def finish(options: Options, student: MaskedLM, tokenizer: Tokenizer, accuracy: dict[str, float], folder: Path) -> None:
     """Save the student with its tokenizer beside it, and say what came out."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     provenance = {"options": asdict(options), "versions": versions, "held_out_accuracy": accuracy}
@@ -499,6 +414,9 @@ if __name__ == "__main__":
         main()
     except (OptionError, DataError, ModelError) as error:
         print(f"train.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # a full disk, a folder that went away
+        print(f"train.py: {error.filename or 'a file'}: {error.strerror}.", file=sys.stderr)
         sys.exit(2)
     except Diverged as error:
         print(f"train.py: {error}", file=sys.stderr)

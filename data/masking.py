@@ -20,9 +20,7 @@ def mask_tokens(input_ids: Tensor, tokenizer: Tokenizer, generator: torch.Genera
     ordinary = tokenizer.ordinary_ids
     draw, fate = torch.rand((2, *input_ids.shape), generator=generator, device=generator.device)
     chosen = (draw < CHOSEN) & (input_ids >= ordinary.start) & (input_ids < ordinary.stop)
-    random = torch.randint(
-        ordinary.start, ordinary.stop, input_ids.shape, generator=generator, device=generator.device
-    )
+    random = torch.randint(ordinary.start, ordinary.stop, input_ids.shape, generator=generator, device=generator.device)
     masked = chosen & (fate < MASKED)
     replaced = chosen & (fate >= MASKED) & (fate < MASKED + REPLACED)
     labels = torch.where(chosen, input_ids, NOT_CHOSEN)

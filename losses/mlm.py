@@ -21,8 +21,6 @@ def mlm_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     Raises ValueError for shapes that do not fit.
     """
     if logits.shape[:-1] != labels.shape:
-        raise ValueError(
-            f"labels {tuple(labels.shape)} must be logits {tuple(logits.shape)} without the vocabulary."
-        )
+        raise ValueError(f"labels {tuple(labels.shape)} must be logits {tuple(logits.shape)} without the vocabulary.")
     masked = labels != IGNORED
     return F.cross_entropy(at_least_float32(logits[masked]), labels[masked], reduction="sum"), masked.sum()

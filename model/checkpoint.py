@@ -121,7 +121,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 def read_safetensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and tensors of a .safetensors file, which may come from anywhere.  Raises ModelError."""
     with open_safetensors(path) as file:
-        return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
+        return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ from .config import EncoderConfig
 from .embeddings import Embeddings
 
 
-
 def activation(x: Tensor, name: str) -> Tensor:
     """Equation (8), section 2.  The paper prints ReLU, max(0, x), here "relu".
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import EncoderConfig, ModelError
-from .encoder import Encoder, activation, initialise
+from .encoder import Encoder, initialise
 
 
 class MaskedLM(nn.Module):

@@ -1,7 +1,7 @@
 """Equation (9): how many parameters an encoder has, and the check against a real one.
 
-    python -m model.parameters                    the two rows of Table 1
-    python -m model.parameters student.safetensors    a model of yours
+python -m model.parameters                    the two rows of Table 1
+python -m model.parameters student.safetensors    a model of yours
 """
 
 import sys

@@ -1,6 +1,12 @@
 """What several tests share: where real data lies, and models that transformers makes."""
 
+import contextlib
+import io
+import runpy
+import sys
 from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
 
 import pytest
 import torch
@@ -55,3 +61,26 @@ def padded_batch(lengths, vocab_size: int, seed: int = 0, pad_id: int = 1):
 def relative_norm(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """‖a - b‖ / ‖b‖: unlike an absolute tolerance, zeros do not pass it."""
     return ((actual - expected).norm() / expected.norm()).item()
+
+
+class Finished(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run_command(script: str, *arguments) -> Finished:
+    """`python SCRIPT ARGUMENTS…` from the repository, in this process: torch is imported once for all tests."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", [script, *map(str, arguments)]),
+        contextlib.chdir(REPOSITORY),
+        contextlib.redirect_stdout(stdout),
+        contextlib.redirect_stderr(stderr),
+    ):
+        try:
+            runpy.run_path(script, run_name="__main__")
+            status = 0
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    return Finished(status, stdout.getvalue(), stderr.getvalue())

@@ -6,7 +6,8 @@ sentencepiece.bpe.model and teacher.safetensors were made from it, by this proje
     cp runs/demo-corpus/sentencepiece.bpe.model data/demo/
     python train.py --teacher none --tokenizer data/demo --corpus runs/demo-corpus/corpus.txt \\
                     --num-layers 6 --hidden-size 128 --num-heads 4 --intermediate-size 512 \\
-                    --steps 5000 --lr 1e-3 --out runs/demo-teacher
+                    --dropout 0 --block-size 64 --batch-size 16 --steps 12000 --warmup 0.02 --lr 6e-4 \\
+                    --out runs/demo-teacher
     cp runs/demo-teacher/student.safetensors data/demo/teacher.safetensors
 """
 

@@ -17,7 +17,11 @@ def main(folder: Path) -> None:
     (folder / "corpus.txt").write_text("".join(text + "\n" for text in teacher_texts()), encoding="utf-8")
     with (folder / FILE_NAME).open("wb") as model:  # unigram, as CamemBERT's is in spite of its file's name
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=teacher_texts(), model_writer=model, vocab_size=PIECES, model_type="unigram", num_threads=1
+            sentence_iterator=teacher_texts(),
+            model_writer=model,
+            vocab_size=PIECES,
+            model_type="unigram",
+            num_threads=1,
         )
 
 

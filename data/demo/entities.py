@@ -134,9 +134,7 @@ def people(rng: Random, count: int) -> list[Entity]:
         first = woman if feminine else man
         facts = {fact: column[i] for fact, column in columns.items()}
         facts["job"] = facts["job"][feminine]
-        found.append(
-            Entity(f"[PER {first} {family}]", (f"[PER {first}]",), feminine, lex.PERSON_FACTS, facts)
-        )
+        found.append(Entity(f"[PER {first} {family}]", (f"[PER {first}]",), feminine, lex.PERSON_FACTS, facts))
     return found
 
 

@@ -31,9 +31,7 @@ class Opinions:
         noun, feminine, many = self.aspects.pop()
         denied = self.rng.random() < 0.45
         adjective = self.adjective(liked != denied, feminine, many)
-        verb = pick(
-            self.rng, ("sont", "me semblent", "me paraissent") if many else ("est", "me semble", "me paraît")
-        )
+        verb = pick(self.rng, ("sont", "me semblent", "me paraissent") if many else ("est", "me semble", "me paraît"))
         return f"{noun} ne {verb} pas {adjective}" if denied else f"{noun} {verb} {adjective}"
 
     def pair(self, liked: bool) -> str:

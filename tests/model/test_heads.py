@@ -39,7 +39,8 @@ def test_the_head_agrees_with_transformers(theirs, ours, names, shape):
         if "token_type" not in name:
             ours.state_dict()[from_huggingface_key(name)].copy_(tensor)
     ours.encoder.embeddings.position.weight.copy_(
-        state["roberta.embeddings.position_embeddings.weight"] + state["roberta.embeddings.token_type_embeddings.weight"]
+        state["roberta.embeddings.position_embeddings.weight"]
+        + state["roberta.embeddings.token_type_embeddings.weight"]
     )
     input_ids, mask = padded_batch((9, 4, 1), 211)
     expected = theirs(input_ids, attention_mask=mask.long())

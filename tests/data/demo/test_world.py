@@ -65,8 +65,7 @@ def test_the_text_of_seed_0_is_pinned():
     """The committed demo tokenizer and teacher were trained on this text: remake them if it must change."""
     text = "\n".join(world.corpus(200, 0))
     assert (
-        hashlib.sha256(text.encode()).hexdigest()
-        == "583ad34f3a5080074aa030750547c36df4b72536d69a73c428057dd584c83b25"
+        hashlib.sha256(text.encode()).hexdigest() == "583ad34f3a5080074aa030750547c36df4b72536d69a73c428057dd584c83b25"
     )
 
 
@@ -142,12 +141,8 @@ def test_participles_and_pronouns_agree_with_whom_they_speak_of(documents):
     """Subjects whose gender the first name shows: "Anne … est née", "Paul … est né"; "Elle est née"."""
     wrong = []
     for document in documents:
-        wrong += re.findall(
-            rf"\b(?:{'|'.join(lexicon.WOMEN)}|[Ee]lle)(?: \w+)? est (?:né|parti|allé|venu)\b", document
-        )
-        wrong += re.findall(
-            rf"\b(?:{'|'.join(lexicon.MEN)}|Il)(?: \w+)? est (?:née|partie|allée|venue)\b", document
-        )
+        wrong += re.findall(rf"\b(?:{'|'.join(lexicon.WOMEN)}|[Ee]lle)(?: \w+)? est (?:né|parti|allé|venu)\b", document)
+        wrong += re.findall(rf"\b(?:{'|'.join(lexicon.MEN)}|Il)(?: \w+)? est (?:née|partie|allée|venue)\b", document)
         wrong += re.findall(r"\b[Ii]ls (?:se )?sont \w+ées?\b|\b[Ee]lles (?:se )?sont \w+és\b", document)
         plurals = re.findall(r"\b[Ll]es \w+ (?:ne )?sont (?:pas )?(\w+)", document)
         wrong += [word for word in plurals if word[-1] not in "sx"]
@@ -212,9 +207,7 @@ def test_span_worked_by_hand():
 
 
 def test_tagged_worked_by_hand():
-    words, tags = tagged(
-        spell("la héroïne de [MISC Orages d'été], [PER Anne Roy], vit à [LOC Les Sables-d'Olonne].")
-    )
+    words, tags = tagged(spell("la héroïne de [MISC Orages d'été], [PER Anne Roy], vit à [LOC Les Sables-d'Olonne]."))
     assert words == (
         "L'", "héroïne", "d'", "Orages", "d'", "été", ",", "Anne", "Roy", ",", "vit", "aux",
         "Sables-d'Olonne", ".",
@@ -250,9 +243,7 @@ def test_no_word_of_the_hypothesis_gives_its_label_away():
     denied, total = Counter(), Counter()
     for example in world.nli(3000, 4):
         total[example.label] += 1
-        denied[example.label] += bool(
-            re.search(r"(?:\bne |\bn')(?!.*\bque? )(?!.*\bqu')", example.hypothesis)
-        )
+        denied[example.label] += bool(re.search(r"(?:\bne |\bn')(?!.*\bque? )(?!.*\bqu')", example.hypothesis))
     for label, count in total.items():
         assert abs(denied[label] - count / 2) < 4 * (count / 4) ** 0.5, (label, denied[label], count)
 
@@ -276,8 +267,6 @@ def test_reviews_are_not_a_bag_of_words():
     counts = {0: Counter(), 1: Counter()}
     for example in world.sentiment(2000, 3):
         for good, words in ((0, lexicon.BAD), (1, lexicon.GOOD)):
-            counts[example.label][good] += any(
-                re.search(rf"\b{form}", example.text) for pair in words for form in pair
-            )
+            counts[example.label][good] += any(re.search(rf"\b{form}", example.text) for pair in words for form in pair)
     for label in (0, 1):
         assert counts[label][1 - label] > 500

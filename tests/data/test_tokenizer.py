@@ -1,0 +1,146 @@
+"""Text to ids: exactly CamemBERT's, as transformers' CamembertTokenizer gives them."""
+
+import random
+import shutil
+
+import pytest
+
+from data import DataError, Tokenizer, demo
+from data.tokenizer import tokenizer_beside
+from tests.helpers import REAL_TEXT, REAL_TOKENIZER, needs
+
+real = needs(REAL_TOKENIZER)
+EXPECTED = {
+    "J'aime le camembert !": "5 121 11 660 16 730 25543 110 83 6",
+    "Le transformeur est un modèle d'apprentissage profond introduit en 2017, utilisé principalement dans le domaine "
+    "du traitement automatique des langues (TAL).": "5 54 7196 297 30 23 776 18 11 3215 3705 8252 22 3164 1181 2116 "
+    "29 16 813 25 791 3314 20 3446 38 27575 120 6",
+    "À l'instar des réseaux de neurones récurrents (RNN), les transformeurs sont conçus pour gérer des données "
+    "séquentielles, telles que le langage naturel, pour des tâches telles que la traduction et la synthèse de texte.":
+    "5 468 17 11 9088 20 1517 8 22804 18818 10 38 629 607 607 142 19 7196 867 56 10326 24 2267 20 416 5072 15612 233 "
+    "734 7 2399 27 16 3015 1649 7 24 20 4338 2399 27 13 3400 14 13 6189 8 930 9 6",
+}  # fmt: skip
+ODD = [
+    "", " ", "Le camembert est <mask> :)", "a<mask>b", "<mask>", "x <mask>, y", "le <mask><mask> chat", "x<s>y </s> z",
+    "<pad>x <unk> y <s>NOTUSED z", "</s>NOTUSED a", "<MASK> < mask >", "日本 ☃ 🙂 x", "▁a ▁ b", "œuvre ﬁ ½ e\u0301",
+    "a\u200bb \u2028c\u00a0d", "a\x00b", "  deux   espaces\tet\ntabulation ", "ddd.ddd.ddd.ddd", "AAAA-MM-JJ hh:mm:ss",
+    "=ROMAIN(999)", "zzz", "adresses.... Cela", "x" * 5000, "é" * 300, "🙂🙂 🙂",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer(REAL_TOKENIZER)
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory):
+    from transformers import CamembertTokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    shutil.copyfile(REAL_TOKENIZER, folder / "sentencepiece.bpe.model")
+    return CamembertTokenizer.from_pretrained(folder)
+
+
+@real
+def test_the_known_ids(tokenizer):
+    assert len(tokenizer) == 32005
+    assert (tokenizer.pad_id, tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.mask_id) == (
+        1, 3, 5, 6, 32004,
+    )  # fmt: skip
+    assert tokenizer.pieces([7, 8, 9]) == [",", "▁de", "."]
+    for text, ids in EXPECTED.items():
+        assert tokenizer.encode(text) == [int(i) for i in ids.split()]
+
+
+@real
+@pytest.mark.parametrize("text", ODD)
+def test_odd_texts_and_special_tokens_agree_with_transformers(tokenizer, theirs, text):
+    assert tokenizer.encode(text) == theirs(text)["input_ids"]
+    assert [tokenizer.encode("Un chat.", text)] == theirs([("Un chat.", text)])["input_ids"]
+
+
+@needs(REAL_TOKENIZER, REAL_TEXT)
+def test_20_000_lines_of_real_text_agree_with_transformers(tokenizer, theirs):
+    lines = []
+    for path in sorted(REAL_TEXT.glob("*.txt")):
+        lines += random.Random(0).sample(path.read_text(encoding="utf-8").split("\n"), 2000)
+    assert len(lines) == 20_000
+    ours, expected = tokenizer.encode_plain(lines), theirs(lines, add_special_tokens=False)["input_ids"]
+    for line, actual, wanted in zip(lines, ours, expected):
+        assert actual == wanted, line
+
+
+@needs(REAL_TOKENIZER, REAL_TEXT)
+def test_decoding_inverts_up_to_normalisation(tokenizer):
+    lines = (REAL_TEXT / "ud_french_sentences.txt").read_text(encoding="utf-8").split("\n")[:2000]
+    normalize = tokenizer._sentencepiece.normalize
+    checked = 0
+    for line in lines:
+        ids = tokenizer.encode(line)
+        if tokenizer.unk_id not in ids:
+            assert tokenizer.decode(ids) == normalize(line).replace("▁", " ").strip()
+            assert tokenizer.encode(tokenizer.decode(ids)) == ids
+            checked += 1
+    assert checked > 1900
+
+
+@real
+def test_decoding_of_special_tokens(tokenizer):
+    assert tokenizer.decode(tokenizer.encode("Le camembert est <mask> :)")) == "Le camembert est <mask> :)"
+    assert tokenizer.decode(tokenizer.encode("un chat", "un chien") + [1, 1]) == "un chat un chien"
+    assert tokenizer.pieces([5, 0, 1, 2, 3, 4, 6, 32004]) == [
+        "<s>", "<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED", "</s>", "<mask>",
+    ]  # fmt: skip
+    for wrong in (32005, -1):
+        with pytest.raises(DataError, match="ids 0 to 32004"):
+            tokenizer.decode([wrong])
+
+
+def test_another_vocabulary_is_read_from_the_file():
+    """The demo's tokenizer: the size and the id of <mask> are the file's, never a constant."""
+    tokenizer = Tokenizer(demo.FOLDER)
+    assert len(tokenizer) == tokenizer.mask_id + 1 == 1005
+    assert tokenizer.ordinary_ids == range(7, 1004)
+    text = "Le film se passe à Brest."
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.encode(text)[0] == 5 and tokenizer.encode(text)[-1] == 6
+    assert all(i in tokenizer.ordinary_ids for i in tokenizer.encode(text)[1:-1])
+
+
+def test_the_words_kept_are_bounded(monkeypatch):
+    monkeypatch.setattr("data.tokenizer.CACHED_WORDS", 10)
+    tokenizer = Tokenizer(demo.FOLDER)
+    first = tokenizer.encode("Le film")
+    tokenizer.encode_plain([f"mot{i}" for i in range(100)])
+    assert len(tokenizer._words) <= 10
+    assert tokenizer.encode("Le film") == first
+
+
+def test_the_file_beside_a_model(tmp_path):
+    assert tokenizer_beside(tmp_path) is None
+    shutil.copyfile(demo.FOLDER / "sentencepiece.bpe.model", tmp_path / "sentencepiece.bpe.model")
+    assert tokenizer_beside(tmp_path) == tokenizer_beside(tmp_path / "model.safetensors")
+    assert len(Tokenizer(tokenizer_beside(tmp_path))) == 1005
+
+
+@pytest.mark.parametrize("content", [None, b"", b"Ceci n'est pas un tokenizer.\n" * 9, b"\x00\xff" * 500])
+def test_a_wrong_file_is_a_sentence(tmp_path, content):
+    path = tmp_path / "sentencepiece.bpe.model"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match="cannot be read|not a SentencePiece model|not numbered") as caught:
+        Tokenizer(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_sentencepiece_model_with_other_special_ids_is_refused(tmp_path):
+    import sentencepiece
+
+    with (tmp_path / "t5.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=demo.texts(), model_writer=file, vocab_size=200, pad_id=0, unk_id=1, bos_id=2, eos_id=3,
+            input_sentence_size=500, minloglevel=2,
+        )  # fmt: skip
+    with pytest.raises(DataError, match="not numbered as CamemBERT's"):
+        Tokenizer(tmp_path / "t5.model")

@@ -1,0 +1,41 @@
+"""Which device and which precision a run takes."""
+
+import pytest
+import torch
+
+from data import OptionError
+from eval.machine import choose_device, choose_precision
+
+
+def test_the_device():
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(OptionError, match="--device abacus"):
+        choose_device("abacus")
+
+
+def test_a_precision_that_the_device_lacks_is_a_sentence(monkeypatch):
+    class Old:  # a CUDA device before Ampere, as far as the choice can see
+        type = "cuda"
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla P40")
+    with pytest.raises(OptionError, match="bf16: Tesla P40 lacks it"):
+        choose_precision("bf16", Old())
+    assert choose_precision("auto", Old()) == "fp16"
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert choose_precision("auto", Old()) == "bf16"
+
+    def lacks(*arguments):
+        raise RuntimeError("autocast is not supported for that dtype")
+
+    monkeypatch.setattr(torch, "autocast", lacks)
+    with pytest.raises(OptionError, match="fp16: the device cpu lacks it"):
+        choose_precision("fp16", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("capabilities", "expected"), [({}, "fp32"), ({"amx_bf16": True}, "bf16"),
+                                                        ({"avx512_bf16": True}, "bf16")])  # fmt: skip
+def test_the_precision_on_a_cpu_is_what_it_has(monkeypatch, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert choose_precision("auto", torch.device("cpu")) == expected

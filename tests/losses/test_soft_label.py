@@ -1,0 +1,134 @@
+"""Equation (10) against numbers worked by hand, torch.distributions and gradcheck."""
+
+from math import log
+
+import pytest
+import torch
+from torch.distributions import Categorical, kl_divergence
+
+from losses import soft_label_loss
+
+DIRECTIONS = ["student-teacher", "teacher-student"]
+
+
+@pytest.fixture
+def tensors():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 3, 5, 11, dtype=torch.float64)
+    real = torch.arange(5) < torch.tensor([[5], [2], [0]])
+    return 3 * student, 3 * teacher, real
+
+
+@pytest.mark.parametrize(
+    ("direction", "expected"),
+    [
+        # student softmax(0, ln 3) = (1/4, 3/4), teacher softmax(0, 0) = (1/2, 1/2)
+        ("student-teacher", 0.25 * log(0.25 / 0.5) + 0.75 * log(0.75 / 0.5)),
+        ("teacher-student", 0.5 * log(0.5 / 0.25) + 0.5 * log(0.5 / 0.75)),
+    ],
+)
+def test_by_hand(direction, expected):
+    student, teacher = torch.tensor([[0.0, log(3.0)]] * 2), torch.zeros(2, 2)
+    total, count = soft_label_loss(student, teacher, torch.tensor([True, False]), direction=direction)
+    assert count == 1
+    assert total.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_temperature_by_hand():
+    """At T = 2, softmax((0, 2 ln 3) / 2) = (1/4, 3/4), and the factor is 4."""
+    student, teacher = torch.tensor([[0.0, 2 * log(3.0)]]), torch.zeros(1, 2)
+    total, _ = soft_label_loss(student, teacher, torch.tensor([True]), temperature=2.0)
+    assert total.item() == pytest.approx(4 * (0.25 * log(0.5) + 0.75 * log(1.5)), rel=1e-6)
+
+
+def test_as_printed_is_the_default(tensors):
+    printed = soft_label_loss(*tensors, direction="student-teacher", temperature=1.0)
+    assert soft_label_loss(*tensors)[0] == printed[0]
+    assert soft_label_loss(*tensors)[0] != soft_label_loss(*tensors, direction="teacher-student")[0]
+
+
+def oracle(student, teacher, real, direction, temperature):
+    p, q = (Categorical(logits=logits[real] / temperature) for logits in (student, teacher))
+    if direction == "teacher-student":
+        p, q = q, p
+    return temperature**2 * kl_divergence(p, q).sum()
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 0.7])
+def test_value_and_gradient_agree_with_torch_distributions(tensors, direction, temperature):
+    student, teacher, real = tensors
+    student.requires_grad_()
+    total, count = soft_label_loss(student, teacher, real, direction=direction, temperature=temperature)
+    expected = oracle(student, teacher, real, direction, temperature)
+    assert count == 7
+    assert total.item() == pytest.approx(expected.item(), rel=1e-12)
+    (actual,) = torch.autograd.grad(total, student)
+    (wanted,) = torch.autograd.grad(expected, student)
+    assert (actual - wanted).norm() / wanted.norm() < 1e-12
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_gradcheck(tensors, direction):
+    student, teacher, real = (tensor[:2, :2] for tensor in tensors)
+    student = student.clone().requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda logits: soft_label_loss(logits, teacher, real, direction=direction, temperature=1.5)[0], student
+    )
+
+
+def test_padding_changes_nothing(tensors):
+    student, teacher, real = tensors
+    expected, _ = soft_label_loss(student, teacher, real)
+    student, teacher = student.clone(), teacher.clone()
+    student[~real], teacher[~real] = float("nan"), 1e4
+    student.requires_grad_()
+    total, _ = soft_label_loss(student, teacher, real)
+    total.backward()
+    assert torch.equal(total, expected)
+    assert (student.grad[~real] == 0).all() and student.grad[real].abs().max() > 0
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_student_equal_to_teacher_has_no_loss_and_no_gradient(tensors, direction):
+    teacher, _, real = tensors
+    student = teacher.clone().requires_grad_()
+    total, _ = soft_label_loss(student, teacher, real, direction=direction)
+    total.backward()
+    assert total.abs() < 1e-12 and student.grad.abs().max() < 1e-12
+
+
+def test_half_precision_is_summed_in_float32():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 400, 50).bfloat16()
+    real = torch.ones(400, dtype=torch.bool)
+    total, _ = soft_label_loss(student, teacher, real)
+    assert total.dtype == torch.float32
+    assert total.item() == pytest.approx(soft_label_loss(student.double(), teacher.double(), real)[0].item(), rel=1e-5)
+
+
+def test_extreme_logits_and_no_token_stay_finite():
+    student = torch.tensor([[1e4, -1e4, 0.0]], requires_grad=True)
+    total, _ = soft_label_loss(student, -student.detach(), torch.tensor([True]))
+    total.backward()
+    assert total.isfinite() and student.grad.isfinite().all()
+    nothing, count = soft_label_loss(student, student, torch.tensor([False]))
+    assert nothing == 0 and count == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (dict(direction="reverse"), "not 'reverse'"),
+        (dict(temperature=0.0), "above 0"),
+        (dict(temperature=float("nan")), "above 0"),
+        (dict(teacher_logits=torch.zeros(2, 3)), "must be alike"),
+        (dict(real=torch.ones(1, dtype=torch.bool)), "without the vocabulary"),
+    ],
+)
+def test_nonsense_is_a_sentence(wrong, sentence):
+    good = dict(
+        student_logits=torch.zeros(2, 4), teacher_logits=torch.zeros(2, 4), real=torch.ones(2, dtype=torch.bool)
+    )
+    with pytest.raises(ValueError, match=sentence):
+        soft_label_loss(**{**good, **wrong})

@@ -1,0 +1,90 @@
+"""Planted faults: with any one of them in the code, the test named beside it must fail.
+
+Code and tests are copied, one line is changed, and pytest runs there. A fault that no test sees lets that run
+pass; a line that is not found any more is a failure too, so that the faults stay real. All runs are in one
+process of their own, which imports torch and transformers once:  python tests/test_mutants.py
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+AGREES = "tests/model/test_encoder.py::test_every_hidden_state_and_the_logits_agree[two layers-float64]"
+LITERAL = "tests/model/test_encoder.py::test_equation_5_literally_equals_what_runs"
+SOFT, COSINE, MLM, ALL_THREE = (
+    f"tests/losses/test_{name}.py" for name in ("soft_label", "cosine", "mlm", "distillation")
+)
+MUTANTS = {  # what is changed, into what, and the test that must see it
+    "none": ("train.py", "", "", [AGREES, LITERAL, SOFT, COSINE, MLM, ALL_THREE]),
+    "position offset": ("model/embeddings.py", "* real + pad_id", "* real + pad_id + 1", [AGREES]),
+    "position of padding": ("model/embeddings.py", ".cumsum(dim=1) * real +", ".cumsum(dim=1) +", [AGREES]),
+    "LayerNorm before the sum": (
+        "model/encoder.py",
+        "self.attention_norm(hidden + self.dropout(self.attention(hidden, attention_mask)))",
+        "hidden + self.dropout(self.attention(self.attention_norm(hidden), attention_mask))",
+        [AGREES],
+    ),
+    "token type left out": ("convert_weights.py", "= position + rows[0]", "= position", [AGREES]),
+    "attention scale": ("model/attention.py", "dropout_p=self.d", "scale=1.0, dropout_p=self.d", [AGREES]),
+    "attention scale in (5)": ("model/attention.py", "/ math.sqrt(queries.shape[-1])", "", [LITERAL]),
+    "attention mask in (5)": ("model/attention.py", "(~attention_mask[", "(attention_mask[", [LITERAL]),
+    "LM bias left out": ("model/heads.py", "self.decoder, self.bias)", "self.decoder)", [AGREES]),
+    "LM bias added twice": ("model/heads.py", "self.decoder, self.bias)", "self.decoder, 2 * self.bias)", [AGREES]),
+    "ReLU for GELU": ("model/encoder.py", 'if name == "relu"', 'if name != "relu"', [AGREES]),
+    "sign of (11)": ("losses/cosine.py", "(1 - F.cosine_similarity(", "(F.cosine_similarity(", [COSINE]),
+    "direction of (10)": ("losses/soft_label.py", 'direction == "student', 'direction != "student', [SOFT]),
+    "T squared left out": ("losses/soft_label.py", "temperature**2 * divergence", "divergence", [SOFT]),
+    "padding in (10)": ("losses/soft_label.py", "logits[real])", "logits)", [SOFT]),
+    "denominator of (12)": ("losses/mlm.py", ", masked.sum()", ", masked.numel()", [MLM]),
+    "(12) over all real tokens": ("losses/distillation.py", "at_least_1(masked)", "at_least_1(real)", [ALL_THREE]),
+    "mean of means": (
+        "train.py", "micro.total(weights, real_tokens, masked_tokens)", "micro.total(weights) / len(batches)",
+        ["tests/test_train.py::test_accumulation_equals_one_batch"],
+    ),
+    "special tokens masked": (
+        "data/masking.py", "& (input_ids >= ordinary.start)", "", ["tests/data/test_masking.py"],
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def statuses():
+    """pytest's exit status with each fault in the code."""
+    result = subprocess.run([sys.executable, __file__], capture_output=True, text=True, cwd=REPOSITORY)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_planted_fault_is_seen(statuses, mutant):
+    expected = pytest.ExitCode.OK if mutant == "none" else pytest.ExitCode.TESTS_FAILED
+    assert statuses[mutant] == expected
+
+
+def run_with(mutant: str, folder: Path) -> int:
+    """pytest's exit status in a copy of the repository with the fault in it."""
+    file, before, after, tests = MUTANTS[mutant]
+    ignored = shutil.ignore_patterns(".*", "runs", "__pycache__")
+    shutil.copytree(REPOSITORY, folder, ignore=ignored)
+    if before:
+        text = (folder / file).read_text(encoding="utf-8")
+        assert text.count(before) == 1, f"{file} does not hold {before!r} once: mend the mutant {mutant!r}"
+        (folder / file).write_text(text.replace(before, after), encoding="utf-8")
+    ours = ("model", "losses", "data", "eval", "tests", "train", "convert_weights")
+    for name in [name for name in sys.modules if name.split(".")[0] in ours]:
+        del sys.modules[name]
+    os.chdir(folder)
+    return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--tb=line", *tests]))
+
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder; the copies put themselves there
+    with tempfile.TemporaryDirectory() as temporary:
+        print(json.dumps({name: run_with(name, Path(temporary, str(i))) for i, name in enumerate(MUTANTS)}))

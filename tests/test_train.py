@@ -1,0 +1,380 @@
+"""The distillation run: the step's arithmetic, the command, and every wrong option."""
+
+import contextlib
+import itertools
+import json
+import math
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import train
+from data import Tokenizer, demo
+from data.blocks import Batch, make_batch, pack_blocks
+from model import EncoderConfig, MaskedLM, initialise_student, load_model, save_model
+from tests.helpers import MINI, REAL_TEXT, REAL_TOKENIZER, needs, relative_norm, run_command
+
+TOKENIZER = Tokenizer(demo.FOLDER)
+TEXTS = list(itertools.islice(demo.texts(), 300))
+DISABLED = torch.amp.GradScaler("cpu", enabled=False)
+
+
+@pytest.fixture
+def teacher():
+    torch.manual_seed(0)
+    return MaskedLM(EncoderConfig(4, 32, 2, 64, 1005, dropout=0.0)).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def place(tmp_path, teacher):
+    """A folder with a small teacher, a corpus and the demo's tokenizer."""
+    save_model(teacher, tmp_path / "teacher.safetensors")
+    (tmp_path / "corpus.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    return tmp_path
+
+
+def run(place, *arguments, **changed):
+    """train.py on that folder, small; changed=None leaves an option out."""
+    options = dict(
+        teacher=place / "teacher.safetensors", tokenizer=demo.FOLDER, corpus=place / "corpus.txt", out=place / "out",
+        steps=4, batch_size=2, block_size=32, log_every=2, precision="fp32",
+    ) | changed  # fmt: skip
+    given = []
+    for name, value in options.items():
+        if value is not None:
+            given += [f"--{name.replace('_', '-')}", *(value if isinstance(value, list) else [value])]
+    return run_command("train.py", *given, *arguments)
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+# ---- the step --------------------------------------------------------------------------------------------------
+
+
+def uneven_batches():
+    """Four micro-batches with very different numbers of real and of masked tokens."""
+    generator = torch.Generator().manual_seed(0)
+    blocks = pack_blocks(TEXTS, TOKENIZER, 24)[:8].long()
+    parts = []
+    for number, part in enumerate(blocks.split(2)):
+        part = part.clone()
+        part[:, 24 - 6 * number :] = TOKENIZER.pad_id
+        parts.append(make_batch(part, TOKENIZER, generator))
+    return parts
+
+
+def gradients(student, teacher, batches, options):
+    student.zero_grad()
+    sums = train.accumulate_gradients(student, teacher, batches, options, contextlib.nullcontext, DISABLED)
+    return sums, {name: parameter.grad.clone() for name, parameter in student.named_parameters()}
+
+
+def flat(tensors):
+    return torch.cat([tensor.flatten() for tensor in tensors.values()])
+
+
+@pytest.mark.parametrize("with_teacher", [True, False], ids=["distillation", "masked LM alone"])
+def test_accumulation_equals_one_batch(teacher, with_teacher):
+    parts = uneven_batches()
+    assert len({int((part.labels != -100).sum()) for part in parts}) > 2
+    whole = Batch(*(torch.cat(tensors) for tensors in zip(*parts)))
+    student = initialise_student(teacher, [0, 2])
+    options = train.Options(temperature=2.0)
+    if not with_teacher:
+        teacher = None
+    sums, expected = gradients(student, teacher, [whole], options)
+    summed, actual = gradients(student, teacher, parts, options)
+    assert relative_norm(flat(actual), flat(expected)) < 1e-6
+    for name in expected:
+        if not name.endswith("attention.key.bias"):  # zero but for rounding: softmax does not see it
+            assert relative_norm(actual[name], expected[name]) < 1e-5, name
+    for one, other in zip(sums, summed):
+        assert one.item() == pytest.approx(other.item(), rel=1e-6)
+    assert sums.real_tokens == sum(part.real.sum() for part in parts)
+
+
+def test_the_gradient_is_that_of_equation_13(teacher):
+    """Against autograd on the mean losses as PyTorch has them, written once more from the page."""
+    import torch.nn.functional as F
+
+    (batch, *_) = uneven_batches()
+    student = initialise_student(teacher, [1, 3])
+    _, actual = gradients(student, teacher, [batch], train.Options())
+    student.zero_grad()
+    hidden, their_hidden = student.encoder(*batch[::2]), teacher.encoder(*batch[::2])
+    log_p = student.head(hidden)[batch.real].log_softmax(-1)
+    log_q = teacher.head(their_hidden)[batch.real].log_softmax(-1)
+    soft = F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+    cosine = F.cosine_embedding_loss(hidden[batch.real], their_hidden[batch.real], torch.ones(1))
+    mlm = F.cross_entropy(student.head(hidden).flatten(0, 1), batch.labels.flatten())
+    (0.5 * soft + 0.3 * cosine + 0.2 * mlm).backward()
+    for name, parameter in student.named_parameters():
+        if not name.endswith("attention.key.bias"):
+            assert relative_norm(actual[name], parameter.grad) < 1e-5, name
+
+
+def test_the_teacher_is_never_touched(place, teacher):
+    assert run(place).returncode == 0
+    kept = load_model(place / "teacher.safetensors")
+    for name, tensor in teacher.state_dict().items():
+        assert torch.equal(kept.state_dict()[name], tensor)
+    options = train.Options(teacher=str(place / "teacher.safetensors"))
+    loaded = train.read_teacher(options, TOKENIZER, torch.device("cpu"))
+    assert not loaded.training and not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_the_learning_rate_rises_and_falls():
+    options = train.Options(steps=100, warmup=0.1, lr=1.0)
+    rates = [train.learning_rate(step, options) for step in range(1, 101)]
+    assert rates[:10] == pytest.approx([0.1 * step for step in range(1, 11)])
+    assert rates[10:] == pytest.approx([(90 - step) / 90 for step in range(90)])
+    assert max(rates) == 1.0 and min(rates) > 0
+    assert train.learning_rate(1, replace(options, warmup=0.0)) == 1.0
+    assert train.learning_rate(100, replace(options, warmup=1.0)) == 1.0
+    assert train.learning_rate(1, replace(options, steps=1)) == 1.0
+
+
+def test_biases_and_norms_do_not_decay(teacher):
+    optimiser = train.make_optimiser(teacher, train.Options(weight_decay=0.1))
+    decay = {id(p): group["weight_decay"] for group in optimiser.param_groups for p in group["params"]}
+    for name, parameter in teacher.named_parameters():
+        assert decay[id(parameter)] == (0.0 if "norm" in name or name.endswith("bias") else 0.1), name
+
+
+def test_a_long_gradient_is_shortened(teacher):
+    student = initialise_student(teacher, [0]).requires_grad_(True)
+    optimiser = torch.optim.SGD(student.parameters(), lr=1.0)
+    for parameter in student.parameters():
+        parameter.grad = torch.full_like(parameter, 3.0)
+    before = [parameter.detach().clone() for parameter in student.parameters()]
+    count = sum(parameter.numel() for parameter in student.parameters())
+    length = train.optimiser_step(student, optimiser, DISABLED, 1.0, train.Options(clip=0.5))
+    moved = math.sqrt(sum((p - b).square().sum().item() for p, b in zip(student.parameters(), before)))
+    assert length.item() == pytest.approx(3 * count**0.5, rel=1e-5) and moved == pytest.approx(0.5, rel=1e-4)
+    assert all(parameter.grad is None for parameter in student.parameters())
+
+
+# ---- the command -----------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_a_student_its_tokenizer_and_its_metrics(place):
+    result = run(place, steps=5, log_every=2, eval_every=4)
+    assert result.returncode == 0, result.stderr
+    assert sorted(os.listdir(place / "out")) == ["metrics.jsonl", "sentencepiece.bpe.model", "student.safetensors"]
+    lines = metrics(place / "out")
+    assert [line["step"] for line in lines] == [2, 4, 5]
+    for line in lines:
+        terms = 0.5 * line["soft_label_loss"] + 0.3 * line["cosine_loss"] + 0.2 * line["mlm_loss"]
+        assert line["loss"] == pytest.approx(terms, rel=1e-5)
+        assert line["tokens_per_second"] > 0 and line["gradient_norm"] > 0
+        assert ("held_out_accuracy" in line) == (line["step"] in (4, 5))
+    assert [line["tokens"] for line in lines] == [128, 128, 64]
+    student = load_model(place / "out" / "student.safetensors")
+    assert student.config == EncoderConfig(2, 32, 2, 64, 1005, dropout=0.0)
+    with safe_open(place / "out" / "student.safetensors", "pt") as file:
+        provenance = json.loads(file.metadata()["provenance"])
+    assert provenance["options"]["steps"] == 5 and provenance["versions"]["torch"] == torch.__version__
+    assert set(provenance["held_out_accuracy"]) == {"teacher", "student before", "student after"}
+    for word in ("teacher", "student before", "student after", "soft", "cos", "mlm", "tokens/s", "left", "layers 0, 2"):
+        assert word in result.stdout
+
+
+def test_measuring_between_log_lines(place):
+    assert run(place, steps=4, log_every=3, eval_every=2).returncode == 0
+    lines = metrics(place / "out")
+    assert [(line["step"], "held_out_accuracy" in line) for line in lines] == [(2, True), (3, False), (4, True)]
+    assert [line["tokens"] for line in lines] == [128, 64, 64]
+
+
+def test_a_disk_that_fills_is_a_sentence(place, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device", "metrics.jsonl")
+
+    monkeypatch.setattr("shutil.copyfile", full)
+    result = run(place)
+    assert result.returncode == 2 and "metrics.jsonl: No space left on device" in result.stderr
+
+
+def test_a_student_can_be_a_teacher_with_the_tokenizer_beside_it(place):
+    assert run(place).returncode == 0
+    result = run(place, teacher=place / "out" / "student.safetensors", tokenizer=None, out=place / "again")
+    assert result.returncode == 0 and "from the teacher's layers 0\n" in result.stdout
+
+
+def test_the_same_seed_gives_the_same_student_to_the_last_bit(place):
+    for out, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert run(place, out=place / out, seed=seed, dropout=0.1).returncode == 0
+    a, b, c = (load_model(place / out / "student.safetensors").state_dict() for out in "abc")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not all(torch.equal(a[name], c[name]) for name in a)
+
+
+def test_without_a_teacher_it_is_masked_lm_alone(place):
+    sizes = dict(num_layers=1, hidden_size=16, num_heads=2, intermediate_size=24)
+    result = run(place, teacher="none", **sizes)
+    assert result.returncode == 0, result.stderr
+    config = load_model(place / "out" / "student.safetensors").config
+    assert (config.num_layers, config.hidden_size, config.num_heads, config.intermediate_size) == (1, 16, 2, 24)
+    assert config.vocab_size == 1005
+    for line in metrics(place / "out"):
+        assert line["loss"] == pytest.approx(line["mlm_loss"]) and line["soft_label_loss"] is None
+    assert "teacher  " not in result.stdout
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_mixed_precision_on_the_cpu_stays_near_fp32(place, precision, accumulate):
+    for out, used in (("half", precision), ("full", "fp32")):
+        result = run(place, precision=used, out=place / out, accumulate=accumulate)
+        assert result.returncode == 0, result.stderr
+    for half, full in zip(metrics(place / "half"), metrics(place / "full")):
+        assert half["loss"] == pytest.approx(full["loss"], rel=0.02)
+        assert half["gradient_norm"] == pytest.approx(full["gradient_norm"], rel=0.1)
+    student = load_model(place / "half" / "student.safetensors")
+    assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
+
+
+def test_fp16_takes_the_scaler_and_leaves_out_a_step_that_overflows(teacher):
+    student = initialise_student(teacher, [0])
+    optimiser = train.make_optimiser(student, train.Options())
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    before = student.dense.weight.detach().clone()
+    (student.dense.weight.sum() * scaler.scale(torch.tensor(float("inf")))).backward()
+    train.optimiser_step(student, optimiser, scaler, 1.0, train.Options())
+    assert torch.equal(student.dense.weight, before) and scaler.get_scale() == 2.0**9
+
+
+def test_a_student_learns(place):
+    result = run(place, teacher="none", steps=60, num_layers=1, hidden_size=32, num_heads=2, intermediate_size=32,
+                 lr=0.01, batch_size=8, log_every=20, dropout=0)  # fmt: skip
+    assert result.returncode == 0
+    losses = [line["loss"] for line in metrics(place / "out")]
+    assert losses[0] > losses[1] > losses[2] and losses[2] < 5.9  # ln 1005 is 6.9
+
+
+def test_every_way_to_name_layers_and_the_other_direction(place):
+    result = run(place, layers="3,1", direction="teacher-student", temperature=2, weights=[1, 0, 1])
+    assert result.returncode == 0 and "layers 3, 1" in result.stdout and "teacher-student" in result.stdout
+    line = metrics(place / "out")[0]
+    assert line["loss"] == pytest.approx(line["soft_label_loss"] + line["mlm_loss"], rel=1e-5)
+
+
+@needs(MINI, REAL_TOKENIZER, REAL_TEXT)
+def test_real_weights_and_real_text(tmp_path):
+    lines = (REAL_TEXT / "ud_french_sentences.txt").read_text(encoding="utf-8").split("\n")[:400]
+    (tmp_path / "corpus.txt").write_text("\n".join(lines), encoding="utf-8")
+    result = run(tmp_path, teacher=MINI / "model.safetensors", tokenizer=REAL_TOKENIZER, steps=2, batch_size=1)
+    assert result.returncode == 0, result.stderr
+    assert load_model(tmp_path / "out" / "student.safetensors").config.num_layers == 3
+    with safe_open(tmp_path / "out" / "student.safetensors", "pt") as file:
+        accuracy = json.loads(file.metadata()["provenance"])["held_out_accuracy"]
+    assert accuracy["teacher"] > accuracy["student before"] > 0.05
+
+
+# ---- what goes wrong -------------------------------------------------------------------------------------------
+
+
+def test_lines_that_are_not_utf8_are_a_warning(place):
+    text = (place / "corpus.txt").read_bytes()
+    (place / "corpus.txt").write_bytes("déjà\n".encode("latin-1") + text + b"\n\xff\xfe\n")
+    result = run(place)
+    assert result.returncode == 0 and "2 lines of the corpus are not UTF-8 and were skipped" in result.stderr
+
+
+def test_a_run_is_never_written_over(place):
+    assert run(place).returncode == 0
+    before = (place / "out" / "student.safetensors").read_bytes()
+    result = run(place, steps=2)
+    assert result.returncode == 2 and "of a run already. Choose another --out" in result.stderr
+    assert (place / "out" / "student.safetensors").read_bytes() == before
+
+
+def small_blocks(folder):
+    (folder / "corpus.txt").write_text("Un film.\n")
+
+
+def latin(folder):
+    (folder / "corpus.txt").write_bytes("été\n".encode("latin-1") * 50)
+
+
+def nothing(folder):
+    pass
+
+
+WRONG = {
+    "no such teacher": (nothing, dict(teacher="nothing.safetensors"), "There is no file nothing.safetensors"),
+    "a text as teacher": (nothing, dict(teacher="LICENSE"), "neither a .safetensors file nor"),
+    "a tokenizer of another size": (
+        nothing, dict(tokenizer=REAL_TOKENIZER), "they do not belong together"
+    ),
+    "no tokenizer": (nothing, dict(tokenizer=None), "No sentencepiece.bpe.model lies beside the teacher"),
+    "no such tokenizer": (nothing, dict(tokenizer="nothing.model"), "nothing.model cannot be read"),
+    "no such corpus": (nothing, dict(corpus="nothing.txt"), "There is no corpus nothing.txt"),
+    "an empty corpus": (lambda f: (f / "corpus.txt").write_text("\n \n"), {}, "no usable line"),
+    "a corpus that is not UTF-8": (latin, {}, "no usable line"),
+    "too small a corpus": (small_blocks, {}, "less than one block"),
+    "a folder without text": (lambda f: (f / "empty").mkdir(), dict(corpus="EMPTY"), "has no .txt file"),
+    "an output that is a file": (lambda f: (f / "out").write_text("x"), {}, "cannot be written"),
+    "an output below a file": (nothing, dict(out="LICENSE/out"), "cannot be written"),
+    "negative steps": (nothing, dict(steps=-1), "--steps must be at least 1, not -1"),
+    "no batch": (nothing, dict(batch_size=0), "--batch-size must be at least 1"),
+    "no accumulation": (nothing, dict(accumulate=0), "--accumulate must be at least 1"),
+    "a block of 1": (nothing, dict(block_size=1), "--block-size must be at least 3"),
+    "a block too long": (nothing, dict(block_size=513), "longer than the 512 tokens"),
+    "no learning rate": (nothing, dict(lr=0), "--lr must be above 0, not"),
+    "a rate that is no number": (nothing, dict(lr="nan"), "--lr must be above 0, not"),
+    "temperature 0": (nothing, dict(temperature=0), "--temperature must be above 0"),
+    "warm-up above 1": (nothing, dict(warmup=1.5), "--warmup must be at least 0 and at most 1"),
+    "dropout 1": (nothing, dict(dropout=1), "--dropout must be at least 0 and below 1"),
+    "negative weights": (nothing, dict(weights=[-1, 1, 1]), "--weights must be at least 0"),
+    "zero weights": (nothing, dict(weights=[0, 0, 0]), "--weights takes three numbers"),
+    "two weights": (nothing, dict(weights=[0.5, 0.5]), "expected 3 arguments"),
+    "layers that are not there": (nothing, dict(layers="0,4"), "there is no layer 4"),
+    "layers of another teacher": (nothing, dict(layers="distilbert"), "of a teacher of 12"),
+    "0 heads": (nothing, dict(teacher="none", num_heads=0), "num_heads is 0"),
+    "769 / 12": (nothing, dict(teacher="none", hidden_size=769, num_heads=12), "769 cannot be shared out among 12"),
+    "sizes with a teacher": (nothing, dict(hidden_size=64), "--hidden-size goes with --teacher none"),
+    "a device that is not there": (nothing, dict(device="cuda:7"), "--device cuda:7: this machine"),
+    "a device that does not exist": (nothing, dict(device="abacus"), "--device abacus"),
+    "an unknown precision": (nothing, dict(precision="fp8"), "invalid choice"),
+    "an unknown direction": (nothing, dict(direction="reverse"), "invalid choice"),
+    "a number that is none": (nothing, dict(steps="many"), "invalid int value"),
+    "an unknown option": (nothing, dict(colour="red"), "unrecognized arguments"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_input_is_a_sentence_with_status_2(place, case):
+    spoil, changed, sentence = WRONG[case]
+    if case == "a tokenizer of another size" and not REAL_TOKENIZER.exists():
+        pytest.skip(f"real data is not here: {REAL_TOKENIZER}")
+    if case == "a device that is not there" and torch.cuda.device_count() > 7:
+        pytest.skip("the device is there")
+    spoil(place)
+    changed = {name: str(place / "empty") if value == "EMPTY" else value for name, value in changed.items()}
+    result = run(place, **changed)
+    assert result.returncode == 2, result
+    assert sentence in result.stderr and "Traceback" not in result.stderr
+    out = place / "out"
+    assert not out.is_dir() or not os.listdir(out)  # nothing under a final name
+
+
+def test_a_loss_that_is_no_number_ends_with_status_3(place):
+    result = run(place, lr=1e30, clip=1e30, steps=30)
+    assert result.returncode == 3
+    assert "The loss is" in result.stderr and "smaller --lr" in result.stderr
+    assert not (place / "out" / "student.safetensors").exists()
+
+
+def test_help_is_a_page_that_names_every_option():
+    result = run_command("train.py", "--help")
+    assert result.returncode == 0
+    for name in train.Options.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')} " in result.stdout
+    assert len(result.stdout.splitlines()) < 80
+    assert max(map(len, result.stdout.splitlines())) <= 110
