@@ -2,16 +2,7 @@
 
 from eval.progress import duration, print_progress
 
-RECORD = dict(
-    step=20, loss=1.5, soft_label_loss=1.25, cosine_loss=0.5, mlm_loss=3.0, tokens_per_second=1234.5
-)
-    "step": 20,
-    "loss": 1.5,
-    "soft_label_loss": 1.25,
-    "cosine_loss": 0.5,
-    "mlm_loss": 3.0,
-    "tokens_per_second": 1234.5,
-}
+RECORD = dict(step=20, loss=1.5, soft_label_loss=1.25, cosine_loss=0.5, mlm_loss=3.0, tokens_per_second=1234.5)
 
 
 def test_the_line_has_the_losses_the_speed_and_the_time_left(capsys):
