@@ -59,9 +59,9 @@ class Options:
     )
     out: str = option("runs/student", "folder for student.safetensors and metrics.jsonl", metavar="FOLDER")
 
-    layers: str = option(
-        "alternate", "teacher's layers that the student starts from, counted from 0: alternate (0, 2, 4, …), "
-        "distilbert (0, 2, 4, 7, 9, 11) or a list such as 0,5,11", "the student and its loss"
+    layers: tuple[str, ...] = option(
+        ("alternate",), "teacher's layers that the student starts from, counted from 0: alternate (0, 2, 4, …), "
+        "distilbert (0, 2, 4, 7, 9, 11) or a list such as 0 5 11", "the student and its loss", nargs="+"
     )  # fmt: skip
     direction: str = option(
         DIRECTIONS[0], "divergence of equation (10): student-teacher is D_KL(student || teacher)", choices=DIRECTIONS
@@ -178,7 +178,7 @@ def make_student(options: Options, teacher: MaskedLM | None, tokenizer: Tokenize
     """Section 3.1: a part of the teacher; without one, a model of the sizes asked for.  Raises ModelError."""
     dropout = {} if options.dropout is None else {"dropout": options.dropout}
     if teacher is not None:
-        layers = choose_layers(options.layers, teacher.config.num_layers)
+        layers = choose_layers(",".join(options.layers), teacher.config.num_layers)
         return initialise_student(teacher, layers, **dropout).train()
     sizes = {name: getattr(options, name) for name in SIZES if getattr(options, name) is not None}
     default = asdict(EncoderConfig.distilcamembert()) if options.tokenizer else demo.STUDENT
@@ -344,7 +344,7 @@ def describe_run(
     """What is about to happen, on screen."""
     if teacher is not None:
         print(f"teacher   {options.teacher}: {shape(teacher.config)}")
-        layers = ", ".join(map(str, choose_layers(options.layers, teacher.config.num_layers)))
+        layers = ", ".join(map(str, choose_layers(",".join(options.layers), teacher.config.num_layers)))
         print(f"student   {shape(student.config)}, from the teacher's layers {layers}")
         print(f"loss      {' + '.join(f'{w:g} {n}' for w, n in zip(options.weights, ('soft', 'cosine', 'mlm')))}, "
               f"{options.direction}, temperature {options.temperature:g}")  # fmt: skip

@@ -18,7 +18,7 @@ def scaled_dot_product(
     -> context (B, J, n, d_h / J), attention map (B, J, n, n), whose row i says where token i looks.
 
     This is the form to read, and the one that gives the maps. What runs is PyTorch's
-    scaled_dot_product_attention (below), which never holds the n × n map; a test holds the two equal.
+    scaled_dot_product_attention (below), which need not hold the n × n maps; a test keeps the two equal.
     Padding gets the lowest finite score rather than -inf, so that a text of padding alone gives a
     uniform average instead of NaN (PyTorch's gives zeros there; such rows stay out of every loss).
     """

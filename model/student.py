@@ -49,7 +49,8 @@ def initialise_student(teacher: MaskedLM, layers: Sequence[int], dropout: float 
     """
     check_layers(layers, teacher.config.num_layers)
     dropout = teacher.config.dropout if dropout is None else dropout
-    student = MaskedLM(replace(teacher.config, num_layers=len(layers), dropout=dropout))
+    config = replace(teacher.config, num_layers=len(layers), dropout=dropout)
+    student = MaskedLM(config).to(teacher.bias)  # its device and precision
     state = {}
     for name, tensor in teacher.state_dict().items():
         if not name.startswith("encoder.layers."):
@@ -58,4 +59,4 @@ def initialise_student(teacher: MaskedLM, layers: Sequence[int], dropout: float 
         for name, tensor in teacher.encoder.layers[source].state_dict().items():
             state[f"encoder.layers.{target}.{name}"] = tensor
     student.load_state_dict(state)
-    return student.to(teacher.bias.device)
+    return student

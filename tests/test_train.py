@@ -257,8 +257,9 @@ def test_a_student_learns(place):
     assert losses[0] > losses[1] > losses[2] and losses[2] < 5.9  # ln 1005 is 6.9
 
 
-def test_every_way_to_name_layers_and_the_other_direction(place):
-    result = run(place, layers="3,1", direction="teacher-student", temperature=2, weights=[1, 0, 1])
+@pytest.mark.parametrize("layers", ["3,1", ["3", "1"]])
+def test_every_way_to_name_layers_and_the_other_direction(place, layers):
+    result = run(place, layers=layers, direction="teacher-student", temperature=2, weights=[1, 0, 1])
     assert result.returncode == 0 and "layers 3, 1" in result.stdout and "teacher-student" in result.stdout
     line = metrics(place / "out")[0]
     assert line["loss"] == pytest.approx(line["soft_label_loss"] + line["mlm_loss"], rel=1e-5)

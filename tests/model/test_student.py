@@ -29,6 +29,19 @@ def test_every_number_is_copied_from_the_layer_named(teacher, layers):
             assert torch.equal(tensor, teacher.state_dict()[name]), name
 
 
+def test_the_precision_is_the_teachers(teacher):
+    teacher = teacher.double()
+    student = initialise_student(teacher, [1])
+    assert torch.equal(student.dense.weight, teacher.dense.weight) and student.dense.weight.dtype == torch.float64
+
+
+def test_the_students_dropout_can_be_its_own(teacher):
+    assert initialise_student(teacher, [1]).config.dropout == 0.1
+    student = initialise_student(teacher, [1], dropout=0.4)
+    assert student.config.dropout == student.encoder.layers[0].dropout.p == 0.4
+    assert teacher.config.dropout == 0.1
+
+
 def test_nothing_is_shared(teacher):
     student = initialise_student(teacher, [0, 2])
     theirs = {parameter.data_ptr() for parameter in teacher.parameters()}
