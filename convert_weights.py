@@ -7,11 +7,13 @@ IN is a model.safetensors, a pytorch_model.bin, a folder with one of them, or a 
 config.json beside the weights is read; without one, what the shapes do not show is CamemBERT's, and said.
 """
 
+import functools
 import json
 import re
 import shutil
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +23,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from data import DataError, OptionError, Tokenizer
-from data.options import check, option, parse_options
+from data.options import check, check_bounds, option, parse_options
 from data.tokenizer import FILE_NAME, tokenizer_beside
 from model import EncoderConfig, MaskedLM, ModelError, load_model, save_model
-from model.checkpoint import assemble, check_file, is_ours, read_metadata, read_safetensors, usual_mode
+from model.checkpoint import PRECISIONS, assemble, check_file, is_ours, read_metadata, read_safetensors, usual_mode
 
 # ---- the key table: ours, then Hugging Face's (without its prefix `roberta.`) ----------------------------------
 
@@ -68,12 +70,14 @@ HEAD_SIZE = 64  # of every released CamemBERT; the one number that no shape show
 Report = Callable[[str], None]
 
 
-def rename(key: str, model_keys: Mapping[str, str], layer_keys: Mapping[str, str], ours: str, theirs: str) -> str:
-    """A key's other name, by a table in either direction; the key itself where the table does not have it."""
+def rename(
+    key: str, model_keys: Mapping[str, str], layer_keys: Mapping[str, str], ours: str, theirs: str
+) -> str | None:
+    """A key's other name, by a table in either direction; None where the table does not have it."""
     layer = re.fullmatch(re.escape(ours) + r"\.(0|[1-9]\d{0,3})\.(.+)\.(weight|bias)", key)
     if layer and layer[2] in layer_keys:
         return f"{theirs}.{layer[1]}.{layer_keys[layer[2]]}.{layer[3]}"
-    return model_keys.get(key, key)
+    return model_keys.get(key)
 
 
 def to_huggingface_key(key: str) -> str:
@@ -81,7 +85,7 @@ def to_huggingface_key(key: str) -> str:
     return key if key.startswith("lm_head.") else f"roberta.{key}"
 
 
-def from_huggingface_key(key: str) -> str:
+def from_huggingface_key(key: str) -> str | None:
     model_keys = {theirs: ours for ours, theirs in MODEL_KEYS.items()}
     layer_keys = {theirs: ours for ours, theirs in LAYER_KEYS.items()}
     return rename(key, model_keys, layer_keys, "encoder.layer", "encoder.layers")
@@ -125,7 +129,14 @@ def load_checkpoint(path: str | Path, report: Report = print_note) -> nn.Module:
 def read_pickle(path: Path) -> dict[str, Tensor]:
     """The tensors of a pytorch_model.bin, with nothing in it run.  Raises ModelError."""
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:  # torch.save never compresses; a bomb does
+                packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+            if packed:
+                raise ModelError(f"{path} is a compressed archive, which PyTorch does not write. Fetch it anew.")
         tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except ModelError:
+        raise
     except Exception as error:  # a damaged or hostile pickle can make torch.load raise nearly anything
         reason = str(error).split("\n")[0][:200]
         raise ModelError(
@@ -146,7 +157,7 @@ def read_config(weights: Path) -> dict:
         return {}
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read as JSON ({error}). Fetch it anew.") from None
     if not isinstance(values, dict):
         raise ModelError(f"{path} is not a configuration: a JSON object is needed.")
@@ -161,29 +172,67 @@ def from_huggingface(tensors: dict[str, Tensor], values: dict, path: Path, repor
     decoder. Each tensor of the file is used once or dropped with its reason; none is passed over.
     """
     tensors = canonical_names(tensors, path)
-    for key in sorted(tensors):
-        if key.endswith("position_ids"):
-            report(f"{path}: {key} left out, a table of 0, 1, 2, … that is counted here.")
-            del tensors[key]
-        elif key.startswith("pooler."):
-            report(f"{path}: {key} left out, a masked LM has no pooler.")
-            del tensors[key]
+    check_tensors(tensors, path)
+    drop_leftovers(tensors, path, report)
     refuse_other_heads(tensors, path)
     drop_alias(tensors, "lm_head.decoder.weight", "embeddings.word_embeddings.weight", path, report)
     if "lm_head.bias" not in tensors and "lm_head.decoder.bias" in tensors:
         tensors["lm_head.bias"] = tensors.pop("lm_head.decoder.bias")
     drop_alias(tensors, "lm_head.decoder.bias", "lm_head.bias", path, report)
+    refuse_shared_memory(tensors, path)
     config = config_from(values, tensors, path, report)
+    unify_precision(tensors, path, report)
     fold_token_type(tensors, path, report)
-    names = {from_huggingface_key(key): key for key in tensors}
+    renamed = {from_huggingface_key(key): key for key in tensors}
+    if None in renamed:
+        raise ModelError(f"{path} has a tensor {renamed[None]} that a masked LM of CamemBERT has no place for.")
+    names = {**MODEL_KEYS, **renamed}
     for number in range(min(config.num_layers, len(tensors))):  # so that a missing tensor has the file's name too
         for ours, theirs in LAYER_KEYS.items():
             for kind in ("weight", "bias"):
                 names[f"encoder.layers.{number}.{ours}.{kind}"] = f"encoder.layer.{number}.{theirs}.{kind}"
-    names |= MODEL_KEYS
-    return assemble(
-        MaskedLM, config, (), {from_huggingface_key(key): tensor for key, tensor in tensors.items()}, path, names
-    )
+    return assemble(MaskedLM, config, (), {ours: tensors[key] for ours, key in renamed.items()}, path, names)
+
+
+def check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raises ModelError unless every tensor is a plain table of numbers, each of which is there."""
+    for key, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise ModelError(f"{path}: the tensor {key} is no plain table of numbers.")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ModelError(f"{path}: the tensor {key} claims more numbers than the file holds.")
+        if tensor.dtype not in PRECISIONS and not key.endswith("position_ids"):
+            raise ModelError(f"{path}: the tensor {key} holds {tensor.dtype}, not floating-point numbers.")
+
+
+def drop_leftovers(tensors: dict[str, Tensor], path: Path, report: Report) -> None:
+    """Leave out what no masked LM uses, with the reason."""
+    ids = tensors.get("embeddings.position_ids")
+    if ids is not None and torch.equal(ids.flatten(), torch.arange(ids.numel(), dtype=ids.dtype)):
+        report(f"{path}: embeddings.position_ids left out, a table of 0, 1, 2, … that is counted here.")
+        del tensors["embeddings.position_ids"]
+    for key in ("pooler.dense.weight", "pooler.dense.bias"):
+        if tensors.pop(key, None) is not None:
+            report(f"{path}: {key} left out, a masked LM has no pooler.")
+
+
+def refuse_shared_memory(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raises ModelError if two tensors are one: trained, they would move together."""
+    seen = {}
+    for key, tensor in tensors.items():
+        twin = seen.setdefault(tensor.untyped_storage().data_ptr(), key)
+        if twin != key and tensor.data_ptr() == tensors[twin].data_ptr():
+            raise ModelError(f"{path}: {key} and {twin} are one tensor, which CamemBERT does not share.")
+
+
+def unify_precision(tensors: dict[str, Tensor], path: Path, report: Report) -> None:
+    """A file of several precisions is taken in the highest of them, and that is said."""
+    kinds = {tensor.dtype for tensor in tensors.values()}
+    if len(kinds) > 1:
+        widest = functools.reduce(torch.promote_types, kinds)
+        names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+        report(f"{path} mixes {names}; taken as {str(widest).removeprefix('torch.')}.")
+        tensors.update({key: tensor.to(widest) for key, tensor in tensors.items()})
 
 
 def canonical_names(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -209,8 +258,9 @@ def refuse_other_heads(tensors: Mapping[str, Tensor], path: Path) -> None:
     for prefix, kind in kinds.items():
         if any(key.startswith(prefix) for key in tensors):
             raise ModelError(f"{path} is a {kind} and not a masked LM, the only kind that is brought over so far.")
-    if "embeddings.word_embeddings.weight" not in tensors:
-        raise ModelError(f"{path} holds no CamemBERT: it has no embeddings.word_embeddings.weight.")
+    word = tensors.get("embeddings.word_embeddings.weight")
+    if word is None or word.ndim != 2:
+        raise ModelError(f"{path} holds no CamemBERT: it has no table embeddings.word_embeddings.weight.")
     if not any(key.startswith("lm_head.") for key in tensors):
         raise ModelError(f"{path} is a bare encoder: its LM head is missing. Take the file of the masked LM.")
 
@@ -249,7 +299,8 @@ def config_from(values: dict, tensors: Mapping[str, Tensor], path: Path, report:
         raise ModelError(f"{beside if known else path} describes no CamemBERT: {error}") from None
     if assumed:
         said = ", ".join(f"{name} {getattr(config, name)}" for name in assumed)
-        report(f"{beside} {'does not say everything' if known else 'is not there'}; assumed, as CamemBERT's: {said}.")
+        lack = "does not say everything" if beside.exists() else "is not there"
+        report(f"{beside} {lack}; assumed, as CamemBERT's: {said}.")
     if values.get("attention_probs_dropout_prob", config.dropout) != config.dropout:
         report(
             f"{beside} has two dropouts; one is kept for both, hidden_dropout_prob {config.dropout} "
@@ -260,10 +311,8 @@ def config_from(values: dict, tensors: Mapping[str, Tensor], path: Path, report:
 
 def shapes_show(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """What the tensors' shapes tell of the configuration: everything but the number of heads."""
-    shown = {}
     word = tensors["embeddings.word_embeddings.weight"]
-    if word.ndim == 2:
-        shown["vocab_size"], shown["hidden_size"] = word.shape
+    shown = dict(zip(("vocab_size", "hidden_size"), word.shape))
     position = tensors.get("embeddings.position_embeddings.weight")
     if position is not None and position.ndim == 2:
         shown["max_positions"] = len(position)
@@ -372,7 +421,9 @@ class Options:
     def __post_init__(self):
         target = Path(self.target)
         taken = target.exists() and not (self.to == "hf" and target.is_dir() and not any(target.iterdir()))
+        check_bounds(self)
         check(not taken, f"{target} is there already. Remove it, or choose another name.")
+        check(self.to == "hf" or self.tokenizer is None, "--tokenizer goes with --to hf: our file holds no tokenizer.")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -395,7 +446,7 @@ def main(arguments: list[str] | None = None) -> None:
     config = model.config
     print(
         f"{options.target}: {type(model).__name__}, {config.num_layers} layers of {config.hidden_size}, "
-        f"{config.vocab_size} words, {str(model.bias.dtype).removeprefix('torch.')}"
+        f"{config.vocab_size} words, {str(next(model.parameters()).dtype).removeprefix('torch.')}"
     )
 
 
@@ -404,4 +455,7 @@ if __name__ == "__main__":
         main()
     except (ModelError, DataError, OptionError) as error:
         print(f"convert_weights.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # a name too long, a folder that may not be looked into
+        print(f"convert_weights.py: {error.filename or 'a file'}: {error.strerror}.", file=sys.stderr)
         sys.exit(2)

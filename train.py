@@ -30,7 +30,7 @@ from data.blocks import Batch, hold_out, make_batch, pack_blocks, training_batch
 from data.corpus import Reading, corpus_files, read_texts
 from data.options import check, check_bounds, dashed, option, parse_options
 from data.tokenizer import FILE_NAME, tokenizer_beside
-from eval.held_out import masked_accuracy
+from eval.held_out import Diverged, masked_accuracy
 from eval.machine import PRECISIONS, choose_device, choose_precision
 from eval.progress import print_progress
 from losses import DIRECTIONS, IGNORED, WEIGHTS, DistillationLoss, add_up, distillation_loss, mlm_loss
@@ -52,7 +52,9 @@ class Options:
         "masked LM alone", "what goes in and out", metavar="FILE"
     )  # fmt: skip
     tokenizer: str | None = option(
-        None, "SentencePiece model (default: the sentencepiece.bpe.model beside the teacher)", metavar="FILE"
+        None,
+        "SentencePiece model, or its folder (default: the sentencepiece.bpe.model beside the teacher)",
+        metavar="FILE",
     )
     corpus: tuple[str, ...] = option(
         ("demo",), "plain UTF-8 text, a text a line: files, or folders of .txt", nargs="+", metavar="PATH"
@@ -74,31 +76,34 @@ class Options:
         None, "of the student while it learns (default: the teacher's; 0 is faster)", type=float, least=0, below=1
     )
 
-    steps: int = option(300, "optimiser steps", "the optimiser", least=1)
-    batch_size: int = option(8, "blocks a micro-step", least=1)
-    accumulate: int = option(1, "micro-steps a step", least=1)
-    block_size: int = option(128, "tokens a block", least=3)
-    lr: float = option(5e-4, "highest learning rate", above=0)
+    steps: int = option(300, "optimiser steps", "the optimiser", least=1, most=10**9)
+    batch_size: int = option(8, "blocks a micro-step", least=1, most=10**6)
+    accumulate: int = option(1, "micro-steps a step, whose gradients are added up", least=1, most=10**6)
+    block_size: int = option(128, "tokens a block", least=3, most=10**5)
+    lr: float = option(5e-4, "highest learning rate", above=0, most=1e30)
     warmup: float = option(0.05, "share of the steps in which the rate rises, before it falls", least=0, most=1)
     weight_decay: float = option(0.0, "AdamW's, on matrices only", least=0)
-    clip: float = option(5.0, "longest gradient; a longer one is shortened to it", above=0)
-    seed: int = option(0, "of initial values, order, masks and dropout", least=0)
+    clip: float = option(5.0, "norm that a longer gradient is shortened to", above=0)
+    seed: int = option(0, "of initial values, order, masks and dropout", least=0, most=2**63 - 1)
 
     device: str = option("auto", "auto (CUDA where there is one, else CPU), cpu, cuda, cuda:1, …", "the machine")
     precision: str = option(
-        "auto", "of the matrix products: auto is bf16 where the device has it, else fp16 on CUDA, else fp32",
+        "auto", "arithmetic of the matrix products; auto: bf16 where the device has it, else fp16 on CUDA, else fp32",
         choices=("auto", *PRECISIONS)
     )  # fmt: skip
     log_every: int = option(10, "steps between progress lines", least=1)
     eval_every: int = option(0, "steps between measurements on held-out text, 0 for the end only", least=0)
 
     num_layers: int | None = option(
-        None, "layers", "with --teacher none (default: DistilCamemBERT's row of Table 1; in the demo, its student's)",
-        type=int
+        None, "layers", "the student's size, with --teacher none only (default: DistilCamemBERT's; "
+        "without --tokenizer, the demo's)",
+        type=int, least=1, most=1000
     )  # fmt: skip
-    hidden_size: int | None = option(None, "width", type=int, metavar="WIDTH")
-    num_heads: int | None = option(None, "attention heads", type=int)
-    intermediate_size: int | None = option(None, "width inside the feed-forward blocks", type=int, metavar="WIDTH")
+    hidden_size: int | None = option(None, "width", type=int, metavar="WIDTH", least=1, most=16384)
+    num_heads: int | None = option(None, "attention heads", type=int, least=1, most=16384)
+    intermediate_size: int | None = option(
+        None, "width inside the feed-forward blocks", type=int, metavar="WIDTH", least=1, most=65536
+    )
 
     def __post_init__(self):
         check_bounds(self)
@@ -123,6 +128,13 @@ def check_folder(folder: Path) -> None:
         raise OptionError(f"--out {folder} cannot be written: {error.strerror}.") from None
 
 
+def check_tokenizer_place(folder: Path, tokenizer: Tokenizer) -> None:
+    """Raises OptionError if another tokenizer than the run's lies where the run's will be put."""
+    there = folder / FILE_NAME
+    same = not there.exists() or there.read_bytes() == tokenizer.path.read_bytes()
+    check(same, f"{there} is another tokenizer than {tokenizer.path}. Choose another --out, or remove it.")
+
+
 # ---- data ------------------------------------------------------------------------------------------------------
 
 
@@ -130,9 +142,9 @@ def read_tokenizer(options: Options) -> Tokenizer:
     """The one named, else the one beside the teacher.  Raises DataError."""
     if options.tokenizer:
         return Tokenizer(options.tokenizer)
-    if options.teacher in ("demo", "none"):
+    if options.teacher == "demo" or (options.teacher == "none" and options.corpus == ("demo",)):
         return Tokenizer(demo.FOLDER)
-    beside = tokenizer_beside(options.teacher)
+    beside = None if options.teacher == "none" else tokenizer_beside(options.teacher)
     if beside is None:
         raise DataError(
             "No sentencepiece.bpe.model lies beside the teacher. Name CamemBERT's with --tokenizer "
@@ -285,8 +297,7 @@ def optimiser_step(
 # ---- the loop --------------------------------------------------------------------------------------------------
 
 
-class Diverged(ArithmeticError):
-    """The loss is no number any more. The message says what to try."""
+REMEDY = "Try a smaller --lr, a longer --warmup, or --precision fp32."
 
 
 def train(options: Options) -> None:
@@ -299,6 +310,7 @@ def train(options: Options) -> None:
     generator = torch.Generator().manual_seed(options.seed)
 
     tokenizer = read_tokenizer(options)
+    check_tokenizer_place(folder, tokenizer)
     teacher = read_teacher(options, tokenizer, device)
     student = make_student(options, teacher, tokenizer).to(device)
     describe_run(options, teacher, student, device, precision)
@@ -368,9 +380,7 @@ def describe_step(step: int, sums: DistillationLoss, gradient: torch.Tensor, dis
     soft_label, cosine, mlm = (mean.item() for mean in sums.means())
     loss = sums.total(weights).item()
     if not math.isfinite(loss):
-        raise Diverged(
-            f"The loss is {loss} at step {step}. Try a smaller --lr, a longer --warmup, or --precision fp32."
-        )
+        raise Diverged(f"The loss is {loss} at step {step}.")
     return {
         "step": step,
         "loss": loss,
@@ -378,7 +388,7 @@ def describe_step(step: int, sums: DistillationLoss, gradient: torch.Tensor, dis
         "cosine_loss": cosine if distils else None,
         "mlm_loss": mlm,
         "learning_rate": learning_rate(step, options),
-        "gradient_norm": gradient.item() if gradient.isfinite() else None,  # fp16 overflowed; the step was left out
+        "gradient_norm": gradient.item() if gradient.isfinite() else None,  # where fp16 overflowed
         "tokens": int(sums.real_tokens),
     }
 
@@ -391,7 +401,8 @@ def finish(options: Options, student: MaskedLM, tokenizer: Tokenizer, accuracy: 
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     provenance = {"options": asdict(options), "versions": versions, "held_out_accuracy": accuracy}
     save_model(student, folder / "student.safetensors", provenance)
-    shutil.copyfile(tokenizer.path, folder / FILE_NAME)
+    if not (folder / FILE_NAME).exists():
+        shutil.copyfile(tokenizer.path, folder / FILE_NAME)
     print("\nHeld-out masked tokens guessed right:")
     for name, share in accuracy.items():
         print(f"  {name:15} {share:6.1%}")
@@ -419,5 +430,8 @@ if __name__ == "__main__":
         print(f"train.py: {error.filename or 'a file'}: {error.strerror}.", file=sys.stderr)
         sys.exit(2)
     except Diverged as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        print(f"train.py: {error} {REMEDY}", file=sys.stderr)
         sys.exit(3)
+    except KeyboardInterrupt:
+        print("\ntrain.py: interrupted; the student was not saved.", file=sys.stderr)
+        sys.exit(130)

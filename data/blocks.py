@@ -37,12 +37,13 @@ def pack_blocks(texts: Iterable[str], tokenizer: Tokenizer, block_size: int) -> 
     """
     narrow = len(tokenizer) <= 1 << 16
     stream = array("H" if narrow else "i")
-    texts = iter(texts)
+    texts, words = iter(texts), 0
     while lines := list(islice(texts, LINES_AT_ONCE)):
         for ids in tokenizer.encode_plain(lines):
             stream.extend(ids)
+            words += len(ids)
             stream.append(tokenizer.eos_id)
-    if not stream:
+    if not words:
         raise DataError("The corpus has no usable line of text.")
     num_blocks = len(stream) // (block_size - 1)
     if not num_blocks:
@@ -82,9 +83,9 @@ def training_batches(
     blocks: Tensor, tokenizer: Tokenizer, batch_size: int, generator: torch.Generator
 ) -> Iterator[Batch]:
     """Micro-batches for ever. Each epoch has its own order; a batch at its end is filled from the next one."""
-    order = torch.randperm(len(blocks), generator=generator)
+    order = torch.empty(0, dtype=torch.long)
     while True:
-        while len(order) < batch_size:
-            order = torch.cat([order, torch.randperm(len(blocks), generator=generator)])
+        epochs = max(0, -(-(batch_size - len(order)) // len(blocks)))  # that are needed to fill this batch
+        order = torch.cat([order, *(torch.randperm(len(blocks), generator=generator) for _ in range(epochs))])
         chosen, order = order[:batch_size], order[batch_size:]
         yield make_batch(blocks[chosen], tokenizer, generator)

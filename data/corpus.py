@@ -1,5 +1,6 @@
 """Reading raw text."""
 
+import codecs
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,12 +13,9 @@ NOT_PLAIN = {".gz", ".xz", ".bz2", ".zst", ".zip", ".tar", ".json", ".jsonl", ".
 
 @dataclass
 class Reading:
-    """What has been read so far, for the person who waits and for the warning at the end."""
+    """What was skipped."""
 
-    files: int = 0
-    bytes: int = 0
-    texts: int = 0
-    not_utf8: int = 0
+    not_utf8: int = 0  # lines
 
 
 def corpus_files(paths: Iterable[str | Path]) -> list[Path]:
@@ -28,19 +26,33 @@ def corpus_files(paths: Iterable[str | Path]) -> list[Path]:
     files = []
     for path in map(Path, paths):
         if path.is_dir():
-            found = sorted(  # os.walk follows no links, so a folder that links to itself ends
-                Path(folder, name) for folder, _, names in os.walk(path) for name in names if name.endswith(".txt")
-            )
+            found = sorted(text_files(path))
             if not found:
                 raise DataError(f"The folder {path} has no .txt file in it or below it.")
             files += found
         elif not path.exists():
             raise DataError(f"There is no corpus {path}. Check the path.")
-        elif path.suffix in NOT_PLAIN:
-            raise DataError(f"{path} is not plain text. Unpack it into a .txt, a text a line.")
+        elif path.suffix in NOT_PLAIN or not path.is_file():
+            raise DataError(f"{path} is not a plain-text file. Unpack it into a .txt, a text a line.")
         else:
             files.append(path)
     return files
+
+
+def text_files(folder: Path) -> Iterator[Path]:
+    """Every .txt below a folder, also through links; a folder that links back to itself is read once."""
+
+    def unreadable(error: OSError):
+        raise DataError(f"The corpus folder {error.filename} cannot be read: {error.strerror}.")
+
+    seen = set()
+    for place, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(place, name) for name in names if name.endswith(".txt"))
 
 
 def read_texts(files: Iterable[Path], reading: Reading) -> Iterator[str]:
@@ -51,16 +63,17 @@ def read_texts(files: Iterable[Path], reading: Reading) -> Iterator[str]:
     for path in files:
         try:
             with path.open("rb") as file:
-                reading.files += 1
+                utf16 = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # else its zeros would pass for text
+                file.seek(0)
                 for number, line in enumerate(file):
-                    reading.bytes += len(line)
                     try:
                         text = line.decode("utf-8-sig" if number == 0 else "utf-8").strip()
                     except UnicodeDecodeError:
+                        text = None
+                    if text is None or utf16:
                         reading.not_utf8 += 1
                         continue
                     if text:
-                        reading.texts += 1
                         yield text
         except OSError as error:
             raise DataError(f"The corpus file {path} cannot be read: {error.strerror}.") from None

@@ -68,13 +68,17 @@ def check(condition: bool, sentence: str) -> None:
 
 
 def check_bounds(options) -> None:
-    """Holds every number to the bounds of its field; infinity and NaN are outside all.  Raises OptionError."""
+    """Holds every number to its field's bounds, outside which infinity and NaN always are, and refuses empty words.
+
+    Raises OptionError.
+    """
     for field in dataclasses.fields(options):
         bounds = {word: bound for word, bound in field.metadata["bounds"].items() if bound is not None}
         values = getattr(options, field.name)
         for value in values if isinstance(values, tuple) else (values,):
+            check(value != "", f"{dashed(field.name)} is empty.")
             fits = value is None or not bounds or (
-                math.isfinite(value)
+                (isinstance(value, int) or math.isfinite(value))
                 and value >= bounds.get("least", -math.inf)
                 and value > bounds.get("above", -math.inf)
                 and value <= bounds.get("most", math.inf)

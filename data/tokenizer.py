@@ -41,6 +41,8 @@ class Tokenizer:
         self.path = Path(path)
         if self.path.is_dir():
             self.path = self.path / FILE_NAME
+        if not self.path.is_file():
+            raise DataError(f"There is no tokenizer {self.path}. It is the file {FILE_NAME} of a CamemBERT.")
         try:
             self._sentencepiece = sentencepiece.SentencePieceProcessor(model_proto=self.path.read_bytes())
         except OSError as error:
@@ -52,6 +54,7 @@ class Tokenizer:
         first = [self._sentencepiece.id_to_piece(i) for i in range(min(3, len(self._sentencepiece)))]
         if first != ["<unk>", "<s>", "</s>"] or len(self._sentencepiece) < 4:
             raise DataError(f"{self.path} is a SentencePiece model, but not numbered as CamemBERT's are: {first}.")
+        check_segmentation(self._sentencepiece, self.path)
         self._words = Words(self._sentencepiece, self.unk_id)
         self.mask_id = len(self._sentencepiece) + SHIFT
         self.ordinary_ids = range(self.eos_id + 1, self.mask_id)
@@ -129,6 +132,22 @@ def tokenizer_beside(model_path: str | Path) -> Path | None:
     folder = Path(model_path)
     candidate = (folder if folder.is_dir() else folder.parent) / FILE_NAME
     return candidate if candidate.is_file() else None
+
+
+def check_segmentation(model: sentencepiece.SentencePieceProcessor, path: Path) -> None:
+    """Raises DataError unless the model cuts text as CamemBERT's does: a unigram model, word by word, ▁ in front."""
+    ordinary = range(3, len(model))
+    why = None
+    if model.normalize("a") != "▁a":
+        why = "it puts no ▁ before a word"
+    elif any("▁" in model.id_to_piece(i)[1:] for i in ordinary):
+        why = "it has pieces that go beyond a word"
+    elif any(model.is_byte(i) for i in ordinary):
+        why = "it has pieces for single bytes"
+    elif all(model.get_score(i).is_integer() for i in ordinary):  # the rank of a merge, not a log-probability
+        why = "it is a BPE model (CamemBERT's is a unigram model, whatever its file is called)"
+    if why:
+        raise DataError(f"{path} is a SentencePiece model, but not of CamemBERT's kind: {why}.")
 
 
 class Words(dict):

@@ -5,9 +5,14 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from data import DataError
 from data.blocks import Batch
 from losses import IGNORED
 from model import MaskedLM
+
+
+class Diverged(ArithmeticError):
+    """A model or its loss is no number any more. The message says what to try."""
 
 
 @torch.no_grad()
@@ -17,7 +22,8 @@ def masked_accuracy(
     """The share of masked tokens whose original is the model's first guess, between 0 and 1.
 
     Counted over the masked tokens of all batches together (also those that the corruption kept or replaced).
-    The vocabulary projection is made for these tokens only. Raises ValueError if no token is masked.
+    The vocabulary projection is made for these tokens only. Raises DataError if no token is masked, Diverged if
+    the model's outputs are not finite.
     """
     device = model.bias.device
     was_training = model.training
@@ -27,10 +33,13 @@ def masked_accuracy(
         batch = batch.to(device)
         masked = batch.labels != IGNORED
         with autocast():
-            guesses = model.head(model.encoder(batch.input_ids, batch.real)[masked]).argmax(dim=-1)  # (N,)
+            logits = model.head(model.encoder(batch.input_ids, batch.real)[masked])  # (N, |W|)
+        if not logits.isfinite().all():
+            raise Diverged("The model's outputs on the held-out text are no numbers.")
+        guesses = logits.argmax(dim=-1)
         right += (guesses == batch.labels[masked]).sum().item()
         total += len(guesses)
     model.train(was_training)
     if not total:
-        raise ValueError("No token of the held-out text is masked: nothing can be measured on it.")
+        raise DataError("No token of the held-out text is masked: nothing can be measured on it. Add text.")
     return right / total

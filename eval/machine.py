@@ -16,7 +16,7 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise OptionError(f"--device {name}: this machine or this PyTorch has none ({first_line(error)}).") from None
     return device
 
@@ -27,7 +27,7 @@ def choose_precision(name: str, device: torch.device) -> str:
     auto: bf16 where the device has it in hardware, else fp16 on CUDA, else fp32.
     """
     if device.type == "cuda":
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere
     else:
         capabilities = torch.cpu.get_capabilities()
         has_bf16 = device.type == "cpu" and any(capabilities.get(key) for key in ("amx_bf16", "avx512_bf16", "bf16"))
@@ -48,4 +48,4 @@ def choose_precision(name: str, device: torch.device) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]
+    return str(error).strip().split("\n")[0][:120]

@@ -20,6 +20,8 @@ from .config import EncoderConfig, ModelError
 from .heads import MaskedLM, QuestionAnswerer, SequenceClassifier, TokenClassifier
 
 FORMAT = "distilcamembert-1"
+PRECISIONS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+TENSORS_A_LAYER, PLAUSIBLE_LAYERS = 16, 100  # a file that states more than these layers must hold their tensors
 KINDS = {kind.__name__: kind for kind in (MaskedLM, SequenceClassifier, TokenClassifier, QuestionAnswerer)}
 
 
@@ -29,6 +31,8 @@ def save_model(model: nn.Module, path: str | Path, provenance: Mapping | None = 
     provenance: how it was made (options, versions, figures), kept in the metadata as JSON.
     Raises ModelError where the file cannot be written.
     """
+    if type(model).__name__ not in KINDS:
+        raise ModelError(f"{type(model).__name__} has no file format; save one of {', '.join(KINDS)}.")
     metadata = {
         "format": FORMAT,
         "kind": type(model).__name__,
@@ -36,8 +40,6 @@ def save_model(model: nn.Module, path: str | Path, provenance: Mapping | None = 
         "labels": json.dumps(getattr(model, "labels", None)),
         "provenance": json.dumps(provenance),
     }
-    if type(model).__name__ not in KINDS:
-        raise ModelError(f"{type(model).__name__} has no file format; save one of {', '.join(KINDS)}.")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_file(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
@@ -63,7 +65,7 @@ def load_model(path: str | Path) -> nn.Module:
         head = () if labels is None else (len(labels), labels)
     except ModelError as error:
         raise ModelError(f"{path} is damaged, its configuration is impossible: {error}") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} is damaged, its metadata cannot be read ({error!r}). Copy it anew.") from None
     return assemble(kind, config, head, tensors, path)
 
@@ -84,14 +86,14 @@ def assemble(
 
     head: what `kind` wants beyond the configuration. names: what the file calls a tensor, where it has names of
     its own. Nothing is drawn and nothing is held twice: the model is made without memory first.
-    Raises ModelError, naming the tensor, if one is missing, unknown, of a wrong shape or not real numbers.
+    Raises ModelError, naming the tensor, if one is missing, unknown, of a wrong shape or not finite numbers.
     """
-    if config.num_layers > len(tensors):  # a stated length, checked before anything is built by it
+    if config.num_layers > max(PLAUSIBLE_LAYERS, len(tensors) // TENSORS_A_LAYER):  # before anything is built by it
         raise ModelError(f"{path} speaks of {config.num_layers} layers, but holds only {len(tensors)} tensors.")
     try:
         with torch.device("meta"):
             model = kind(config, *head)
-    except (RuntimeError, OverflowError, TypeError) as error:
+    except (RuntimeError, OverflowError, TypeError, ModelError) as error:
         raise ModelError(f"{path} is damaged, its configuration is impossible ({error}).") from None
     expected = model.state_dict()
     called = {name: (names or {}).get(name, name) for name in (*expected, *tensors)}
@@ -106,8 +108,10 @@ def assemble(
                 f"{path}: the tensor {called[name]} has shape {tuple(tensor.shape)}, "
                 f"but the configuration asks for {tuple(expected[name].shape)}."
             )
-        if tensor.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        if tensor.dtype not in PRECISIONS:
             raise ModelError(f"{path}: the tensor {called[name]} holds {tensor.dtype}, not floating-point numbers.")
+        if not tensor.isfinite().all():
+            raise ModelError(f"{path}: the tensor {called[name]} holds NaN or infinity; no model can be made of it.")
     model.load_state_dict(tensors, assign=True)
     return model.eval()
 

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import MultiHeadAttention
-from .config import EncoderConfig
+from .config import EncoderConfig, ModelError
 from .embeddings import Embeddings
 
 
@@ -58,7 +58,7 @@ class Encoder(nn.Module):
 
     input_ids: (B, n) int64; attention_mask: (B, n) bool, true on real tokens. Without a mask, padding is
     found by pad_id. Positions are always counted over the tokens that are not pad_id.
-    Raises ModelError for a text longer than the positions.
+    Raises ModelError for a text longer than the positions, or a mask of floating-point numbers.
     """
 
     def __init__(self, config: EncoderConfig):
@@ -92,7 +92,13 @@ class Encoder(nn.Module):
 
     def mask(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """The mask given, as bool; without one, true where the token is not pad_id.  (B, n)"""
-        return input_ids != self.config.pad_id if attention_mask is None else attention_mask.bool()
+        if attention_mask is None:
+            return input_ids != self.config.pad_id
+        if attention_mask.is_floating_point():  # 0 and -inf, to be added to scores, would be turned round by bool()
+            raise ModelError(
+                "attention_mask must be true (or 1) on real tokens and false (or 0) on padding, no fraction."
+            )
+        return attention_mask.bool()
 
 
 def initialise(model: nn.Module, hidden_size: int) -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
+
 from .config import ModelError
 from .heads import MaskedLM
 
@@ -43,20 +45,20 @@ def check_layers(layers: Sequence[int], num_layers: int) -> None:
 def initialise_student(teacher: MaskedLM, layers: Sequence[int], dropout: float | None = None) -> MaskedLM:
     """Section 3.1.  The student's layer i starts as the teacher's layer layers[i].
 
-    Embeddings, the LM head and its bias are copied too; every number is a copy, nothing is shared with the
-    teacher. dropout: the student's own while it is trained, the teacher's by default.
+    Embeddings, the LM head and its bias are copied too; every number is a copy, in the teacher's precision, and
+    nothing is shared with it. dropout: the student's own while it is trained, the teacher's by default.
     Raises ModelError for a layer that the teacher does not have.
     """
     check_layers(layers, teacher.config.num_layers)
     dropout = teacher.config.dropout if dropout is None else dropout
-    config = replace(teacher.config, num_layers=len(layers), dropout=dropout)
-    student = MaskedLM(config).to(teacher.bias)  # its device and precision
+    with torch.device("meta"):  # nothing is drawn: every number comes from the teacher
+        student = MaskedLM(replace(teacher.config, num_layers=len(layers), dropout=dropout))
     state = {}
     for name, tensor in teacher.state_dict().items():
         if not name.startswith("encoder.layers."):
-            state[name] = tensor
+            state[name] = tensor.clone()
     for target, source in enumerate(layers):
         for name, tensor in teacher.encoder.layers[source].state_dict().items():
-            state[f"encoder.layers.{target}.{name}"] = tensor
-    student.load_state_dict(state)
+            state[f"encoder.layers.{target}.{name}"] = tensor.clone()
+    student.load_state_dict(state, assign=True)
     return student

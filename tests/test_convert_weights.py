@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import struct
+import zipfile
 
 import pytest
 import torch
@@ -161,6 +162,15 @@ def test_two_dropouts_are_said(folder):
     assert "two dropouts" in said[0]
 
 
+def test_several_precisions_are_made_one_and_said(folder, theirs):
+    rewrite(folder, lambda tensors: tensors.update({"lm_head.bias": tensors["lm_head.bias"].double()}))
+    said = []
+    model = load_checkpoint(folder, said.append)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
+    assert said == [f"{folder / 'model.safetensors'} mixes float32, float64; taken as float64."]
+    assert_same(model.float(), theirs)
+
+
 def test_half_precision_is_kept(folder, theirs):
     rewrite(folder, lambda tensors: tensors.update({key: value.half() for key, value in tensors.items()}))
     model = load_checkpoint(folder)
@@ -223,6 +233,42 @@ def cut_bin(folder):
     (folder / "pytorch_model.bin").write_bytes(content[: len(content) // 2])
 
 
+def state_as_bin(change):
+    def spoil(folder):
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        torch.save(tensors, folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+
+    return spoil
+
+
+def sparse(tensors):
+    tensors["lm_head.dense.weight"] = tensors["lm_head.dense.weight"].to_sparse()
+
+
+def meta(tensors):
+    tensors["lm_head.dense.weight"] = tensors["lm_head.dense.weight"].to("meta")
+
+
+def expand(tensors):
+    tensors[POSITIONS] = torch.zeros(1, 48).expand(10**12, 48)
+
+
+def share(tensors):
+    tensors["roberta.encoder.layer.1.output.dense.weight"] = tensors["roberta.encoder.layer.0.output.dense.weight"]
+
+
+def bomb(folder):
+    (folder / "model.safetensors").unlink()
+    with zipfile.ZipFile(folder / "pytorch_model.bin", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", b"\0" * 10**7)
+
+
+def poison(tensors):
+    tensors["lm_head.dense.weight"][3, 4] = float("nan")
+
+
 def rename_head(tensors):
     for key in [key for key in tensors if key.startswith("lm_head.")]:
         tensors["classifier." + key] = tensors.pop(key)
@@ -269,8 +315,24 @@ WRONG = {
     ),
     "unknown tensor": (
         weights(add(roberta__encoder__layer__0__adapter__weight=torch.ones(3))),
-        r"a tensor encoder\.layer\.0\.adapter\.weight that a MaskedLM has no place for",
+        r"a tensor encoder\.layer\.0\.adapter\.weight that a masked LM",
     ),
+    "a tensor under our own name": (weights(add(roberta__norm__weight=torch.ones(48))), "a tensor norm.weight that"),
+    "position_ids that are none": (
+        weights(add(roberta__embeddings__position_ids=torch.arange(514).flip(0))), "embeddings.position_ids that",
+    ),
+    "another pooler": (weights(add(pooler__other=torch.ones(2))), "a tensor pooler.other that"),
+    "NaN": (weights(poison), r"lm_head\.dense\.weight holds NaN or infinity"),
+    "sparse": (state_as_bin(sparse), "lm_head.dense.weight is no plain table"),
+    "without numbers": (state_as_bin(meta), "lm_head.dense.weight is no plain table"),
+    "a table of 10^12 rows": (state_as_bin(expand), "claims more numbers than the file holds"),
+    "shared layers": (state_as_bin(share), "are one tensor, which CamemBERT does not share"),
+    "a zip bomb": (bomb, "is a compressed archive"),
+    "a table of one dimension": (
+        weights(lambda tensors: tensors.update({"roberta.embeddings.word_embeddings.weight": torch.ones(9)})),
+        "holds no CamemBERT",
+    ),
+    "config nested without end": (lambda folder: (folder / "config.json").write_text("[" * 200_000), "as JSON"),
     "two for one place": (weights(add(embeddings__LayerNorm__weight=torch.ones(48))), "two tensors for one place"),
     "whole numbers": (
         weights(lambda tensors: tensors.update({"lm_head.bias": torch.zeros(1005, dtype=torch.long)})),
@@ -374,8 +436,11 @@ WRONG_COMMANDS = {
     "OUT is there": (["IN", "EXISTING"], "is there already"),
     "OUT cannot be written": (["IN", "EXISTING/sub/x.safetensors"], "cannot be written"),
     "a folder that cannot be written": (["IN", "EXISTING/sub", "--to", "hf"], "cannot be written"),
-    "no such tokenizer": (["IN", "OUT", "--to", "hf", "--tokenizer", "nothing.model"], "nothing.model cannot be read"),
+    "no such tokenizer": (["IN", "OUT", "--to", "hf", "--tokenizer", "nothing.model"], "no tokenizer nothing.model"),
     "another tokenizer": (["IN", "OUT", "--to", "hf", "--tokenizer", str(demo.FOLDER)], "do not belong together"),
+    "a name too long": (["IN", "x" * 300], "File name too long"),
+    "an empty name": (["IN", ""], "is empty"),
+    "a tokenizer for our file": (["IN", "OUT", "--tokenizer", str(demo.FOLDER)], "--tokenizer goes with --to hf"),
     "unknown form": (["IN", "OUT", "--to", "onnx"], "invalid choice"),
     "OUT missing": (["IN"], "OUT"),
 }
@@ -393,6 +458,14 @@ def test_a_wrong_command_is_a_sentence_with_status_2(tmp_path, case):
     assert sentence in result.stderr and "Traceback" not in result.stderr
     assert (tmp_path / "existing").read_text() == "precious"
     assert sorted(os.listdir(tmp_path)) == ["existing", "in.safetensors"]
+
+
+def test_our_classifier_is_copied_without_a_word_too_many(tmp_path):
+    from model import SequenceClassifier
+
+    save_model(SequenceClassifier(EncoderConfig(1, 8, 2, 8, 20), 3), tmp_path / "in.safetensors")
+    result = run(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
+    assert result.returncode == 0 and "SequenceClassifier, 1 layers of 8" in result.stdout
 
 
 def test_other_heads_are_not_exported_yet(tmp_path):

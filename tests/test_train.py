@@ -98,31 +98,36 @@ def test_accumulation_equals_one_batch(teacher, with_teacher):
     assert sums.real_tokens == sum(part.real.sum() for part in parts)
 
 
-def test_the_gradient_is_that_of_equation_13(teacher):
+@pytest.mark.parametrize(
+    ("direction", "temperature", "weights"),
+    [("student-teacher", 1.0, (0.5, 0.3, 0.2)), ("teacher-student", 2.0, (0.1, 0.2, 0.7))],
+)
+def test_the_gradient_is_that_of_equation_13(teacher, direction, temperature, weights):
     """Against autograd on the mean losses as PyTorch has them, written once more from the page."""
     import torch.nn.functional as F
 
     (batch, *_) = uneven_batches()
     student = initialise_student(teacher, [1, 3])
-    _, actual = gradients(student, teacher, [batch], train.Options())
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    options = train.Options(direction=direction, temperature=temperature, weights=weights)
+    _, actual = gradients(student, teacher, [batch], options)
     student.zero_grad()
     hidden, their_hidden = student.encoder(*batch[::2]), teacher.encoder(*batch[::2])
-    log_p = student.head(hidden)[batch.real].log_softmax(-1)
-    log_q = teacher.head(their_hidden)[batch.real].log_softmax(-1)
-    soft = F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+    log_p = (student.head(hidden)[batch.real] / temperature).log_softmax(-1)
+    log_q = (teacher.head(their_hidden)[batch.real] / temperature).log_softmax(-1)
+    target, given = (log_p, log_q) if direction == "student-teacher" else (log_q, log_p)
+    soft = temperature**2 * F.kl_div(given, target, log_target=True, reduction="batchmean")
     cosine = F.cosine_embedding_loss(hidden[batch.real], their_hidden[batch.real], torch.ones(1))
     mlm = F.cross_entropy(student.head(hidden).flatten(0, 1), batch.labels.flatten())
-    (0.5 * soft + 0.3 * cosine + 0.2 * mlm).backward()
+    (weights[0] * soft + weights[1] * cosine + weights[2] * mlm).backward()
     for name, parameter in student.named_parameters():
         if not name.endswith("attention.key.bias"):
             assert relative_norm(actual[name], parameter.grad) < 1e-5, name
+    assert not teacher.training and all(parameter.grad is None for parameter in teacher.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
 
 
-def test_the_teacher_is_never_touched(place, teacher):
-    assert run(place).returncode == 0
-    kept = load_model(place / "teacher.safetensors")
-    for name, tensor in teacher.state_dict().items():
-        assert torch.equal(kept.state_dict()[name], tensor)
+def test_the_teacher_is_frozen(place):
     options = train.Options(teacher=str(place / "teacher.safetensors"))
     loaded = train.read_teacher(options, TOKENIZER, torch.device("cpu"))
     assert not loaded.training and not any(parameter.requires_grad for parameter in loaded.parameters())
@@ -148,7 +153,7 @@ def test_biases_and_norms_do_not_decay(teacher):
 
 def test_a_long_gradient_is_shortened(teacher):
     student = initialise_student(teacher, [0]).requires_grad_(True)
-    optimiser = torch.optim.SGD(student.parameters(), lr=1.0)
+    optimiser = torch.optim.SGD(student.parameters(), lr=123.0)  # the rate of the step counts
     for parameter in student.parameters():
         parameter.grad = torch.full_like(parameter, 3.0)
     before = [parameter.detach().clone() for parameter in student.parameters()]
@@ -206,6 +211,26 @@ def test_a_student_can_be_a_teacher_with_the_tokenizer_beside_it(place):
     assert result.returncode == 0 and "from the teacher's layers 0\n" in result.stdout
 
 
+def test_the_schedule_is_what_the_optimiser_gets(place, monkeypatch):
+    rates, step = [], torch.optim.AdamW.step
+
+    def spy(self, *arguments, **keywords):
+        rates.append([group["lr"] for group in self.param_groups])
+        return step(self, *arguments, **keywords)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    assert run(place, steps=4, warmup=0.5, lr=0.01).returncode == 0
+    assert rates == [[rate, rate] for rate in (0.005, 0.01, 0.01, 0.005)]
+
+
+def test_the_seed_decides_the_first_weights_too(place):
+    for seed in (1, 2):
+        sizes = dict(num_layers=1, hidden_size=16, num_heads=2, intermediate_size=24)
+        assert run(place, teacher="none", out=place / str(seed), seed=seed, lr=1e-30, **sizes).returncode == 0
+    first, second = (load_model(place / seed / "student.safetensors").dense.weight for seed in "12")
+    assert not torch.allclose(first, second, atol=1e-3)
+
+
 def test_the_same_seed_gives_the_same_student_to_the_last_bit(place):
     for out, seed in (("a", 1), ("b", 1), ("c", 2)):
         assert run(place, out=place / out, seed=seed, dropout=0.1).returncode == 0
@@ -233,10 +258,24 @@ def test_mixed_precision_on_the_cpu_stays_near_fp32(place, precision, accumulate
         result = run(place, precision=used, out=place / out, accumulate=accumulate)
         assert result.returncode == 0, result.stderr
     for half, full in zip(metrics(place / "half"), metrics(place / "full")):
+        assert half["loss"] != full["loss"]
         assert half["loss"] == pytest.approx(full["loss"], rel=0.02)
         assert half["gradient_norm"] == pytest.approx(full["gradient_norm"], rel=0.1)
     student = load_model(place / "half" / "student.safetensors")
     assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("fp16", True), ("bf16", False), ("fp32", False)])
+def test_only_fp16_scales_the_loss(place, monkeypatch, precision, expected):
+    made, scaler = [], torch.amp.GradScaler
+
+    def spy(device, enabled):
+        made.append(enabled)
+        return scaler(device, enabled=enabled)
+
+    monkeypatch.setattr(torch.amp, "GradScaler", spy)
+    assert run(place, precision=precision, steps=1).returncode == 0
+    assert made == [expected]
 
 
 def test_fp16_takes_the_scaler_and_leaves_out_a_step_that_overflows(teacher):
@@ -295,6 +334,36 @@ def test_a_run_is_never_written_over(place):
     assert (place / "out" / "student.safetensors").read_bytes() == before
 
 
+def test_the_teachers_own_folder_can_be_the_output(place):
+    (place / "sentencepiece.bpe.model").write_bytes(TOKENIZER.path.read_bytes())
+    assert run(place, tokenizer=None, out=place).returncode == 0
+    assert (place / "student.safetensors").exists()
+    assert (place / "sentencepiece.bpe.model").read_bytes() == TOKENIZER.path.read_bytes()
+
+
+def test_another_tokenizer_in_the_output_folder_is_kept(place):
+    (place / "out").mkdir()
+    (place / "out" / "sentencepiece.bpe.model").write_bytes(b"precious")
+    result = run(place)
+    assert result.returncode == 2 and "is another tokenizer than" in result.stderr
+    assert (place / "out" / "sentencepiece.bpe.model").read_bytes() == b"precious"
+
+
+def test_an_interruption_is_a_sentence_with_status_130(place, monkeypatch):
+    def interrupt(*arguments, **keywords):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("eval.progress.print_progress", interrupt)
+    result = run(place)
+    assert result.returncode == 130 and "interrupted" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("option", ["out", "teacher", "tokenizer", "corpus", "device"])
+def test_an_empty_word_is_refused(place, option):
+    result = run(place, **{option: ""})
+    assert result.returncode == 2 and f"--{option} is empty" in result.stderr
+
+
 def small_blocks(folder):
     (folder / "corpus.txt").write_text("Un film.\n")
 
@@ -314,21 +383,29 @@ WRONG = {
         nothing, dict(tokenizer=REAL_TOKENIZER), "they do not belong together"
     ),
     "no tokenizer": (nothing, dict(tokenizer=None), "No sentencepiece.bpe.model lies beside the teacher"),
-    "no such tokenizer": (nothing, dict(tokenizer="nothing.model"), "nothing.model cannot be read"),
+    "no such tokenizer": (nothing, dict(tokenizer="nothing.model"), "no tokenizer nothing.model"),
     "no such corpus": (nothing, dict(corpus="nothing.txt"), "There is no corpus nothing.txt"),
     "an empty corpus": (lambda f: (f / "corpus.txt").write_text("\n \n"), {}, "no usable line"),
     "a corpus that is not UTF-8": (latin, {}, "no usable line"),
+    "a corpus of special tokens": (lambda f: (f / "corpus.txt").write_text("<mask> <pad>\n" * 500), {}, "is masked"),
+    "a corpus of nothing visible": (lambda f: (f / "corpus.txt").write_text("\u200b\n" * 500), {}, "no usable line"),
+    "real text without a tokenizer": (nothing, dict(teacher="none", tokenizer=None), "No sentencepiece.bpe.model"),
+    "a seed too large": (nothing, dict(seed=2**64), "--seed must be"),
+    "more steps than a number holds": (nothing, dict(steps="9" * 400), "--steps must be"),
+    "too many layers": (nothing, dict(teacher="none", num_layers=10**9), "--num-layers must be"),
+    "too wide": (nothing, dict(teacher="none", hidden_size=10**9), "--hidden-size must be"),
+    "a device of another PyTorch": (nothing, dict(device="hpu"), "--device hpu: this machine"),
     "too small a corpus": (small_blocks, {}, "less than one block"),
     "a folder without text": (lambda f: (f / "empty").mkdir(), dict(corpus="EMPTY"), "has no .txt file"),
     "an output that is a file": (lambda f: (f / "out").write_text("x"), {}, "cannot be written"),
     "an output below a file": (nothing, dict(out="LICENSE/out"), "cannot be written"),
-    "negative steps": (nothing, dict(steps=-1), "--steps must be at least 1, not -1"),
+    "negative steps": (nothing, dict(steps=-1), "--steps must be at least 1"),
     "no batch": (nothing, dict(batch_size=0), "--batch-size must be at least 1"),
     "no accumulation": (nothing, dict(accumulate=0), "--accumulate must be at least 1"),
     "a block of 1": (nothing, dict(block_size=1), "--block-size must be at least 3"),
     "a block too long": (nothing, dict(block_size=513), "longer than the 512 tokens"),
-    "no learning rate": (nothing, dict(lr=0), "--lr must be above 0, not"),
-    "a rate that is no number": (nothing, dict(lr="nan"), "--lr must be above 0, not"),
+    "no learning rate": (nothing, dict(lr=0), "--lr must be above 0"),
+    "a rate that is no number": (nothing, dict(lr="nan"), "--lr must be above 0"),
     "temperature 0": (nothing, dict(temperature=0), "--temperature must be above 0"),
     "warm-up above 1": (nothing, dict(warmup=1.5), "--warmup must be at least 0 and at most 1"),
     "dropout 1": (nothing, dict(dropout=1), "--dropout must be at least 0 and below 1"),
@@ -337,7 +414,7 @@ WRONG = {
     "two weights": (nothing, dict(weights=[0.5, 0.5]), "expected 3 arguments"),
     "layers that are not there": (nothing, dict(layers="0,4"), "there is no layer 4"),
     "layers of another teacher": (nothing, dict(layers="distilbert"), "of a teacher of 12"),
-    "0 heads": (nothing, dict(teacher="none", num_heads=0), "num_heads is 0"),
+    "0 heads": (nothing, dict(teacher="none", num_heads=0), "--num-heads must be at least 1"),
     "769 / 12": (nothing, dict(teacher="none", hidden_size=769, num_heads=12), "769 cannot be shared out among 12"),
     "sizes with a teacher": (nothing, dict(hidden_size=64), "--hidden-size goes with --teacher none"),
     "a device that is not there": (nothing, dict(device="cuda:7"), "--device cuda:7: this machine"),
@@ -365,10 +442,11 @@ def test_a_wrong_input_is_a_sentence_with_status_2(place, case):
     assert not out.is_dir() or not os.listdir(out)  # nothing under a final name
 
 
-def test_a_loss_that_is_no_number_ends_with_status_3(place):
-    result = run(place, lr=1e30, clip=1e30, steps=30)
+@pytest.mark.parametrize("steps", [30, 1])
+def test_a_loss_that_is_no_number_ends_with_status_3(place, steps):
+    result = run(place, lr=1e30, clip=1e30, steps=steps)
     assert result.returncode == 3
-    assert "The loss is" in result.stderr and "smaller --lr" in result.stderr
+    assert "smaller --lr" in result.stderr
     assert not (place / "out" / "student.safetensors").exists()
 
 

@@ -1,5 +1,6 @@
 """Text to ids: exactly CamemBERT's, as transformers' CamembertTokenizer gives them."""
 
+import itertools
 import random
 import shutil
 
@@ -129,18 +130,31 @@ def test_a_wrong_file_is_a_sentence(tmp_path, content):
     path = tmp_path / "sentencepiece.bpe.model"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(DataError, match="cannot be read|not a SentencePiece model|not numbered") as caught:
+    with pytest.raises(DataError, match="There is no tokenizer|not a SentencePiece model|not numbered") as caught:
         Tokenizer(path)
     assert str(path) in str(caught.value)
 
 
-def test_a_sentencepiece_model_with_other_special_ids_is_refused(tmp_path):
+OTHER_KINDS = {
+    "other special ids": (dict(pad_id=0, unk_id=1, bos_id=2, eos_id=3), "not numbered as CamemBERT's"),
+    "BPE": (dict(model_type="bpe"), "a BPE model"),
+    "no dummy prefix": (dict(add_dummy_prefix=False), "no ▁ before a word"),
+    "▁ behind words": (dict(treat_whitespace_as_suffix=True), "no ▁ before a word"),
+    "pieces beyond a word": (dict(split_by_whitespace=False), "go beyond a word"),
+    "bytes": (dict(byte_fallback=True, vocab_size=400), "single bytes"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_a_sentencepiece_model_of_another_kind_is_refused(tmp_path, kind):
+    """Their ids would be wrong without a word."""
     import sentencepiece
 
-    with (tmp_path / "t5.model").open("wb") as file:
+    settings, sentence = OTHER_KINDS[kind]
+    with (tmp_path / "other.model").open("wb") as file:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=demo.texts(), model_writer=file, vocab_size=200, pad_id=0, unk_id=1, bos_id=2, eos_id=3,
-            input_sentence_size=500, minloglevel=2,
+            sentence_iterator=itertools.islice(demo.texts(), 300), model_writer=file,
+            **{"vocab_size": 200, "minloglevel": 2, **settings},
         )  # fmt: skip
-    with pytest.raises(DataError, match="not numbered as CamemBERT's"):
-        Tokenizer(tmp_path / "t5.model")
+    with pytest.raises(DataError, match=sentence):
+        Tokenizer(tmp_path / "other.model")

@@ -5,7 +5,7 @@ import torch
 from sklearn.metrics import accuracy_score
 
 from data.blocks import Batch
-from eval.held_out import masked_accuracy
+from eval.held_out import Diverged, masked_accuracy
 from model import EncoderConfig, MaskedLM
 
 
@@ -37,4 +37,13 @@ def test_nothing_masked_is_a_sentence():
     model = MaskedLM(EncoderConfig(1, 16, 2, 16, 12))
     batch = Batch(torch.full((1, 3), 5), torch.full((1, 3), -100), torch.ones(1, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match="nothing can be measured"):
+        masked_accuracy(model, [batch])
+
+
+def test_outputs_that_are_no_numbers_are_not_an_accuracy():
+    model = MaskedLM(EncoderConfig(1, 16, 2, 16, 12))
+    with torch.no_grad():
+        model.bias[3] = float("inf")
+    batch = Batch(torch.full((1, 3), 5), torch.full((1, 3), 7), torch.ones(1, 3, dtype=torch.bool))
+    with pytest.raises(Diverged, match="no numbers"):
         masked_accuracy(model, [batch])

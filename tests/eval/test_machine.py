@@ -18,12 +18,12 @@ def test_a_precision_that_the_device_lacks_is_a_sentence(monkeypatch):
     class Old:  # a CUDA device before Ampere, as far as the choice can see
         type = "cuda"
 
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla P40")
     with pytest.raises(OptionError, match="bf16: Tesla P40 lacks it"):
         choose_precision("bf16", Old())
     assert choose_precision("auto", Old()) == "fp16"
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert choose_precision("auto", Old()) == "bf16"
 
     def lacks(*arguments):

@@ -116,6 +116,9 @@ DAMAGES = {
     "missing tensor": (change_tensor("dense.weight", lambda tensor: None), "lacks the tensor dense.weight"),
     "wrong shape": (change_tensor("norm.bias", lambda tensor: tensor[:5]), r"norm.bias has shape \(5,\), .* \(24,\)"),
     "whole numbers": (change_tensor("norm.bias", lambda tensor: tensor.long()), "norm.bias holds torch.int64"),
+    "NaN": (change_tensor("norm.bias", lambda tensor: tensor / 0), "norm.bias holds NaN or infinity"),
+    "nested without end": (lambda path: rewrite(path, config="[" * 100_000), "metadata cannot be read"),
+    "no labels": (lambda path: rewrite(path, kind="TokenClassifier", labels="[]"), "configuration is impossible"),
     "unknown tensor": (add_tensor, "a tensor bonus that a MaskedLM has no place for"),
 }
 
@@ -145,8 +148,9 @@ def test_an_unwritable_place_is_a_sentence(tmp_path):
 
 
 def test_other_things_have_no_file_format(tmp_path):
-    with pytest.raises(ModelError, match="Encoder has no file format"):
-        save_model(MaskedLM(CONFIG).encoder, tmp_path / "model.safetensors")
+    for thing in (MaskedLM(CONFIG).encoder, torch.nn.Linear(2, 2)):
+        with pytest.raises(ModelError, match="has no file format"):
+            save_model(thing, tmp_path / "model.safetensors")
     assert not os.listdir(tmp_path)
 
 
