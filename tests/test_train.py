@@ -304,6 +304,28 @@ def test_every_way_to_name_layers_and_the_other_direction(place, layers):
     assert line["loss"] == pytest.approx(line["soft_label_loss"] + line["mlm_loss"], rel=1e-5)
 
 
+TRACE = [  # loss, soft labels, cosine, masked LM of the demo's first steps, in fp32 on the CPU
+    [2.653624, 2.856820, 0.501628, 5.373629],
+    [2.135953, 2.127830, 0.467654, 4.658710],
+    [1.821075, 1.840678, 0.460708, 3.812619],
+    [1.808839, 1.633293, 0.454910, 4.278597],
+]
+
+
+def test_the_demo_and_its_loss_trace(tmp_path):
+    """`python train.py` as a newcomer runs it, cut short. A refactoring keeps these numbers, or says why not."""
+    result = run_command("train.py", "--steps", "4", "--log-every", "1", "--precision", "fp32", "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    for words in ("the corpus is a demo", "That was the demo. The real thing", "--teacher camembert-base"):
+        assert words in result.stdout
+    with safe_open(tmp_path / "student.safetensors", "pt") as file:
+        accuracy = json.loads(file.metadata()["provenance"])["held_out_accuracy"]
+    assert accuracy["teacher"] > 0.7 > accuracy["student before"]
+    names = ("loss", "soft_label_loss", "cosine_loss", "mlm_loss")
+    trace = [[line[name] for name in names] for line in metrics(tmp_path)]
+    assert [pytest.approx(line, rel=2e-3) for line in TRACE] == trace  # other processors round otherwise
+
+
 @needs(MINI, REAL_TOKENIZER, REAL_TEXT)
 def test_real_weights_and_real_text(tmp_path):
     lines = (REAL_TEXT / "ud_french_sentences.txt").read_text(encoding="utf-8").split("\n")[:400]

@@ -8,7 +8,13 @@ sentencepiece.bpe.model and teacher.safetensors were made from it, by this proje
                     --num-layers 6 --hidden-size 128 --num-heads 4 --intermediate-size 512 \\
                     --dropout 0 --block-size 64 --batch-size 16 --steps 12000 --warmup 0.02 --lr 6e-4 \\
                     --out runs/demo-teacher
-    cp runs/demo-teacher/student.safetensors data/demo/teacher.safetensors
+    python train.py --teacher runs/demo-teacher/student.safetensors --corpus runs/demo-corpus/corpus.txt \\
+                    --layers 0,1,2,3,4,5 --weights 0 0 1 --dropout 0 --lr 3e-4 --steps 1200 \\
+                    --out runs/demo-teacher-128
+    cp runs/demo-teacher-128/student.safetensors data/demo/teacher.safetensors
+
+The second run goes on from the first with blocks of 128, whose later positions the first has not seen. Texts of
+more than 128 tokens are beyond this teacher.
 """
 
 from collections.abc import Iterator
