@@ -220,8 +220,8 @@ def refuse_shared_memory(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Raises ModelError if two tensors are one: trained, they would move together."""
     seen = {}
     for key, tensor in tensors.items():
-        twin = seen.setdefault(tensor.untyped_storage().data_ptr(), key)
-        if twin != key and tensor.data_ptr() == tensors[twin].data_ptr():
+        twin = seen.setdefault(tensor.data_ptr(), key)
+        if twin != key and tensor.numel():
             raise ModelError(f"{path}: {key} and {twin} are one tensor, which CamemBERT does not share.")
 
 
