@@ -1,0 +1,38 @@
+"""The demo's files: what is committed fits together, and the command that makes them works."""
+
+import itertools
+
+import pytest
+
+from data import Tokenizer, demo
+from data.demo import __main__ as command
+from model import count_parameters, load_model
+
+
+def test_teacher_tokenizer_and_text_belong_together():
+    teacher, tokenizer = load_model(demo.TEACHER), Tokenizer(demo.FOLDER)
+    assert teacher.config.vocab_size == len(tokenizer)
+    assert teacher.config.hidden_size == demo.STUDENT["hidden_size"]
+    assert teacher.config.num_layers == 2 * demo.STUDENT["num_layers"]
+    assert sum(p.numel() for p in teacher.encoder.parameters()) == count_parameters(teacher.config)
+    ids = [i for text in itertools.islice(demo.texts(), 500) for i in tokenizer.encode_plain([text])[0]]
+    assert ids.count(tokenizer.unk_id) < 0.002 * len(ids)
+
+
+def test_the_students_text_is_not_the_teachers():
+    ours, theirs = (set(itertools.islice(texts(), 3000)) for texts in (demo.texts, demo.teacher_texts))
+    assert len(ours & theirs) < 30
+
+
+def test_the_command_writes_a_corpus_and_a_tokenizer(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "teacher_texts", lambda: itertools.islice(demo.teacher_texts(), 1500))
+    command.main(tmp_path / "new")
+    lines = (tmp_path / "new" / "corpus.txt").read_text(encoding="utf-8").splitlines()
+    assert lines == list(itertools.islice(demo.teacher_texts(), 1500))
+    assert len(Tokenizer(tmp_path / "new")) == command.PIECES + 5
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_text_is_the_same_every_time(seed):
+    texts = (demo.texts, demo.teacher_texts)[seed]
+    assert list(itertools.islice(texts(), 20)) == list(itertools.islice(texts(), 20))
