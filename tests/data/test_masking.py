@@ -59,7 +59,6 @@ def test_random_tokens_come_evenly_from_the_whole_ordinary_vocabulary(corrupted)
     drawn = output[(input_ids == 100) & (output != TOKENIZER.mask_id) & (output != 100)]
     counts = drawn.bincount(minlength=len(TOKENIZER))[TOKENIZER.ordinary_ids.start : TOKENIZER.ordinary_ids.stop]
     counts = torch.cat([counts[: 100 - 7], counts[101 - 7 :]])  # without 100 itself, which cannot be told from kept
-    assert (counts > 0).all() if len(drawn) > 20 * len(counts) else True
     assert chisquare(counts.numpy()).pvalue > 1e-4
 
 
