@@ -2,6 +2,7 @@
 
 from .cosine import cosine_loss
 from .distillation import WEIGHTS, DistillationLoss, add_up, distillation_loss
+from .fused import fused_distillation_loss
 from .mlm import IGNORED, mlm_loss
 from .soft_label import DIRECTIONS, soft_label_loss
 
@@ -13,6 +14,7 @@ __all__ = [
     "add_up",
     "cosine_loss",
     "distillation_loss",
+    "fused_distillation_loss",
     "mlm_loss",
     "soft_label_loss",
 ]

@@ -1,5 +1,6 @@
 """Equation (11): the student's last hidden states point where the teacher's do."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -24,5 +25,7 @@ def cosine_loss(student_hidden: Tensor, teacher_hidden: Tensor, real: Tensor) ->
             f"student_hidden {tuple(student_hidden.shape)} and teacher_hidden {tuple(teacher_hidden.shape)} must be "
             f"alike, and real {tuple(real.shape)} must be that without the width."
         )
-    student, teacher = (at_least_float32(hidden[real]) for hidden in (student_hidden, teacher_hidden))  # (N, d_h)
-    return (1 - F.cosine_similarity(student, teacher, dim=-1)).sum(), real.sum()
+    padding = ~real[..., None]  # two like vectors stand in for it, so that no number of it is read, nor counted
+    student, teacher = (at_least_float32(hidden).masked_fill(padding, 1) for hidden in (student_hidden, teacher_hidden))
+    distances = 1 - F.cosine_similarity(student, teacher, dim=-1)  # (…)
+    return torch.where(real, distances, 0).sum(), real.sum()

@@ -27,10 +27,7 @@ def soft_label_loss(
     Half-precision logits are taken up to float32 first. Raises ValueError for another direction, for a
     temperature that is not above 0, or for shapes that do not fit.
     """
-    if direction not in DIRECTIONS:
-        raise ValueError(f"direction is {' or '.join(DIRECTIONS)}, not {direction!r}.")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, not {temperature}.")
+    check_divergence(direction, temperature)
     if student_logits.shape != teacher_logits.shape or student_logits.shape[:-1] != real.shape:
         raise ValueError(
             f"student_logits {tuple(student_logits.shape)} and teacher_logits {tuple(teacher_logits.shape)} must be "
@@ -45,6 +42,14 @@ def soft_label_loss(
     else:
         divergence = (teacher.exp() * (teacher - student)).sum()
     return temperature**2 * divergence, real.sum()
+
+
+def check_divergence(direction: str, temperature: float) -> None:
+    """Raises ValueError for another direction, or a temperature that is not above 0."""
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction is {' or '.join(DIRECTIONS)}, not {direction!r}.")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, not {temperature}.")
 
 
 def at_least_float32(x: Tensor) -> Tensor:

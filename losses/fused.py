@@ -1,0 +1,325 @@
+"""Equation (13) without ever holding the logits: what training runs. `distillation.py` is the form to read first.
+
+The logits of N tokens are N × 32,005 numbers, and the plain form keeps about ten such tensors alive. Here the
+tokens go through the two decoders in chunks. A chunk's logits give its share of the sums and are then overwritten
+by the gradient with respect to them, which is multiplied into the gradients of state, decoder and bias at once;
+the next chunk takes the same memory. The backward pass has nothing left to do but to scale.
+
+Legend: N tokens, M of them count, C in a chunk, R in a block; d_s, d_t widths of student and teacher; V = |W| words.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .cosine import cosine_loss
+from .distillation import WEIGHTS, DistillationLoss, at_least_1
+from .mlm import IGNORED
+from .soft_label import DIRECTIONS, at_least_float32, check_divergence
+
+CHUNK_BYTES = 128 * 2**20  # for a chunk's logits of both models; the default is by measurement (eval/LOG.md)
+BLOCK_BYTES = {"cpu": 2**20, "cuda": 2**25}  # of a model's logits in one sweep; on a CPU, what its cache holds
+ALIGNED = 64  # a row starts at a multiple of so many numbers: a CPU's product into rows of 32,005 takes a third longer
+
+
+class Decoder(NamedTuple):
+    """One model's way to the logits: state @ weight.T + bias."""
+
+    state: Tensor  # (N, d), before the decoder
+    weight: Tensor  # (V, d), the word embeddings
+    bias: Tensor  # (V,)
+
+
+class Tokens(NamedTuple):
+    """The tokens that count, the masked ones first, so that later blocks need no label."""
+
+    rows: Tensor  # (M,) int64, where they stand among the N
+    labels: Tensor  # (M,) int64, -100 where not masked
+    real: Tensor  # (M,) bool
+    num_masked: int
+
+
+class Manner(NamedTuple):
+    """How it is computed."""
+
+    direction: str
+    temperature: float
+    chunk_bytes: int
+    compiled: bool
+
+
+def fused_distillation_loss(
+    student_state: Tensor,
+    student_decoder: Tensor,
+    student_bias: Tensor,
+    teacher_state: Tensor,
+    teacher_decoder: Tensor,
+    teacher_bias: Tensor,
+    labels: Tensor,
+    real: Tensor,
+    student_hidden: Tensor | None = None,
+    teacher_hidden: Tensor | None = None,
+    *,
+    direction: str = DIRECTIONS[0],
+    temperature: float = 1.0,
+    weights: Sequence[float] = WEIGHTS,
+    real_tokens: int | Tensor | None = None,
+    masked_tokens: int | Tensor | None = None,
+    loss_scale: float | Tensor = 1.0,
+    chunk_bytes: int = CHUNK_BYTES,
+    compiled: bool = False,
+) -> tuple[Tensor, DistillationLoss]:
+    """Equation (13), section 3.2.  0.5 L_soft + 0.3 L_cos + 0.2 L_mlm, from states instead of logits.
+
+    student_state, teacher_state: (N, d_s), (N, d_t), the states before the decoders, `MaskedLM.transform(H_L)`;
+    student_decoder, teacher_decoder: (V, d_s), (V, d_t); student_bias, teacher_bias: (V,);
+    labels: (N,) int64 with -100 where not masked; real: (N,) bool;
+    student_hidden, teacher_hidden: (N, d_h), the last hidden states H_L of (11); left out, that term is 0
+    -> the total (), which has the gradients, and its terms as sums with counts, which have none.
+
+    - Which tokens count, direction, T²: as in `distillation_loss`. A token that is neither real nor masked goes
+      through no decoder, and nothing of it is read.
+    - Denominators: real_tokens for (10) and (11), masked_tokens for (12), those of the whole optimiser step when
+      this is one of its micro-batches; by default the counts of this call.
+    - Gradients: of the student's state, decoder, bias and hidden. Computed here, in the forward, and only for what
+      asks for them; what reaches the total from behind multiplies them.
+    - loss_scale: the factor that will reach the total from behind (a GradScaler's). It is inside the logits'
+      gradient when that is rounded to half precision; else small ones are lost before the scale can help.
+    - Precision: products in autocast's type where autocast is on, else in the state's. Softmaxes, sums, and the
+      gradients of decoder and bias across chunks in float32 (float64 for float64).
+    - With labels and real on the CPU, the host never waits for a GPU. On the GPU, it waits once, to count them.
+    - compiled: sweeps go through torch.compile, whose first call takes its time.
+
+    Raises ValueError for a direction, a temperature or shapes that do not fit.
+    """
+    check_divergence(direction, temperature)
+    student = Decoder(student_state, student_decoder, student_bias)
+    teacher = Decoder(*(tensor.detach() for tensor in (teacher_state, teacher_decoder, teacher_bias)))
+    check_shapes(student, teacher, labels, real)
+    if (student_hidden is None) != (teacher_hidden is None):
+        raise ValueError("student_hidden and teacher_hidden go together: give both, or neither.")
+
+    device = student_state.device
+    masked = labels != IGNORED
+    counts = real.sum(), masked.sum()
+    per_real, per_masked = (  # 1 / the denominators, in float64 so that none of float64's digits is lost
+        1 / at_least_1(torch.as_tensor(own if given is None else given, dtype=torch.float64))
+        for own, given in zip(counts, (real_tokens, masked_tokens), strict=True)
+    )
+    masked_rows, other_rows = masked.nonzero().squeeze(1), (real & ~masked).nonzero().squeeze(1)
+    rows = torch.cat([masked_rows, other_rows])  # (M,)
+    tokens = Tokens(*(to_device(x, device) for x in (rows, labels[rows], real[rows])), len(masked_rows))
+
+    total, soft_label, mlm = ThroughDecoders.apply(
+        *student,
+        teacher,
+        tokens,
+        (weights[0] * per_real, weights[2] * per_masked),
+        loss_scale,
+        Manner(direction, temperature, chunk_bytes, compiled),
+        torch.is_grad_enabled(),
+    )
+    cosine = torch.zeros_like(total)
+    if student_hidden is not None:
+        cosine, _ = cosine_loss(student_hidden, teacher_hidden.detach(), to_device(real, device))
+    return total + weights[1] * per_real * cosine, DistillationLoss(soft_label, cosine.detach(), mlm, *counts)
+
+
+class ThroughDecoders(torch.autograd.Function):
+    """The part of the total that goes through the decoders, with its gradient computed in the forward."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        student_state: Tensor,
+        student_decoder: Tensor,
+        student_bias: Tensor,
+        teacher: Decoder,
+        tokens: Tokens,
+        weights: tuple[Tensor, Tensor],
+        loss_scale: float | Tensor,
+        manner: Manner,
+        differentiate: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """weights: what a token's term of (10), and of (12), adds to the total -> total, sums of (10) and (12)."""
+        student = Decoder(student_state, student_decoder, student_bias)
+        wanted = [differentiate and needed for needed in ctx.needs_input_grad[:3]]
+        scaled = [weight * loss_scale for weight in weights]
+        device_type, dtype = student_state.device.type, student_state.dtype
+        if torch.is_autocast_enabled(device_type):
+            dtype = torch.get_autocast_dtype(device_type)
+        with torch.autocast(device_type, enabled=False):  # every type is chosen by hand in there
+            soft_label, mlm, gradients = through_decoders(student, teacher, tokens, scaled, dtype, wanted, manner)
+        ctx.dtypes, ctx.loss_scale = [tensor.dtype for tensor in student], loss_scale
+        ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(soft_label, mlm)
+        return weights[0] * soft_label + weights[1] * mlm, soft_label, mlm
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_total: Tensor, *_):
+        factor = grad_total / ctx.loss_scale  # 1 in training
+        gradients = (
+            None if gradient is None else (gradient * factor).to(dtype)
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        return *gradients, *(None,) * 6
+
+
+def through_decoders(
+    student: Decoder,
+    teacher: Decoder,
+    tokens: Tokens,
+    weights: Sequence[Tensor],
+    dtype: torch.dtype,
+    wanted: Sequence[bool],
+    manner: Manner,
+) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+    """Chunk after chunk: the sums of (10) and (12), and the gradients that are wanted of state, weight and bias.
+
+    weights: of a token's term of (10) and of (12), times the loss scale; dtype: of the products.
+    -> (), (), and (N, d_s), (V, d_s), (V,), in float32 at least.
+    """
+    device = student.state.device
+    exact = torch.promote_types(dtype, torch.float32)
+    student_weight, teacher_weight = student.weight.to(dtype), teacher.weight.to(dtype)
+    biases = student.bias.to(exact), teacher.bias.to(exact)
+    soft_weight, mlm_weight = tokens.real * weights[0].to(exact), weights[1].to(exact)  # (M,), ()
+    state_gradient, weight_gradient, bias_gradient = gradients = [
+        torch.zeros(tensor.shape, dtype=exact, device=device) if wants else None
+        for tensor, wants in zip(student, wanted, strict=True)
+    ]
+    num_words, num_tokens = len(student_weight), len(tokens.rows)
+    stride = -(-num_words // ALIGNED) * ALIGNED
+    block_rows = max(1, BLOCK_BYTES.get(device.type, BLOCK_BYTES["cuda"]) // (stride * exact.itemsize))
+    chunk_rows = max(1, manner.chunk_bytes // (2 * stride * dtype.itemsize) // block_rows) * block_rows
+    memory = torch.empty(2, min(chunk_rows, num_tokens), stride, dtype=dtype, device=device)[..., :num_words]
+    divergences, cross_entropies = [], []
+
+    for start in range(0, num_tokens, chunk_rows):
+        rows = tokens.rows[start : start + chunk_rows]  # (C,)
+        student_state, teacher_state = (model.state[rows].to(dtype) for model in (student, teacher))  # (C, d)
+        student_logits, teacher_logits = memory[:, : len(rows)]  # (C, V)
+        torch.mm(student_state, student_weight.T, out=student_logits)
+        torch.mm(teacher_state, teacher_weight.T, out=teacher_logits)
+        for top in range(0, len(rows), block_rows):
+            here = slice(start + top, min(start + top + block_rows, num_tokens))
+            block = slice(top, top + block_rows)
+            full = here.stop - here.start == block_rows
+            form = compiled_sweep() if manner.compiled and full else sweep  # so that it is compiled for one shape
+            divergence, cross_entropy = form(
+                student_logits[block],
+                teacher_logits[block],
+                *biases,
+                soft_weight[here],
+                mlm_weight,
+                tokens.labels[here] if here.start < tokens.num_masked else None,
+                manner.direction,
+                manner.temperature,
+                any(wanted),
+            )
+            divergences.append(divergence)
+            cross_entropies.append(cross_entropy)
+        logits_gradient = student_logits  # written over the logits by the sweeps
+        if state_gradient is not None:
+            state_gradient[rows] = torch.mm(logits_gradient, student_weight).to(exact)  # (C, d_s)
+        if weight_gradient is not None:
+            add_product(weight_gradient, logits_gradient.T, student_state)  # (V, d_s)
+        if bias_gradient is not None:
+            bias_gradient += logits_gradient.sum(dim=0, dtype=exact)  # (V,)
+
+    nothing = torch.zeros(0, dtype=exact, device=device)
+    soft_label = torch.where(tokens.real, torch.cat([nothing, *divergences]), 0).sum()
+    return soft_label, torch.cat([nothing, *cross_entropies]).sum(), gradients
+
+
+def sweep(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    student_bias: Tensor,
+    teacher_bias: Tensor,
+    soft_weight: Tensor,
+    mlm_weight: Tensor,
+    labels: Tensor | None,
+    direction: str,
+    temperature: float,
+    differentiate: bool,
+) -> tuple[Tensor, Tensor]:
+    """Equations (10) and (12) on a block, token by token, with the gradient written over the student's logits.
+
+    student_logits, teacher_logits: (R, V), without their biases (V,); soft_weight: (R,); mlm_weight: ();
+    labels: (R,), or None where no token is masked -> divergences (R,), cross-entropies (R,) or (0,)
+
+    With p = softmax(z^s / T), q = softmax(z^t / T), and their terms as in `soft_label_loss` and `mlm_loss`:
+      T² D_KL(p || q)  has the gradient  T p (log p - log q - D_KL)  with respect to z^s;
+      T² D_KL(q || p)  has  T (p - q);
+      - log softmax(z^s)_label  has  softmax(z^s) - 1[w = label].
+    """
+    student = at_least_float32(student_logits) + student_bias
+    teacher = at_least_float32(teacher_logits) + teacher_bias
+    log_p, log_q = (student / temperature).log_softmax(dim=-1), (teacher / temperature).log_softmax(dim=-1)
+    p, log_ratio = log_p.exp(), log_p - log_q
+    if direction == "student-teacher":
+        divergence = (p * log_ratio).sum(dim=-1)
+        gradient = p * (log_ratio - divergence[:, None])
+    else:
+        q = log_q.exp()
+        divergence = -(q * log_ratio).sum(dim=-1)
+        gradient = p - q
+    gradient = gradient * (temperature * soft_weight[:, None])
+    cross_entropy = divergence[:0]
+    if labels is not None:
+        log_p = log_p if temperature == 1 else student.log_softmax(dim=-1)
+        masked = labels != IGNORED
+        cross_entropy = -log_p.gather(1, labels.clamp(min=0)[:, None]).squeeze(1) * masked
+        is_label = torch.arange(log_p.shape[1], device=labels.device) == labels[:, None]
+        gradient = gradient + (mlm_weight * masked)[:, None] * (log_p.exp() - is_label.to(log_p.dtype))
+    if differentiate:
+        student_logits.copy_(gradient)
+    return temperature**2 * divergence, cross_entropy
+
+
+@functools.cache
+def compiled_sweep() -> Callable:
+    """`sweep` as one pass over a block by torch.compile, for each shape, type and manner that it meets."""
+    return torch.compile(sweep, dynamic=False)
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, with half-precision factors too.  total: (V, d) in float32 at least."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    elif total.is_cuda:
+        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
+    else:  # PyTorch's CPU has no such product: each chunk's is rounded once, the sum over chunks is not
+        total += left @ right
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor there. From the CPU to a GPU by pinned memory, so that the host does not wait."""
+    if tensor.device == device:
+        return tensor
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def check_shapes(student: Decoder, teacher: Decoder, labels: Tensor, real: Tensor) -> None:
+    """Raises ValueError where states, weights, biases, labels and real do not fit together."""
+    for name, (state, weight, bias) in (("student", student), ("teacher", teacher)):
+        if state.ndim != 2 or weight.ndim != 2 or state.shape[1] != weight.shape[1] or bias.shape != weight.shape[:1]:
+            raise ValueError(
+                f"{name}_state {tuple(state.shape)}, {name}_decoder {tuple(weight.shape)} and {name}_bias "
+                f"{tuple(bias.shape)} must be (N, d), (|W|, d) and (|W|,)."
+            )
+    if len(student.weight) != len(teacher.weight):
+        raise ValueError(f"The student has {len(student.weight)} words, the teacher {len(teacher.weight)}.")
+    if not len(student.state) == len(teacher.state) == len(labels) == len(real) or labels.ndim != 1 or real.ndim != 1:
+        raise ValueError(
+            f"student_state {tuple(student.state.shape)}, teacher_state {tuple(teacher.state.shape)}, labels "
+            f"{tuple(labels.shape)} and real {tuple(real.shape)} must have a row a token."
+        )
