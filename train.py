@@ -15,8 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -31,14 +30,24 @@ from data.corpus import Reading, corpus_files, read_texts
 from data.options import check, check_bounds, dashed, option, parse_options
 from data.tokenizer import FILE_NAME, tokenizer_beside
 from eval.held_out import Diverged, masked_accuracy
-from eval.machine import PRECISIONS, choose_device, choose_precision
+from eval.machine import PRECISIONS, Machine, choose_compiled, choose_device, choose_precision
 from eval.progress import print_progress
-from losses import DIRECTIONS, IGNORED, WEIGHTS, DistillationLoss, add_up, distillation_loss, mlm_loss
+from losses import (
+    CHUNK_BYTES,
+    DIRECTIONS,
+    IGNORED,
+    WEIGHTS,
+    DistillationLoss,
+    add_up,
+    fused_distillation_loss,
+    mlm_loss,
+)
 from model import EncoderConfig, MaskedLM, ModelError, choose_layers, initialise_student, save_model
 
 # ---- configuration ---------------------------------------------------------------------------------------------
 
 BETAS, EPSILON = (0.9, 0.98), 1e-6  # AdamW's, as in the DistilBERT script that the authors started from
+COMPILED_STEPS = 1000  # a shorter run is over before compiling has paid
 HELD_OUT_BLOCKS = 256  # at most about so many are measured on, and never trained on
 SIZES = ("num_layers", "hidden_size", "num_heads", "intermediate_size")  # options of --teacher none
 
@@ -91,6 +100,11 @@ class Options:
         "auto", "arithmetic of the matrix products; auto: bf16 where the device has it, else fp16 on CUDA, else fp32",
         choices=("auto", *PRECISIONS)
     )  # fmt: skip
+    compile: str = option(
+        "auto", "torch.compile for encoders and loss: slower to start, then faster; auto: where a compiler works, for "
+        f"runs of at least {COMPILED_STEPS:,} steps", choices=("auto", "on", "off")
+    )  # fmt: skip
+    chunk_mb: int = option(CHUNK_BYTES >> 20, "megabytes that the loss takes for logits", least=1, most=10**6)
     log_every: int = option(10, "steps between progress lines", least=1)
     eval_every: int = option(0, "steps between measurements on held-out text, 0 for the end only", least=0)
 
@@ -186,6 +200,16 @@ def read_teacher(options: Options, tokenizer: Tokenizer, device: torch.device) -
     return teacher.float().to(device).eval().requires_grad_(False)
 
 
+def make_ready(student: MaskedLM, teacher: MaskedLM | None, machine: Machine) -> None:
+    """Compiled encoders; and the teacher's matrices in the run's precision, once: autocast does it at every product."""
+    for module in teacher.modules() if teacher else ():
+        if isinstance(module, nn.Linear) or module is teacher.encoder.embeddings.word:
+            module.to(PRECISIONS[machine.precision])
+    if machine.compiled:
+        for model in filter(None, (student, teacher)):
+            model.encoder.compile(dynamic=False)
+
+
 def make_student(options: Options, teacher: MaskedLM | None, tokenizer: Tokenizer) -> MaskedLM:
     """Section 3.1: a part of the teacher; without one, a model of the sizes asked for.  Raises ModelError."""
     dropout = {} if options.dropout is None else {"dropout": options.dropout}
@@ -229,30 +253,7 @@ def make_optimiser(student: MaskedLM, options: Options) -> torch.optim.AdamW:
     matrices = [parameter for parameter in student.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in student.parameters() if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=options.lr, betas=BETAS, eps=EPSILON)
-
-
-def loss_terms(student: MaskedLM, teacher: MaskedLM | None, batch: Batch, options: Options) -> DistillationLoss:
-    """The terms of equation (13) on one micro-batch, as sums; without a teacher equation (12) alone."""
-    input_ids, labels, real = batch
-    student_hidden = student.encoder(input_ids, real)  # (B, n, d_h)
-    if teacher is None:
-        masked = labels != IGNORED
-        mlm, masked_tokens = mlm_loss(student.head(student_hidden[masked]), labels[masked])
-        return DistillationLoss(torch.zeros_like(mlm), torch.zeros_like(mlm), mlm, real.sum(), masked_tokens)
-    with torch.no_grad():
-        teacher_hidden = teacher.encoder(input_ids, real)
-        teacher_logits = teacher.head(teacher_hidden)
-    return distillation_loss(
-        student.head(student_hidden),
-        teacher_logits,
-        student_hidden,
-        teacher_hidden,
-        labels,
-        real,
-        direction=options.direction,
-        temperature=options.temperature,
-    )
+    return torch.optim.AdamW(groups, lr=options.lr, betas=BETAS, eps=EPSILON, fused=True)
 
 
 def accumulate_gradients(
@@ -260,24 +261,76 @@ def accumulate_gradients(
     teacher: MaskedLM | None,
     batches: list[Batch],
     options: Options,
-    autocast: Callable[[], AbstractContextManager],
+    machine: Machine,
     scaler: torch.amp.GradScaler,
 ) -> DistillationLoss:
     """Adds the gradient of equation (13) over all micro-batches of a step; -> their sums and counts, detached.
 
     The means are global: each micro-batch's sums are divided by the counts of the whole step, which the data
     tell beforehand. So k micro-batches give the gradient of one batch k times as large.
+    The batches come on the CPU, where they are counted: nothing in here waits for a GPU.
     """
-    weights = options.weights if teacher is not None else (0.0, 0.0, 1.0)
-    real_tokens = sum(batch.real.sum() for batch in batches)
-    masked_tokens = sum((batch.labels != IGNORED).sum() for batch in batches)
+    real_tokens = sum(int(batch.real.sum()) for batch in batches)
+    masked_tokens = sum(int((batch.labels != IGNORED).sum()) for batch in batches)
     terms = []
     for batch in batches:
-        with autocast():
-            micro = loss_terms(student, teacher, batch, options)
-        scaler.scale(micro.total(weights, real_tokens, masked_tokens)).backward()
-        terms.append(DistillationLoss(*(term.detach() for term in micro)))
+        with machine.autocast():
+            if teacher is None:
+                total, micro_terms = masked_lm_loss(student, batch, masked_tokens, machine)
+            else:
+                total, micro_terms = loss(student, teacher, batch, real_tokens, masked_tokens, options, machine, scaler)
+        scaler.scale(total).backward()
+        terms.append(micro_terms)
     return add_up(terms)
+
+
+def loss(
+    student: MaskedLM,
+    teacher: MaskedLM,
+    batch: Batch,
+    real_tokens: int,
+    masked_tokens: int,
+    options: Options,
+    machine: Machine,
+    scaler: torch.amp.GradScaler,
+) -> tuple[torch.Tensor, DistillationLoss]:
+    """A micro-batch's share of equation (13), whose means are over the tokens of the whole step; its terms as sums."""
+    input_ids, _, real = batch.to(machine.device)
+    with torch.no_grad():
+        teacher_hidden = teacher.encoder(input_ids, real).flatten(0, 1)  # (N, d_t)
+        teacher_state = teacher.transform(teacher_hidden)
+    student_hidden = student.encoder(input_ids, real).flatten(0, 1)  # (N, d_s)
+    return fused_distillation_loss(
+        student.transform(student_hidden),
+        student.decoder,
+        student.bias,
+        teacher_state,
+        teacher.decoder,
+        teacher.bias,
+        batch.labels.flatten(),
+        batch.real.flatten(),
+        student_hidden,
+        teacher_hidden,
+        direction=options.direction,
+        temperature=options.temperature,
+        weights=options.weights,
+        real_tokens=real_tokens,
+        masked_tokens=masked_tokens,
+        loss_scale=scaler.scale(torch.ones((), device=machine.device)),
+        chunk_bytes=options.chunk_mb << 20,
+        compiled=machine.compiled,
+    )
+
+
+def masked_lm_loss(
+    student: MaskedLM, batch: Batch, masked_tokens: int, machine: Machine
+) -> tuple[torch.Tensor, DistillationLoss]:
+    """The same without a teacher: equation (12) alone. Only the masked tokens go through the decoder."""
+    input_ids, labels, real = batch.to(machine.device)
+    masked = labels != IGNORED
+    mlm, count = mlm_loss(student.head(student.encoder(input_ids, real)[masked]), labels[masked])
+    none = torch.zeros_like(mlm)
+    return mlm / max(masked_tokens, 1), DistillationLoss(none, none, mlm.detach(), batch.real.sum(), count)
 
 
 def optimiser_step(
@@ -314,6 +367,8 @@ def train(options: Options) -> None:
     teacher = read_teacher(options, tokenizer, device)
     student = make_student(options, teacher, tokenizer).to(device)
     describe_run(options, teacher, student, device, precision)
+    machine = Machine(device, precision, choose_compiled(options.compile, device, options.steps >= COMPILED_STEPS))
+    make_ready(student, teacher, machine)
     blocks, held_out = hold_out(read_blocks(options, tokenizer), HELD_OUT_BLOCKS)
     one_mask_for_all = torch.Generator().manual_seed(0)  # whatever --seed is, so that runs can be compared
     measured_on = [make_batch(part, tokenizer, one_mask_for_all) for part in held_out.split(16)]
@@ -321,16 +376,13 @@ def train(options: Options) -> None:
     optimiser = make_optimiser(student, options)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
-    def autocast() -> AbstractContextManager:
-        return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32")
-
-    accuracy = {"teacher": masked_accuracy(teacher, measured_on, autocast)} if teacher else {}
-    accuracy["student before"] = masked_accuracy(student, measured_on, autocast)
+    accuracy = {"teacher": masked_accuracy(teacher, measured_on, machine.autocast)} if teacher else {}
+    accuracy["student before"] = masked_accuracy(student, measured_on, machine.autocast)
     with (folder / "metrics.jsonl").open("w", encoding="utf-8") as metrics:
         since_log, clock, spent = [], time.monotonic(), 0.0
         for step in range(1, options.steps + 1):
-            batches = [batch.to(device) for batch in islice(micro_batches, options.accumulate)]
-            since_log.append(accumulate_gradients(student, teacher, batches, options, autocast, scaler))
+            batches = list(islice(micro_batches, options.accumulate))
+            since_log.append(accumulate_gradients(student, teacher, batches, options, machine, scaler))
             gradient = optimiser_step(student, optimiser, scaler, learning_rate(step, options), options)
             measured = step == options.steps or (options.eval_every and step % options.eval_every == 0)
             if step % options.log_every and not measured:
@@ -341,7 +393,7 @@ def train(options: Options) -> None:
             record["tokens_per_second"] = round(record["tokens"] / seconds, 1)
             print_progress(record, options.steps, time_left=spent / step * (options.steps - step))
             if measured:
-                record["held_out_accuracy"] = masked_accuracy(student, measured_on, autocast)
+                record["held_out_accuracy"] = masked_accuracy(student, measured_on, machine.autocast)
                 print(f"          held-out masked tokens guessed right: {record['held_out_accuracy']:.1%}", flush=True)
             metrics.write(json.dumps(record) + "\n")
             metrics.flush()

@@ -24,7 +24,9 @@ class Batch(NamedTuple):
     real: Tensor  # bool, false on padding
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+        """The batch there. To a GPU by pinned memory, so that the CPU goes on meanwhile."""
+        pinned = (tensor.pin_memory() if device.type == "cuda" else tensor for tensor in self)
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in pinned))
 
 
 def pack_blocks(texts: Iterable[str], tokenizer: Tokenizer, block_size: int) -> Tensor:

@@ -1,12 +1,26 @@
-"""What a run computes on, and in which precision."""
+"""What a run computes on, in which precision, and whether compiled."""
 
 import sys
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import torch
 
 from data import OptionError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Device, precision and compiler of a run, as chosen below."""
+
+    device: torch.device
+    precision: str = "fp32"
+    compiled: bool = False
+
+    def autocast(self) -> AbstractContextManager:
+        return torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32")
 
 
 def choose_device(name: str) -> torch.device:
@@ -45,6 +59,26 @@ def choose_precision(name: str, device: torch.device) -> str:
     if name == "bf16" and device.type == "cpu" and not has_bf16:
         print("note: this processor only imitates bf16; fp32 will be faster.", file=sys.stderr)
     return name
+
+
+def choose_compiled(name: str, device: torch.device, worth_it: bool) -> bool:
+    """Whether torch.compile is used: on, off, or auto: where it works, if it is worth its time.  Says what it chose.
+
+    Raises OptionError for on where no compiler works.
+    """
+    if name == "off" or (name == "auto" and not worth_it):
+        print("compile   off" + (", for so short a run" if name == "auto" else ""))
+        return False
+    try:
+        torch.compile(torch.exp)(torch.zeros(8, device=device)).sum().item()
+    except Exception as error:  # whatever a compiler that is missing, or too old, makes of it
+        reason = first_line(error)
+        if name == "on":
+            raise OptionError(f"--compile on: no compiler works here for {device} ({reason}).") from None
+        print(f"compile   off, for no compiler works here ({reason})")
+        return False
+    print("compile   on; the first step takes longer")
+    return True
 
 
 def first_line(error: BaseException) -> str:

@@ -2,11 +2,12 @@
 
 from .cosine import cosine_loss
 from .distillation import WEIGHTS, DistillationLoss, add_up, distillation_loss
-from .fused import fused_distillation_loss
+from .fused import CHUNK_BYTES, fused_distillation_loss
 from .mlm import IGNORED, mlm_loss
 from .soft_label import DIRECTIONS, soft_label_loss
 
 __all__ = [
+    "CHUNK_BYTES",
     "DIRECTIONS",
     "IGNORED",
     "WEIGHTS",

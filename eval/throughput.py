@@ -1,0 +1,382 @@
+"""How fast and how lean: the training step and its loss, each beside what it is compared with.
+
+The rows of a comparison run in processes of their own, in turn, step by step, so that what else the machine does
+falls on all of them alike. Weights are random: no number here depends on their values.
+"""
+
+import contextlib
+import functools
+import importlib.metadata
+import multiprocessing
+import platform
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+import train
+from data import OptionError
+from data.blocks import Batch
+from data.masking import CHOSEN
+from data.options import check_bounds, option, parse_options
+from losses import IGNORED, distillation_loss, fused_distillation_loss
+from model import EncoderConfig, MaskedLM
+
+from .machine import PRECISIONS, Machine, choose_device
+
+LOG = Path(__file__).with_name("LOG.md")
+OSCAR_TOKENS = 31e9  # French OSCAR, read once
+PEAKS = {"Titan RTX": 130e12, "A100": 312e12, "H100": 989e12}  # half-precision operations a second, as sold
+ASSUMED_SHARE = 0.4  # of that peak
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured."""
+
+    precision: tuple[str, ...] = option(("fp32", "bf16"), "arithmetic of the matrix products", "what is measured",
+                                        nargs="+", choices=tuple(PRECISIONS))  # fmt: skip
+    batch_size: int = option(32, "blocks a step", least=1, most=10**5)
+    block_size: int = option(128, "tokens a block", least=4, most=512)
+    tokens: tuple[int, ...] = option((1024, 2048, 4096, 8192), "for the loss alone, that it is timed with", nargs="+",
+                                     type=int, least=1, most=10**6)  # fmt: skip
+    memory_tokens: tuple[int, ...] = option((2048, 8192, 32768), "for the loss alone, that its memory is measured "
+                                            "with", nargs="+", type=int, least=1, most=10**6)  # fmt: skip
+    repetitions: int = option(5, "of each, of which the median is shown", least=1, most=1000)
+    small: bool = option(False, "tiny models: to see that it runs")
+    only: tuple[str, ...] = option(("step", "loss", "memory"), "parts", nargs="+", choices=("step", "loss", "memory"))
+    device: str = option("auto", "as in train.py", "the machine")
+    threads: int = option(0, "of the CPU, 0 for PyTorch's choice", least=0, most=4096)
+    compile: bool = option(True, "torch.compile in this project's rows")
+    log: bool = option(False, f"append the tables to eval/{LOG.name}", "the result")
+
+    def __post_init__(self):
+        check_bounds(self)
+
+
+def configs(options: Options) -> tuple[EncoderConfig, EncoderConfig]:
+    """-> student, teacher."""
+    if options.small:
+        teacher = EncoderConfig(2, 64, 2, 128, 1005)
+        return replace(teacher, num_layers=1), teacher
+    return EncoderConfig.distilcamembert(), EncoderConfig.camembert()
+
+
+# ---- a row and its process -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process makes ready, and then runs again and again."""
+
+    name: str
+    make: Callable[..., Callable[[], None]]  # make(options, machine, *arguments) -> run
+    precision: str
+    arguments: tuple = ()
+
+
+@dataclass
+class Row:
+    """What came of a job."""
+
+    name: str
+    first: float  # seconds of the first run, with compiling
+    seconds: list[float]  # of the others
+    peak: int  # bytes, the most that the process ever held
+    extra: int  # bytes, the most above what it held before its first run
+
+
+def work(connection, job: Job, options: Options) -> None:
+    """A job's process: makes ready, then runs whenever it is asked to, and answers with what it took."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    device = choose_device(options.device)
+    try:
+        run = job.make(options, Machine(device, job.precision, options.compile), *job.arguments)
+    except ImportError as error:
+        connection.send(f"{error.name or error} is missing")
+        return
+    connection.send("ready")
+    peak = peak_memory(device)
+    before = forget_peak(device)
+    with contextlib.suppress(EOFError, KeyboardInterrupt):  # the end of the parent is the end of this
+        while True:
+            connection.recv()
+            start = time.monotonic()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds, most = time.monotonic() - start, peak_memory(device)
+            connection.send((seconds, max(peak, most), most - before))
+
+
+def measure(jobs: list[Job], options: Options) -> list[Row]:
+    """Each job in a process of its own; first runs, then rounds in which each runs once.  Says what cannot run."""
+    context = multiprocessing.get_context("spawn")
+    rows, lines, processes = [], [], []
+    try:
+        for job in jobs:
+            line, far_end = context.Pipe()
+            process = context.Process(target=work, args=(far_end, job, options), daemon=True)
+            process.start()
+            far_end.close()
+            processes.append(process)
+            if (answer := line.recv()) != "ready":
+                print(f"note: no row for {job.name}: {answer}.")
+                continue
+            lines.append(line)
+            line.send("run")
+            rows.append(Row(job.name, line.recv()[0], [], 0, 0))
+        for _ in range(options.repetitions):
+            for row, line in zip(rows, lines, strict=True):
+                line.send("run")
+                seconds, row.peak, row.extra = line.recv()
+                row.seconds.append(seconds)
+    except EOFError:
+        raise OptionError("A process of the measurement died; there may be too little memory for it.") from None
+    finally:
+        for line in lines:
+            line.close()  # at which a process ends
+        for process in processes:
+            process.join(timeout=10)
+            process.kill()
+    return rows
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process held since the peak was last forgotten."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else memory_of_process("VmHWM")
+
+
+def forget_peak(device: torch.device) -> int:
+    """-> the bytes held now, from which the peak counts anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    Path("/proc/self/clear_refs").write_text("5")
+    return memory_of_process("VmRSS")
+
+
+def memory_of_process(key: str) -> int:
+    """A line of Linux's /proc/self/status, in bytes."""
+    return int(re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+
+# ---- what the rows run -----------------------------------------------------------------------------------------
+
+
+def random_batch(options: Options, num_words: int) -> Batch:
+    """Without padding, 15 % of the tokens masked."""
+    generator = torch.Generator().manual_seed(0)
+    input_ids = torch.randint(5, num_words, (options.batch_size, options.block_size), generator=generator)
+    masked = torch.rand(input_ids.shape, generator=generator) < CHOSEN
+    return Batch(input_ids, torch.where(masked, input_ids, IGNORED), torch.ones_like(masked))
+
+
+def run_options(options: Options) -> train.Options:
+    """As the peer trains: its temperature and direction, our weights; all else by default."""
+    return train.Options(direction="teacher-student", temperature=2.0)
+
+
+def our_step(options: Options, machine: Machine) -> Callable[[], None]:
+    """train.py's own step."""
+    student_config, teacher_config = configs(options)
+    teacher = MaskedLM(teacher_config).to(machine.device).eval().requires_grad_(False)
+    student = MaskedLM(student_config).to(machine.device).train()
+    run = run_options(options)
+    optimiser = train.make_optimiser(student, run)
+    scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.precision == "fp16")
+    train.make_ready(student, teacher, machine)
+    batch = random_batch(options, student_config.vocab_size)
+
+    def step() -> None:
+        train.accumulate_gradients(student, teacher, [batch], run, machine, scaler)
+        train.optimiser_step(student, optimiser, scaler, run.lr, run)
+
+    return step
+
+
+def their_step(options: Options, machine: Machine) -> Callable[[], None]:
+    """The peer's."""
+    from .peer import peer_step
+
+    step = peer_step(*configs(options), run_options(options), machine)
+    batch = random_batch(options, configs(options)[0].vocab_size)
+    return lambda: step(batch)
+
+
+def loss_alone(options: Options, machine: Machine, form: str, num_tokens: int) -> Callable[[], None]:
+    """Forward and backward of the loss from random states, in the fused or the plain form."""
+    config, device = configs(options)[0], machine.device
+    shape = config.vocab_size, config.hidden_size
+    decoder = (torch.randn(shape, device=device) * 0.02).requires_grad_()
+    teacher_decoder = (torch.randn(shape, device=device) * 0.02).to(PRECISIONS[machine.precision])
+    bias = torch.zeros(config.vocab_size, device=device, requires_grad=True)
+
+    def states(num_tokens: int) -> list[torch.Tensor]:
+        draw = [torch.randn(num_tokens, config.hidden_size, device=device, requires_grad=i < 2) for i in range(4)]
+        words = torch.randint(5, config.vocab_size, (num_tokens,))
+        return [*draw, torch.where(torch.rand(num_tokens) < CHOSEN, words, IGNORED), torch.ones(num_tokens).bool()]
+
+    def run(student_state, student_hidden, teacher_state, teacher_hidden, labels, real) -> None:
+        with machine.autocast():
+            if form == "fused":
+                total, _ = fused_distillation_loss(
+                    student_state, decoder, bias, teacher_state, teacher_decoder, bias.detach(), labels, real,
+                    student_hidden, teacher_hidden, compiled=machine.compiled,
+                )  # fmt: skip
+            else:
+                teacher_logits = F.linear(teacher_state, teacher_decoder, bias.detach())
+                student_logits = F.linear(student_state, decoder, bias)
+                total = distillation_loss(
+                    student_logits, teacher_logits, student_hidden, teacher_hidden, labels.to(device), real.to(device)
+                ).total()
+        total.backward()
+        for tensor in (decoder, bias, student_state, student_hidden):
+            tensor.grad = None
+
+    run(*states(64))  # so that libraries and compilers are loaded before memory is looked at
+    return functools.partial(run, *states(num_tokens))
+
+
+def product(options: Options, machine: Machine, rows: int, inner: int, columns: int) -> Callable[[], None]:
+    """One large product of matrices: the ceiling."""
+    dtype = PRECISIONS[machine.precision]
+    left, right = (torch.randn(shape, device=machine.device).to(dtype) for shape in ((rows, inner), (inner, columns)))
+    result = torch.empty(rows, columns, dtype=dtype, device=machine.device)
+    return lambda: torch.mm(left, right, out=result)
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------
+
+
+def arithmetic(student: EncoderConfig, teacher: EncoderConfig, block_size: int) -> float:
+    """Operations (2 for a multiplication with its addition) of a training step's matrix products, a token.
+
+    The student's forward, and twice as much for its backward; the teacher's forward. Dropout, norms, softmaxes
+    and the optimiser are left out.
+    """
+
+    def forward(config: EncoderConfig) -> float:
+        width, inner = config.hidden_size, config.intermediate_size
+        layer = 4 * width**2 + 2 * width * inner + 2 * block_size * width  # projections, feed-forward, attention
+        return 2 * (config.num_layers * layer + width**2 + config.vocab_size * width)
+
+    return 3 * forward(student) + forward(teacher)
+
+
+def table(*rows: list[str]) -> str:
+    """Markdown, the first row its head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def ratio(numerator: Row, denominator: Row) -> float:
+    """The median of the ratios round by round."""
+    return statistics.median(a / b for a, b in zip(numerator.seconds, denominator.seconds, strict=True))
+
+
+def measure_step(precision: str, options: Options) -> str:
+    """Tokens a second and peak memory of the step, beside the peer's."""
+    shapes = [(2048, 2048, 2048), (4096, 768, 3072), (768, 4096, 3072)]
+    if options.small:
+        shapes = [(64, 64, 64)]
+    products = [Job(f"product {shape}", product, precision, shape) for shape in shapes]
+    peer, ours = Job("the peer's step", their_step, precision), Job("this project's step", our_step, precision)
+    rows = measure([peer, ours, *products], options)
+    named = {row.name: row for row in rows}
+    ceiling = max(
+        2 * shape[0] * shape[1] * shape[2] / statistics.median(named[job.name].seconds)
+        for shape, job in zip(shapes, products, strict=True)
+    )
+    tokens, per_token = options.batch_size * options.block_size, arithmetic(*configs(options), options.block_size)
+    lines = [[f"step, {precision}, {options.batch_size} × {options.block_size}", "tokens/s", "speed", "peak memory",
+              "of the peer's", "of the ceiling", "first step"]]  # fmt: skip
+    for row in rows[: len(rows) - len(products)]:
+        speed, other = tokens / statistics.median(row.seconds), named.get(peer.name)
+        faster, leaner = (f"{ratio(other, row):.2f} ×", f"{row.peak / other.peak:.2f} ×") if other else ("", "")
+        share = speed * per_token / ceiling
+        lines.append([
+            row.name, f"{speed:,.0f}", faster, f"{row.peak / 1e9:.2f} GB", leaner, f"{share:.0%}", f"{row.first:.0f} s"
+        ])  # fmt: skip
+    speed = tokens / statistics.median(named[ours.name].seconds)
+    return (
+        f"{table(*lines)}\n\nA token takes {per_token / 1e6:,.0f} million operations; the ceiling, the fastest of "
+        f"{len(shapes)} large products, is {ceiling / 1e9:,.0f} billion a second.\n"
+        f"ESTIMATE, from arithmetic alone: OSCAR's {OSCAR_TOKENS / 1e9:.0f} billion tokens, once, would take "
+        + ", ".join(
+            f"{OSCAR_TOKENS * per_token / (peak * ASSUMED_SHARE) / 3600:,.0f} h on one {name}"
+            for name, peak in PEAKS.items()
+        )
+        + f" at an assumed {ASSUMED_SHARE:.0%} of its peak, and {OSCAR_TOKENS / speed / 86400:,.0f} days here. "
+        "The paper's own figure: 18 days on one Titan RTX."
+    )
+
+
+def measure_loss(precision: str, options: Options) -> str:
+    """The loss alone, forward and backward, against the plain form, by number of tokens."""
+    lines = [[f"loss alone, {precision}, tokens", "plain", "fused", "faster"]]
+    for num_tokens in options.tokens:
+        plain, fused = measure(
+            [Job(form, loss_alone, precision, (form, num_tokens)) for form in ("plain", "fused")], options
+        )
+        micro = [f"{statistics.median(row.seconds) / num_tokens * 1e6:,.0f} µs/token" for row in (plain, fused)]
+        lines.append([f"{num_tokens:,}", *micro, f"{ratio(plain, fused):.2f} ×"])
+    return table(*lines)
+
+
+def measure_memory(precision: str, options: Options) -> str:
+    """What the fused loss takes above its inputs, gradients included, by number of tokens."""
+    lines = [[f"fused loss, {precision}, tokens", "extra memory", "the logits alone would be"]]
+    words = configs(options)[0].vocab_size
+    for num_tokens in options.memory_tokens:
+        (row,) = measure([Job("fused", loss_alone, precision, ("fused", num_tokens))], replace(options, repetitions=1))
+        logits = 2 * num_tokens * words * PRECISIONS[precision].itemsize
+        lines.append([f"{num_tokens:,}", f"{row.extra / 1e9:.2f} GB", f"{logits / 1e9:.2f} GB"])
+    return table(*lines)
+
+
+PARTS = {"step": measure_step, "loss": measure_loss, "memory": measure_memory}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command.  Raises OptionError."""
+    options = parse_options(Options, arguments, "python -m eval throughput [OPTIONS]", __doc__)
+    device = choose_device(options.device)
+    if device.type == "cpu" and not Path("/proc/self/clear_refs").exists():
+        raise OptionError("Memory of a process on the CPU is read from Linux's /proc, which this system lacks.")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    report = [
+        f"## {date.today()}: python -m eval throughput {' '.join(sys.argv[2:] if arguments is None else arguments)}",
+        f"{name}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, Python "
+        f"{platform.python_version()}, torch {torch.__version__}, transformers {version('transformers')}. Medians of "
+        f"{options.repetitions} rounds, ratios round by round.",
+    ]
+    print("\n\n".join(report), flush=True)
+    for precision in options.precision:
+        for part in options.only:
+            report.append(PARTS[part](precision, options))
+            print("\n" + report[-1], flush=True)
+    if options.log:
+        with LOG.open("a", encoding="utf-8") as log:
+            log.write("\n" + "\n\n".join(report) + "\n")
+        print(f"\nAppended to {LOG}.")
+
+
+def version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
