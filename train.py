@@ -8,6 +8,10 @@ python train.py --teacher none --tokenizer sentencepiece.bpe.model --corpus text
     masked LM alone: the baseline without distillation
 """
 
+import os
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large tensors in huge pages of a CPU's memory; before torch comes
+
 import json
 import math
 import platform
@@ -201,13 +205,16 @@ def read_teacher(options: Options, tokenizer: Tokenizer, device: torch.device) -
 
 
 def make_ready(student: MaskedLM, teacher: MaskedLM | None, machine: Machine) -> None:
-    """Compiled encoders; and the teacher's matrices in the run's precision, once: autocast does it at every product."""
+    """The teacher's matrices in the run's precision, once: autocast would do it at every step. Compiled encoders.
+
+    Compiled or not, a CPU draws its dropout by PyTorch's own generator: the compiler's is slower there.
+    """
     for module in teacher.modules() if teacher else ():
         if isinstance(module, nn.Linear) or module is teacher.encoder.embeddings.word:
             module.to(PRECISIONS[machine.precision])
     if machine.compiled:
         for model in filter(None, (student, teacher)):
-            model.encoder.compile(dynamic=False)
+            model.encoder.compile(dynamic=False, options={"fallback_random": machine.device.type == "cpu"})
 
 
 def make_student(options: Options, teacher: MaskedLM | None, tokenizer: Tokenizer) -> MaskedLM:
@@ -384,6 +391,8 @@ def train(options: Options) -> None:
             batches = list(islice(micro_batches, options.accumulate))
             since_log.append(accumulate_gradients(student, teacher, batches, options, machine, scaler))
             gradient = optimiser_step(student, optimiser, scaler, learning_rate(step, options), options)
+            if step == 1 and machine.compiled:
+                print(f"compiled  the first step took {time.monotonic() - clock:.0f} s")
             measured = step == options.steps or (options.eval_every and step % options.eval_every == 0)
             if step % options.log_every and not measured:
                 continue

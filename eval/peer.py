@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from data.blocks import Batch
 from model import EncoderConfig
@@ -38,6 +38,31 @@ def peer_model(config: EncoderConfig) -> nn.Module:
     )
 
 
+def peer_loss(student: nn.Module, teacher: nn.Module, batch: Batch, options: Options) -> Tensor:
+    """Equation (13) as that script has it, teacher first: means over this micro-batch, from logits held whole."""
+    input_ids, labels, real = batch
+    given = dict(input_ids=input_ids, attention_mask=real, output_hidden_states=True)
+    with torch.no_grad():
+        theirs = teacher(**given)
+    ours = student(**given)
+    chosen = real.unsqueeze(-1).expand_as(ours.logits)  # (B, n, |W|)
+    student_logits, teacher_logits = (  # (N, |W|)
+        logits.masked_select(chosen).view(-1, logits.shape[-1]) for logits in (ours.logits, theirs.logits)
+    )
+    soft_label = options.temperature**2 * F.kl_div(
+        (student_logits / options.temperature).log_softmax(dim=-1),
+        (teacher_logits / options.temperature).softmax(dim=-1),
+        reduction="batchmean",
+    )
+    mlm = F.cross_entropy(ours.logits.view(-1, ours.logits.shape[-1]), labels.view(-1))
+    chosen = real.unsqueeze(-1).expand_as(ours.hidden_states[-1])  # (B, n, d_h)
+    student_hidden, teacher_hidden = (  # (N, d_h)
+        model.hidden_states[-1].masked_select(chosen).view(-1, chosen.shape[-1]) for model in (ours, theirs)
+    )
+    cosine = F.cosine_embedding_loss(student_hidden, teacher_hidden, student_hidden.new_ones(len(student_hidden)))
+    return sum(weight * term for weight, term in zip(options.weights, (soft_label, cosine, mlm), strict=True))
+
+
 def peer_step(
     student_config: EncoderConfig, teacher_config: EncoderConfig, options: Options, machine: Machine
 ) -> Callable[[Batch], None]:
@@ -45,33 +70,10 @@ def peer_step(
     student = peer_model(student_config).to(machine.device).train()
     teacher = peer_model(teacher_config).to(machine.device).eval().requires_grad_(False)
     optimiser = torch.optim.AdamW(student.parameters(), lr=options.lr, betas=BETAS, eps=EPSILON, weight_decay=0.0)
-    soft, cos, mlm = options.weights
-    temperature = options.temperature
 
     def step(batch: Batch) -> None:
-        input_ids, labels, real = batch.to(machine.device)
         with machine.autocast():
-            given = dict(input_ids=input_ids, attention_mask=real, output_hidden_states=True)
-            with torch.no_grad():
-                theirs = teacher(**given)
-            ours = student(**given)
-            chosen = real.unsqueeze(-1).expand_as(ours.logits)  # (B, n, |W|)
-            student_logits, teacher_logits = (  # (N, |W|)
-                logits.masked_select(chosen).view(-1, logits.shape[-1]) for logits in (ours.logits, theirs.logits)
-            )
-            soft_label = temperature**2 * F.kl_div(
-                (student_logits / temperature).log_softmax(dim=-1),
-                (teacher_logits / temperature).softmax(dim=-1),
-                reduction="batchmean",
-            )
-            cross_entropy = F.cross_entropy(ours.logits.view(-1, ours.logits.shape[-1]), labels.view(-1))
-            chosen = real.unsqueeze(-1).expand_as(ours.hidden_states[-1])  # (B, n, d_h)
-            student_hidden, teacher_hidden = (  # (N, d_h)
-                model.hidden_states[-1].masked_select(chosen).view(-1, chosen.shape[-1]) for model in (ours, theirs)
-            )
-            alike = torch.ones(len(student_hidden), device=machine.device)
-            cosine = F.cosine_embedding_loss(student_hidden, teacher_hidden, alike)
-            loss = soft * soft_label + cos * cosine + mlm * cross_entropy
+            loss = peer_loss(student, teacher, batch.to(machine.device), options)
         loss.backward()
         nn.utils.clip_grad_norm_(student.parameters(), options.clip)
         optimiser.step()

@@ -8,12 +8,13 @@ import contextlib
 import functools
 import importlib.metadata
 import multiprocessing
+import os
 import platform
 import re
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -26,12 +27,13 @@ from data import OptionError
 from data.blocks import Batch
 from data.masking import CHOSEN
 from data.options import check_bounds, option, parse_options
-from losses import IGNORED, distillation_loss, fused_distillation_loss
+from losses import CHUNK_BYTES, IGNORED, distillation_loss, fused_distillation_loss
 from model import EncoderConfig, MaskedLM
 
 from .machine import PRECISIONS, Machine, choose_device
 
 LOG = Path(__file__).with_name("LOG.md")
+HUGE_PAGES = (("THP_MEM_ALLOC_ENABLE", "1"),)  # what train.py sets for itself
 OSCAR_TOKENS = 31e9  # French OSCAR, read once
 PEAKS = {"Titan RTX": 130e12, "A100": 312e12, "H100": 989e12}  # half-precision operations a second, as sold
 ASSUMED_SHARE = 0.4  # of that peak
@@ -50,6 +52,7 @@ class Options:
     memory_tokens: tuple[int, ...] = option((2048, 8192, 32768), "for the loss alone, that its memory is measured "
                                             "with", nargs="+", type=int, least=1, most=10**6)  # fmt: skip
     repetitions: int = option(5, "of each, of which the median is shown", least=1, most=1000)
+    chunk_mb: int = option(CHUNK_BYTES >> 20, "as in train.py, for the loss alone", least=1, most=10**6)
     small: bool = option(False, "tiny models: to see that it runs")
     only: tuple[str, ...] = option(("step", "loss", "memory"), "parts", nargs="+", choices=("step", "loss", "memory"))
     device: str = option("auto", "as in train.py", "the machine")
@@ -80,6 +83,7 @@ class Job:
     make: Callable[..., Callable[[], None]]  # make(options, machine, *arguments) -> run
     precision: str
     arguments: tuple = ()
+    environment: tuple[tuple[str, str], ...] = ()  # variables of its process
 
 
 @dataclass
@@ -126,7 +130,8 @@ def measure(jobs: list[Job], options: Options) -> list[Row]:
         for job in jobs:
             line, far_end = context.Pipe()
             process = context.Process(target=work, args=(far_end, job, options), daemon=True)
-            process.start()
+            with environment(job.environment):
+                process.start()
             far_end.close()
             processes.append(process)
             if (answer := line.recv()) != "ready":
@@ -149,6 +154,17 @@ def measure(jobs: list[Job], options: Options) -> list[Row]:
             process.join(timeout=10)
             process.kill()
     return rows
+
+
+@contextlib.contextmanager
+def environment(variables: Iterable[tuple[str, str]]) -> Iterator[None]:
+    """Processes started in here have these variables."""
+    before = {name: os.environ.pop(name, None) for name in dict(HUGE_PAGES)}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def peak_memory(device: torch.device) -> int:
@@ -231,7 +247,7 @@ def loss_alone(options: Options, machine: Machine, form: str, num_tokens: int) -
             if form == "fused":
                 total, _ = fused_distillation_loss(
                     student_state, decoder, bias, teacher_state, teacher_decoder, bias.detach(), labels, real,
-                    student_hidden, teacher_hidden, compiled=machine.compiled,
+                    student_hidden, teacher_hidden, compiled=machine.compiled, chunk_bytes=options.chunk_mb << 20,
                 )  # fmt: skip
             else:
                 teacher_logits = F.linear(teacher_state, teacher_decoder, bias.detach())
@@ -292,8 +308,10 @@ def measure_step(precision: str, options: Options) -> str:
     if options.small:
         shapes = [(64, 64, 64)]
     products = [Job(f"product {shape}", product, precision, shape) for shape in shapes]
-    peer, ours = Job("the peer's step", their_step, precision), Job("this project's step", our_step, precision)
-    rows = measure([peer, ours, *products], options)
+    peer = Job("the peer's step", their_step, precision)
+    also = [replace(peer, name="the peer's, in huge pages", environment=HUGE_PAGES)] if on_cpu(options) else []
+    ours = Job("this project's step", our_step, precision, environment=HUGE_PAGES)
+    rows = measure([peer, *also, ours, *products], options)
     named = {row.name: row for row in rows}
     ceiling = max(
         2 * shape[0] * shape[1] * shape[2] / statistics.median(named[job.name].seconds)
@@ -373,6 +391,10 @@ def main(arguments: list[str] | None = None) -> None:
         with LOG.open("a", encoding="utf-8") as log:
             log.write("\n" + "\n\n".join(report) + "\n")
         print(f"\nAppended to {LOG}.")
+
+
+def on_cpu(options: Options) -> bool:
+    return choose_device(options.device).type == "cpu"
 
 
 def version(package: str) -> str:

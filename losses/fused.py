@@ -162,9 +162,10 @@ class ThroughDecoders(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_total: Tensor, *_):
-        factor = grad_total / ctx.loss_scale  # 1 in training
+        factor = grad_total / ctx.loss_scale
+        as_it_is = not factor.is_cuda and factor == 1  # in training; a CPU is spared a pass over (V, d_s)
         gradients = (
-            None if gradient is None else (gradient * factor).to(dtype)
+            None if gradient is None else (gradient if as_it_is else gradient * factor).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
         return *gradients, *(None,) * 6
@@ -195,8 +196,9 @@ def through_decoders(
     ]
     num_words, num_tokens = len(student_weight), len(tokens.rows)
     stride = -(-num_words // ALIGNED) * ALIGNED
-    block_rows = max(1, BLOCK_BYTES.get(device.type, BLOCK_BYTES["cuda"]) // (stride * exact.itemsize))
-    chunk_rows = max(1, manner.chunk_bytes // (2 * stride * dtype.itemsize) // block_rows) * block_rows
+    chunk_rows = max(1, manner.chunk_bytes // (2 * stride * dtype.itemsize))
+    block_rows = max(1, min(chunk_rows, BLOCK_BYTES.get(device.type, BLOCK_BYTES["cuda"]) // (stride * exact.itemsize)))
+    chunk_rows -= chunk_rows % block_rows
     memory = torch.empty(2, min(chunk_rows, num_tokens), stride, dtype=dtype, device=device)[..., :num_words]
     divergences, cross_entropies = [], []
 

@@ -70,7 +70,7 @@ class Finished(NamedTuple):
 
 
 def run_command(script: str, *arguments) -> Finished:
-    """`python SCRIPT ARGUMENTS…` from the repository, in this process: torch is imported once for all tests."""
+    """`python SCRIPT ARGUMENTS…` (or `-m MODULE`) from the repository, in this process, which has torch already."""
     stdout, stderr = io.StringIO(), io.StringIO()
     with (
         mock.patch.object(sys, "argv", [script, *map(str, arguments)]),
@@ -79,7 +79,10 @@ def run_command(script: str, *arguments) -> Finished:
         contextlib.redirect_stderr(stderr),
     ):
         try:
-            runpy.run_path(script, run_name="__main__")
+            if script.startswith("-m "):
+                runpy.run_module(script.removeprefix("-m "), run_name="__main__")
+            else:
+                runpy.run_path(script, run_name="__main__")
             status = 0
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1

@@ -1,6 +1,5 @@
 """The distillation run: the step's arithmetic, the command, and every wrong option."""
 
-import contextlib
 import itertools
 import json
 import math
@@ -14,11 +13,13 @@ from safetensors import safe_open
 import train
 from data import Tokenizer, demo
 from data.blocks import Batch, make_batch, pack_blocks
+from eval.machine import Machine
 from model import EncoderConfig, MaskedLM, initialise_student, load_model, save_model
 from tests.helpers import MINI, REAL_TEXT, REAL_TOKENIZER, needs, relative_norm, run_command
 
 TOKENIZER = Tokenizer(demo.FOLDER)
 TEXTS = list(itertools.islice(demo.texts(), 300))
+MACHINE = Machine(torch.device("cpu"))
 DISABLED = torch.amp.GradScaler("cpu", enabled=False)
 
 
@@ -70,7 +71,7 @@ def uneven_batches():
 
 def gradients(student, teacher, batches, options):
     student.zero_grad()
-    sums = train.accumulate_gradients(student, teacher, batches, options, contextlib.nullcontext, DISABLED)
+    sums = train.accumulate_gradients(student, teacher, batches, options, MACHINE, DISABLED)
     return sums, {name: parameter.grad.clone() for name, parameter in student.named_parameters()}
 
 
@@ -288,6 +289,52 @@ def test_fp16_takes_the_scaler_and_leaves_out_a_step_that_overflows(teacher):
     assert torch.equal(student.dense.weight, before) and scaler.get_scale() == 2.0**9
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_compiled_run_is_the_same_run(place, precision):
+    """Dropout included: compiled or not, the same generator draws it."""
+    torch._dynamo.reset()
+    lines = []
+    for compile in ("off", "on"):
+        result = run(place, out=place / compile, compile=compile, dropout=0.1, precision=precision, chunk_mb=1)
+        assert result.returncode == 0, result.stderr
+        assert ("compiled  the first step took" in result.stdout) == (compile == "on")
+        lines.append(metrics(place / compile))
+    for eager, compiled in zip(*lines, strict=True):
+        for name in ("loss", "soft_label_loss", "cosine_loss", "mlm_loss", "gradient_norm"):
+            assert compiled[name] == pytest.approx(eager[name], rel=1e-4 if precision == "fp32" else 3e-2)
+
+
+def test_a_short_run_is_not_compiled(place):
+    assert "compile   off, for so short a run" in run(place).stdout
+
+
+def test_a_compiler_that_does_not_work(place, monkeypatch):
+    def broken(*arguments, **keywords):
+        raise RuntimeError("no compiler found")
+
+    monkeypatch.setattr("torch.compile", broken)
+    monkeypatch.setattr("train.COMPILED_STEPS", 1)
+    result = run(place, compile="on")
+    assert (
+        result.returncode == 2 and "--compile on: no compiler works here for cpu (no compiler found)" in result.stderr
+    )
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_the_teachers_matrices_are_cast_once(teacher, precision):
+    """To what autocast makes of them at every product: the same outputs, but for rounded word rows."""
+    machine = Machine(torch.device("cpu"), precision)
+    input_ids = pack_blocks(TEXTS, TOKENIZER, 24)[:8].long()
+    with machine.autocast():
+        expected = teacher(input_ids).float()
+        train.make_ready(teacher, teacher, machine)
+        actual = teacher(input_ids).float()
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    assert teacher.decoder.dtype == teacher.encoder.layers[0].feed_forward.expand.weight.dtype == half
+    assert teacher.norm.weight.dtype == torch.float32
+    assert relative_norm(actual, expected) < 4 * torch.finfo(half).eps
+
+
 def test_a_student_learns(place):
     result = run(place, teacher="none", steps=60, num_layers=1, hidden_size=32, num_heads=2, intermediate_size=32,
                  lr=0.01, batch_size=8, log_every=20, dropout=0)  # fmt: skip
@@ -442,6 +489,7 @@ WRONG = {
     "a device that is not there": (nothing, dict(device="cuda:7"), "--device cuda:7: this machine"),
     "a device that does not exist": (nothing, dict(device="abacus"), "--device abacus"),
     "an unknown precision": (nothing, dict(precision="fp8"), "invalid choice"),
+    "no memory for the loss": (nothing, dict(chunk_mb=0), "--chunk-mb must be at least 1"),
     "an unknown direction": (nothing, dict(direction="reverse"), "invalid choice"),
     "a number that is none": (nothing, dict(steps="many"), "invalid int value"),
     "an unknown option": (nothing, dict(colour="red"), "unrecognized arguments"),
