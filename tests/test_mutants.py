@@ -18,11 +18,19 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 AGREES = "tests/model/test_encoder.py::test_every_hidden_state_and_the_logits_agree[two layers-float64]"
 LITERAL = "tests/model/test_encoder.py::test_equation_5_literally_equals_what_runs"
-SOFT, COSINE, MLM, ALL_THREE = (
-    f"tests/losses/test_{name}.py" for name in ("soft_label", "cosine", "mlm", "distillation")
+SOFT, COSINE, MLM, ALL_THREE, FUSED = (
+    f"tests/losses/test_{name}.py" for name in ("soft_label", "cosine", "mlm", "distillation", "fused")
+)
+EQUAL, HALF, SCALED = (
+    f"{FUSED}::test_{name}"
+    for name in (
+        "it_is_equation_13",
+        "half_precision_is_no_worse_than_the_plain_form",
+        "a_real_loss_scale_saves_small_gradients_in_fp16",
+    )
 )
 MUTANTS = {  # what is changed, into what, and the test that must see it
-    "none": ("train.py", "", "", [AGREES, LITERAL, SOFT, COSINE, MLM, ALL_THREE]),
+    "none": ("train.py", "", "", [AGREES, LITERAL, SOFT, COSINE, MLM, ALL_THREE, EQUAL, HALF, SCALED]),
     "position offset": ("model/embeddings.py", "* real + pad_id", "* real + pad_id + 1", [AGREES]),
     "position of padding": ("model/embeddings.py", ".cumsum(dim=1) * real +", ".cumsum(dim=1) +", [AGREES]),
     "LayerNorm before the sum": (
@@ -38,15 +46,34 @@ MUTANTS = {  # what is changed, into what, and the test that must see it
     "LM bias left out": ("model/heads.py", "self.decoder, self.bias)", "self.decoder)", [AGREES]),
     "LM bias added twice": ("model/heads.py", "self.decoder, self.bias)", "self.decoder, 2 * self.bias)", [AGREES]),
     "ReLU for GELU": ("model/encoder.py", 'if name == "relu"', 'if name != "relu"', [AGREES]),
-    "sign of (11)": ("losses/cosine.py", "(1 - F.cosine_similarity(", "(F.cosine_similarity(", [COSINE]),
+    "sign of (11)": ("losses/cosine.py", "1 - F.cosine_similarity(", "F.cosine_similarity(", [COSINE]),
     "direction of (10)": ("losses/soft_label.py", 'direction == "student', 'direction != "student', [SOFT]),
     "T squared left out": ("losses/soft_label.py", "temperature**2 * divergence", "divergence", [SOFT]),
     "padding in (10)": ("losses/soft_label.py", "logits[real])", "logits)", [SOFT]),
     "denominator of (12)": ("losses/mlm.py", ", masked.sum()", ", masked.numel()", [MLM]),
     "(12) over all real tokens": ("losses/distillation.py", "at_least_1(masked)", "at_least_1(real)", [ALL_THREE]),
     "mean of means": (
-        "train.py", "micro.total(weights, real_tokens, masked_tokens)", "micro.total(weights) / len(batches)",
+        "train.py", "        real_tokens=real_tokens,\n        masked_tokens=masked_tokens,\n", "",
         ["tests/test_train.py::test_accumulation_equals_one_batch"],
+    ),
+    "fused: T squared left out": ("losses/fused.py", "return temperature**2 * div", "return div", [EQUAL]),
+    "fused: T left out of the gradient": ("losses/fused.py", "(temperature * soft_weight", "(soft_weight", [EQUAL]),
+    "fused: swapped direction": ("losses/fused.py", 'if direction == "student', 'if direction != "student', [EQUAL]),
+    "fused: shared denominator": ("losses/fused.py", "weights[2] * per_masked", "weights[2] * per_real", [EQUAL]),
+    "fused: student's bias left out": (
+        "losses/fused.py", "at_least_float32(student_logits) + student_bias", "at_least_float32(student_logits)",
+        [EQUAL],
+    ),
+    "fused: teacher's bias left out": (
+        "losses/fused.py", "at_least_float32(teacher_logits) + teacher_bias", "at_least_float32(teacher_logits)",
+        [EQUAL],
+    ),
+    "fused: decoder's gradient in half precision": (
+        "losses/fused.py", "torch.zeros(tensor.shape, dtype=exact,", "torch.zeros(tensor.shape, dtype=dtype,", [HALF],
+    ),
+    "fused: the loss scale after rounding": (
+        "losses/fused.py", "scaled = [weight * loss_scale for", "loss_scale = 1.0\n        scaled = [weight for",
+        [SCALED],
     ),
     "special tokens masked": (
         "data/masking.py", "& (input_ids >= ordinary.start)", "", ["tests/data/test_masking.py"],

@@ -289,23 +289,18 @@ def test_fp16_takes_the_scaler_and_leaves_out_a_step_that_overflows(teacher):
     assert torch.equal(student.dense.weight, before) and scaler.get_scale() == 2.0**9
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_compiled_run_is_the_same_run(place, precision):
+def test_a_compiled_run_is_the_same_run(place):
     """Dropout included: compiled or not, the same generator draws it."""
     torch._dynamo.reset()
     lines = []
     for compile in ("off", "on"):
-        result = run(place, out=place / compile, compile=compile, dropout=0.1, precision=precision, chunk_mb=1)
+        result = run(place, out=place / compile, compile=compile, dropout=0.1, chunk_mb=1)
         assert result.returncode == 0, result.stderr
         assert ("compiled  the first step took" in result.stdout) == (compile == "on")
         lines.append(metrics(place / compile))
     for eager, compiled in zip(*lines, strict=True):
         for name in ("loss", "soft_label_loss", "cosine_loss", "mlm_loss", "gradient_norm"):
-            assert compiled[name] == pytest.approx(eager[name], rel=1e-4 if precision == "fp32" else 3e-2)
-
-
-def test_a_short_run_is_not_compiled(place):
-    assert "compile   off, for so short a run" in run(place).stdout
+            assert compiled[name] == pytest.approx(eager[name], rel=1e-4)
 
 
 def test_a_compiler_that_does_not_work(place, monkeypatch):
@@ -313,11 +308,9 @@ def test_a_compiler_that_does_not_work(place, monkeypatch):
         raise RuntimeError("no compiler found")
 
     monkeypatch.setattr("torch.compile", broken)
-    monkeypatch.setattr("train.COMPILED_STEPS", 1)
     result = run(place, compile="on")
-    assert (
-        result.returncode == 2 and "--compile on: no compiler works here for cpu (no compiler found)" in result.stderr
-    )
+    assert result.returncode == 2
+    assert "--compile on: no compiler works here for cpu (no compiler found)" in result.stderr
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

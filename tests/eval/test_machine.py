@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from data import OptionError
-from eval.machine import choose_device, choose_precision
+from eval.machine import choose_compiled, choose_device, choose_precision
 
 
 def test_the_device():
@@ -39,3 +39,20 @@ def test_a_precision_that_the_device_lacks_is_a_sentence(monkeypatch):
 def test_the_precision_on_a_cpu_is_what_it_has(monkeypatch, capabilities, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert choose_precision("auto", torch.device("cpu")) == expected
+
+
+def test_whether_to_compile(monkeypatch, capsys):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr("torch.compile", lambda function: function)  # as if a compiler worked
+    assert choose_compiled("on", cpu, worth_it=False) and choose_compiled("auto", cpu, worth_it=True)
+    assert not choose_compiled("auto", cpu, worth_it=False) and not choose_compiled("off", cpu, worth_it=True)
+    assert capsys.readouterr().out.splitlines()[-2:] == ["compile   off, for so short a run", "compile   off"]
+
+    def broken(function):
+        raise RuntimeError("no compiler\nfound here")
+
+    monkeypatch.setattr("torch.compile", broken)
+    assert not choose_compiled("auto", cpu, worth_it=True)
+    assert "compile   off, for no compiler works here (no compiler)" in capsys.readouterr().out
+    with pytest.raises(OptionError, match="--compile on: no compiler works here for cpu"):
+        choose_compiled("on", cpu, worth_it=True)
