@@ -1,20 +1,24 @@
 """Brings others' checkpoints over, and ours back.
 
-    python convert_weights.py IN OUT                     Hugging Face's masked LM -> one .safetensors of this project
-    python convert_weights.py IN OUT --to hf             either -> a folder that transformers opens
+    python convert_weights.py IN OUT                     anyone's checkpoint -> one .safetensors of this project
+    python convert_weights.py IN OUT --to hf             anyone's -> a folder that transformers opens
+    python convert_weights.py --download REPO OUT        the same from Hugging Face's hub
+    python convert_weights.py --check HF_FOLDER          is every hidden state the same as in transformers?
 
-IN is a model.safetensors, a pytorch_model.bin, a folder with one of them, or a file of this project. The
-config.json beside the weights is read; without one, what the shapes do not show is CamemBERT's, and said.
+IN is a file of this project; or of Hugging Face: a folder, a .safetensors, whole or in shards with their index, or a
+.bin; or fairseq's: a model.pt, its folder or its tarball. Bare encoders, masked LMs, sequence classifiers, token
+classifiers and question answerers are told apart by what the file holds. The config.json beside the weights is read;
+without one, what the shapes do not show is CamemBERT's, and said.
 """
 
-import functools
+import contextlib
 import json
 import re
 import shutil
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,23 +27,49 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from data import DataError, OptionError, Tokenizer
+from data.checkpoints import fairseq, hub, huggingface, tarball
+from data.checkpoints.card import last_metrics, model_card
+from data.checkpoints.huggingface import TOKEN_TYPE, Report
 from data.options import check, check_bounds, option, parse_options
 from data.tokenizer import FILE_NAME, tokenizer_beside
-from model import EncoderConfig, MaskedLM, ModelError, load_model, save_model
-from model.checkpoint import PRECISIONS, assemble, check_file, is_ours, read_metadata, read_safetensors, usual_mode
+from model import (
+    Encoder,
+    EncoderConfig,
+    MaskedLM,
+    ModelError,
+    QuestionAnswerer,
+    SequenceClassifier,
+    TokenClassifier,
+    load_model,
+    save_model,
+)
+from model.checkpoint import assemble, check_file, is_ours, read_metadata, read_safetensors, usual_mode
 
 # ---- the key table: ours, then Hugging Face's (without its prefix `roberta.`) ----------------------------------
 
-MODEL_KEYS = {
+EMBEDDING_KEYS = {
     "encoder.embeddings.word.weight": "embeddings.word_embeddings.weight",
     "encoder.embeddings.position.weight": "embeddings.position_embeddings.weight",  # plus the token-type row
     "encoder.embeddings.norm.weight": "embeddings.LayerNorm.weight",
     "encoder.embeddings.norm.bias": "embeddings.LayerNorm.bias",
-    "dense.weight": "lm_head.dense.weight",
-    "dense.bias": "lm_head.dense.bias",
-    "norm.weight": "lm_head.layer_norm.weight",
-    "norm.bias": "lm_head.layer_norm.bias",
-    "bias": "lm_head.bias",
+}
+HEAD_KEYS = {  # of each kind of model
+    MaskedLM: {
+        "dense.weight": "lm_head.dense.weight",
+        "dense.bias": "lm_head.dense.bias",
+        "norm.weight": "lm_head.layer_norm.weight",
+        "norm.bias": "lm_head.layer_norm.bias",
+        "bias": "lm_head.bias",
+    },
+    SequenceClassifier: {
+        "dense.weight": "classifier.dense.weight",
+        "dense.bias": "classifier.dense.bias",
+        "output.weight": "classifier.out_proj.weight",
+        "output.bias": "classifier.out_proj.bias",
+    },
+    TokenClassifier: {"output.weight": "classifier.weight", "output.bias": "classifier.bias"},
+    QuestionAnswerer: {"output.weight": "qa_outputs.weight", "output.bias": "qa_outputs.bias"},
+    Encoder: {},
 }
 LAYER_KEYS = {  # under encoder.layers.N and encoder.layer.N; each with .weight and .bias
     "attention.query": "attention.self.query",
@@ -51,7 +81,6 @@ LAYER_KEYS = {  # under encoder.layers.N and encoder.layer.N; each with .weight 
     "feed_forward.contract": "output.dense",
     "feed_forward_norm": "output.LayerNorm",
 }
-TOKEN_TYPE = "embeddings.token_type_embeddings.weight"
 CONFIG_KEYS = {
     "num_layers": "num_hidden_layers",
     "hidden_size": "hidden_size",
@@ -64,31 +93,39 @@ CONFIG_KEYS = {
     "layer_norm_eps": "layer_norm_eps",
     "dropout": "hidden_dropout_prob",
 }
-ARCHITECTURES = ("camembert", "roberta", "xlm-roberta")  # one architecture under three names
+CLASSES = {  # transformers' names of the kinds
+    MaskedLM: "CamembertForMaskedLM",
+    SequenceClassifier: "CamembertForSequenceClassification",
+    TokenClassifier: "CamembertForTokenClassification",
+    QuestionAnswerer: "CamembertForQuestionAnswering",
+    Encoder: "CamembertModel",
+}
 HEAD_SIZE = 64  # of every released CamemBERT; the one number that no shape shows
 
-Report = Callable[[str], None]
 
-
-def rename(
-    key: str, model_keys: Mapping[str, str], layer_keys: Mapping[str, str], ours: str, theirs: str
-) -> str | None:
+def rename(key: str, table: Mapping[str, str], layer_keys: Mapping[str, str], ours: str, theirs: str) -> str | None:
     """A key's other name, by a table in either direction; None where the table does not have it."""
     layer = re.fullmatch(re.escape(ours) + r"\.(0|[1-9]\d{0,3})\.(.+)\.(weight|bias)", key)
     if layer and layer[2] in layer_keys:
         return f"{theirs}.{layer[1]}.{layer_keys[layer[2]]}.{layer[3]}"
-    return model_keys.get(key)
+    return table.get(key)
 
 
-def to_huggingface_key(key: str) -> str:
-    key = rename(key, MODEL_KEYS, LAYER_KEYS, "encoder.layers", "encoder.layer")
-    return key if key.startswith("lm_head.") else f"roberta.{key}"
+def to_huggingface_key(key: str, kind: type) -> str:
+    """Our key in a model of that kind -> transformers' key in its own."""
+    table = {**EMBEDDING_KEYS, **HEAD_KEYS[kind]}
+    if kind is Encoder:
+        return rename(f"encoder.{key}", table, LAYER_KEYS, "encoder.layers", "encoder.layer")
+    theirs = rename(key, table, LAYER_KEYS, "encoder.layers", "encoder.layer")
+    return theirs if key in HEAD_KEYS[kind] else f"roberta.{theirs}"
 
 
-def from_huggingface_key(key: str) -> str | None:
-    model_keys = {theirs: ours for ours, theirs in MODEL_KEYS.items()}
+def from_huggingface_key(key: str, kind: type) -> str | None:
+    """Transformers' key without `roberta.` -> our key in a model of that kind; None where it has no place there."""
+    table = {theirs: ours for ours, theirs in {**EMBEDDING_KEYS, **HEAD_KEYS[kind]}.items()}
     layer_keys = {theirs: ours for ours, theirs in LAYER_KEYS.items()}
-    return rename(key, model_keys, layer_keys, "encoder.layer", "encoder.layers")
+    ours = rename(key, table, layer_keys, "encoder.layer", "encoder.layers")
+    return ours.removeprefix("encoder.") if ours and kind is Encoder else ours
 
 
 # ---- in --------------------------------------------------------------------------------------------------------
@@ -98,43 +135,92 @@ def print_note(line: str) -> None:
     print(f"note: {line}", file=sys.stderr)
 
 
-def load_checkpoint(path: str | Path, report: Report = print_note) -> nn.Module:
-    """A model from this project's file, or from a masked LM that Hugging Face's transformers wrote.
+def load_checkpoint(
+    path: str | Path, report: Report = print_note, kind: type | None = None, fresh_head: bool = False
+) -> nn.Module:
+    """A model from anyone's checkpoint.
 
-    path: a .safetensors, a .bin (read as tensors only: no code in it can run) or a folder with model.safetensors
-    or pytorch_model.bin. The file's precision is kept; the model is in evaluation mode.
+    path: this project's file; a folder, .safetensors, index of shards or .bin of Hugging Face's transformers;
+    a model.pt, folder or tarball of fairseq. Pickles are read as tensors only: no code in them can run. What kind of
+    model it is, its tensors tell. The file's precision is kept; the model is in evaluation mode.
     report: gets a sentence for everything that is assumed or left out.
+    kind: the kind that is wanted. Of any model, an Encoder can be had; of a bare encoder, another kind with
+    fresh_head, which is then drawn at random.
     Raises ModelError, naming the file and the cure.
     """
-    path = Path(path)
+    try:
+        with opened(Path(path)) as place:
+            return as_kind(load(place, report), kind, fresh_head, path)
+    except DataError as error:
+        raise ModelError(str(error)) from None
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Path]:
+    """The path itself; while it lasts, the unpacked folder of a tarball.  Raises DataError."""
+    if not path.is_file() or not tarball.is_tarball(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield tarball.open_tarball(path, Path(folder)).parent
+
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "model.pt")  # the first is taken
+
+
+def load(path: Path, report: Report) -> nn.Module:
+    """The model in a file or folder, of the kind that it is.  Raises ModelError, DataError."""
     if path.is_dir():
-        names = [name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).is_file()]
+        names = [name for name in WEIGHTS if (path / name).is_file()]
         if not names:
-            raise ModelError(f"The folder {path} holds neither model.safetensors nor pytorch_model.bin.")
+            raise ModelError(f"The folder {path} holds none of {', '.join(WEIGHTS)}.")
         path = path / names[0]
     check_file(path)
-    with path.open("rb") as file:
-        start = file.read(9)
-    if start[8:] == b"{":
-        if is_ours(read_metadata(path)):
-            return load_model(path)
-        tensors = read_safetensors(path)[1]
-    elif start.startswith((b"PK", b"\x80")):  # torch.save's zip files, and the older plain pickles
-        tensors = read_pickle(path)
+    if path.name.endswith(".index.json"):
+        tensors = read_shards(path)
     else:
-        raise ModelError(f"{path} is neither a .safetensors file nor a PyTorch .bin: it holds no weights.")
-    return from_huggingface(tensors, read_config(path), path, report)
+        with path.open("rb") as file:
+            start = file.read(9)
+        if start[8:] == b"{":
+            if is_ours(read_metadata(path)):
+                return load_model(path)
+            tensors = read_safetensors(path)[1]
+        elif start.startswith((b"PK", b"\x80")):  # torch.save's zip files, and the older plain pickles
+            tensors = read_pickle(path)
+        else:
+            raise ModelError(f"{path} is neither a .safetensors file nor a PyTorch .bin: it holds no weights.")
+    values = huggingface.read_config(path.parent)
+    if fairseq.is_fairseq(tensors):
+        tensors, told = fairseq.to_huggingface_names(tensors, path, report)
+        values = {**told, **values}
+    return from_huggingface(tensors, values, path, report)
 
 
-def read_pickle(path: Path) -> dict[str, Tensor]:
-    """The tensors of a pytorch_model.bin, with nothing in it run.  Raises ModelError."""
+def read_shards(index: Path) -> dict[str, Tensor]:
+    """The tensors of all files that an index names.  Raises ModelError, DataError."""
+    result = {}
+    for name, keys in huggingface.shard_files(index).items():
+        tensors = read_safetensors(index.parent / name)[1]
+        for key in sorted({*keys} ^ tensors.keys()):
+            raise ModelError(f"{index.parent / name} and {index} disagree about the tensor {key}. Fetch both anew.")
+        result.update(tensors)
+    return result
+
+
+def read_pickle(path: Path) -> Mapping:
+    """What torch.save wrote, a table of tensors or fairseq's table of such tables, with nothing in it run.
+
+    fairseq keeps its arguments beside the weights, in an argparse.Namespace: the one class that is allowed.
+    Raises ModelError.
+    """
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:  # torch.save never compresses; a bomb does
                 packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
             if packed:
                 raise ModelError(f"{path} is a compressed archive, which PyTorch does not write. Fetch it anew.")
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(fairseq.SAFE_GLOBALS):
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except ModelError:
         raise
     except Exception as error:  # a damaged or hostile pickle can make torch.load raise nearly anything
@@ -143,152 +229,75 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
             f"{path} cannot be read as weights: it is damaged, or holds more than tensors and was refused "
             f"({reason}). Fetch it anew, best as model.safetensors."
         ) from None
-    if not isinstance(tensors, Mapping) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
+    if fairseq.is_fairseq(state):
+        return state
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
     ):
         raise ModelError(f"{path} is not a table of named tensors, as a pytorch_model.bin is.")
-    return dict(tensors)
+    return dict(state)
 
 
-def read_config(weights: Path) -> dict:
-    """The config.json beside the weights, {} where there is none.  Raises ModelError."""
-    path = weights.parent / "config.json"
-    if not path.exists():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read as JSON ({error}). Fetch it anew.") from None
-    if not isinstance(values, dict):
-        raise ModelError(f"{path} is not a configuration: a JSON object is needed.")
-    return values
+def from_huggingface(tensors: Mapping[str, Tensor], values: Mapping, path: Path, report: Report) -> nn.Module:
+    """A model from Hugging Face's tensors and the values of its config.json.  Raises ModelError, DataError.
 
-
-def from_huggingface(tensors: dict[str, Tensor], values: dict, path: Path, report: Report) -> MaskedLM:
-    """A masked LM from Hugging Face's tensors and the values of its config.json.  Raises ModelError.
-
-    Takes the names found in the wild: with or without `roberta.` (or with it twice), LayerNorm.gamma and .beta,
-    position_ids buffers, a leftover pooler, the LM bias under either of its names or both, a copy of the tied
-    decoder. Each tensor of the file is used once or dropped with its reason; none is passed over.
+    Each tensor of the file is used once or dropped with its reason; none is passed over.
     """
-    tensors = canonical_names(tensors, path)
-    check_tensors(tensors, path)
-    drop_leftovers(tensors, path, report)
-    refuse_other_heads(tensors, path)
-    drop_alias(tensors, "lm_head.decoder.weight", "embeddings.word_embeddings.weight", path, report)
-    if "lm_head.bias" not in tensors and "lm_head.decoder.bias" in tensors:
-        tensors["lm_head.bias"] = tensors.pop("lm_head.decoder.bias")
-    drop_alias(tensors, "lm_head.decoder.bias", "lm_head.bias", path, report)
-    refuse_shared_memory(tensors, path)
+    tensors = huggingface.clean(tensors, path, report)
+    kind = kind_of(tensors, path)
     config = config_from(values, tensors, path, report)
-    unify_precision(tensors, path, report)
-    fold_token_type(tensors, path, report)
-    renamed = {from_huggingface_key(key): key for key in tensors}
+    head = ()
+    if kind in (SequenceClassifier, TokenClassifier):
+        count = len(tensors[HEAD_KEYS[kind]["output.weight"]])
+        head = count, huggingface.label_names(values, count, path, report)
+    renamed = {from_huggingface_key(key, kind): key for key in tensors}
     if None in renamed:
-        raise ModelError(f"{path} has a tensor {renamed[None]} that a masked LM of CamemBERT has no place for.")
-    names = {**MODEL_KEYS, **renamed}
-    for number in range(min(config.num_layers, len(tensors))):  # so that a missing tensor has the file's name too
-        for ours, theirs in LAYER_KEYS.items():
-            for kind in ("weight", "bias"):
-                names[f"encoder.layers.{number}.{ours}.{kind}"] = f"encoder.layer.{number}.{theirs}.{kind}"
-    return assemble(MaskedLM, config, (), {ours: tensors[key] for ours, key in renamed.items()}, path, names)
+        raise ModelError(f"{path} has a tensor {renamed[None]} that a {kind.__name__} has no place for.")
+    with torch.device("meta"):  # so that a missing tensor has the file's name too
+        one_layer = kind(EncoderConfig(1, 1, 1, 1, 2, 3), *head).state_dict()
+    names = {ours: to_huggingface_key(ours, kind).removeprefix("roberta.") for ours in one_layer}
+    for number in range(1, min(config.num_layers, len(tensors))):
+        for ours, theirs in list(names.items()):
+            if "layers.0." in ours:
+                names[ours.replace("layers.0.", f"layers.{number}.")] = theirs.replace(".0.", f".{number}.")
+    names.update(renamed)
+    return assemble(kind, config, head, {ours: tensors[key] for ours, key in renamed.items()}, path, names)
 
 
-def check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Raises ModelError unless every tensor is a plain table of numbers, each of which is there."""
-    for key, tensor in tensors.items():
-        if tensor.layout != torch.strided or tensor.device.type != "cpu":
-            raise ModelError(f"{path}: the tensor {key} is no plain table of numbers.")
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise ModelError(f"{path}: the tensor {key} claims more numbers than the file holds.")
-        if tensor.dtype not in PRECISIONS and not key.endswith("position_ids"):
-            raise ModelError(f"{path}: the tensor {key} holds {tensor.dtype}, not floating-point numbers.")
-
-
-def drop_leftovers(tensors: dict[str, Tensor], path: Path, report: Report) -> None:
-    """Leave out what no masked LM uses, with the reason."""
-    ids = tensors.get("embeddings.position_ids")
-    if ids is not None and torch.equal(ids.flatten(), torch.arange(ids.numel(), dtype=ids.dtype)):
-        report(f"{path}: embeddings.position_ids left out, a table of 0, 1, 2, … that is counted here.")
-        del tensors["embeddings.position_ids"]
-    for key in ("pooler.dense.weight", "pooler.dense.bias"):
-        if tensors.pop(key, None) is not None:
-            report(f"{path}: {key} left out, a masked LM has no pooler.")
-
-
-def refuse_shared_memory(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Raises ModelError if two tensors are one: trained, they would move together."""
-    seen = {}
-    for key, tensor in tensors.items():
-        twin = seen.setdefault(tensor.data_ptr(), key)
-        if twin != key and tensor.numel():
-            raise ModelError(f"{path}: {key} and {twin} are one tensor, which CamemBERT does not share.")
-
-
-def unify_precision(tensors: dict[str, Tensor], path: Path, report: Report) -> None:
-    """A file of several precisions is taken in the highest of them, and that is said."""
-    kinds = {tensor.dtype for tensor in tensors.values()}
-    if len(kinds) > 1:
-        widest = functools.reduce(torch.promote_types, kinds)
-        names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
-        report(f"{path} mixes {names}; taken as {str(widest).removeprefix('torch.')}.")
-        tensors.update({key: tensor.to(widest) for key, tensor in tensors.items()})
-
-
-def canonical_names(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Every tensor under Hugging Face's present name without prefix.  Raises ModelError if two claim one name."""
-    result, origin = {}, {}
-    for key, tensor in tensors.items():
-        name = re.sub(r"^(roberta\.)+", "", key)
-        name = re.sub(r"\b(LayerNorm|layer_norm)\.gamma$", r"\1.weight", name)
-        name = re.sub(r"\b(LayerNorm|layer_norm)\.beta$", r"\1.bias", name)
-        if name in result:
-            raise ModelError(f"{path} has two tensors for one place: {origin[name]} and {key}.")
-        result[name], origin[name] = tensor, key
-    return result
-
-
-def refuse_other_heads(tensors: Mapping[str, Tensor], path: Path) -> None:
-    kinds = {
-        "classifier.": "classifier",
-        "qa_outputs.": "question answerer",
-        "cls.": "BERT",
-        "distilbert.": "DistilBERT",
-    }
-    for prefix, kind in kinds.items():
+def kind_of(tensors: Mapping[str, Tensor], path: Path) -> type:
+    """The kind of model that the tensors' names are of.  Raises ModelError if they are of two."""
+    for prefix, other in (("cls.", "BERT"), ("distilbert.", "DistilBERT")):
         if any(key.startswith(prefix) for key in tensors):
-            raise ModelError(f"{path} is a {kind} and not a masked LM, the only kind that is brought over so far.")
-    word = tensors.get("embeddings.word_embeddings.weight")
-    if word is None or word.ndim != 2:
-        raise ModelError(f"{path} holds no CamemBERT: it has no table embeddings.word_embeddings.weight.")
-    if not any(key.startswith("lm_head.") for key in tensors):
-        raise ModelError(f"{path} is a bare encoder: its LM head is missing. Take the file of the masked LM.")
+            raise ModelError(f"{path} is a {other}: another architecture than CamemBERT's.")
+    kinds = [kind for kind, keys in HEAD_KEYS.items() if any(key in tensors for key in keys.values())]
+    if len(kinds) > 1:
+        raise ModelError(f"{path} has the heads of a {' and of a '.join(kind.__name__ for kind in kinds)}.")
+    return kinds[0] if kinds else Encoder
 
 
-def drop_alias(tensors: dict[str, Tensor], alias: str, original: str, path: Path, report: Report) -> None:
-    """Leave out a second copy of a tied tensor.  Raises ModelError if it is not a copy."""
-    if alias not in tensors or original not in tensors:
-        return
-    if tensors[alias].shape != tensors[original].shape or not torch.equal(tensors[alias], tensors[original]):
+def as_kind(model: nn.Module, kind: type | None, fresh_head: bool, path: str | Path) -> nn.Module:
+    """The model as a model of another kind, as far as that can be.  Raises ModelError."""
+    if kind is None or isinstance(model, kind):
+        return model
+    if kind is Encoder:
+        return model.encoder
+    if not isinstance(model, Encoder):
+        raise ModelError(f"{path} is a {type(model).__name__}, not a {kind.__name__}.")
+    if not fresh_head:
         raise ModelError(
-            f"{path}: {alias} and {original} differ, but they are one tensor in CamemBERT. "
-            "The file is of an untied model, which this project has no place for."
+            f"{path} is a bare encoder: the head of a {kind.__name__} is missing. Take the file that has it, or ask "
+            "for a fresh one (--fresh-head), which knows nothing yet."
         )
-    report(f"{path}: {alias} left out, it is {original} once more.")
-    del tensors[alias]
+    fresh = kind(model.config).to(next(model.parameters()).dtype)
+    fresh.encoder = model
+    return fresh.eval()
 
 
-def config_from(values: dict, tensors: Mapping[str, Tensor], path: Path, report: Report) -> EncoderConfig:
+def config_from(values: Mapping, tensors: Mapping[str, Tensor], path: Path, report: Report) -> EncoderConfig:
     """config.json's values, else what the shapes show, else CamemBERT's, which is said.  Raises ModelError."""
     beside = path.parent / "config.json"
-    model_type = values.get("model_type", ARCHITECTURES[0])
-    if model_type not in ARCHITECTURES:
-        raise ModelError(f"{beside} says model_type {model_type!r}: another architecture than CamemBERT's.")
-    for key, only in (("position_embedding_type", "absolute"), ("is_decoder", False)):
-        if values.get(key, only) != only:
-            raise ModelError(f"{beside} says {key} {values[key]!r}: another architecture than CamemBERT's.")
     known = {ours: values[theirs] for ours, theirs in CONFIG_KEYS.items() if theirs in values}
-    shown = shapes_show(tensors)
+    shown = huggingface.shapes_show(tensors)
     assumed = [name for name in CONFIG_KEYS if name not in known and name not in shown]
     settings = {**shown, **known}
     if "num_heads" in assumed:
@@ -309,83 +318,65 @@ def config_from(values: dict, tensors: Mapping[str, Tensor], path: Path, report:
     return config
 
 
-def shapes_show(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """What the tensors' shapes tell of the configuration: everything but the number of heads."""
-    word = tensors["embeddings.word_embeddings.weight"]
-    shown = dict(zip(("vocab_size", "hidden_size"), word.shape))
-    position = tensors.get("embeddings.position_embeddings.weight")
-    if position is not None and position.ndim == 2:
-        shown["max_positions"] = len(position)
-    expand = tensors.get("encoder.layer.0.intermediate.dense.weight")
-    if expand is not None and expand.ndim == 2:
-        shown["intermediate_size"] = len(expand)
-    numbers = [re.match(r"encoder\.layer\.(\d{1,4})\.", key) for key in tensors]
-    shown["num_layers"] = len({match[1] for match in numbers if match})
-    return shown
-
-
-def fold_token_type(tensors: dict[str, Tensor], path: Path, report: Report) -> None:
-    """Add the token-type row to every position row: it is always added, so that H_0 stays what it was.
-
-    Only row 0 is ever used (type ids are always 0 in CamemBERT). Raises ModelError if it does not fit.
-    """
-    rows = tensors.pop(TOKEN_TYPE, None)
-    position = tensors.get(MODEL_KEYS["encoder.embeddings.position.weight"])
-    if rows is None:
-        report(f"{path} has no {TOKEN_TYPE}: taken as zero.")
-        return
-    if position is None or position.ndim != 2 or rows.ndim != 2 or rows.shape[1] != position.shape[1] or not len(rows):
-        raise ModelError(f"{path}: {TOKEN_TYPE} has shape {tuple(rows.shape)}, which fits no position embeddings.")
-    if len(rows) > 1:
-        report(f"{path}: rows 1 to {len(rows) - 1} of {TOKEN_TYPE} left out, CamemBERT's type ids are always 0.")
-    tensors["embeddings.position_embeddings.weight"] = position + rows[0]
-
-
 # ---- out -------------------------------------------------------------------------------------------------------
 
 
-def huggingface_config(model: MaskedLM) -> dict:
-    """The config.json of a masked LM, as transformers' CamembertForMaskedLM reads it."""
+def huggingface_config(model: nn.Module) -> dict:
+    """The config.json of a model, as transformers reads it."""
     config = {theirs: getattr(model.config, ours) for ours, theirs in CONFIG_KEYS.items()}
+    labels = {}
+    if getattr(model, "labels", None):
+        labels = {
+            "id2label": {str(number): name for number, name in enumerate(model.labels)},
+            "label2id": {name: number for number, name in enumerate(model.labels)},
+        }
     return {
-        "architectures": ["CamembertForMaskedLM"],
+        "architectures": [CLASSES[type(model)]],
         "model_type": "camembert",
         **config,
+        **labels,
         "attention_probs_dropout_prob": model.config.dropout,
         "type_vocab_size": 1,
         "bos_token_id": Tokenizer.bos_id,
         "eos_token_id": Tokenizer.eos_id,
         "initializer_range": 0.02,
         "tie_word_embeddings": True,
-        "dtype": str(model.bias.dtype).removeprefix("torch."),
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
     }
 
 
-def to_huggingface(model: MaskedLM) -> dict[str, Tensor]:
-    """A masked LM's tensors under Hugging Face's names, with a token-type row of zeros: ours is in the positions."""
-    tensors = {to_huggingface_key(key): tensor.contiguous() for key, tensor in model.state_dict().items()}
-    tensors[f"roberta.{TOKEN_TYPE}"] = torch.zeros(1, model.config.hidden_size, dtype=model.bias.dtype)
+def to_huggingface(model: nn.Module) -> dict[str, Tensor]:
+    """A model's tensors under Hugging Face's names, with a token-type row of zeros: ours is in the positions."""
+    kind = type(model)
+    tensors = {to_huggingface_key(key, kind): tensor.contiguous() for key, tensor in model.state_dict().items()}
+    dtype = next(model.parameters()).dtype
+    tensors[("" if kind is Encoder else "roberta.") + TOKEN_TYPE] = torch.zeros(
+        1, model.config.hidden_size, dtype=dtype
+    )
     return tensors
 
 
-def export_huggingface(model: nn.Module, folder: str | Path, tokenizer: str | Path | None = None) -> None:
-    """Write config.json, model.safetensors and the SentencePiece model, if given, into a new folder.
+def export_huggingface(
+    model: nn.Module, folder: str | Path, tokenizer: str | Path | None = None, card: str | None = None
+) -> None:
+    """Write config.json, model.safetensors, the tokenizer's files and the model card, if given, into a new folder.
 
-    The folder gets its name when it is complete. Raises ModelError where it cannot be written, and for other
-    kinds of model than the masked LM.
+    The folder gets its name when it is complete. Raises ModelError where it cannot be written.
     """
-    if not isinstance(model, MaskedLM):
-        raise ModelError(f"Only a masked LM is written for Hugging Face so far, not a {type(model).__name__}.")
     folder = Path(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
             save_file(to_huggingface(model), temporary / "model.safetensors", metadata={"format": "pt"})
-            text = json.dumps(huggingface_config(model), indent=2, sort_keys=True) + "\n"
-            (temporary / "config.json").write_text(text, encoding="utf-8")
+            texts = {"config.json": json.dumps(huggingface_config(model), indent=2, sort_keys=True) + "\n"}
             if tokenizer is not None:
                 shutil.copyfile(tokenizer, temporary / FILE_NAME)
+                texts["tokenizer_config.json"] = json.dumps(tokenizer_config(model.config), indent=2) + "\n"
+            if card is not None:
+                texts["README.md"] = card
+            for name, text in texts.items():
+                (temporary / name).write_text(text, encoding="utf-8")
             for path in (temporary, *temporary.iterdir()):
                 usual_mode(path)
             temporary.rename(folder)  # refuses a folder with something in it
@@ -396,63 +387,131 @@ def export_huggingface(model: nn.Module, folder: str | Path, tokenizer: str | Pa
         raise ModelError(f"{folder} cannot be written: {error.strerror or error}.") from None
 
 
+def tokenizer_config(config: EncoderConfig) -> dict:
+    """What transformers' AutoTokenizer needs beside the SentencePiece model."""
+    return {
+        "tokenizer_class": "CamembertTokenizer",
+        "model_max_length": config.max_tokens,
+        "bos_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "cls_token": "<s>", "unk_token": "<unk>",
+        "pad_token": "<pad>", "mask_token": "<mask>",
+        "additional_special_tokens": ["<s>NOTUSED", "</s>NOTUSED"],
+    }  # fmt: skip
+
+
 # ---- the command -----------------------------------------------------------------------------------------------
+
+KINDS = {
+    "encoder": Encoder,
+    "masked-lm": MaskedLM,
+    "sequence": SequenceClassifier,
+    "token": TokenClassifier,
+    "question": QuestionAnswerer,
+}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Options:
-    source: str = option(
-        None, "a model.safetensors, a pytorch_model.bin, a folder with one of them, or a file of this project",
-        "from and to", positional=True, metavar="IN"
+    source: str | None = option(
+        None, "a file or folder of this project, of Hugging Face or of fairseq", "from and to", positional=True,
+        metavar="IN", nargs="?",
     )  # fmt: skip
-    target: str = option(
-        None, "the file to write, or with --to hf the folder; it must not be there yet", "from and to",
-        positional=True, metavar="OUT"
+    target: str | None = option(
+        None, "the file to write, or with --to hf the folder; it must not be there yet", positional=True,
+        metavar="OUT", nargs="?",
+    )  # fmt: skip
+    download: str | None = option(
+        None, "instead of IN: a model on Hugging Face's hub, as almanach/camembert-base", metavar="REPO"
+    )
+    check: str | None = option(
+        None, "instead of OUT: a folder of Hugging Face's, with whose transformers model IN (by default what this "
+        "folder becomes here) is compared, state by state", metavar="HF_FOLDER"
     )  # fmt: skip
     to: str = option(
-        "ours", "what to write: one .safetensors of this project, or a folder for transformers",
+        "ours", "what to write: one .safetensors of this project, or a folder for transformers", "what to write",
         choices=("ours", "hf")
     )  # fmt: skip
+    kind: str | None = option(
+        None, "the kind of model that IN must be; encoder takes it out of any", choices=tuple(KINDS)
+    )
+    fresh_head: bool = option(False, "with --kind masked-lm or question: a bare encoder gets a head, at random")
+    dtype: str | None = option(None, "precision to write (default: that of IN)", choices=tuple(PRECISIONS))
     tokenizer: str | None = option(
         None, "SentencePiece model to put into the folder (default: the one beside IN, if there is one)",
         metavar="FILE"
     )  # fmt: skip
 
     def __post_init__(self):
-        target = Path(self.target)
-        taken = target.exists() and not (self.to == "hf" and target.is_dir() and not any(target.iterdir()))
         check_bounds(self)
+        if self.check is not None:
+            check(self.target is None and self.download is None, "--check takes IN at most, and writes nothing.")
+            return
+        given = [self.source, self.target] if self.download is None else [self.target or self.source]
+        check(all(given), "IN and OUT are needed (with --download, OUT alone): what to read, and what to write.")
+        check(self.download is None or self.target is None, "--download stands in place of IN: give OUT alone.")
+        target = Path(given[-1])
+        taken = target.exists() and not (self.to == "hf" and target.is_dir() and not any(target.iterdir()))
         check(not taken, f"{target} is there already. Remove it, or choose another name.")
         check(self.to == "hf" or self.tokenizer is None, "--tokenizer goes with --to hf: our file holds no tokenizer.")
+        drawn = not self.fresh_head or self.kind in ("masked-lm", "question")
+        check(drawn, "--fresh-head goes with --kind masked-lm or --kind question; classifiers get theirs with labels.")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    options = parse_options(
-        Options, arguments, "python convert_weights.py IN OUT [OPTIONS]", "Brings checkpoints over, and back."
-    )
-    model = load_checkpoint(options.source)
-    if options.to == "ours":
-        save_model(model, options.target, {"converted from": options.source})
-    else:
-        tokenizer = options.tokenizer or tokenizer_beside(options.source)
-        if tokenizer is not None:
-            tokenizer = Tokenizer(tokenizer)
-            if len(tokenizer) != model.config.vocab_size:
-                raise DataError(
-                    f"The tokenizer {tokenizer.path} has {len(tokenizer)} words, the model {model.config.vocab_size}: "
-                    "they do not belong together."
-                )
-        export_huggingface(model, options.target, tokenizer.path if tokenizer else None)
+def main(arguments: list[str] | None = None) -> int:
+    """The command; -> its exit status.  Raises OptionError, DataError, ModelError."""
+    options = parse_options(Options, arguments, "python convert_weights.py IN OUT [OPTIONS]", __doc__)
+    if options.check is not None:
+        from eval.parity import compare  # needs transformers
+
+        return compare(options.source or options.check, options.check)
+    source = hub.download(options.download) if options.download else Path(options.source)
+    convert(source, Path(options.target or options.source), options)
+    return 0
+
+
+def convert(source: Path, target: Path, options: Options) -> None:
+    """Reads, says what it is, writes.  Raises DataError, ModelError."""
+    kind = KINDS[options.kind] if options.kind else None
+    with opened(source) as place:
+        model = load_checkpoint(place, kind=kind, fresh_head=options.fresh_head)
+        if options.dtype:
+            model = model.to(PRECISIONS[options.dtype])
+        if options.to == "ours":
+            save_model(model, target, {"converted from": str(options.download or source)})
+        else:
+            tokenizer = options.tokenizer or tokenizer_beside(place)
+            if tokenizer is not None:
+                tokenizer = Tokenizer(tokenizer)
+                if len(tokenizer) != model.config.vocab_size:
+                    raise DataError(
+                        f"The tokenizer {tokenizer.path} has {len(tokenizer)} words, the model "
+                        f"{model.config.vocab_size}: they do not belong together."
+                    )
+            card = model_card(CLASSES[type(model)], model.config.num_layers, *what_is_known(place, options))
+            export_huggingface(model, target, tokenizer.path if tokenizer else None, card)
     config = model.config
+    labels = f", labels {', '.join(model.labels)}" if getattr(model, "labels", None) else ""
     print(
-        f"{options.target}: {type(model).__name__}, {config.num_layers} layers of {config.hidden_size}, "
-        f"{config.vocab_size} words, {str(next(model.parameters()).dtype).removeprefix('torch.')}"
+        f"{target}: {type(model).__name__}, {config.num_layers} layers of {config.hidden_size}, "
+        f"{config.vocab_size} words, {str(next(model.parameters()).dtype).removeprefix('torch.')}{labels}"
     )
+
+
+def what_is_known(source: Path, options: Options) -> tuple[dict, dict]:
+    """Of how a model was made: what our file says, and the last metrics of the run that it lies in."""
+    if source.is_file() and source.suffix == ".safetensors" and is_ours(metadata := read_metadata(source)):
+        try:
+            provenance = json.loads(metadata.get("provenance", "null"))
+        except (ValueError, RecursionError):
+            provenance = None
+        if isinstance(provenance, dict):
+            return provenance, last_metrics(source.parent / "metrics.jsonl") if "options" in provenance else {}
+    return {"converted from": str(options.download or source)}, {}
 
 
 if __name__ == "__main__":
     try:
-        main()
+        sys.exit(main())
     except (ModelError, DataError, OptionError) as error:
         print(f"convert_weights.py: {error}", file=sys.stderr)
         sys.exit(2)

@@ -197,9 +197,7 @@ def read_teacher(options: Options, tokenizer: Tokenizer, device: torch.device) -
     if options.teacher == "none":
         return None
     path = demo.TEACHER if options.teacher == "demo" else options.teacher
-    teacher = load_checkpoint(path)
-    if not isinstance(teacher, MaskedLM):
-        raise ModelError(f"{path} is a {type(teacher).__name__}; only a masked LM can be distilled here.")
+    teacher = load_checkpoint(path, kind=MaskedLM)
     check_fit(teacher.config, tokenizer, options)
     return teacher.float().to(device).eval().requires_grad_(False)
 

@@ -17,12 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .config import EncoderConfig, ModelError
+from .encoder import Encoder
 from .heads import MaskedLM, QuestionAnswerer, SequenceClassifier, TokenClassifier
 
 FORMAT = "distilcamembert-1"
 PRECISIONS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 TENSORS_A_LAYER, PLAUSIBLE_LAYERS = 16, 100  # a file that states more than these layers must hold their tensors
-KINDS = {kind.__name__: kind for kind in (MaskedLM, SequenceClassifier, TokenClassifier, QuestionAnswerer)}
+KINDS = {kind.__name__: kind for kind in (MaskedLM, SequenceClassifier, TokenClassifier, QuestionAnswerer, Encoder)}
 
 
 def save_model(model: nn.Module, path: str | Path, provenance: Mapping | None = None) -> None:

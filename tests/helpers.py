@@ -24,9 +24,9 @@ def needs(*paths: Path):
     return pytest.mark.skipif(bool(missing), reason=f"real data is not here: {', '.join(missing)}")
 
 
-def huggingface_model(seed: int = 0, **sizes):
-    """A small random CamembertForMaskedLM in float64, every LayerNorm, bias and token-type row away from 1 and 0."""
-    from transformers import CamembertConfig, CamembertForMaskedLM
+def huggingface_model(seed: int = 0, kind: str = "CamembertForMaskedLM", **sizes):
+    """A small random model of transformers in float64, every LayerNorm, bias and token-type row away from 1 and 0."""
+    import transformers
 
     settings = dict(
         num_hidden_layers=2, hidden_size=48, num_attention_heads=4, intermediate_size=80, vocab_size=211,
@@ -34,7 +34,7 @@ def huggingface_model(seed: int = 0, **sizes):
         layer_norm_eps=1e-5,
     ) | sizes  # fmt: skip
     torch.manual_seed(seed)
-    model = CamembertForMaskedLM(CamembertConfig(**settings)).double().eval()
+    model = getattr(transformers, kind)(transformers.CamembertConfig(**settings)).double().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "LayerNorm" in name or "layer_norm" in name or name.endswith("bias") or "token_type" in name:

@@ -1,5 +1,6 @@
 """Others' checkpoints in, ours out, and back: through files that transformers wrote and reads."""
 
+import itertools
 import json
 import os
 import pickle
@@ -12,11 +13,21 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import convert_weights
-from convert_weights import from_huggingface_key, load_checkpoint, to_huggingface_key
-from data import demo
-from model import EncoderConfig, MaskedLM, ModelError, load_model, save_model
+from convert_weights import CLASSES, export_huggingface, from_huggingface_key, load_checkpoint, to_huggingface_key
+from data import Tokenizer, demo
+from model import (
+    Encoder,
+    EncoderConfig,
+    MaskedLM,
+    ModelError,
+    SequenceClassifier,
+    TokenClassifier,
+    load_model,
+    save_model,
+)
 from tests.helpers import MINI, huggingface_model, needs, padded_batch, run_command
 
+CLASSIFIERS = (SequenceClassifier, TokenClassifier)
 POSITIONS = "roberta.embeddings.position_embeddings.weight"
 TOKEN_TYPE = "roberta.embeddings.token_type_embeddings.weight"
 
@@ -295,7 +306,7 @@ WRONG = {
     "a cut .bin": (cut_bin, "cannot be read as weights"),
     "a pickle that runs code": (pickled({"x": RunsCode()}), "refused"),
     "a pickle of something else": (pickled([1, 2, 3]), "not a table of named tensors|refused"),
-    "no weights in the folder": (lambda folder: (folder / "model.safetensors").unlink(), "holds neither"),
+    "no weights in the folder": (lambda folder: (folder / "model.safetensors").unlink(), "holds none of"),
     "missing tensor": (
         weights(lambda tensors: tensors.pop("roberta.encoder.layer.1.output.dense.bias")),
         r"lacks the tensor encoder\.layer\.1\.output\.dense\.bias",
@@ -315,7 +326,7 @@ WRONG = {
     ),
     "unknown tensor": (
         weights(add(roberta__encoder__layer__0__adapter__weight=torch.ones(3))),
-        r"a tensor encoder\.layer\.0\.adapter\.weight that a masked LM",
+        r"a tensor encoder\.layer\.0\.adapter\.weight that a MaskedLM",
     ),
     "a tensor under our own name": (weights(add(roberta__norm__weight=torch.ones(48))), "a tensor norm.weight that"),
     "position_ids that are none": (
@@ -340,8 +351,15 @@ WRONG = {
     ),
     "untied": (weights(untie), "they are one tensor in CamemBERT"),
     "two different biases": (weights(add(lm_head__decoder__bias=torch.ones(1005))), "they are one tensor"),
-    "a classifier": (weights(rename_head), "is a classifier and not a masked LM"),
-    "a bare encoder": (weights(drop_head), "is a bare encoder: its LM head is missing"),
+    "a head of no kind": (weights(rename_head), r"a tensor classifier\.lm_head\.\S+ that a Encoder has no place for"),
+    "two heads": (
+        weights(add(qa_outputs__weight=torch.ones(2, 48), qa_outputs__bias=torch.ones(2))),
+        "has the heads of a MaskedLM and of a QuestionAnswerer",
+    ),
+    "BERT's": (weights(add(cls__predictions__bias=torch.ones(9))), "is a BERT: another architecture"),
+    "multiple choice": (
+        lambda folder: set_config(folder, architectures=["CamembertForMultipleChoice"]), "multiple choice has no place"
+    ),
     "another model": (lambda folder: save_file({"w": torch.ones(2)}, folder / "model.safetensors"), "no CamemBERT"),
     "another architecture": (lambda folder: set_config(folder, model_type="bert"), "model_type 'bert'"),
     "relative positions": (
@@ -354,7 +372,7 @@ WRONG = {
     "text for a number": (lambda folder: set_config(folder, vocab_size="many"), "vocab_size must be a whole number"),
     "other activation": (lambda folder: set_config(folder, hidden_act="gelu_new"), "activation 'gelu_new'"),
     "config is no JSON": (lambda folder: (folder / "config.json").write_text("{"), "cannot be read as JSON"),
-    "config is a list": (lambda folder: (folder / "config.json").write_text("[]"), "not a configuration"),
+    "config is a list": (lambda folder: (folder / "config.json").write_text("[]"), "no JSON object"),
 }  # fmt: skip
 
 
@@ -376,15 +394,18 @@ def test_a_missing_file_is_a_sentence(tmp_path):
 # ---- the table, and out ----------------------------------------------------------------------------------------
 
 
-def test_the_key_table_is_one_to_one(theirs):
+@pytest.mark.parametrize("kind", CLASSES)
+def test_the_key_table_is_one_to_one(kind):
+    theirs = huggingface_model(kind=CLASSES[kind], num_labels=3 if kind in CLASSIFIERS else 2)
     with torch.device("meta"):
-        ours = MaskedLM(EncoderConfig(2, 48, 4, 80, 1005))
-    exported = {to_huggingface_key(key) for key in ours.state_dict()}
+        ours = kind(EncoderConfig(2, 48, 4, 80, 211), *([3] if kind in CLASSIFIERS else []))
+    exported = {to_huggingface_key(key, kind) for key in ours.state_dict()}
     assert len(exported) == len(ours.state_dict())
-    aliases = {"lm_head.decoder.weight", "lm_head.decoder.bias", TOKEN_TYPE}
+    token_type = TOKEN_TYPE.removeprefix("roberta.") if kind is Encoder else TOKEN_TYPE
+    aliases = {"lm_head.decoder.weight", "lm_head.decoder.bias", token_type, "pooler.dense.weight", "pooler.dense.bias"}
     assert exported == set(theirs.state_dict()) - aliases
     for key in ours.state_dict():
-        assert from_huggingface_key(to_huggingface_key(key).removeprefix("roberta.")) == key
+        assert from_huggingface_key(to_huggingface_key(key, kind).removeprefix("roberta."), kind) == key
 
 
 def run(*arguments):
@@ -399,7 +420,8 @@ def test_round_trip_by_the_commands(folder, theirs, tmp_path):
     result = run(tmp_path / "ours.safetensors", tmp_path / "back", "--to", "hf", "--tokenizer", demo.FOLDER)
     assert result.returncode == 0 and "2 layers of 48" in result.stdout
     names = sorted(os.listdir(tmp_path / "back"))
-    assert names == ["config.json", "model.safetensors", "sentencepiece.bpe.model"]
+    tokenizer = ["sentencepiece.bpe.model", "tokenizer_config.json"]
+    assert names == ["README.md", "config.json", "model.safetensors", *tokenizer]
     back, info = AutoModelForMaskedLM.from_pretrained(tmp_path / "back", output_loading_info=True)
     assert not any(info.values()), info
     input_ids, mask = padded_batch((30, 1, 7), 1005)
@@ -442,7 +464,12 @@ WRONG_COMMANDS = {
     "an empty name": (["IN", ""], "is empty"),
     "a tokenizer for our file": (["IN", "OUT", "--tokenizer", str(demo.FOLDER)], "--tokenizer goes with --to hf"),
     "unknown form": (["IN", "OUT", "--to", "onnx"], "invalid choice"),
-    "OUT missing": (["IN"], "OUT"),
+    "OUT missing": (["IN"], "IN and OUT are needed"),
+    "nothing at all": ([], "IN and OUT are needed"),
+    "--check with OUT": (["IN", "OUT", "--check", "IN"], "--check takes IN at most"),
+    "--download with IN": (["IN", "OUT", "--download", "a/b"], "give OUT alone"),
+    "another kind": (["IN", "OUT", "--kind", "token"], "is a MaskedLM, not a TokenClassifier"),
+    "a fresh classifier": (["IN", "OUT", "--kind", "token", "--fresh-head"], "classifiers get theirs with labels"),
 }
 
 
@@ -468,14 +495,282 @@ def test_our_classifier_is_copied_without_a_word_too_many(tmp_path):
     assert result.returncode == 0 and "SequenceClassifier, 1 layers of 8" in result.stdout
 
 
-def test_other_heads_are_not_exported_yet(tmp_path):
-    from model import QuestionAnswerer
-
-    with pytest.raises(ModelError, match="not a QuestionAnswerer"):
-        convert_weights.export_huggingface(QuestionAnswerer(EncoderConfig(1, 8, 2, 8, 20)), tmp_path / "out")
-    assert not os.listdir(tmp_path)
-
-
 def test_what_is_written_can_be_read_again(folder, tmp_path):
     save_model(load_checkpoint(folder), tmp_path / "ours.safetensors")
     assert load_model(tmp_path / "ours.safetensors").config == load_checkpoint(folder).config
+
+
+# ---- every kind of model, from every kind of file --------------------------------------------------------------
+
+LABELS = ["neutre", "5 étoiles", "contradiction", "LABEL_0"]  # in an order that nobody would guess
+
+
+def headed_model(kind, dtype=torch.float64):
+    labels = {}
+    if kind in CLASSIFIERS:
+        labels = dict(id2label=dict(enumerate(LABELS)), label2id={name: i for i, name in enumerate(LABELS)})
+    return huggingface_model(kind=CLASSES[kind], vocab_size=1005, **labels).to(dtype)
+
+
+@torch.no_grad()
+def their_outputs(theirs, input_ids, mask):
+    outputs = theirs(input_ids, attention_mask=mask.long(), output_hidden_states=True)
+    if "start_logits" in outputs:
+        return outputs.hidden_states, torch.stack([outputs.start_logits, outputs.end_logits], dim=-1)
+    return outputs.hidden_states, outputs.get("logits", outputs.hidden_states[-1])
+
+
+@torch.no_grad()
+def assert_same_outputs(ours, theirs, tolerance):
+    input_ids, mask = padded_batch((30, 1, 7), 1005)
+    states, expected = their_outputs(theirs, input_ids, mask)
+    encoder = ours if isinstance(ours, Encoder) else ours.encoder
+    for one, other in zip(encoder.hidden_states(input_ids, mask), states, strict=True):
+        assert (one - other)[mask].abs().max() < tolerance
+    difference = (ours(input_ids, mask) - expected)[mask if expected.ndim == 3 else ...]
+    assert difference.abs().max() < tolerance
+
+
+def as_folder(model, place):
+    model.save_pretrained(place)
+    return place
+
+
+def as_file(model, place):
+    return as_folder(model, place) / "model.safetensors"
+
+
+def as_shards(model, place):
+    model.save_pretrained(place, max_shard_size="40KB")
+    assert len(list(place.glob("model-*.safetensors"))) > 2
+    return place
+
+
+def as_index(model, place):
+    return as_shards(model, place) / "model.safetensors.index.json"
+
+
+def as_bin(model, place):
+    as_file(model, place).unlink()
+    torch.save(model.state_dict(), place / "pytorch_model.bin")
+    return place / "pytorch_model.bin"
+
+
+def as_ours(model, place):
+    save_model(load_checkpoint(as_folder(model, place / "theirs")), place / "ours.safetensors")
+    return place / "ours.safetensors"
+
+
+def as_export(model, place):
+    export_huggingface(load_checkpoint(as_folder(model, place / "theirs")), place / "export")
+    return place / "export"
+
+
+FORMS = (as_folder, as_file, as_shards, as_index, as_bin, as_ours, as_export)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-5)], ids=["64", "32"])
+def test_every_kind_from_every_form(kind, form, dtype, tolerance, tmp_path):
+    theirs = headed_model(kind, dtype)
+    ours = load_checkpoint(form(theirs, tmp_path / "place"), lambda line: None)
+    assert type(ours) is kind and next(ours.parameters()).dtype == dtype and not ours.training
+    assert_same_outputs(ours, theirs, tolerance)
+    if kind in CLASSIFIERS:
+        assert list(ours.labels) == LABELS
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_transformers_opens_what_is_written(kind, tmp_path):
+    import transformers
+
+    theirs = headed_model(kind, torch.float32)
+    as_folder(theirs, tmp_path / "theirs")
+    result = run(tmp_path / "theirs", tmp_path / "back", "--to", "hf", "--tokenizer", demo.FOLDER)
+    assert result.returncode == 0 and kind.__name__ in result.stdout, result.stderr
+    back, info = getattr(transformers, CLASSES[kind]).from_pretrained(tmp_path / "back", output_loading_info=True)
+    absent = {"pooler.dense.weight", "pooler.dense.bias"} if kind is Encoder else set()
+    assert set(info.pop("missing_keys")) == absent and not any(info.values()), info
+    input_ids, mask = padded_batch((30, 1, 7), 1005)
+    (*_, one), (*_, other) = (their_outputs(model.eval(), input_ids, mask) for model in (back, theirs))
+    assert (one - other)[mask if one.ndim == 3 else ...].abs().max() < 1e-5
+    if kind in CLASSIFIERS:
+        assert back.config.id2label == dict(enumerate(LABELS)) and ", ".join(LABELS) in result.stdout
+        assert back.config.label2id == {name: number for number, name in enumerate(LABELS)}
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_the_precision_that_is_asked_for(folder, tmp_path, dtype):
+    from transformers import AutoModelForMaskedLM
+
+    wanted = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
+    assert run(folder, tmp_path / "hf", "--to", "hf", "--dtype", dtype).returncode == 0
+    assert AutoModelForMaskedLM.from_pretrained(tmp_path / "hf").dtype == wanted
+    assert run(folder, tmp_path / "ours.safetensors", "--dtype", dtype).returncode == 0
+    assert load_model(tmp_path / "ours.safetensors").bias.dtype == wanted
+
+
+# ---- kinds and labels ------------------------------------------------------------------------------------------
+
+
+def test_a_bare_encoder_is_no_masked_lm_unless_asked(folder, theirs, tmp_path):
+    rewrite(folder, drop_head)
+    assert type(load_checkpoint(folder)) is Encoder
+    with pytest.raises(ModelError, match="is a bare encoder: the head of a MaskedLM is missing"):
+        load_checkpoint(folder, kind=MaskedLM)
+    fresh = load_checkpoint(folder, kind=MaskedLM, fresh_head=True)
+    input_ids, mask = padded_batch((30, 7), 1005)
+    expected = theirs.roberta(input_ids, attention_mask=mask.long()).last_hidden_state
+    assert (fresh.encoder(input_ids, mask) - expected)[mask].abs().max() < 2e-5
+    assert fresh(input_ids, mask).shape == (2, 30, 1005) and not fresh.training
+    result = run(folder, tmp_path / "x.safetensors", "--kind", "masked-lm")
+    assert result.returncode == 2 and "--fresh-head" in result.stderr
+    assert run(folder, tmp_path / "x.safetensors", "--kind", "masked-lm", "--fresh-head").returncode == 0
+    result = run_command("train.py", "--teacher", folder, "--tokenizer", demo.FOLDER, "--out", tmp_path / "run")
+    assert result.returncode == 2 and "is a bare encoder" in result.stderr
+
+
+def test_the_encoder_of_any_model(folder, theirs, tmp_path):
+    assert run(folder, tmp_path / "e.safetensors", "--kind", "encoder").returncode == 0
+    encoder = load_checkpoint(tmp_path / "e.safetensors")
+    assert type(encoder) is Encoder
+    input_ids, mask = padded_batch((30, 7), 1005)
+    expected = theirs.roberta(input_ids, attention_mask=mask.long()).last_hidden_state
+    assert (encoder(input_ids, mask) - expected)[mask].abs().max() < 2e-5
+
+
+def labelled(place, **values):
+    """-> the labels of a classifier whose config.json is so changed, and what was said; None leaves a key out."""
+    as_folder(headed_model(SequenceClassifier, torch.float32), place)
+    config = json.loads((place / "config.json").read_text())
+    config = {key: value for key, value in {**config, **values}.items() if value is not None}
+    (place / "config.json").write_text(json.dumps(config))
+    said = []
+    return list(load_checkpoint(place, said.append).labels), said
+
+
+def test_labels_from_either_table(tmp_path):
+    assert labelled(tmp_path / "a", label2id=None) == (LABELS, [])
+    assert labelled(tmp_path / "b", id2label=None) == (LABELS, [])
+    assert labelled(tmp_path / "c", id2label=None, label2id=None) == ([f"LABEL_{i}" for i in range(4)], [])
+    names, said = labelled(tmp_path / "d", label2id={name: 3 - i for i, name in enumerate(LABELS)})
+    assert names == LABELS and "label2id disagrees with id2label, which is taken" in said[0]
+
+
+@pytest.mark.parametrize(
+    "id2label",
+    [{"0": "a"}, {"0": "a", "1": "b", "2": "c", "9": "d"}, dict.fromkeys("0123", "a"), ["a", "b", "c", "d"],
+     {"zero": "a", "1": "b", "2": "c", "3": "d"}, {"0": 1, "1": 2, "2": 3, "3": 4}, "abcd"],
+)  # fmt: skip
+def test_labels_that_do_not_fit(tmp_path, id2label):
+    with pytest.raises(ModelError, match="names the labels|must map numbers"):
+        labelled(tmp_path / "a", id2label=id2label, label2id=None)
+
+
+# ---- shards ----------------------------------------------------------------------------------------------------
+
+
+def name_shard(name):
+    return lambda index: index["weight_map"].update({"lm_head.bias": name})
+
+
+SHARDS = {
+    "a way out of the folder": (name_shard("../model.safetensors"), "no .safetensors file beside it"),
+    "an absolute name": (name_shard("/etc/passwd"), "no .safetensors file beside it"),
+    "a number": (name_shard(7), "no .safetensors file beside it"),
+    "a shard that is not there": (name_shard("model-9.safetensors"), "There is no file"),
+    "a tensor too few": (
+        lambda index: index["weight_map"].pop("lm_head.bias"), "disagree about the tensor lm_head.bias"
+    ),
+    "a tensor too many": (
+        lambda index: index["weight_map"].update(ghost=index["weight_map"]["lm_head.bias"]),
+        "disagree about the tensor ghost",
+    ),
+    "no map": (lambda index: index.pop("weight_map"), "has no weight_map"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SHARDS)
+def test_a_wrong_index_is_a_sentence(theirs, tmp_path, case):
+    change, sentence = SHARDS[case]
+    path = as_index(theirs, tmp_path / "theirs")
+    index = json.loads(path.read_text())
+    change(index)
+    path.write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=sentence):
+        load_checkpoint(tmp_path / "theirs")
+
+
+# ---- what the ecosystem does with it ---------------------------------------------------------------------------
+
+
+def test_the_round_trip_of_a_student(tmp_path, monkeypatch):
+    """Trained here, exported, opened in transformers, a mask filled there, converted back: the same numbers."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import transformers
+
+    out = tmp_path / "run"
+    assert run_command("train.py", "--steps", 2, "--batch-size", 2, "--out", out).returncode == 0
+    assert run(out / "student.safetensors", tmp_path / "hf", "--to", "hf").returncode == 0
+    student, tokenizer = load_model(out / "student.safetensors"), Tokenizer(out)
+
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    sentences = ["Le film est <mask>.", "Une ville du nord, l'été : c'est <mask> !"]
+    for sentence in itertools.chain(sentences, itertools.islice(demo.texts(), 200)):
+        assert theirs(sentence)["input_ids"] == tokenizer.encode(sentence)
+    assert theirs("Il pleut.", "Il neige.")["input_ids"] == tokenizer.encode("Il pleut.", "Il neige.")
+    assert (len(theirs), theirs.model_max_length) == (1005, 128 + 384)
+
+    fill = transformers.pipeline("fill-mask", model=str(tmp_path / "hf"))
+    for sentence in sentences:
+        input_ids = torch.tensor([tokenizer.encode(sentence)])
+        expected = student(input_ids)[input_ids == tokenizer.mask_id].softmax(dim=-1)[0].topk(5)
+        guesses = fill(sentence)
+        assert [guess["token"] for guess in guesses] == expected.indices.tolist()
+        assert [guess["score"] for guess in guesses] == pytest.approx(expected.values.tolist(), rel=1e-4)
+
+    assert run(tmp_path / "hf", tmp_path / "back.safetensors").returncode == 0
+    back = load_model(tmp_path / "back.safetensors")
+    assert back.config == student.config
+    for name, tensor in student.state_dict().items():
+        assert torch.equal(back.state_dict()[name], tensor), name
+
+    card = (tmp_path / "hf" / "README.md").read_text(encoding="utf-8")
+    last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    assert f"| total | {last['loss']:.4f} |" in card and "Distilled from `demo`" in card and "--steps 2" in card
+
+
+@pytest.mark.parametrize(
+    ("kind", "task"), [(SequenceClassifier, "text-classification"), (TokenClassifier, "token-classification")]
+)
+def test_pipelines_of_transformers_take_classifiers(kind, task, tmp_path, monkeypatch):
+    """(Transformers 5 has no pipeline for question answerers any more.)"""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import transformers
+
+    as_folder(headed_model(kind, torch.float32), tmp_path / "theirs")
+    result = run(tmp_path / "theirs", tmp_path / "hf", "--to", "hf", "--tokenizer", demo.FOLDER)
+    assert result.returncode == 0
+    pipe = transformers.pipeline(task, model=str(tmp_path / "hf"))
+    if task == "text-classification":
+        ours, ids = load_checkpoint(tmp_path / "hf"), Tokenizer(demo.FOLDER).encode("Le film est bon.")
+        best = ours(torch.tensor([ids])).softmax(dim=-1)[0].max(dim=-1)
+        (answer,) = pipe("Le film est bon.")
+        assert answer["label"] == LABELS[best.indices]
+        assert answer["score"] == pytest.approx(best.values.item(), rel=1e-4)
+    else:
+        assert {word["entity"] for word in pipe("Le film est bon.")} <= set(LABELS)
+
+
+def test_sentence_transformers_opens_an_encoder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    library = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    encoder = run(demo.TEACHER, tmp_path / "hf", "--to", "hf", "--kind", "encoder")
+    assert encoder.returncode == 0
+    sentences = ["Le film est bon.", "Une ville du nord, l'été."]
+    vectors = library.SentenceTransformer(str(tmp_path / "hf"), device="cpu").encode(sentences)
+    ours, tokenizer = load_checkpoint(tmp_path / "hf"), Tokenizer(demo.FOLDER)
+    for sentence, vector in zip(sentences, vectors, strict=True):
+        expected = ours(torch.tensor([tokenizer.encode(sentence)]))[0].mean(dim=0)
+        assert torch.tensor(vector) == pytest.approx(expected.detach(), abs=1e-5)

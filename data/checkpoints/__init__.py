@@ -1,0 +1,1 @@
+"""Others' checkpoint files, to tensors with names and back. Knows no model."""

@@ -1,0 +1,215 @@
+"""Hugging Face's tensors and config.json: one set of names, nothing passed over, nothing believed.
+
+Takes what is found in the wild: with or without `roberta.` (or with it twice), LayerNorm.gamma and .beta,
+position_ids buffers, a leftover pooler, the LM bias under either of its names or both, a copy of the tied decoder.
+"""
+
+import functools
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+
+WORD, POSITION = "embeddings.word_embeddings.weight", "embeddings.position_embeddings.weight"
+TOKEN_TYPE = "embeddings.token_type_embeddings.weight"
+ARCHITECTURES = ("camembert", "roberta", "xlm-roberta")  # one architecture under three names
+PRECISIONS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+SHARD_NAME = re.compile(r"[\w][\w.-]*\.safetensors")
+
+Report = Callable[[str], None]
+
+
+def clean(tensors: Mapping[str, Tensor], path: Path, report: Report) -> dict[str, Tensor]:
+    """Every tensor under Hugging Face's present name, without prefix; what no model here uses is left out, and said.
+
+    Raises DataError for what is no plain table of floating-point numbers, for two tensors in one place, and for
+    two that are one where CamemBERT has two.
+    """
+    tensors = canonical_names(tensors, path)
+    check_tensors(tensors, path)
+    drop_leftovers(tensors, path, report)
+    drop_alias(tensors, "lm_head.decoder.weight", WORD, path, report)
+    if "lm_head.bias" not in tensors and "lm_head.decoder.bias" in tensors:
+        tensors["lm_head.bias"] = tensors.pop("lm_head.decoder.bias")
+    drop_alias(tensors, "lm_head.decoder.bias", "lm_head.bias", path, report)
+    refuse_shared_memory(tensors, path)
+    word = tensors.get(WORD)
+    if word is None or word.ndim != 2:
+        raise DataError(f"{path} holds no CamemBERT: it has no table {WORD}.")
+    unify_precision(tensors, path, report)
+    fold_token_type(tensors, path, report)
+    return tensors
+
+
+def canonical_names(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Every tensor under Hugging Face's present name without prefix.  Raises DataError if two claim one name."""
+    result, origin = {}, {}
+    for key, tensor in tensors.items():
+        name = re.sub(r"^(roberta\.)+", "", key)
+        name = re.sub(r"\b(LayerNorm|layer_norm)\.gamma$", r"\1.weight", name)
+        name = re.sub(r"\b(LayerNorm|layer_norm)\.beta$", r"\1.bias", name)
+        if name in result:
+            raise DataError(f"{path} has two tensors for one place: {origin[name]} and {key}.")
+        result[name], origin[name] = tensor, key
+    return result
+
+
+def check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raises DataError unless every tensor is a plain table of numbers, each of which is there."""
+    for key, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise DataError(f"{path}: the tensor {key} is no plain table of numbers.")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise DataError(f"{path}: the tensor {key} claims more numbers than the file holds.")
+        if tensor.dtype not in PRECISIONS and not key.endswith("position_ids"):
+            raise DataError(f"{path}: the tensor {key} holds {tensor.dtype}, not floating-point numbers.")
+
+
+def drop_leftovers(tensors: dict[str, Tensor], path: Path, report: Report) -> None:
+    """Leave out what no model here uses, with the reason."""
+    ids = tensors.get("embeddings.position_ids")
+    if ids is not None and torch.equal(ids.flatten(), torch.arange(ids.numel(), dtype=ids.dtype)):
+        report(f"{path}: embeddings.position_ids left out, a table of 0, 1, 2, … that is counted here.")
+        del tensors["embeddings.position_ids"]
+    for key in ("pooler.dense.weight", "pooler.dense.bias"):
+        if tensors.pop(key, None) is not None:
+            report(f"{path}: {key} left out, no task of CamemBERT's uses the pooler.")
+
+
+def drop_alias(tensors: dict[str, Tensor], alias: str, original: str, path: Path, report: Report) -> None:
+    """Leave out a second copy of a tied tensor.  Raises DataError if it is not a copy."""
+    if alias not in tensors or original not in tensors:
+        return
+    if tensors[alias].shape != tensors[original].shape or not torch.equal(tensors[alias], tensors[original]):
+        raise DataError(
+            f"{path}: {alias} and {original} differ, but they are one tensor in CamemBERT. "
+            "The file is of an untied model, which this project has no place for."
+        )
+    report(f"{path}: {alias} left out, it is {original} once more.")
+    del tensors[alias]
+
+
+def refuse_shared_memory(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raises DataError if two tensors are one: trained, they would move together."""
+    seen = {}
+    for key, tensor in tensors.items():
+        twin = seen.setdefault(tensor.data_ptr(), key)
+        if twin != key and tensor.numel():
+            raise DataError(f"{path}: {key} and {twin} are one tensor, which CamemBERT does not share.")
+
+
+def unify_precision(tensors: dict[str, Tensor], path: Path, report: Report) -> None:
+    """A file of several precisions is taken in the highest of them, and that is said."""
+    kinds = {tensor.dtype for tensor in tensors.values()}
+    if len(kinds) > 1:
+        widest = functools.reduce(torch.promote_types, kinds)
+        names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+        report(f"{path} mixes {names}; taken as {str(widest).removeprefix('torch.')}.")
+        tensors.update({key: tensor.to(widest) for key, tensor in tensors.items()})
+
+
+def fold_token_type(tensors: dict[str, Tensor], path: Path, report: Report) -> None:
+    """Add the token-type row to every position row: it is always added, so that H_0 stays what it was.
+
+    Only row 0 is ever used (type ids are always 0 in CamemBERT). Raises DataError if it does not fit.
+    """
+    rows = tensors.pop(TOKEN_TYPE, None)
+    position = tensors.get(POSITION)
+    if rows is None:
+        report(f"{path} has no {TOKEN_TYPE}: taken as zero.")
+        return
+    if position is None or position.ndim != 2 or rows.ndim != 2 or rows.shape[1] != position.shape[1] or not len(rows):
+        raise DataError(f"{path}: {TOKEN_TYPE} has shape {tuple(rows.shape)}, which fits no position embeddings.")
+    if len(rows) > 1:
+        report(f"{path}: rows 1 to {len(rows) - 1} of {TOKEN_TYPE} left out, CamemBERT's type ids are always 0.")
+    tensors[POSITION] = position + rows[0]
+
+
+def shapes_show(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """What the tensors' shapes tell of the configuration: everything but the number of heads."""
+    shown = dict(zip(("vocab_size", "hidden_size"), tensors[WORD].shape))
+    position = tensors.get(POSITION)
+    if position is not None and position.ndim == 2:
+        shown["max_positions"] = len(position)
+    expand = tensors.get("encoder.layer.0.intermediate.dense.weight")
+    if expand is not None and expand.ndim == 2:
+        shown["intermediate_size"] = len(expand)
+    numbers = [re.match(r"encoder\.layer\.(\d{1,4})\.", key) for key in tensors]
+    shown["num_layers"] = len({match[1] for match in numbers if match})
+    return shown
+
+
+# ---- JSON beside the weights -----------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> dict:
+    """Raises DataError if it is no JSON object."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read as JSON ({error}). Fetch it anew.") from None
+    if not isinstance(values, dict):
+        raise DataError(f"{path} is no JSON object, which it must be. Fetch it anew.")
+    return values
+
+
+def read_config(folder: Path) -> dict:
+    """The config.json of a folder, {} where there is none.
+
+    Raises DataError for one that cannot be read, or is another architecture's.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        return {}
+    values = read_json(path)
+    model_type = values.get("model_type", ARCHITECTURES[0])
+    if model_type not in ARCHITECTURES:
+        raise DataError(f"{path} says model_type {model_type!r}: another architecture than CamemBERT's.")
+    for key, only in (("position_embedding_type", "absolute"), ("is_decoder", False)):
+        if values.get(key, only) != only:
+            raise DataError(f"{path} says {key} {values[key]!r}: another architecture than CamemBERT's.")
+    if "MultipleChoice" in str(values.get("architectures")):
+        raise DataError(f"{path} says architectures {values['architectures']}: multiple choice has no place here.")
+    return values
+
+
+def label_names(values: Mapping, count: int, path: Path, report: Report) -> list[str] | None:
+    """The classes' names in the order of the outputs, from id2label, else from label2id; None where neither is.
+
+    Raises DataError if they are not one different name for each of the `count` outputs.
+    """
+    by_id, by_name = values.get("id2label"), values.get("label2id")
+    if by_id is None and by_name is None:
+        return None
+    try:
+        inverse = {int(number): name for name, number in (by_name or {}).items()}
+        names = {int(number): name for number, name in by_id.items()} if by_id is not None else inverse
+    except (AttributeError, TypeError, ValueError):
+        raise DataError(f"{path}: id2label and label2id must map numbers to names, and names to numbers.") from None
+    wrong = sorted(names) != list(range(count)) or not all(isinstance(name, str) for name in names.values())
+    if wrong or len(set(names.values())) != count:
+        raise DataError(
+            f"{path} names the labels {list(names.values())[:10]}, but the classifier has {count} outputs: a different "
+            "name is needed for each."
+        )
+    if by_name is not None and inverse != names:
+        report(f"{path}: label2id disagrees with id2label, which is taken.")
+    return [names[number] for number in range(count)]
+
+
+def shard_files(index: Path) -> dict[str, list[str]]:
+    """A model.safetensors.index.json -> the files beside it, each with its tensors' names.  Raises DataError."""
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise DataError(f"{index} has no weight_map that says where the tensors are.")
+    files = {}
+    for key, name in places.items():
+        if not isinstance(name, str) or not SHARD_NAME.fullmatch(name):
+            raise DataError(f"{index} names {str(name)[:100]!r} for {key}: no .safetensors file beside it.")
+        files.setdefault(name, []).append(key)
+    return files

@@ -1,0 +1,95 @@
+"""Is a converted model the same as in transformers? State by state, on fixed sentences."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from convert_weights import CLASSES, load_checkpoint, opened
+from data import OptionError, Tokenizer
+from data.tokenizer import tokenizer_beside
+from model import Encoder
+
+SENTENCES = ("Le camembert est délicieux !", "J'aime le camembert.", "À l'instar des réseaux de neurones récurrents, "
+             "les transformeurs sont conçus pour gérer des données séquentielles.")  # fmt: skip
+TOLERANCES = {  # of states computed in float64, by the file's precision: the token-type row was added in that
+    torch.float64: 1e-9,
+    torch.float32: 2e-5,
+    torch.float16: 5e-3,
+    torch.bfloat16: 5e-2,
+}
+
+
+def compare(source: str | Path, folder: str | Path) -> int:
+    """Print the largest difference of every hidden state and of the output; -> exit status, 1 above the tolerance.
+
+    source: anything that load_checkpoint takes; folder: what transformers opens, of the same model.
+    Raises ModelError, DataError, OptionError where either cannot be read.
+    """
+    with opened(Path(source)) as place:
+        ours = load_checkpoint(place)
+        tokenizer = tokenizer_beside(folder) or tokenizer_beside(place)
+    tolerance = TOLERANCES[next(ours.parameters()).dtype]
+    ours, theirs = ours.double(), transformers_model(Path(folder), type(ours)).double().eval()
+    input_ids = token_ids(ours.config, tokenizer)
+    differences = largest_differences(ours, theirs, input_ids)
+    worst = max(differences.values())
+    for name, difference in differences.items():
+        print(f"{name:12} {difference:.2e}")
+    same = worst <= tolerance
+    verdict = "the same" if same else "NOT THE SAME"
+    print(f"{type(ours).__name__}: {verdict} as in transformers (at most {worst:.2e}; {tolerance:g} is allowed)")
+    return 0 if same else 1
+
+
+def transformers_model(folder: Path, kind: type) -> nn.Module:
+    """The folder's model as transformers has it.  Raises OptionError."""
+    try:
+        import transformers
+    except ImportError:
+        raise OptionError(
+            "--check compares with transformers, which is not installed: pip install transformers"
+        ) from None
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    auto = {
+        "CamembertForMaskedLM": transformers.AutoModelForMaskedLM,
+        "CamembertForSequenceClassification": transformers.AutoModelForSequenceClassification,
+        "CamembertForTokenClassification": transformers.AutoModelForTokenClassification,
+        "CamembertForQuestionAnswering": transformers.AutoModelForQuestionAnswering,
+        "CamembertModel": transformers.AutoModel,
+    }
+    try:
+        return auto[CLASSES[kind]].from_pretrained(folder, local_files_only=True, attn_implementation="eager")
+    except (OSError, ValueError) as error:
+        raise OptionError(f"transformers cannot open {folder}: {str(error).splitlines()[0]}") from None
+
+
+def token_ids(config, tokenizer: Path | None) -> Tensor:
+    """The sentences, padded (B, n); without a tokenizer of the model's size, random ids of as many tokens."""
+    if tokenizer is not None and len(Tokenizer(tokenizer)) == config.vocab_size:
+        texts = [Tokenizer(tokenizer).encode(sentence)[: config.max_tokens] for sentence in SENTENCES]
+    else:
+        generator = torch.Generator().manual_seed(0)
+        texts = [torch.randint(7, config.vocab_size, (n,), generator=generator).tolist() for n in (9, 7, 40)]
+        print("note: no tokenizer of this model's size lies beside it: random tokens are compared.")
+    longest = max(map(len, texts))
+    return torch.tensor([text + [config.pad_id] * (longest - len(text)) for text in texts])
+
+
+@torch.no_grad()
+def largest_differences(ours: nn.Module, theirs: nn.Module, input_ids: Tensor) -> dict[str, float]:
+    """-> the largest absolute difference over real tokens of H_0, …, H_L, and of the output where there is a head."""
+    encoder = ours if isinstance(ours, Encoder) else ours.encoder
+    real = input_ids != ours.config.pad_id
+    outputs = theirs(input_ids=input_ids, attention_mask=real.long(), output_hidden_states=True)
+    states = encoder.hidden_states(input_ids, real)
+    pairs = {f"H_{number}": pair for number, pair in enumerate(zip(states, outputs.hidden_states, strict=True))}
+    if not isinstance(ours, Encoder):
+        expected = (
+            outputs.logits if "logits" in outputs else torch.stack([outputs.start_logits, outputs.end_logits], -1)
+        )
+        pairs["output"] = ours(input_ids, real), expected
+    return {
+        name: (a - b)[real if a.ndim == 3 else ...].abs().max().item() for name, (a, b) in pairs.items()
+    }  # fmt: skip

@@ -1,0 +1,63 @@
+"""--check: the converted model against transformers, and that it can fail."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from convert_weights import CLASSES, load_checkpoint
+from data import demo
+from model import save_model
+from tests.helpers import MINI, huggingface_model, needs, run_command
+
+
+def check(*arguments):
+    return run_command("convert_weights.py", *arguments)
+
+
+@pytest.mark.parametrize("kind", CLASSES.values())
+def test_every_kind_is_the_same(kind, tmp_path):
+    huggingface_model(kind=kind, vocab_size=1005).float().save_pretrained(tmp_path / "theirs")
+    (tmp_path / "theirs" / "sentencepiece.bpe.model").write_bytes(
+        (demo.FOLDER / "sentencepiece.bpe.model").read_bytes()
+    )
+    result = check("--check", tmp_path / "theirs")
+    assert result.returncode == 0, result.stdout + result.stderr
+    states = ["H_0", "H_1", "H_2"] + ["output"] * (kind != "CamembertModel")
+    assert [line.split()[0] for line in result.stdout.splitlines()[: len(states)]] == states
+    assert "the same as" in result.stdout and "random tokens" not in result.stdout
+
+
+def test_our_file_against_their_folder(tmp_path):
+    huggingface_model(vocab_size=1005).float().save_pretrained(tmp_path / "theirs")
+    save_model(load_checkpoint(tmp_path / "theirs"), tmp_path / "ours.safetensors")
+    assert check(tmp_path / "ours.safetensors", "--check", tmp_path / "theirs").returncode == 0
+    tensors = load_file(tmp_path / "theirs" / "model.safetensors")
+    tensors["roberta.encoder.layer.1.output.dense.bias"][0] += 1e-2  # (the same for all, LayerNorm would take it away)
+    save_file(tensors, tmp_path / "theirs" / "model.safetensors", metadata={"format": "pt"})
+    result = check(tmp_path / "ours.safetensors", "--check", tmp_path / "theirs")
+    assert result.returncode == 1 and "NOT THE SAME" in result.stdout
+    assert [float(line.split()[1]) > 1e-4 for line in result.stdout.splitlines() if line.startswith("H_")] == [
+        False, False, True]  # fmt: skip
+
+
+def test_without_a_tokenizer_random_tokens(tmp_path):
+    huggingface_model().float().save_pretrained(tmp_path / "theirs")
+    assert "random tokens are compared" in check("--check", tmp_path / "theirs").stdout
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_other_precisions(dtype, tmp_path):
+    huggingface_model(vocab_size=1005).to(dtype).save_pretrained(tmp_path / "theirs")
+    result = check("--check", tmp_path / "theirs")
+    assert result.returncode == 0, result.stdout
+
+
+@needs(MINI)
+def test_a_really_trained_camembert():
+    assert check("--check", MINI).returncode == 0
+
+
+def test_what_transformers_cannot_open_is_a_sentence(tmp_path):
+    huggingface_model().float().save_pretrained(tmp_path / "theirs")
+    result = check(tmp_path / "theirs", "--check", tmp_path / "nothing")
+    assert result.returncode == 2 and "transformers cannot open" in result.stderr and "Traceback" not in result.stderr
