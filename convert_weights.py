@@ -148,11 +148,16 @@ def load_checkpoint(
     fresh_head, which is then drawn at random.
     Raises ModelError, naming the file and the cure.
     """
+    place = path = Path(path)
+
+    def by_its_name(sentence: object) -> str:  # and not by that of the folder that a tarball was unpacked into
+        return str(sentence).replace(str(place), str(path))
+
     try:
-        with opened(Path(path)) as place:
-            return as_kind(load(place, report), kind, fresh_head, path)
-    except DataError as error:
-        raise ModelError(str(error)) from None
+        with opened(path) as place:
+            return as_kind(load(place, lambda line: report(by_its_name(line))), kind, fresh_head, path)
+    except (ModelError, DataError) as error:
+        raise ModelError(by_its_name(error)) from None
 
 
 @contextlib.contextmanager
@@ -305,7 +310,7 @@ def config_from(values: Mapping, tensors: Mapping[str, Tensor], path: Path, repo
     try:
         config = EncoderConfig(**settings)
     except ModelError as error:
-        raise ModelError(f"{beside if known else path} describes no CamemBERT: {error}") from None
+        raise ModelError(f"{beside if beside.exists() else path} describes no CamemBERT: {error}") from None
     if assumed:
         said = ", ".join(f"{name} {getattr(config, name)}" for name in assumed)
         lack = "does not say everything" if beside.exists() else "is not there"
@@ -472,13 +477,14 @@ def main(arguments: list[str] | None = None) -> int:
 def convert(source: Path, target: Path, options: Options) -> None:
     """Reads, says what it is, writes.  Raises DataError, ModelError."""
     kind = KINDS[options.kind] if options.kind else None
-    with opened(source) as place:
-        model = load_checkpoint(place, kind=kind, fresh_head=options.fresh_head)
-        if options.dtype:
-            model = model.to(PRECISIONS[options.dtype])
-        if options.to == "ours":
-            save_model(model, target, {"converted from": str(options.download or source)})
-        else:
+    model = load_checkpoint(source, kind=kind, fresh_head=options.fresh_head)
+    if options.dtype:
+        model = model.to(PRECISIONS[options.dtype])
+    if options.to == "ours":
+        save_model(model, target, {"converted from": str(options.download or source)})
+    else:
+        card = model_card(CLASSES[type(model)], model.config.num_layers, *what_is_known(source, options))
+        with opened(source) as place:
             tokenizer = options.tokenizer or tokenizer_beside(place)
             if tokenizer is not None:
                 tokenizer = Tokenizer(tokenizer)
@@ -487,7 +493,6 @@ def convert(source: Path, target: Path, options: Options) -> None:
                         f"The tokenizer {tokenizer.path} has {len(tokenizer)} words, the model "
                         f"{model.config.vocab_size}: they do not belong together."
                     )
-            card = model_card(CLASSES[type(model)], model.config.num_layers, *what_is_known(place, options))
             export_huggingface(model, target, tokenizer.path if tokenizer else None, card)
     config = model.config
     labels = f", labels {', '.join(model.labels)}" if getattr(model, "labels", None) else ""

@@ -39,7 +39,7 @@ MUTANTS = {  # what is changed, into what, and the test that must see it
         "hidden + self.dropout(self.attention(self.attention_norm(hidden), attention_mask))",
         [AGREES],
     ),
-    "token type left out": ("convert_weights.py", "= position + rows[0]", "= position", [AGREES]),
+    "token type left out": ("data/checkpoints/huggingface.py", "= position + rows[0]", "= position", [AGREES]),
     "attention scale": ("model/attention.py", "dropout_p=self.d", "scale=1.0, dropout_p=self.d", [AGREES]),
     "attention scale in (5)": ("model/attention.py", "/ math.sqrt(queries.shape[-1])", "", [LITERAL]),
     "attention mask in (5)": ("model/attention.py", "(~attention_mask[", "(attention_mask[", [LITERAL]),

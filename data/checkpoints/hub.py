@@ -89,7 +89,7 @@ def patiently(name: str, hub: Hub, revision: str, place: Path) -> Path | None:
             print(f"note: {error} Trying again.", file=sys.stderr)
             time.sleep(PAUSE * 2 ** (attempt - 1))
         except OSError as error:
-            raise DataError(f"{error.filename or place} cannot be written: {error.strerror}.") from None
+            raise DataError(f"{error.filename or place} cannot be written: {error.strerror or error}.") from None
 
 
 class Remote(NamedTuple):

@@ -273,10 +273,12 @@ def test_arguments_of_the_wrong_kind_are_as_good_as_missing(masked_lm, value):
     assert values == {"pad_token_id": 1, "layer_norm_eps": 1e-5}
 
 
-def test_no_property_of_the_arguments_is_asked(masked_lm):
-    class Trap(argparse.Namespace):  # would need a class that no file can bring; held to anyway
+def test_no_attribute_of_the_arguments_is_asked(masked_lm):
+    class Trap(argparse.Namespace):  # no file can bring such a class; held to anyway
         def __getattribute__(self, name):
-            raise AssertionError(name)
+            if name != "__class__":
+                raise AssertionError(name)
+            return argparse.Namespace
 
     values = to_names({"args": Trap(), "model": to_fairseq(masked_lm.state_dict())})[1]
     assert values == {"pad_token_id": 1, "layer_norm_eps": 1e-5}
