@@ -141,18 +141,28 @@ def request(method: str, url: str, token: str = "", offset: int = 0) -> http.cli
             if urlsplit(url).scheme not in ("http", "https"):  # urllib would open file: as well
                 raise ValueError(url)
             response = OPENER.open(urllib.request.Request(url, headers=headers, method=method), timeout=TIMEOUT)
-            target = urljoin(url, response.headers.get("Location", ""))
-            known = method == "HEAD" and "X-Repo-Commit" in response.headers and origin(target) != origin(url)
         except ValueError:
             raise DataError(f"{asked} leads to an address that is not of the web: it was not followed.") from None
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or error
             raise Interrupted(f"{urlsplit(url).hostname} does not answer ({reason}).") from None
+        target = absolute(response.headers.get("Location", ""), url)
+        known = method == "HEAD" and "X-Repo-Commit" in response.headers and origin(target) != origin(url)
         if response.status not in REDIRECTED or known:
             return response
         response.close()
         url = target
     raise DataError(f"{asked} is redirected in a circle. Check HF_ENDPOINT and the network's proxy, or try later.")
+
+
+def absolute(location: str, url: str) -> str:
+    """Where a redirection from url leads; nowhere, if what it says is no address."""
+    try:
+        target = urljoin(url, location)
+        urlsplit(target)
+    except ValueError:
+        return ""
+    return target
 
 
 def origin(url: str) -> tuple[str, str]:

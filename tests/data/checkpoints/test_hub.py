@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
-from data import DataError
+from convert_weights import load_checkpoint
+from data import DataError, demo
 from data.checkpoints import hub as module
 from data.checkpoints import transfer
 from data.checkpoints.hub import download
+from tests.helpers import huggingface_model, run_command
 
+TOKENIZER_NAME = "sentencepiece.bpe.model"
 REPOSITORY = "almanach/camembert-base"
 COMMIT, NEXT_COMMIT = "a" * 40, "b" * 40
 WEIGHTS = random.Random(0).randbytes(300_001)
@@ -629,3 +633,27 @@ def test_no_room_is_said_before_anything_is_fetched(play, tmp_path, monkeypatch)
 def test_a_cache_that_cannot_be_written(play, tmp_path):
     (tmp_path / "file").write_text("x")
     refused(tmp_path / "file", f"{tmp_path}/file.* cannot be written")
+
+
+# ---- the command -----------------------------------------------------------------------------------------------
+
+
+def test_convert_weights_downloads(play, tmp_path, monkeypatch):
+    theirs = huggingface_model(vocab_size=1005).float()
+    theirs.save_pretrained(tmp_path / "theirs")
+    shutil.copy(demo.FOLDER / TOKENIZER_NAME, tmp_path / "theirs")
+    play.commits[COMMIT] = {name: (tmp_path / "theirs" / name).read_bytes() for name in FILES}
+    monkeypatch.setenv("DISTILCAMEMBERT_CACHE", str(tmp_path / "cache"))
+    result = run_command("convert_weights.py", "--download", REPOSITORY, tmp_path / "hf", "--to", "hf")
+    assert result.returncode == 0, result.stderr
+    loaded = load_checkpoint(tmp_path / "hf")
+    assert torch.equal(loaded.dense.weight, theirs.lm_head.dense.weight)
+    assert (tmp_path / "hf" / TOKENIZER_NAME).exists()
+    assert f"Converted from `{REPOSITORY}`" in (tmp_path / "hf" / "README.md").read_text(encoding="utf-8")
+
+
+def test_convert_weights_says_what_went_wrong(play, tmp_path):
+    for repository, sentence in (("camembert-base", "is owner/name"), ("nobody/nothing", "nobody/nothing")):
+        result = run_command("convert_weights.py", "--download", repository, tmp_path / "out")
+        assert result.returncode == 2 and sentence in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
