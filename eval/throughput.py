@@ -346,7 +346,7 @@ def measure_loss(precision: str, options: Options) -> str:
     lines = [[f"loss alone, {precision}, tokens", "plain", "fused", "faster"]]
     for num_tokens in options.tokens:
         plain, fused = measure(
-            [Job(form, loss_alone, precision, (form, num_tokens)) for form in ("plain", "fused")], options
+            [Job(form, loss_alone, precision, (form, num_tokens), HUGE_PAGES) for form in ("plain", "fused")], options
         )
         micro = [f"{statistics.median(row.seconds) / num_tokens * 1e6:,.0f} µs/token" for row in (plain, fused)]
         lines.append([f"{num_tokens:,}", *micro, f"{ratio(plain, fused):.2f} ×"])
@@ -358,7 +358,8 @@ def measure_memory(precision: str, options: Options) -> str:
     lines = [[f"fused loss, {precision}, tokens", "extra memory", "the logits alone would be"]]
     words = configs(options)[0].vocab_size
     for num_tokens in options.memory_tokens:
-        (row,) = measure([Job("fused", loss_alone, precision, ("fused", num_tokens))], replace(options, repetitions=1))
+        job = Job("fused", loss_alone, precision, ("fused", num_tokens), HUGE_PAGES)
+        (row,) = measure([job], replace(options, repetitions=1))
         logits = 2 * num_tokens * words * PRECISIONS[precision].itemsize
         lines.append([f"{num_tokens:,}", f"{row.extra / 1e9:.2f} GB", f"{logits / 1e9:.2f} GB"])
     return table(*lines)

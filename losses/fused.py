@@ -23,6 +23,7 @@ from .soft_label import DIRECTIONS, at_least_float32, check_divergence
 
 CHUNK_BYTES = 128 * 2**20  # for a chunk's logits of both models; the default is by measurement (eval/LOG.md)
 BLOCK_BYTES = {"cpu": 2**20, "cuda": 2**25}  # of a model's logits in one sweep; on a CPU, what its cache holds
+HIDDEN_ROWS = 2048  # in a part of (11), whose tensors are narrow
 ALIGNED = 64  # a row starts at a multiple of so many numbers: a CPU's product into rows of 32,005 takes a third longer
 
 
@@ -114,23 +115,22 @@ def fused_distillation_loss(
     rows = torch.cat([masked_rows, other_rows])  # (M,)
     tokens = Tokens(*(to_device(x, device) for x in (rows, labels[rows], real[rows])), len(masked_rows))
 
-    total, soft_label, mlm = ThroughDecoders.apply(
+    total, *sums = InChunks.apply(
         *student,
+        student_hidden,
         teacher,
+        None if teacher_hidden is None else teacher_hidden.detach(),
         tokens,
-        (weights[0] * per_real, weights[2] * per_masked),
+        (weights[0] * per_real, weights[1] * per_real, weights[2] * per_masked),
         loss_scale,
         Manner(direction, temperature, chunk_bytes, compiled),
         torch.is_grad_enabled(),
     )
-    cosine = torch.zeros_like(total)
-    if student_hidden is not None:
-        cosine, _ = cosine_loss(student_hidden, teacher_hidden.detach(), to_device(real, device))
-    return total + weights[1] * per_real * cosine, DistillationLoss(soft_label, cosine.detach(), mlm, *counts)
+    return total, DistillationLoss(*sums, *counts)
 
 
-class ThroughDecoders(torch.autograd.Function):
-    """The part of the total that goes through the decoders, with its gradient computed in the forward."""
+class InChunks(torch.autograd.Function):
+    """The total, whose gradient is computed in the forward, chunk by chunk."""
 
     @staticmethod
     def forward(
@@ -138,26 +138,39 @@ class ThroughDecoders(torch.autograd.Function):
         student_state: Tensor,
         student_decoder: Tensor,
         student_bias: Tensor,
+        student_hidden: Tensor | None,
         teacher: Decoder,
+        teacher_hidden: Tensor | None,
         tokens: Tokens,
-        weights: tuple[Tensor, Tensor],
+        weights: tuple[Tensor, Tensor, Tensor],
         loss_scale: float | Tensor,
         manner: Manner,
         differentiate: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """weights: what a token's term of (10), and of (12), adds to the total -> total, sums of (10) and (12)."""
+    ) -> tuple[Tensor, ...]:
+        """-> the total, the sums of (10), (11), (12), each ().
+
+        weights: what a token's term of (10), (11), (12) adds to the total, () in float64.
+        """
         student = Decoder(student_state, student_decoder, student_bias)
-        wanted = [differentiate and needed for needed in ctx.needs_input_grad[:3]]
+        wanted = [differentiate and needed for needed in ctx.needs_input_grad[:4]]
         scaled = [weight * loss_scale for weight in weights]
         device_type, dtype = student_state.device.type, student_state.dtype
         if torch.is_autocast_enabled(device_type):
             dtype = torch.get_autocast_dtype(device_type)
         with torch.autocast(device_type, enabled=False):  # every type is chosen by hand in there
-            soft_label, mlm, gradients = through_decoders(student, teacher, tokens, scaled, dtype, wanted, manner)
-        ctx.dtypes, ctx.loss_scale = [tensor.dtype for tensor in student], loss_scale
-        ctx.save_for_backward(*gradients)
-        ctx.mark_non_differentiable(soft_label, mlm)
-        return weights[0] * soft_label + weights[1] * mlm, soft_label, mlm
+            soft_label, mlm, gradients = through_decoders(
+                student, teacher, tokens, scaled[::2], dtype, wanted[:3], manner
+            )
+            cosine, hidden_gradient = soft_label.new_zeros(()), None
+            if student_hidden is not None:
+                cosine, hidden_gradient = over_hidden(student_hidden, teacher_hidden, tokens, scaled[1], wanted[3])
+        hidden = student_state if student_hidden is None else student_hidden
+        ctx.dtypes, ctx.loss_scale = [tensor.dtype for tensor in (*student, hidden)], loss_scale
+        ctx.save_for_backward(*gradients, hidden_gradient)
+        sums = soft_label, cosine, mlm
+        ctx.mark_non_differentiable(*sums)
+        total = sum(weight * term for weight, term in zip(weights, sums, strict=True))
+        return total.to(soft_label.dtype), *sums
 
     @staticmethod
     @once_differentiable
@@ -168,7 +181,24 @@ class ThroughDecoders(torch.autograd.Function):
             None if gradient is None else (gradient if as_it_is else gradient * factor).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return *gradients, *(None,) * 6
+        return *gradients, *(None,) * 7
+
+
+def over_hidden(
+    student_hidden: Tensor, teacher_hidden: Tensor, tokens: Tokens, weight: Tensor, wanted: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The sum of (11), (), and its gradient times weight, (N, d_h), if wanted: by `cosine_loss` on many small parts."""
+    exact = torch.promote_types(student_hidden.dtype, torch.float32)
+    total = torch.zeros((), dtype=exact, device=student_hidden.device)
+    gradient = torch.zeros_like(student_hidden, dtype=exact) if wanted else None
+    for rows, real in zip(tokens.rows.split(HIDDEN_ROWS), tokens.real.split(HIDDEN_ROWS), strict=True):
+        with torch.enable_grad():
+            part = student_hidden[rows].detach().to(exact).requires_grad_(wanted)  # (C, d_h)
+            cosine, _ = cosine_loss(part, teacher_hidden[rows].to(exact), real)
+        total += cosine.detach()
+        if wanted:
+            gradient[rows] = torch.autograd.grad(cosine, part)[0] * weight.to(exact)
+    return total, gradient
 
 
 def through_decoders(

@@ -85,6 +85,7 @@ def assert_alike(case, tolerance, chunk=8, compiled=False, **manner):
     one, other = case.leaves(), case.leaves()
     total, terms = one.fused(chunk, compiled=compiled, **manner)
     expected = other.plain(**manner)
+    assert total.dtype == expected.total().dtype
     assert total.item() == pytest.approx(expected.total().item(), rel=tolerance, abs=1e-30)
     for actual, wanted in zip(terms, expected, strict=True):
         assert actual.item() == pytest.approx(wanted.item(), rel=tolerance, abs=tolerance)
