@@ -17,17 +17,17 @@ import re
 import shutil
 import sys
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from data import DataError, OptionError, Tokenizer
-from data.checkpoints import fairseq, hub, huggingface, tarball
+from data.checkpoints import fairseq, hub, huggingface, pickles, tarball
 from data.checkpoints.card import last_metrics, model_card
 from data.checkpoints.huggingface import TOKEN_TYPE, Report
 from data.options import check, check_bounds, option, parse_options
@@ -219,14 +219,10 @@ def read_pickle(path: Path) -> Mapping:
     Raises ModelError.
     """
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:  # torch.save never compresses; a bomb does
-                packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
-            if packed:
-                raise ModelError(f"{path} is a compressed archive, which PyTorch does not write. Fetch it anew.")
+        pickles.check_pickle(path)
         with torch.serialization.safe_globals(fairseq.SAFE_GLOBALS):
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except ModelError:
+    except DataError:
         raise
     except Exception as error:  # a damaged or hostile pickle can make torch.load raise nearly anything
         reason = str(error).split("\n")[0][:200]
@@ -253,7 +249,13 @@ def from_huggingface(tensors: Mapping[str, Tensor], values: Mapping, path: Path,
     config = config_from(values, tensors, path, report)
     head = ()
     if kind in (SequenceClassifier, TokenClassifier):
-        count = len(tensors[HEAD_KEYS[kind]["output.weight"]])
+        output = tensors.get(HEAD_KEYS[kind]["output.weight"])
+        if output is None or output.ndim != 2 or output.shape[1] != config.hidden_size:
+            raise ModelError(
+                f"{path} lacks the tensor {HEAD_KEYS[kind]['output.weight']}, or its shape is not (classes, "
+                f"{config.hidden_size}): it is cut short or damaged."
+            )
+        count = len(output)
         head = count, huggingface.label_names(values, count, path, report)
     renamed = {from_huggingface_key(key, kind): key for key in tensors}
     if None in renamed:
@@ -261,10 +263,10 @@ def from_huggingface(tensors: Mapping[str, Tensor], values: Mapping, path: Path,
     with torch.device("meta"):  # so that a missing tensor has the file's name too
         one_layer = kind(EncoderConfig(1, 1, 1, 1, 2, 3), *head).state_dict()
     names = {ours: to_huggingface_key(ours, kind).removeprefix("roberta.") for ours in one_layer}
-    for number in range(1, min(config.num_layers, len(tensors))):
-        for ours, theirs in list(names.items()):
-            if "layers.0." in ours:
-                names[ours.replace("layers.0.", f"layers.{number}.")] = theirs.replace(".0.", f".{number}.")
+    first = {ours: theirs for ours, theirs in names.items() if "layers.0." in ours}
+    for number in range(1, min(config.num_layers, len(tensors) // len(first) + 2)):
+        for ours, theirs in first.items():
+            names[ours.replace("layers.0.", f"layers.{number}.")] = theirs.replace(".0.", f".{number}.")
     names.update(renamed)
     return assemble(kind, config, head, {ours: tensors[key] for ours, key in renamed.items()}, path, names)
 
@@ -288,6 +290,8 @@ def as_kind(model: nn.Module, kind: type | None, fresh_head: bool, path: str | P
         return model.encoder
     if not isinstance(model, Encoder):
         raise ModelError(f"{path} is a {type(model).__name__}, not a {kind.__name__}.")
+    if kind in (SequenceClassifier, TokenClassifier):
+        raise ModelError(f"{path} is a bare encoder: the head of a {kind.__name__} is missing, with its labels.")
     if not fresh_head:
         raise ModelError(
             f"{path} is a bare encoder: the head of a {kind.__name__} is missing. Take the file that has it, or ask "
@@ -388,8 +392,8 @@ def export_huggingface(
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-    except OSError as error:
-        raise ModelError(f"{folder} cannot be written: {error.strerror or error}.") from None
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{folder} cannot be written: {getattr(error, 'strerror', None) or error}.") from None
 
 
 def tokenizer_config(config: EncoderConfig) -> dict:
@@ -450,6 +454,8 @@ class Options:
         check_bounds(self)
         if self.check is not None:
             check(self.target is None and self.download is None, "--check takes IN at most, and writes nothing.")
+            written = (self.to, self.kind, self.fresh_head, self.dtype, self.tokenizer)
+            check(written == ("ours", None, False, None, None), "--check takes no option that says what to write.")
             return
         given = [self.source, self.target] if self.download is None else [self.target or self.source]
         check(all(given), "IN and OUT are needed (with --download, OUT alone): what to read, and what to write.")
@@ -480,8 +486,12 @@ def convert(source: Path, target: Path, options: Options) -> None:
     model = load_checkpoint(source, kind=kind, fresh_head=options.fresh_head)
     if options.dtype:
         model = model.to(PRECISIONS[options.dtype])
+        for name, tensor in model.state_dict().items():
+            if not tensor.isfinite().all():
+                raise ModelError(f"{name} has numbers too large for --dtype {options.dtype}. Take bf16 or fp32.")
     if options.to == "ours":
-        save_model(model, target, {"converted from": str(options.download or source)})
+        known, _ = what_is_known(source, options)
+        save_model(model, target, {**known, "converted from": str(options.download or source)})
     else:
         card = model_card(CLASSES[type(model)], model.config.num_layers, *what_is_known(source, options))
         with opened(source) as place:

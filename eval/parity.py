@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from convert_weights import CLASSES, load_checkpoint, opened
+from convert_weights import CLASSES, CONFIG_KEYS, load_checkpoint, opened
 from data import OptionError, Tokenizer
 from data.tokenizer import tokenizer_beside
-from model import Encoder
+from model import Encoder, EncoderConfig
 
 SENTENCES = ("Le camembert est délicieux !", "J'aime le camembert.", "À l'instar des réseaux de neurones récurrents, "
              "les transformeurs sont conçus pour gérer des données séquentielles.")  # fmt: skip
@@ -26,17 +26,19 @@ def compare(source: str | Path, folder: str | Path) -> int:
     source: anything that load_checkpoint takes; folder: what transformers opens, of the same model.
     Raises ModelError, DataError, OptionError where either cannot be read.
     """
+    ours = load_checkpoint(source)
     with opened(Path(source)) as place:
-        ours = load_checkpoint(place)
-        tokenizer = tokenizer_beside(folder) or tokenizer_beside(place)
+        beside = tokenizer_beside(folder) or tokenizer_beside(place)
+        tokenizer = None if beside is None else Tokenizer(beside)
     tolerance = TOLERANCES[next(ours.parameters()).dtype]
-    ours, theirs = ours.double(), transformers_model(Path(folder), type(ours)).double().eval()
+    ours, theirs = ours.double(), transformers_model(Path(folder), type(ours))
+    check_sizes(ours, theirs, source, folder)
     input_ids = token_ids(ours.config, tokenizer)
     differences = largest_differences(ours, theirs, input_ids)
     worst = max(differences.values())
     for name, difference in differences.items():
         print(f"{name:12} {difference:.2e}")
-    same = worst <= tolerance
+    same = all(difference <= tolerance for difference in differences.values())  # NaN is not
     verdict = "the same" if same else "NOT THE SAME"
     print(f"{type(ours).__name__}: {verdict} as in transformers (at most {worst:.2e}; {tolerance:g} is allowed)")
     return 0 if same else 1
@@ -59,19 +61,38 @@ def transformers_model(folder: Path, kind: type) -> nn.Module:
         "CamembertForQuestionAnswering": transformers.AutoModelForQuestionAnswering,
         "CamembertModel": transformers.AutoModel,
     }
+    if not folder.is_dir():
+        raise OptionError(f"{folder} is no folder: --check compares with one that transformers opens.")
+    settings = dict(local_files_only=True, attn_implementation="eager", dtype=torch.float64, output_loading_info=True)
     try:
-        return auto[CLASSES[kind]].from_pretrained(folder, local_files_only=True, attn_implementation="eager")
-    except (OSError, ValueError) as error:
-        raise OptionError(f"transformers cannot open {folder}: {str(error).splitlines()[0]}") from None
+        model, info = auto[CLASSES[kind]].from_pretrained(folder, **settings)
+    except Exception as error:  # whatever transformers, or a library of its, makes of a damaged folder
+        raise OptionError(f"transformers cannot open {folder}: {str(error).strip().splitlines()[0][:300]}") from None
+    missing = [key for key in info["missing_keys"] if "pooler" not in key]
+    if missing:
+        raise OptionError(f"{folder} is no {CLASSES[kind]}: transformers finds no {sorted(missing)[0]} in it.")
+    return model.eval()
 
 
-def token_ids(config, tokenizer: Path | None) -> Tensor:
+def check_sizes(ours: nn.Module, theirs: nn.Module, source: str | Path, folder: str | Path) -> None:
+    """Raises OptionError if the two are not models of the same sizes."""
+    for name, key in CONFIG_KEYS.items():
+        one, other = getattr(ours.config, name), getattr(theirs.config, key)
+        if name not in ("dropout", "activation") and one != other:
+            raise OptionError(f"{source} has {name} {one}, {folder} has {key} {other}: they are not of one model.")
+    labels = len(getattr(ours, "labels", None) or ()) or None
+    if labels is not None and labels != theirs.config.num_labels:
+        raise OptionError(f"{source} has {labels} labels, {folder} has {theirs.config.num_labels}.")
+
+
+def token_ids(config: EncoderConfig, tokenizer: Tokenizer | None) -> Tensor:
     """The sentences, padded (B, n); without a tokenizer of the model's size, random ids of as many tokens."""
-    if tokenizer is not None and len(Tokenizer(tokenizer)) == config.vocab_size:
-        texts = [Tokenizer(tokenizer).encode(sentence)[: config.max_tokens] for sentence in SENTENCES]
+    if tokenizer is not None and len(tokenizer) == config.vocab_size:
+        texts = [tokenizer.encode(sentence)[: config.max_tokens] for sentence in SENTENCES]
     else:
         generator = torch.Generator().manual_seed(0)
-        texts = [torch.randint(7, config.vocab_size, (n,), generator=generator).tolist() for n in (9, 7, 40)]
+        lowest, lengths = min(7, config.vocab_size - 1), (min(n, config.max_tokens) for n in (9, 7, 40))
+        texts = [torch.randint(lowest, config.vocab_size, (n,), generator=generator).tolist() for n in lengths]
         print("note: no tokenizer of this model's size lies beside it: random tokens are compared.")
     longest = max(map(len, texts))
     return torch.tensor([text + [config.pad_id] * (longest - len(text)) for text in texts])

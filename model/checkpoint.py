@@ -63,6 +63,8 @@ def load_model(path: str | Path) -> nn.Module:
         values = json.loads(metadata["config"])
         config = EncoderConfig(**{field.name: values[field.name] for field in fields(EncoderConfig)})
         labels = json.loads(metadata["labels"])
+        if labels is not None and not (isinstance(labels, list) and all(isinstance(name, str) for name in labels)):
+            raise ValueError("labels are names")
         head = () if labels is None else (len(labels), labels)
     except ModelError as error:
         raise ModelError(f"{path} is damaged, its configuration is impossible: {error}") from None

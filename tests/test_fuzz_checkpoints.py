@@ -1,5 +1,7 @@
 """Three hundred damaged and hostile checkpoints: each is a clear sentence or, where only a weight changed, a model."""
 
+import argparse
+import copy
 import json
 import os
 import pickle
@@ -7,6 +9,7 @@ import random
 import re
 import struct
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -34,10 +37,37 @@ def sound(tmp_path_factory):
     state = theirs.state_dict()
     torch.save(state, place / "new.bin")
     torch.save(state, place / "old.bin", _use_new_zipfile_serialization=False)
-    torch.save(
-        {"model": {f"decoder.sentence_encoder.{key}": value for key, value in state.items()}}, place / "model.pt"
-    )
+    arguments = argparse.Namespace(encoder_attention_heads=4)
+    torch.save({"model": fairseq_names(state), "args": arguments}, place / "model.pt")
+    for name in SOURCES:
+        load_checkpoint(place / name, lambda line: None)  # undamaged, each is taken
     return place
+
+
+def fairseq_names(state):
+    """By the table of the facts, written once more."""
+    names = {
+        "roberta.embeddings.word_embeddings": "sentence_encoder.embed_tokens",
+        "roberta.embeddings.position_embeddings": "sentence_encoder.embed_positions",
+        "roberta.embeddings.LayerNorm": "sentence_encoder.emb_layer_norm",
+        "roberta.encoder.layer": "sentence_encoder.layers",
+        "attention.self.query": "self_attn.q_proj",
+        "attention.self.key": "self_attn.k_proj",
+        "attention.self.value": "self_attn.v_proj",
+        "attention.output.dense": "self_attn.out_proj",
+        "attention.output.LayerNorm": "self_attn_layer_norm",
+        "intermediate.dense": "fc1",
+        "output.dense": "fc2",
+        "output.LayerNorm": "final_layer_norm",
+        "lm_head.decoder.weight": "lm_head.weight",
+    }
+    result = {}
+    for key, tensor in state.items():
+        for old, new in names.items():
+            key = key.replace(old, new)
+        if "token_type" not in key and key != "lm_head.decoder.bias":
+            result[f"decoder.{key}"] = tensor
+    return result
 
 
 def truncate(content, chance):
@@ -99,6 +129,7 @@ def resident() -> int:
 def test_damaged_files(sound, tmp_path, damage):
     """27 files a damage, and none of them takes code, a minute or memory."""
     refused = 0
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before = resident()
     for seed in range(27):
         chance = random.Random(f"{damage.__name__} {seed}")
@@ -171,3 +202,65 @@ def test_the_command_ends_with_status_2(sound, tmp_path):
     result = run_command("convert_weights.py", path, tmp_path / "out.safetensors")
     assert result.returncode == 2 and "was refused" in result.stderr and "Traceback" not in result.stderr
     assert os.listdir(tmp_path) == ["x.bin"] and not os.path.exists(MARK)
+
+
+def hashed_for_ever():
+    key = ()
+    for _ in range(60):
+        key = (key, key)
+    return {key: 1}
+
+
+def deep_tuple():
+    key = ()
+    for _ in range(900):
+        key = (key,)
+    return {key: 1}
+
+
+class Huge:
+    def __reduce__(self):
+        return bytearray, (3 * 10**9,)
+
+
+@pytest.mark.parametrize("make", [hashed_for_ever, deep_tuple, lambda: {"x": Huge()}], ids=["hash", "deep", "huge"])
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_small_pickles_that_would_cost_much(tmp_path, make, protocol):
+    with (tmp_path / "x.bin").open("wb") as file:
+        pickle.dump(make(), file, protocol=protocol)
+    Path("/proc/self/clear_refs").write_text("5")
+    before, start = resident(), time.monotonic()
+    with pytest.raises(ModelError, match="was refused"):
+        load_checkpoint(tmp_path / "x.bin")
+    assert time.monotonic() - start < 5 and resident() - before < 50e6
+
+
+def test_entries_that_are_one_region_many_times(sound, tmp_path):
+    """An archive whose table names the same bytes again and again."""
+    content = (sound / "new.bin").read_bytes()
+    (tmp_path / "x.bin").write_bytes(content)
+    with zipfile.ZipFile(tmp_path / "x.bin", "a") as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+        for number in range(100):
+            twin = copy.copy(largest)
+            twin.filename = f"archive/data/9{number}"
+            archive.filelist.append(twin)
+            archive.NameToInfo[twin.filename] = twin
+        archive._didModify = True
+    with pytest.raises(ModelError, match="states more bytes than it holds"):
+        load_checkpoint(tmp_path / "x.bin")
+
+
+def test_no_head_tensor_may_be_missing(tmp_path):
+    heads = {"SequenceClassification": "classifier.out_proj.weight", "TokenClassification": "classifier.weight"}
+    for kind, name in heads.items():
+        theirs = huggingface_model(kind=f"CamembertFor{kind}").float()
+        theirs.save_pretrained(tmp_path / kind)
+        tensors = load_file(tmp_path / kind / "model.safetensors")
+        for spoilt in (None, torch.zeros(()), torch.zeros(10**9, 0), torch.zeros(2, 7)):
+            changed = {key: tensor for key, tensor in tensors.items() if key != name}
+            if spoilt is not None:
+                changed[name] = spoilt
+            save_file(changed, tmp_path / kind / "model.safetensors")
+            with pytest.raises(ModelError, match=f"lacks the tensor {name}, or its shape"):
+                load_checkpoint(tmp_path / kind, lambda line: None)

@@ -1,6 +1,7 @@
 """The model card: what a folder for transformers says about the model in it."""
 
 import json
+import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,16 +33,17 @@ def model_card(architecture: str, num_layers: int, provenance: Mapping, metrics:
         f"# A French model of {num_layers} layers (`{architecture}`)",
         "",
     ]
-    options = provenance.get("options") or {}
+    options = table(provenance.get("options"))
     if options:
         made = f"Distilled from `{options.get('teacher')}`"
         if options.get("teacher") == "none":
             made = "Trained from random numbers, without a teacher"
-        corpus = " ".join(map(str, options.get("corpus") or []))
+        corpus = options.get("corpus")
+        corpus = " ".join(map(str, corpus)) if isinstance(corpus, list) else str(corpus)
         lines += [f"{made}, on `{corpus}`, by DistilCamemBERT's recipe, with", "", "```"]
         lines += [command(options), "```", ""]
     elif "converted from" in provenance:
-        lines += [f"Converted from `{provenance['converted from']}`; its weights were not changed.", ""]
+        lines += [f"Converted from `{provenance['converted from']}`.", ""]
     if metrics:
         lines += [
             f"Losses at the end (step {metrics.get('step')}), on training text:",
@@ -51,12 +53,12 @@ def model_card(architecture: str, num_layers: int, provenance: Mapping, metrics:
         ]
         lines += [f"| {word} | {metrics[key]:.4f} |" for key, word in LOSSES.items() if is_number(metrics.get(key))]
         lines.append("")
-    accuracy = provenance.get("held_out_accuracy") or {}
+    accuracy = table(provenance.get("held_out_accuracy"))
     if accuracy:
         lines += ["Masked tokens of held-out text guessed right:", "", "| model | share |", "|---|---|"]
         lines += [f"| {name} | {share:.1%} |" for name, share in accuracy.items() if is_number(share)]
         lines.append("")
-    versions = provenance.get("versions") or {}
+    versions = table(provenance.get("versions"))
     if versions:
         lines += ["Made with " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".", ""]
     return "\n".join(lines)
@@ -73,14 +75,18 @@ def command(options: Mapping) -> str:
 
 
 def is_number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is float and math.isfinite(value)
+
+
+def table(value: object) -> dict:
+    """A JSON object; of anything else in a damaged file, nothing."""
+    return value if isinstance(value, dict) else {}
 
 
 def last_metrics(path: Path) -> dict:
-    """The last whole line of a metrics.jsonl, {} where there is none."""
+    """The last line of a metrics.jsonl, {} where there is none or it is torn."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-        values = json.loads(lines[-1]) if lines else {}
-    except (OSError, ValueError):
+        return table(json.loads(lines[-1])) if lines else {}
+    except (OSError, ValueError, RecursionError):
         return {}
-    return values if isinstance(values, dict) else {}

@@ -19,6 +19,7 @@ WORD, POSITION = "embeddings.word_embeddings.weight", "embeddings.position_embed
 TOKEN_TYPE = "embeddings.token_type_embeddings.weight"
 ARCHITECTURES = ("camembert", "roberta", "xlm-roberta")  # one architecture under three names
 PRECISIONS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+MOST_JSON = 10_000_000  # bytes
 SHARD_NAME = re.compile(r"[\w][\w.-]*\.safetensors")
 
 Report = Callable[[str], None]
@@ -66,7 +67,10 @@ def check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
             raise DataError(f"{path}: the tensor {key} is no plain table of numbers.")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise DataError(f"{path}: the tensor {key} claims more numbers than the file holds.")
-        if tensor.dtype not in PRECISIONS and not key.endswith("position_ids"):
+        whole = key == "embeddings.position_ids" and tensor.dtype in (torch.int32, torch.int64)
+        if tensor.is_neg() or tensor.is_conj():
+            raise DataError(f"{path}: the tensor {key} is a view with another sign, no plain table of numbers.")
+        if tensor.dtype not in PRECISIONS and not whole:
             raise DataError(f"{path}: the tensor {key} holds {tensor.dtype}, not floating-point numbers.")
 
 
@@ -95,12 +99,15 @@ def drop_alias(tensors: dict[str, Tensor], alias: str, original: str, path: Path
 
 
 def refuse_shared_memory(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Raises DataError if two tensors are one: trained, they would move together."""
-    seen = {}
-    for key, tensor in tensors.items():
-        twin = seen.setdefault(tensor.data_ptr(), key)
-        if twin != key and tensor.numel():
-            raise DataError(f"{path}: {key} and {twin} are one tensor, which CamemBERT does not share.")
+    """Raises DataError if two tensors share memory: trained, they would move together."""
+    last, end = "", 0
+    for key, tensor in sorted(tensors.items(), key=lambda item: item[1].data_ptr()):
+        if not tensor.numel():
+            continue
+        if tensor.data_ptr() < end:
+            raise DataError(f"{path}: {key} and {last} are one tensor, which CamemBERT does not share.")
+        steps = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+        last, end = key, tensor.data_ptr() + (steps + 1) * tensor.element_size()
 
 
 def unify_precision(tensors: dict[str, Tensor], path: Path, report: Report) -> None:
@@ -150,7 +157,9 @@ def shapes_show(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 def read_json(path: Path) -> dict:
     """Raises DataError if it is no JSON object."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        if not path.is_file() or path.stat().st_size > MOST_JSON:
+            raise DataError(f"{path} is no file of at most {MOST_JSON / 1e6:.0f} MB, as it should be. Fetch it anew.")
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as JSON ({error}). Fetch it anew.") from None
     if not isinstance(values, dict):
@@ -187,12 +196,12 @@ def label_names(values: Mapping, count: int, path: Path, report: Report) -> list
     if by_id is None and by_name is None:
         return None
     try:
-        inverse = {int(number): name for name, number in (by_name or {}).items()}
-        names = {int(number): name for number, name in by_id.items()} if by_id is not None else inverse
+        inverse = {label_number(number): name for name, number in (by_name or {}).items()}
+        names = {label_number(number): name for number, name in by_id.items()} if by_id is not None else inverse
     except (AttributeError, TypeError, ValueError):
         raise DataError(f"{path}: id2label and label2id must map numbers to names, and names to numbers.") from None
-    wrong = sorted(names) != list(range(count)) or not all(isinstance(name, str) for name in names.values())
-    if wrong or len(set(names.values())) != count:
+    wrong = len(names) != count or names.keys() != set(range(len(names)))
+    if wrong or len(set(map(str, names.values()))) != count or not all(map(is_name, names.values())):
         raise DataError(
             f"{path} names the labels {list(names.values())[:10]}, but the classifier has {count} outputs: a different "
             "name is needed for each."
@@ -200,6 +209,18 @@ def label_names(values: Mapping, count: int, path: Path, report: Report) -> list
     if by_name is not None and inverse != names:
         report(f"{path}: label2id disagrees with id2label, which is taken.")
     return [names[number] for number in range(count)]
+
+
+def label_number(value: object) -> int:
+    """0, 1, 2, … as JSON has it in keys and values.  Raises ValueError for anything else."""
+    if type(value) is int or (isinstance(value, str) and re.fullmatch("0|[1-9][0-9]{0,6}", value)):
+        return int(value)
+    raise ValueError(f"{value!r} is no number of a label")
+
+
+def is_name(value: object) -> bool:
+    """A label that can be printed and written."""
+    return isinstance(value, str) and value.isprintable() and bool(value)
 
 
 def shard_files(index: Path) -> dict[str, list[str]]:

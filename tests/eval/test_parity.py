@@ -1,5 +1,7 @@
 """--check: the converted model against transformers, and that it can fail."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -60,4 +62,44 @@ def test_a_really_trained_camembert():
 def test_what_transformers_cannot_open_is_a_sentence(tmp_path):
     huggingface_model().float().save_pretrained(tmp_path / "theirs")
     result = check(tmp_path / "theirs", "--check", tmp_path / "nothing")
-    assert result.returncode == 2 and "transformers cannot open" in result.stderr and "Traceback" not in result.stderr
+    assert result.returncode == 2 and "is no folder" in result.stderr and "Traceback" not in result.stderr
+
+
+def saved(place, **sizes):
+    huggingface_model(vocab_size=1005, **sizes).float().save_pretrained(place)
+    return place
+
+
+def test_nan_is_not_the_same(tmp_path):
+    save_model(load_checkpoint(saved(tmp_path / "theirs")), tmp_path / "ours.safetensors")
+    tensors = load_file(tmp_path / "theirs" / "model.safetensors")
+    tensors["roberta.encoder.layer.0.output.dense.bias"][0] = float("nan")
+    save_file(tensors, tmp_path / "theirs" / "model.safetensors", metadata={"format": "pt"})
+    result = check(tmp_path / "ours.safetensors", "--check", tmp_path / "theirs")
+    assert result.returncode == 1 and "NOT THE SAME" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        dict(num_hidden_layers=3),
+        dict(hidden_size=64),
+        dict(vocab_size=900),
+        dict(kind="CamembertForTokenClassification"),
+    ],
+)
+def test_another_model_is_a_sentence(sizes, tmp_path):
+    one = saved(tmp_path / "one")
+    other = saved(tmp_path / "other", **sizes) if "vocab_size" not in sizes else tmp_path / "other"
+    if "vocab_size" in sizes:
+        huggingface_model(**sizes).float().save_pretrained(other)
+    result = check(one, "--check", other)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "are not of one model" in result.stderr or "is no CamembertForMaskedLM" in result.stderr
+
+
+def test_a_precision_in_config_json_does_not_matter(tmp_path):
+    place = saved(tmp_path / "theirs")
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps({**config, "dtype": "float16"}))
+    assert check("--check", place).returncode == 0

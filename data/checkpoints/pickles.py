@@ -1,0 +1,53 @@
+"""What a pickle would do, looked at before torch.load is let near it.
+
+weights_only=True runs no code, but it still builds what a file describes: an array of any stated size, a tuple so
+deep that its hash crashes Python or never ends, an archive whose entries are one region a hundred times.
+"""
+
+import io
+import pickletools
+import zipfile
+from pathlib import Path
+from typing import BinaryIO
+
+from ..errors import DataError
+
+MODULES = {"torch", "torch._utils", "torch.serialization", "torch.storage", "torch.nn.parameter", "torch._tensor"}
+OTHERS = {"collections OrderedDict", "argparse Namespace"}  # the second is fairseq's
+MEMO = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET", "DUP", "MARK"}
+TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
+DEEPEST = 4  # tuples right inside one another; torch.save makes none
+LEGACY = 5  # pickles that torch.save's old form begins with, before the numbers
+
+
+def check_pickle(path: Path) -> None:
+    """Raises DataError unless a torch.save file names PyTorch's own classes only, and no more than it holds."""
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            for _ in range(LEGACY):
+                check_stream(file, path)
+        return
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):  # torch.save never compresses
+            raise DataError(f"{path} is a compressed archive, which PyTorch does not write. Fetch it anew.")
+        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise DataError(f"{path} states more bytes than it holds. It was refused; fetch it anew.")
+        for entry in entries:
+            if entry.filename.endswith(".pkl"):
+                check_stream(io.BytesIO(archive.read(entry)), path)
+
+
+def check_stream(file: BinaryIO, path: Path) -> None:
+    """One pickle, opcode by opcode, none of which is carried out.  Raises DataError; ValueError for a damaged one."""
+    depth = 0
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name in TUPLES:
+            depth += 1
+        elif opcode.name not in MEMO:
+            depth = 0
+        named = str(argument) if opcode.name in ("GLOBAL", "INST") else ""
+        strange = named and named.partition(" ")[0] not in MODULES and named not in OTHERS
+        if strange or depth > DEEPEST or opcode.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
+            what = repr(named[:100]) if named else "what torch.save does not write"
+            raise DataError(f"{path} holds more than tensors ({what}) and was refused. Fetch it as model.safetensors.")
