@@ -182,14 +182,11 @@ def test_the_loss_scale_changes_nothing_where_nothing_is_rounded(loss_scale, beh
         assert relative_norm(actual.grad, wanted.grad) < 1e-12
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_compiled_equals_eager(direction, temperature, dtype, tmp_path):
+@pytest.mark.parametrize(("direction", "temperature"), MANNERS)
+def test_compiled_equals_eager(direction, temperature):
     torch._dynamo.reset()  # else the limit of compiled forms of one function is met
-    tolerance = 1e-10 if dtype == torch.float64 else 2e-6
-    case = Case.random(num_tokens=40, dtype=dtype, padding=0.1)
-    assert_alike(case, tolerance, compiled=True, direction=direction, temperature=temperature)
+    case = Case.random(num_tokens=40, dtype=torch.float32, padding=0.1)
+    assert_alike(case, 2e-6, compiled=True, direction=direction, temperature=temperature)
     assert torch._dynamo.utils.counters["frames"]["ok"] >= 2  # with labels and without
 
 
