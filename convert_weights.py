@@ -32,6 +32,7 @@ from data.checkpoints.card import last_metrics, model_card
 from data.checkpoints.huggingface import TOKEN_TYPE, Report
 from data.options import check, check_bounds, option, parse_options
 from data.tokenizer import FILE_NAME, tokenizer_beside
+from eval.machine import PRECISIONS
 from model import (
     Encoder,
     EncoderConfig,
@@ -144,8 +145,8 @@ def load_checkpoint(
     a model.pt, folder or tarball of fairseq. Pickles are read as tensors only: no code in them can run. What kind of
     model it is, its tensors tell. The file's precision is kept; the model is in evaluation mode.
     report: gets a sentence for everything that is assumed or left out.
-    kind: the kind that is wanted. Of any model, an Encoder can be had; of a bare encoder, another kind with
-    fresh_head, which is then drawn at random.
+    kind: the kind that is wanted. Of any model, an Encoder can be had; of a bare encoder, a MaskedLM or a
+    QuestionAnswerer with fresh_head, which is then drawn at random.
     Raises ModelError, naming the file and the cure.
     """
     place = path = Path(path)
@@ -416,7 +417,6 @@ KINDS = {
     "token": TokenClassifier,
     "question": QuestionAnswerer,
 }
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)

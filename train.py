@@ -205,7 +205,7 @@ def read_teacher(options: Options, tokenizer: Tokenizer, device: torch.device) -
 def make_ready(student: MaskedLM, teacher: MaskedLM | None, machine: Machine) -> None:
     """The teacher's matrices in the run's precision, once: autocast would do it at every step. Compiled encoders.
 
-    Compiled or not, a CPU draws its dropout by PyTorch's own generator: the compiler's is slower there.
+    Compiled or not, a CPU draws its dropout by PyTorch's own generator, so that the masks are the same.
     """
     for module in teacher.modules() if teacher else ():
         if isinstance(module, nn.Linear) or module is teacher.encoder.embeddings.word:
@@ -273,7 +273,7 @@ def accumulate_gradients(
 
     The means are global: each micro-batch's sums are divided by the counts of the whole step, which the data
     tell beforehand. So k micro-batches give the gradient of one batch k times as large.
-    The batches come on the CPU, where they are counted: nothing in here waits for a GPU.
+    The batches come on the CPU, where they are counted; with a teacher, nothing in here waits for a GPU.
     """
     real_tokens = sum(int(batch.real.sum()) for batch in batches)
     masked_tokens = sum(int((batch.labels != IGNORED).sum()) for batch in batches)
@@ -379,7 +379,7 @@ def train(options: Options) -> None:
     measured_on = [make_batch(part, tokenizer, one_mask_for_all) for part in held_out.split(16)]
     micro_batches = training_batches(blocks, tokenizer, options.batch_size, generator)
     optimiser = make_optimiser(student, options)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    scaler = machine.scaler()
 
     accuracy = {"teacher": masked_accuracy(teacher, measured_on, machine.autocast)} if teacher else {}
     accuracy["student before"] = masked_accuracy(student, measured_on, machine.autocast)

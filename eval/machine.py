@@ -22,6 +22,10 @@ class Machine:
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32")
 
+    def scaler(self) -> torch.amp.GradScaler:
+        """Which does something in fp16 only."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
 
 def choose_device(name: str) -> torch.device:
     """The device named, if this machine has it; auto is CUDA where there is one, else the CPU.  Raises OptionError."""

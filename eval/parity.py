@@ -80,9 +80,9 @@ def check_sizes(ours: nn.Module, theirs: nn.Module, source: str | Path, folder: 
         one, other = getattr(ours.config, name), getattr(theirs.config, key)
         if name not in ("dropout", "activation") and one != other:
             raise OptionError(f"{source} has {name} {one}, {folder} has {key} {other}: they are not of one model.")
-    labels = len(getattr(ours, "labels", None) or ()) or None
-    if labels is not None and labels != theirs.config.num_labels:
-        raise OptionError(f"{source} has {labels} labels, {folder} has {theirs.config.num_labels}.")
+    labels = getattr(ours, "labels", None)
+    if labels is not None and len(labels) != theirs.config.num_labels:
+        raise OptionError(f"{source} has {len(labels)} labels, {folder} has {theirs.config.num_labels}.")
 
 
 def token_ids(config: EncoderConfig, tokenizer: Tokenizer | None) -> Tensor:

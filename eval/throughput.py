@@ -209,7 +209,7 @@ def our_step(options: Options, machine: Machine) -> Callable[[], None]:
     student = MaskedLM(student_config).to(machine.device).train()
     run = run_options(options)
     optimiser = train.make_optimiser(student, run)
-    scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.precision == "fp16")
+    scaler = machine.scaler()
     train.make_ready(student, teacher, machine)
     batch = random_batch(options, student_config.vocab_size)
 
@@ -309,7 +309,8 @@ def measure_step(precision: str, options: Options) -> str:
         shapes = [(64, 64, 64)]
     products = [Job(f"product {shape}", product, precision, shape) for shape in shapes]
     peer = Job("the peer's step", their_step, precision)
-    also = [replace(peer, name="the peer's, in huge pages", environment=HUGE_PAGES)] if on_cpu(options) else []
+    on_cpu = choose_device(options.device).type == "cpu"
+    also = [replace(peer, name="the peer's, in huge pages", environment=HUGE_PAGES)] if on_cpu else []
     ours = Job("this project's step", our_step, precision, environment=HUGE_PAGES)
     rows = measure([peer, *also, ours, *products], options)
     named = {row.name: row for row in rows}
@@ -392,10 +393,6 @@ def main(arguments: list[str] | None = None) -> None:
         with LOG.open("a", encoding="utf-8") as log:
             log.write("\n" + "\n\n".join(report) + "\n")
         print(f"\nAppended to {LOG}.")
-
-
-def on_cpu(options: Options) -> bool:
-    return choose_device(options.device).type == "cpu"
 
 
 def version(package: str) -> str:
