@@ -13,7 +13,7 @@ without one, what the shapes do not show is CamemBERT's, and said.
 
 import contextlib
 import json
-import re
+import os
 import shutil
 import sys
 import tempfile
@@ -30,6 +30,7 @@ from data import DataError, OptionError, Tokenizer
 from data.checkpoints import fairseq, hub, huggingface, pickles, tarball
 from data.checkpoints.card import last_metrics, model_card
 from data.checkpoints.huggingface import TOKEN_TYPE, Report
+from data.checkpoints.names import CLASSES, CONFIG_KEYS, HEAD_KEYS, from_huggingface_key, to_huggingface_key
 from data.options import check, check_bounds, option, parse_options
 from data.tokenizer import FILE_NAME, tokenizer_beside
 from eval.machine import PRECISIONS
@@ -44,90 +45,27 @@ from model import (
     load_model,
     save_model,
 )
-from model.checkpoint import assemble, check_file, is_ours, read_metadata, read_safetensors, usual_mode
+from model.checkpoint import (
+    KINDS,
+    assemble,
+    check_file,
+    flush,
+    is_finite,
+    is_ours,
+    is_safetensors,
+    read_metadata,
+    read_safetensors,
+    usual_mode,
+)
 
-# ---- the key table: ours, then Hugging Face's (without its prefix `roberta.`) ----------------------------------
-
-EMBEDDING_KEYS = {
-    "encoder.embeddings.word.weight": "embeddings.word_embeddings.weight",
-    "encoder.embeddings.position.weight": "embeddings.position_embeddings.weight",  # plus the token-type row
-    "encoder.embeddings.norm.weight": "embeddings.LayerNorm.weight",
-    "encoder.embeddings.norm.bias": "embeddings.LayerNorm.bias",
-}
-HEAD_KEYS = {  # of each kind of model
-    MaskedLM: {
-        "dense.weight": "lm_head.dense.weight",
-        "dense.bias": "lm_head.dense.bias",
-        "norm.weight": "lm_head.layer_norm.weight",
-        "norm.bias": "lm_head.layer_norm.bias",
-        "bias": "lm_head.bias",
-    },
-    SequenceClassifier: {
-        "dense.weight": "classifier.dense.weight",
-        "dense.bias": "classifier.dense.bias",
-        "output.weight": "classifier.out_proj.weight",
-        "output.bias": "classifier.out_proj.bias",
-    },
-    TokenClassifier: {"output.weight": "classifier.weight", "output.bias": "classifier.bias"},
-    QuestionAnswerer: {"output.weight": "qa_outputs.weight", "output.bias": "qa_outputs.bias"},
-    Encoder: {},
-}
-LAYER_KEYS = {  # under encoder.layers.N and encoder.layer.N; each with .weight and .bias
-    "attention.query": "attention.self.query",
-    "attention.key": "attention.self.key",
-    "attention.value": "attention.self.value",
-    "attention.mix": "attention.output.dense",
-    "attention_norm": "attention.output.LayerNorm",
-    "feed_forward.expand": "intermediate.dense",
-    "feed_forward.contract": "output.dense",
-    "feed_forward_norm": "output.LayerNorm",
-}
-CONFIG_KEYS = {
-    "num_layers": "num_hidden_layers",
-    "hidden_size": "hidden_size",
-    "num_heads": "num_attention_heads",
-    "intermediate_size": "intermediate_size",
-    "vocab_size": "vocab_size",
-    "max_positions": "max_position_embeddings",
-    "pad_id": "pad_token_id",
-    "activation": "hidden_act",
-    "layer_norm_eps": "layer_norm_eps",
-    "dropout": "hidden_dropout_prob",
-}
-CLASSES = {  # transformers' names of the kinds
-    MaskedLM: "CamembertForMaskedLM",
-    SequenceClassifier: "CamembertForSequenceClassification",
-    TokenClassifier: "CamembertForTokenClassification",
-    QuestionAnswerer: "CamembertForQuestionAnswering",
-    Encoder: "CamembertModel",
-}
 HEAD_SIZE = 64  # of every released CamemBERT; the one number that no shape shows
-
-
-def rename(key: str, table: Mapping[str, str], layer_keys: Mapping[str, str], ours: str, theirs: str) -> str | None:
-    """A key's other name, by a table in either direction; None where the table does not have it."""
-    layer = re.fullmatch(re.escape(ours) + r"\.(0|[1-9]\d{0,3})\.(.+)\.(weight|bias)", key)
-    if layer and layer[2] in layer_keys:
-        return f"{theirs}.{layer[1]}.{layer_keys[layer[2]]}.{layer[3]}"
-    return table.get(key)
-
-
-def to_huggingface_key(key: str, kind: type) -> str:
-    """Our key in a model of that kind -> transformers' key in its own."""
-    table = {**EMBEDDING_KEYS, **HEAD_KEYS[kind]}
-    if kind is Encoder:
-        return rename(f"encoder.{key}", table, LAYER_KEYS, "encoder.layers", "encoder.layer")
-    theirs = rename(key, table, LAYER_KEYS, "encoder.layers", "encoder.layer")
-    return theirs if key in HEAD_KEYS[kind] else f"roberta.{theirs}"
-
-
-def from_huggingface_key(key: str, kind: type) -> str | None:
-    """Transformers' key without `roberta.` -> our key in a model of that kind; None where it has no place there."""
-    table = {theirs: ours for ours, theirs in {**EMBEDDING_KEYS, **HEAD_KEYS[kind]}.items()}
-    layer_keys = {theirs: ours for ours, theirs in LAYER_KEYS.items()}
-    ours = rename(key, table, layer_keys, "encoder.layer", "encoder.layers")
-    return ours.removeprefix("encoder.") if ours and kind is Encoder else ours
-
+WEIGHTS = (  # what a folder is taken for, the first that it holds
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "model.pt",
+    "student.safetensors",  # that of a run of train.py
+)
 
 # ---- in --------------------------------------------------------------------------------------------------------
 
@@ -154,9 +92,13 @@ def load_checkpoint(
     def by_its_name(sentence: object) -> str:  # and not by that of the folder that a tarball was unpacked into
         return str(sentence).replace(str(place), str(path))
 
+    def report_by_its_name(line: str) -> None:
+        report(by_its_name(line))
+
     try:
         with opened(path) as place:
-            return as_kind(load(place, lambda line: report(by_its_name(line))), kind, fresh_head, path)
+            model = load(weights_in(place, report_by_its_name), report_by_its_name)
+            return as_kind(model, kind, fresh_head, path, report)
     except (ModelError, DataError) as error:
         raise ModelError(by_its_name(error)) from None
 
@@ -171,34 +113,35 @@ def opened(path: Path) -> Iterator[Path]:
         yield tarball.open_tarball(path, Path(folder)).parent
 
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "model.pt")  # the first is taken
-
-
-def load(path: Path, report: Report) -> nn.Module:
-    """The model in a file or folder, of the kind that it is.  Raises ModelError, DataError."""
+def weights_in(path: Path, report: Report) -> Path:
+    """The file itself; of a folder, the one with the weights.  Raises ModelError."""
     if path.is_dir():
         names = [name for name in WEIGHTS if (path / name).is_file()]
         if not names:
             raise ModelError(f"The folder {path} holds none of {', '.join(WEIGHTS)}.")
+        if names[1:]:
+            report(f"{path} holds {' and '.join(names)}; {names[0]} is taken.")
         path = path / names[0]
     check_file(path)
+    return path
+
+
+def load(path: Path, report: Report) -> nn.Module:
+    """The model in a file, of the kind that it is.  Raises ModelError, DataError."""
     if path.name.endswith(".index.json"):
         tensors = read_shards(path)
+    elif is_safetensors(path):
+        if is_ours(read_metadata(path)):
+            return load_model(path)
+        tensors = read_safetensors(path)[1]
     else:
-        with path.open("rb") as file:
-            start = file.read(9)
-        if start[8:] == b"{":
-            if is_ours(read_metadata(path)):
-                return load_model(path)
-            tensors = read_safetensors(path)[1]
-        elif start.startswith((b"PK", b"\x80")):  # torch.save's zip files, and the older plain pickles
-            tensors = read_pickle(path)
-        else:
-            raise ModelError(f"{path} is neither a .safetensors file nor a PyTorch .bin: it holds no weights.")
+        tensors = pickles.read_pickle(path, report)
     values = huggingface.read_config(path.parent)
     if fairseq.is_fairseq(tensors):
         tensors, told = fairseq.to_huggingface_names(tensors, path, report)
-        values = {**told, **values}
+        for key in sorted(key for key in told.keys() & values.keys() if told[key] != values[key]):
+            report(f"{path} says {key} {told[key]}, and is believed; {path.parent / 'config.json'} says another.")
+        values = {**values, **told}
     return from_huggingface(tensors, values, path, report)
 
 
@@ -213,33 +156,6 @@ def read_shards(index: Path) -> dict[str, Tensor]:
     return result
 
 
-def read_pickle(path: Path) -> Mapping:
-    """What torch.save wrote, a table of tensors or fairseq's table of such tables, with nothing in it run.
-
-    fairseq keeps its arguments beside the weights, in an argparse.Namespace: the one class that is allowed.
-    Raises ModelError.
-    """
-    try:
-        pickles.check_pickle(path)
-        with torch.serialization.safe_globals(fairseq.SAFE_GLOBALS):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except DataError:
-        raise
-    except Exception as error:  # a damaged or hostile pickle can make torch.load raise nearly anything
-        reason = str(error).split("\n")[0][:200]
-        raise ModelError(
-            f"{path} cannot be read as weights: it is damaged, or holds more than tensors and was refused "
-            f"({reason}). Fetch it anew, best as model.safetensors."
-        ) from None
-    if fairseq.is_fairseq(state):
-        return state
-    if not isinstance(state, Mapping) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
-    ):
-        raise ModelError(f"{path} is not a table of named tensors, as a pytorch_model.bin is.")
-    return dict(state)
-
-
 def from_huggingface(tensors: Mapping[str, Tensor], values: Mapping, path: Path, report: Report) -> nn.Module:
     """A model from Hugging Face's tensors and the values of its config.json.  Raises ModelError, DataError.
 
@@ -250,20 +166,21 @@ def from_huggingface(tensors: Mapping[str, Tensor], values: Mapping, path: Path,
     config = config_from(values, tensors, path, report)
     head = ()
     if kind in (SequenceClassifier, TokenClassifier):
-        output = tensors.get(HEAD_KEYS[kind]["output.weight"])
+        name = HEAD_KEYS[kind.__name__]["output.weight"]
+        output = tensors.get(name)
         if output is None or output.ndim != 2 or output.shape[1] != config.hidden_size:
             raise ModelError(
-                f"{path} lacks the tensor {HEAD_KEYS[kind]['output.weight']}, or its shape is not (classes, "
+                f"{path} lacks the tensor {name}, or its shape is not (classes, "
                 f"{config.hidden_size}): it is cut short or damaged."
             )
         count = len(output)
         head = count, huggingface.label_names(values, count, path, report)
-    renamed = {from_huggingface_key(key, kind): key for key in tensors}
+    renamed = {from_huggingface_key(key, kind.__name__): key for key in tensors}
     if None in renamed:
         raise ModelError(f"{path} has a tensor {renamed[None]} that a {kind.__name__} has no place for.")
     with torch.device("meta"):  # so that a missing tensor has the file's name too
         one_layer = kind(EncoderConfig(1, 1, 1, 1, 2, 3), *head).state_dict()
-    names = {ours: to_huggingface_key(ours, kind).removeprefix("roberta.") for ours in one_layer}
+    names = {ours: to_huggingface_key(ours, kind.__name__).removeprefix("roberta.") for ours in one_layer}
     first = {ours: theirs for ours, theirs in names.items() if "layers.0." in ours}
     for number in range(1, min(config.num_layers, len(tensors) // len(first) + 2)):
         for ours, theirs in first.items():
@@ -279,13 +196,15 @@ def kind_of(tensors: Mapping[str, Tensor], path: Path) -> type:
             raise ModelError(f"{path} is a {other}: another architecture than CamemBERT's.")
     kinds = [kind for kind, keys in HEAD_KEYS.items() if any(key in tensors for key in keys.values())]
     if len(kinds) > 1:
-        raise ModelError(f"{path} has the heads of a {' and of a '.join(kind.__name__ for kind in kinds)}.")
-    return kinds[0] if kinds else Encoder
+        raise ModelError(f"{path} has the heads of a {' and of a '.join(kinds)}.")
+    return KINDS[kinds[0]] if kinds else Encoder
 
 
-def as_kind(model: nn.Module, kind: type | None, fresh_head: bool, path: str | Path) -> nn.Module:
+def as_kind(model: nn.Module, kind: type | None, fresh_head: bool, path: str | Path, report: Report) -> nn.Module:
     """The model as a model of another kind, as far as that can be.  Raises ModelError."""
     if kind is None or isinstance(model, kind):
+        if fresh_head:
+            report(f"{path} has the head of a {type(model).__name__}, which is kept: no fresh one was drawn.")
         return model
     if kind is Encoder:
         return model.encoder
@@ -325,6 +244,9 @@ def config_from(values: Mapping, tensors: Mapping[str, Tensor], path: Path, repo
             f"{beside} has two dropouts; one is kept for both, hidden_dropout_prob {config.dropout} "
             f"(attention_probs_dropout_prob was {values['attention_probs_dropout_prob']})."
         )
+    for key in ("problem_type", "classifier_dropout"):  # losses and dropouts of a training to come, not of the model
+        if values.get(key) not in (None, "single_label_classification", config.dropout):
+            report(f"{beside} says {key} {values[key]!r:.100}, which is not kept: give it to transformers again.")
     return config
 
 
@@ -341,7 +263,7 @@ def huggingface_config(model: nn.Module) -> dict:
             "label2id": {name: number for number, name in enumerate(model.labels)},
         }
     return {
-        "architectures": [CLASSES[type(model)]],
+        "architectures": [CLASSES[type(model).__name__]],
         "model_type": "camembert",
         **config,
         **labels,
@@ -357,10 +279,10 @@ def huggingface_config(model: nn.Module) -> dict:
 
 def to_huggingface(model: nn.Module) -> dict[str, Tensor]:
     """A model's tensors under Hugging Face's names, with a token-type row of zeros: ours is in the positions."""
-    kind = type(model)
+    kind = type(model).__name__
     tensors = {to_huggingface_key(key, kind): tensor.contiguous() for key, tensor in model.state_dict().items()}
     dtype = next(model.parameters()).dtype
-    tensors[("" if kind is Encoder else "roberta.") + TOKEN_TYPE] = torch.zeros(
+    tensors[("" if kind == "Encoder" else "roberta.") + TOKEN_TYPE] = torch.zeros(
         1, model.config.hidden_size, dtype=dtype
     )
     return tensors
@@ -387,7 +309,8 @@ def export_huggingface(
                 texts["README.md"] = card
             for name, text in texts.items():
                 (temporary / name).write_text(text, encoding="utf-8")
-            for path in (temporary, *temporary.iterdir()):
+            for path in (*temporary.iterdir(), temporary):
+                flush(path)
                 usual_mode(path)
             temporary.rename(folder)  # refuses a folder with something in it
         except BaseException:
@@ -410,7 +333,7 @@ def tokenizer_config(config: EncoderConfig) -> dict:
 
 # ---- the command -----------------------------------------------------------------------------------------------
 
-KINDS = {
+KIND_WORDS = {
     "encoder": Encoder,
     "masked-lm": MaskedLM,
     "sequence": SequenceClassifier,
@@ -441,7 +364,7 @@ class Options:
         choices=("ours", "hf")
     )  # fmt: skip
     kind: str | None = option(
-        None, "the kind of model that IN must be; encoder takes it out of any", choices=tuple(KINDS)
+        None, "the kind of model that IN must be; encoder takes it out of any", choices=tuple(KIND_WORDS)
     )
     fresh_head: bool = option(False, "with --kind masked-lm or question: a bare encoder gets a head, at random")
     dtype: str | None = option(None, "precision to write (default: that of IN)", choices=tuple(PRECISIONS))
@@ -461,7 +384,8 @@ class Options:
         check(all(given), "IN and OUT are needed (with --download, OUT alone): what to read, and what to write.")
         check(self.download is None or self.target is None, "--download stands in place of IN: give OUT alone.")
         target = Path(given[-1])
-        taken = target.exists() and not (self.to == "hf" and target.is_dir() and not any(target.iterdir()))
+        is_empty = target.is_dir() and not target.is_symlink() and not any(target.iterdir())
+        taken = os.path.lexists(target) and not (self.to == "hf" and is_empty)
         check(not taken, f"{target} is there already. Remove it, or choose another name.")
         check(self.to == "hf" or self.tokenizer is None, "--tokenizer goes with --to hf: our file holds no tokenizer.")
         drawn = not self.fresh_head or self.kind in ("masked-lm", "question")
@@ -482,18 +406,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 def convert(source: Path, target: Path, options: Options) -> None:
     """Reads, says what it is, writes.  Raises DataError, ModelError."""
-    kind = KINDS[options.kind] if options.kind else None
+    kind = KIND_WORDS[options.kind] if options.kind else None
     model = load_checkpoint(source, kind=kind, fresh_head=options.fresh_head)
     if options.dtype:
         model = model.to(PRECISIONS[options.dtype])
         for name, tensor in model.state_dict().items():
-            if not tensor.isfinite().all():
+            if not is_finite(tensor):
                 raise ModelError(f"{name} has numbers too large for --dtype {options.dtype}. Take bf16 or fp32.")
+    known, metrics = what_is_known(source, options)
     if options.to == "ours":
-        known, _ = what_is_known(source, options)
         save_model(model, target, {**known, "converted from": str(options.download or source)})
     else:
-        card = model_card(CLASSES[type(model)], model.config.num_layers, *what_is_known(source, options))
+        card = model_card(CLASSES[type(model).__name__], model.config.num_layers, known, metrics)
         with opened(source) as place:
             tokenizer = options.tokenizer or tokenizer_beside(place)
             if tokenizer is not None:
@@ -501,8 +425,11 @@ def convert(source: Path, target: Path, options: Options) -> None:
                 if len(tokenizer) != model.config.vocab_size:
                     raise DataError(
                         f"The tokenizer {tokenizer.path} has {len(tokenizer)} words, the model "
-                        f"{model.config.vocab_size}: they do not belong together."
+                        f"{model.config.vocab_size}: they do not belong together. Name the model's own with "
+                        "--tokenizer."
                     )
+            else:
+                print_note(f"no {FILE_NAME} lies beside {source}: the folder gets none. Name it with --tokenizer.")
             export_huggingface(model, target, tokenizer.path if tokenizer else None, card)
     config = model.config
     labels = f", labels {', '.join(model.labels)}" if getattr(model, "labels", None) else ""
@@ -514,13 +441,14 @@ def convert(source: Path, target: Path, options: Options) -> None:
 
 def what_is_known(source: Path, options: Options) -> tuple[dict, dict]:
     """Of how a model was made: what our file says, and the last metrics of the run that it lies in."""
-    if source.is_file() and source.suffix == ".safetensors" and is_ours(metadata := read_metadata(source)):
+    file = weights_in(source, lambda line: None)
+    if is_safetensors(file) and is_ours(metadata := read_metadata(file)):
         try:
             provenance = json.loads(metadata.get("provenance", "null"))
         except (ValueError, RecursionError):
             provenance = None
         if isinstance(provenance, dict):
-            return provenance, last_metrics(source.parent / "metrics.jsonl") if "options" in provenance else {}
+            return provenance, last_metrics(file.parent / "metrics.jsonl") if "options" in provenance else {}
     return {"converted from": str(options.download or source)}, {}
 
 
@@ -530,6 +458,9 @@ if __name__ == "__main__":
     except (ModelError, DataError, OptionError) as error:
         print(f"convert_weights.py: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nconvert_weights.py: interrupted; nothing was written.", file=sys.stderr)
+        sys.exit(130)
     except OSError as error:  # a name too long, a folder that may not be looked into
         print(f"convert_weights.py: {error.filename or 'a file'}: {error.strerror}.", file=sys.stderr)
         sys.exit(2)

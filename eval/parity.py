@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from convert_weights import CLASSES, CONFIG_KEYS, load_checkpoint, opened
+from convert_weights import load_checkpoint, opened
 from data import OptionError, Tokenizer
+from data.checkpoints.names import CLASSES, CONFIG_KEYS
 from data.tokenizer import tokenizer_beside
 from model import Encoder, EncoderConfig
 
@@ -65,12 +66,12 @@ def transformers_model(folder: Path, kind: type) -> nn.Module:
         raise OptionError(f"{folder} is no folder: --check compares with one that transformers opens.")
     settings = dict(local_files_only=True, attn_implementation="eager", dtype=torch.float64, output_loading_info=True)
     try:
-        model, info = auto[CLASSES[kind]].from_pretrained(folder, **settings)
+        model, info = auto[CLASSES[kind.__name__]].from_pretrained(folder, **settings)
     except Exception as error:  # whatever transformers, or a library of its, makes of a damaged folder
         raise OptionError(f"transformers cannot open {folder}: {str(error).strip().splitlines()[0][:300]}") from None
     missing = [key for key in info["missing_keys"] if "pooler" not in key]
     if missing:
-        raise OptionError(f"{folder} is no {CLASSES[kind]}: transformers finds no {sorted(missing)[0]} in it.")
+        raise OptionError(f"{folder} is no {CLASSES[kind.__name__]}: transformers finds no {sorted(missing)[0]} in it.")
     return model.eval()
 
 

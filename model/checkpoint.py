@@ -113,10 +113,22 @@ def assemble(
             )
         if tensor.dtype not in PRECISIONS:
             raise ModelError(f"{path}: the tensor {called[name]} holds {tensor.dtype}, not floating-point numbers.")
-        if not tensor.isfinite().all():
+        if not is_finite(tensor):
             raise ModelError(f"{path}: the tensor {called[name]} holds NaN or infinity; no model can be made of it.")
     model.load_state_dict(tensors, assign=True)
     return model.eval()
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file starts as a .safetensors does, whatever it is called: a length in eight bytes, then JSON."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and not start.startswith(b"{")  # the second is JSON; a length is a multiple of 8
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether there is no NaN and no infinity, found without a copy of the tensor: isfinite() makes one."""
+    return not tensor.numel() or all(bound.isfinite() for bound in tensor.aminmax())
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -169,8 +181,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         temporary = Path(name)
         try:
             yield temporary
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            flush(temporary)
             usual_mode(temporary)
             temporary.replace(path)
         except BaseException:
@@ -178,6 +189,15 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
             raise
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.") from None
+
+
+def flush(path: Path) -> None:
+    """What was written to a file, or into a folder, is on the disk when this returns."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def usual_mode(path: Path) -> None:

@@ -55,7 +55,7 @@ class EncoderConfig:
             value = getattr(self, field.name)
             if field.type is int:
                 if isinstance(value, bool) or not isinstance(value, int):
-                    raise ModelError(f"{field.name} must be a whole number, not {value!r}.")
+                    raise ModelError(f"{field.name} must be a whole number, not {value!r:.100}.")
                 least = 0 if field.name == "pad_id" else 1
                 if value < least:
                     raise ModelError(f"{field.name} is {value}; it must be at least {least}.")
@@ -69,8 +69,8 @@ class EncoderConfig:
         if self.max_tokens < 1:
             raise ModelError(f"max_positions {self.max_positions} leaves no position after pad_id {self.pad_id}.")
         if self.activation not in ("gelu", "relu"):
-            raise ModelError(f"activation {self.activation!r} is unknown: it is 'gelu' (exact, by erf) or 'relu'.")
+            raise ModelError(f"activation {self.activation!r:.100} is unknown: it is 'gelu' (exact, by erf) or 'relu'.")
         for name, low, high in (("layer_norm_eps", 0.0, 1.0), ("dropout", 0.0, 1.0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < high:
-                raise ModelError(f"{name} is {value!r}; it must be a number from {low:g} to below {high:g}.")
+                raise ModelError(f"{name} is {value!r:.100}; it must be a number from {low:g} to below {high:g}.")

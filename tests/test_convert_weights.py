@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import convert_weights
-from convert_weights import CLASSES, export_huggingface, from_huggingface_key, load_checkpoint, to_huggingface_key
+from convert_weights import export_huggingface, load_checkpoint
 from data import Tokenizer, demo
+from data.checkpoints.names import CLASSES, from_huggingface_key, to_huggingface_key
 from model import (
     Encoder,
     EncoderConfig,
@@ -25,6 +26,7 @@ from model import (
     load_model,
     save_model,
 )
+from model.checkpoint import KINDS
 from tests.helpers import MINI, huggingface_model, needs, padded_batch, run_command
 
 CLASSIFIERS = (SequenceClassifier, TokenClassifier)
@@ -174,12 +176,57 @@ def test_two_dropouts_are_said(folder):
 
 
 def test_several_precisions_are_made_one_and_said(folder, theirs):
+    """In the precision of most: one number in float64 must not double a file in memory."""
     rewrite(folder, lambda tensors: tensors.update({"lm_head.bias": tensors["lm_head.bias"].double()}))
     said = []
     model = load_checkpoint(folder, said.append)
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
-    assert said == [f"{folder / 'model.safetensors'} mixes float32, float64; taken as float64."]
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    path = folder / "model.safetensors"
+    assert said == [f"{path} mixes float32, float64; taken as float32, in which most of it is."]
     assert_same(model.float(), theirs)
+
+
+def test_what_is_not_kept_is_said(folder):
+    set_config(folder, problem_type="multi_label_classification", classifier_dropout=0.4)
+    said = []
+    load_checkpoint(folder, said.append)
+    assert ["problem_type" in said[0], "classifier_dropout 0.4" in said[1]] == [True, True]
+    set_config(folder, problem_type=None, classifier_dropout=None, position_embedding_type=None, is_decoder=None)
+    load_checkpoint(folder, said.append)
+    assert len(said) == 2
+
+
+def test_which_of_two_files_is_taken_is_said(folder, theirs):
+    torch.save(theirs.state_dict(), folder / "pytorch_model.bin")
+    said = []
+    load_checkpoint(folder, said.append)
+    assert said == [f"{folder} holds model.safetensors and pytorch_model.bin; model.safetensors is taken."]
+
+
+@pytest.mark.parametrize("name", ["state_dict", "model"])
+def test_the_checkpoint_of_a_training_is_unwrapped(folder, theirs, name):
+    (folder / "model.safetensors").unlink()
+    torch.save({name: theirs.state_dict(), "epoch": 3, "optimizer": {}}, folder / "pytorch_model.bin")
+    said = []
+    assert_same(load_checkpoint(folder, said.append), theirs)
+    assert f"what lies under {name} is taken" in said[0]
+
+
+def test_what_a_file_is_does_not_hang_on_its_name(folder, theirs):
+    (folder / "model.safetensors").rename(folder / "weights.bin")
+    assert_same(load_checkpoint(folder / "weights.bin"), theirs)
+    torch.save(theirs.state_dict(), folder / "weights.safetensors")
+    assert_same(load_checkpoint(folder / "weights.safetensors"), theirs)
+
+
+def test_the_folder_of_a_run(tmp_path):
+    model = MaskedLM(EncoderConfig(1, 8, 2, 8, 20))
+    run_folder = tmp_path / "run"
+    save_model(model, run_folder / "student.safetensors", {"options": {"teacher": "a camembert"}})
+    assert torch.equal(load_checkpoint(run_folder).dense.weight, model.dense.weight)
+    result = run(run_folder, tmp_path / "hf", "--to", "hf")
+    assert result.returncode == 0 and "Distilled from `a camembert`" in (tmp_path / "hf" / "README.md").read_text()
+    assert "the folder gets none. Name it with --tokenizer" in result.stderr
 
 
 def test_half_precision_is_kept(folder, theirs):
@@ -358,7 +405,7 @@ WRONG = {
     ),
     "BERT's": (weights(add(cls__predictions__bias=torch.ones(9))), "is a BERT: another architecture"),
     "multiple choice": (
-        lambda folder: set_config(folder, architectures=["CamembertForMultipleChoice"]), "multiple choice has no place"
+        lambda folder: set_config(folder, architectures=["CamembertForMultipleChoice"]), "is of a multiple-choice model"
     ),
     "another model": (lambda folder: save_file({"w": torch.ones(2)}, folder / "model.safetensors"), "no CamemBERT"),
     "another architecture": (lambda folder: set_config(folder, model_type="bert"), "model_type 'bert'"),
@@ -394,18 +441,20 @@ def test_a_missing_file_is_a_sentence(tmp_path):
 # ---- the table, and out ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("kind", KINDS.values())
 def test_the_key_table_is_one_to_one(kind):
-    theirs = huggingface_model(kind=CLASSES[kind], num_labels=3 if kind in CLASSIFIERS else 2)
+    theirs = huggingface_model(kind=CLASSES[kind.__name__], num_labels=3 if kind in CLASSIFIERS else 2)
     with torch.device("meta"):
         ours = kind(EncoderConfig(2, 48, 4, 80, 211), *([3] if kind in CLASSIFIERS else []))
-    exported = {to_huggingface_key(key, kind) for key in ours.state_dict()}
+    exported = {to_huggingface_key(key, kind.__name__) for key in ours.state_dict()}
     assert len(exported) == len(ours.state_dict())
     token_type = TOKEN_TYPE.removeprefix("roberta.") if kind is Encoder else TOKEN_TYPE
     aliases = {"lm_head.decoder.weight", "lm_head.decoder.bias", token_type, "pooler.dense.weight", "pooler.dense.bias"}
     assert exported == set(theirs.state_dict()) - aliases
     for key in ours.state_dict():
-        assert from_huggingface_key(to_huggingface_key(key, kind).removeprefix("roberta."), kind) == key
+        assert (
+            from_huggingface_key(to_huggingface_key(key, kind.__name__).removeprefix("roberta."), kind.__name__) == key
+        )
 
 
 def run(*arguments):
@@ -469,6 +518,8 @@ WRONG_COMMANDS = {
     "--check with OUT": (["IN", "OUT", "--check", "IN"], "--check takes IN at most"),
     "--download with IN": (["IN", "OUT", "--download", "a/b"], "give OUT alone"),
     "another kind": (["IN", "OUT", "--kind", "token"], "is a MaskedLM, not a TokenClassifier"),
+    "OUT is a link to nothing": (["IN", "LINK"], "is there already"),
+    "OUT is a link to an empty folder": (["IN", "LINKED", "--to", "hf"], "is there already"),
     "a fresh classifier": (["IN", "OUT", "--kind", "token", "--fresh-head"], "classifiers get theirs with labels"),
 }
 
@@ -478,13 +529,29 @@ def test_a_wrong_command_is_a_sentence_with_status_2(tmp_path, case):
     arguments, sentence = WRONG_COMMANDS[case]
     save_model(MaskedLM(EncoderConfig(1, 8, 2, 8, 20)), tmp_path / "in.safetensors")
     (tmp_path / "existing").write_text("precious")
-    places = {"IN": tmp_path / "in.safetensors", "OUT": tmp_path / "out"}
+    links, empty = tmp_path / "links", tmp_path / "links" / "empty"
+    empty.mkdir(parents=True)
+    (links / "link").symlink_to(links / "nowhere")
+    (links / "linked").symlink_to(empty)
+    places = {"IN": tmp_path / "in.safetensors", "OUT": tmp_path / "out", "LINK": links / "link",
+              "LINKED": links / "linked"}  # fmt: skip
     arguments = [re.sub("^EXISTING", str(tmp_path / "existing"), str(places.get(a, a))) for a in arguments]
     result = run(*arguments)
     assert result.returncode == 2
     assert sentence in result.stderr and "Traceback" not in result.stderr
     assert (tmp_path / "existing").read_text() == "precious"
-    assert sorted(os.listdir(tmp_path)) == ["existing", "in.safetensors"]
+    assert sorted(os.listdir(tmp_path)) == ["existing", "in.safetensors", "links"]
+    assert sorted(os.listdir(links)) == ["empty", "link", "linked"]
+
+
+def test_an_interrupted_command_says_so(tmp_path, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("data.checkpoints.hub.download", interrupted)
+    result = run("--download", "a/b", tmp_path / "out")
+    assert result.returncode == 130 and "interrupted; nothing was written" in result.stderr
+    assert not os.listdir(tmp_path)
 
 
 def test_our_classifier_is_copied_without_a_word_too_many(tmp_path):
@@ -509,7 +576,7 @@ def headed_model(kind, dtype=torch.float64):
     labels = {}
     if kind in CLASSIFIERS:
         labels = dict(id2label=dict(enumerate(LABELS)), label2id={name: i for i, name in enumerate(LABELS)})
-    return huggingface_model(kind=CLASSES[kind], vocab_size=1005, **labels).to(dtype)
+    return huggingface_model(kind=CLASSES[kind.__name__], vocab_size=1005, **labels).to(dtype)
 
 
 @torch.no_grad()
@@ -570,7 +637,7 @@ FORMS = (as_folder, as_file, as_shards, as_index, as_bin, as_ours, as_export)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
-@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-5)], ids=["64", "32"])
 def test_every_kind_from_every_form(kind, form, dtype, tolerance, tmp_path):
     theirs = headed_model(kind, dtype)
@@ -581,7 +648,7 @@ def test_every_kind_from_every_form(kind, form, dtype, tolerance, tmp_path):
         assert list(ours.labels) == LABELS
 
 
-@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.__name__)
 def test_transformers_opens_what_is_written(kind, tmp_path):
     import transformers
 
@@ -589,7 +656,9 @@ def test_transformers_opens_what_is_written(kind, tmp_path):
     as_folder(theirs, tmp_path / "theirs")
     result = run(tmp_path / "theirs", tmp_path / "back", "--to", "hf", "--tokenizer", demo.FOLDER)
     assert result.returncode == 0 and kind.__name__ in result.stdout, result.stderr
-    back, info = getattr(transformers, CLASSES[kind]).from_pretrained(tmp_path / "back", output_loading_info=True)
+    back, info = getattr(transformers, CLASSES[kind.__name__]).from_pretrained(
+        tmp_path / "back", output_loading_info=True
+    )
     absent = {"pooler.dense.weight", "pooler.dense.bias"} if kind is Encoder else set()
     assert set(info.pop("missing_keys")) == absent and not any(info.values()), info
     input_ids, mask = padded_batch((30, 1, 7), 1005)
@@ -629,6 +698,12 @@ def test_a_bare_encoder_is_no_masked_lm_unless_asked(folder, theirs, tmp_path):
     assert run(folder, tmp_path / "x.safetensors", "--kind", "masked-lm", "--fresh-head").returncode == 0
     result = run_command("train.py", "--teacher", folder, "--tokenizer", demo.FOLDER, "--out", tmp_path / "run")
     assert result.returncode == 2 and "is a bare encoder" in result.stderr
+
+
+def test_a_head_that_is_there_is_kept_and_said(folder, theirs):
+    said = []
+    assert_same(load_checkpoint(folder, said.append, MaskedLM, fresh_head=True), theirs)
+    assert "has the head of a MaskedLM, which is kept" in said[-1]
 
 
 def test_the_encoder_of_any_model(folder, theirs, tmp_path):

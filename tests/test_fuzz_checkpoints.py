@@ -1,7 +1,9 @@
 """Three hundred damaged and hostile checkpoints: each is a clear sentence or, where only a weight changed, a model."""
 
 import argparse
+import contextlib
 import copy
+import gc
 import json
 import os
 import pickle
@@ -149,6 +151,31 @@ def test_damaged_files(sound, tmp_path, damage):
         assert not os.path.exists(MARK)
     assert refused >= (5 if damage in (flip_bits, flip_early_bits, splice, repeat) else 20)
     assert resident() - before < 150e6
+
+
+@pytest.mark.parametrize("form", ["sound", "bin", "fairseq", "one number in float64", "a wrong shape at the end"])
+def test_memory_is_at_most_half_again_the_file(tmp_path, form):
+    theirs = huggingface_model(vocab_size=20_000, hidden_size=640, intermediate_size=640).float()
+    tensors = {key: tensor for key, tensor in theirs.state_dict().items() if "decoder" not in key}
+    path = tmp_path / "model.safetensors"
+    if form == "bin":
+        torch.save(tensors, path := tmp_path / "pytorch_model.bin")
+    elif form == "fairseq":
+        torch.save({"model": fairseq_names(tensors)}, path := tmp_path / "model.pt")
+    else:
+        if form == "one number in float64":
+            tensors["lm_head.layer_norm.bias"] = tensors["lm_head.layer_norm.bias"].double()
+        if form == "a wrong shape at the end":
+            tensors["roberta.encoder.layer.1.output.dense.bias"] = torch.zeros(641)
+        save_file(tensors, path)
+    theirs.config.save_pretrained(tmp_path)
+    del theirs, tensors
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident()
+    with pytest.raises(ModelError, match=r"\(641,\)") if form.startswith("a wrong") else contextlib.nullcontext():
+        load_checkpoint(path, lambda line: None)
+    assert path.stat().st_size > 50e6 and resident() - before < 1.5 * path.stat().st_size
 
 
 CHANGES = {

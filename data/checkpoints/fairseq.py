@@ -9,10 +9,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..errors import DataError
-from .huggingface import POSITION, WORD, Report, check_tensors
+from .huggingface import POSITION, TOKEN_TYPE, WORD, Report, check_tensors
 from .tarball import is_tarball, open_tarball
 
 __all__ = ["SAFE_GLOBALS", "is_fairseq", "is_tarball", "open_tarball", "to_huggingface_names"]
@@ -86,7 +87,7 @@ def is_fairseq(state: object) -> bool:
 def to_huggingface_names(state: Mapping, path: Path, report: Report) -> tuple[dict[str, Tensor], dict]:
     """-> the tensors under Hugging Face's present names without `roberta.`, and what config.json would say of them.
 
-    state: what torch.load gave, is_fairseq of it true. fairseq has no token-type rows, so none come out.
+    state: what torch.load gave, is_fairseq of it true. fairseq has no token-type row: one of zeros comes out.
     A file with a classification head is a sequence classifier; its LM head is left out.
     report: gets a sentence for everything left out.
     Raises DataError, naming the key, for a tensor without a place, two for one place, a shape that does not fit
@@ -108,7 +109,10 @@ def to_huggingface_names(state: Mapping, path: Path, report: Report) -> tuple[di
         for key in [key for key in tensors if re.match(r"(en|de)coder\.lm_head\.", key)]:
             report(f"{path}: {key} left out, a sequence classifier (its head is {heads[0]}) has no LM head.")
             del tensors[key]
-    return rename(tensors, path), config_values(state, path, bool(heads))
+    tensors = rename(tensors, path)
+    if WORD in tensors:  # so that nobody is told that they are missing: fairseq has none
+        tensors[TOKEN_TYPE] = torch.zeros_like(tensors[WORD][:1])
+    return tensors, config_values(state, path, bool(heads))
 
 
 def rename(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:

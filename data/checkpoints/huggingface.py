@@ -4,9 +4,10 @@ Takes what is found in the wild: with or without `roberta.` (or with it twice), 
 position_ids buffers, a leftover pooler, the LM bias under either of its names or both, a copy of the tied decoder.
 """
 
-import functools
 import json
+import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -111,13 +112,19 @@ def refuse_shared_memory(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def unify_precision(tensors: dict[str, Tensor], path: Path, report: Report) -> None:
-    """A file of several precisions is taken in the highest of them, and that is said."""
-    kinds = {tensor.dtype for tensor in tensors.values()}
-    if len(kinds) > 1:
-        widest = functools.reduce(torch.promote_types, kinds)
-        names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
-        report(f"{path} mixes {names}; taken as {str(widest).removeprefix('torch.')}.")
-        tensors.update({key: tensor.to(widest) for key, tensor in tensors.items()})
+    """A file of several precisions is taken in that of most of its numbers, and that is said.
+
+    Not in the widest: one float64 number could then make a file of half precision four times as large in memory.
+    """
+    numbers = Counter()
+    for tensor in tensors.values():
+        numbers[tensor.dtype] += tensor.numel()
+    if len(numbers) > 1:
+        most = numbers.most_common(1)[0][0]
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in numbers))
+        report(f"{path} mixes {names}; taken as {str(most).removeprefix('torch.')}, in which most of it is.")
+        for key, tensor in tensors.items():
+            tensors[key] = tensor.to(most)
 
 
 def fold_token_type(tensors: dict[str, Tensor], path: Path, report: Report) -> None:
@@ -173,17 +180,17 @@ def read_config(folder: Path) -> dict:
     Raises DataError for one that cannot be read, or is another architecture's.
     """
     path = folder / "config.json"
-    if not path.exists():
+    if not os.path.lexists(path):  # a link to nothing is not nothing
         return {}
     values = read_json(path)
     model_type = values.get("model_type", ARCHITECTURES[0])
     if model_type not in ARCHITECTURES:
-        raise DataError(f"{path} says model_type {model_type!r}: another architecture than CamemBERT's.")
+        raise DataError(f"{path} says model_type {model_type!r:.100}: another architecture than CamemBERT's.")
     for key, only in (("position_embedding_type", "absolute"), ("is_decoder", False)):
-        if values.get(key, only) != only:
-            raise DataError(f"{path} says {key} {values[key]!r}: another architecture than CamemBERT's.")
+        if values.get(key) not in (None, only):
+            raise DataError(f"{path} says {key} {values[key]!r:.100}: another architecture than CamemBERT's.")
     if "MultipleChoice" in str(values.get("architectures")):
-        raise DataError(f"{path} says architectures {values['architectures']}: multiple choice has no place here.")
+        raise DataError(f"{path} is of a multiple-choice model, which has no place here.")
     return values
 
 
@@ -203,8 +210,8 @@ def label_names(values: Mapping, count: int, path: Path, report: Report) -> list
     wrong = len(names) != count or names.keys() != set(range(len(names)))
     if wrong or len(set(map(str, names.values()))) != count or not all(map(is_name, names.values())):
         raise DataError(
-            f"{path} names the labels {list(names.values())[:10]}, but the classifier has {count} outputs: a different "
-            "name is needed for each."
+            f"{path} names the labels {list(names.values())[:10]!r:.200}, but the classifier has {count} outputs: each "
+            "needs a name in quotes, of printable characters, and no other's."
         )
     if by_name is not None and inverse != names:
         report(f"{path}: label2id disagrees with id2label, which is taken.")

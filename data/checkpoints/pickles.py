@@ -1,4 +1,4 @@
-"""What a pickle would do, looked at before torch.load is let near it.
+"""What torch.save wrote, looked at before torch.load is let near it.
 
 weights_only=True runs no code, but it still builds what a file describes: an array of any stated size, a tuple so
 deep that its hash crashes Python or never ends, an archive whose entries are one region a hundred times.
@@ -7,10 +7,16 @@ deep that its hash crashes Python or never ends, an archive whose entries are on
 import io
 import pickletools
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+import torch
+from torch import Tensor
+
 from ..errors import DataError
+from . import fairseq
+from .huggingface import Report
 
 MODULES = {"torch", "torch._utils", "torch.serialization", "torch.storage", "torch.nn.parameter", "torch._tensor"}
 OTHERS = {"collections OrderedDict", "argparse Namespace"}  # the second is fairseq's
@@ -18,6 +24,47 @@ MEMO = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET
 TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
 DEEPEST = 4  # tuples right inside one another; torch.save makes none
 LEGACY = 5  # pickles that torch.save's old form begins with, before the numbers
+TABLES = ("state_dict", "model_state_dict", "model")  # under which training scripts put the weights
+
+
+def read_pickle(path: Path, report: Report) -> Mapping:
+    """What torch.save wrote, a table of tensors or fairseq's table of such tables, with nothing in it run.
+
+    fairseq keeps its arguments beside the weights, in an argparse.Namespace: the one class that is allowed.
+    Raises DataError.
+    """
+    with path.open("rb") as file:
+        if not file.read(2).startswith((b"PK", b"\x80")):  # torch.save's zip files, and the older plain pickles
+            raise DataError(f"{path} is neither a .safetensors file nor a PyTorch .bin: it holds no weights.")
+    try:
+        check_pickle(path)
+        # a file, not its name: by a name that ends on .safetensors, torch.load would read another format
+        with path.open("rb") as file, torch.serialization.safe_globals(fairseq.SAFE_GLOBALS):
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except DataError:
+        raise
+    except Exception as error:  # a damaged or hostile pickle can make torch.load raise nearly anything
+        reason = str(error).split("\n")[0][:200]
+        raise DataError(
+            f"{path} cannot be read as weights: it is damaged, or holds more than tensors and was refused "
+            f"({reason}). Fetch it anew, best as model.safetensors."
+        ) from None
+    if fairseq.is_fairseq(state):
+        return state
+    if isinstance(state, Mapping) and not is_table(state):
+        for name in TABLES:
+            if is_table(state.get(name)):
+                report(f"{path} is the checkpoint of a training; what lies under {name} is taken, the rest left out.")
+                return dict(state[name])
+    if not is_table(state):
+        raise DataError(f"{path} is not a table of named tensors, as a pytorch_model.bin is.")
+    return dict(state)
+
+
+def is_table(state: object) -> bool:
+    return isinstance(state, Mapping) and all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    )
 
 
 def check_pickle(path: Path) -> None:

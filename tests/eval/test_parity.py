@@ -1,14 +1,17 @@
 """--check: the converted model against transformers, and that it can fail."""
 
 import json
+import tarfile
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from convert_weights import CLASSES, load_checkpoint
+from convert_weights import load_checkpoint
 from data import demo
+from data.checkpoints.names import CLASSES
 from model import save_model
+from tests.data.checkpoints.test_fairseq import arguments, to_fairseq
 from tests.helpers import MINI, huggingface_model, needs, run_command
 
 
@@ -40,6 +43,19 @@ def test_our_file_against_their_folder(tmp_path):
     assert result.returncode == 1 and "NOT THE SAME" in result.stdout
     assert [float(line.split()[1]) > 1e-4 for line in result.stdout.splitlines() if line.startswith("H_")] == [
         False, False, True]  # fmt: skip
+
+
+def test_a_tarball_of_fairseqs_against_their_folder(tmp_path):
+    theirs = huggingface_model(vocab_size=1005)
+    with torch.no_grad():
+        theirs.roberta.embeddings.token_type_embeddings.weight.zero_()  # fairseq has none
+    theirs.float().save_pretrained(tmp_path / "theirs")
+    torch.save({"model": to_fairseq(theirs.state_dict()), "args": arguments()}, tmp_path / "model.pt")
+    with tarfile.open(tmp_path / "camembert.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "model.pt", "camembert/model.pt")
+        archive.add(demo.FOLDER / "sentencepiece.bpe.model", "camembert/sentencepiece.bpe.model")
+    result = check(tmp_path / "camembert.tar.gz", "--check", tmp_path / "theirs")
+    assert result.returncode == 0 and "random tokens" not in result.stdout, result.stdout + result.stderr
 
 
 def test_without_a_tokenizer_random_tokens(tmp_path):

@@ -5,7 +5,7 @@ import torch
 from transformers import CamembertConfig, CamembertForQuestionAnswering, CamembertForSequenceClassification
 from transformers import CamembertForTokenClassification as TheirTokenClassifier
 
-from convert_weights import from_huggingface_key
+from data.checkpoints.names import from_huggingface_key
 from model import EncoderConfig, MaskedLM, ModelError, QuestionAnswerer, SequenceClassifier, TokenClassifier
 from tests.helpers import padded_batch
 
@@ -37,7 +37,7 @@ def test_the_head_agrees_with_transformers(theirs, ours, names, shape):
             ours.state_dict()[our_name].copy_(state[f"{names[part]}.{kind}"])
     for name, tensor in theirs.roberta.state_dict().items():
         if "token_type" not in name:
-            ours.state_dict()[from_huggingface_key(name, MaskedLM)].copy_(tensor)
+            ours.state_dict()[from_huggingface_key(name, "MaskedLM")].copy_(tensor)
     ours.encoder.embeddings.position.weight.copy_(
         state["roberta.embeddings.position_embeddings.weight"]
         + state["roberta.embeddings.token_type_embeddings.weight"]
