@@ -11,11 +11,15 @@ SentencePiece gives the normalisation, the pieces and their log-probabilities; t
 pieces is found here. SentencePiece's own search adds in float32 over the whole line, so that where two cuts
 are equally good ("AA A" and "A AA") the one taken depends on everything to its left: one line of 10,000 in
 real text. Hugging Face searches word by word in float64, and so do we; a test holds every id equal to theirs.
+
+No rule of the normalisation has a space in it, no piece goes beyond a word: what stands between two spaces has its
+ids whatever stands around it. So they are found once a word and kept, and real text is mostly words seen before.
 """
 
 import re
+from array import array
 from collections.abc import Iterable, Sequence
-from itertools import chain
+from itertools import pairwise
 from pathlib import Path
 
 import sentencepiece
@@ -25,7 +29,8 @@ from .errors import DataError
 FILE_NAME = "sentencepiece.bpe.model"  # how the hub calls it
 SHIFT = 4
 UNKNOWN_PENALTY = 10.0  # an unknown character costs this much more than the rarest piece
-CACHED_WORDS = 1 << 20
+CACHED_WORDS = 1 << 20  # some 200 MB
+CACHED_LENGTH = 100  # characters: what is longer is no word, and will not be seen again
 
 
 class Tokenizer:
@@ -55,7 +60,6 @@ class Tokenizer:
         if first != ["<unk>", "<s>", "</s>"] or len(self._sentencepiece) < 4:
             raise DataError(f"{self.path} is a SentencePiece model, but not numbered as CamemBERT's are: {first}.")
         check_segmentation(self._sentencepiece, self.path)
-        self._words = Words(self._sentencepiece, self.unk_id)
         self.mask_id = len(self._sentencepiece) + SHIFT
         self.ordinary_ids = range(self.eos_id + 1, self.mask_id)
         self._special = {
@@ -65,7 +69,8 @@ class Tokenizer:
             "<pad>": self.pad_id,
             "<mask>": self.mask_id,
         }
-        self._special_pattern = re.compile(f"({'|'.join(map(re.escape, self._special))})")
+        self.typecode = "H" if len(self) <= 1 << 16 else "I"  # of array.array, for encode_words()
+        self._words = Words(self._sentencepiece, self._special, self.typecode)
 
     def __len__(self) -> int:
         """|W|, every id that the model must have a row for."""
@@ -80,26 +85,12 @@ class Tokenizer:
         return [self.bos_id, *first, self.eos_id, self.eos_id, *second, self.eos_id]
 
     def encode_plain(self, texts: Sequence[str]) -> list[list[int]]:
-        """Each text's ids, without `<s>` and `</s>` around it.
+        """Each text's ids, without `<s>` and `</s>` around it."""
+        return [array(self.typecode, self.encode_words(text)).tolist() for text in texts]
 
-        `<mask>`, `<s>`, `</s>`, `<pad>` and `<unk>` written out in a text are the special tokens, as Hugging
-        Face has it: the pieces between them are tokenized as texts of their own, so that the space before
-        `<mask>` is swallowed and the word after it begins with ▁ again.
-        """
-        parts = [self._special_pattern.split(text) if "<" in text else [text] for text in texts]
-        plain = [part for text in parts for part in text[::2]]  # split() puts the special ones at odd places
-        normalized = iter(self._sentencepiece.normalize(plain))  # "▁each▁word▁like▁this"
-        words = self._words.__getitem__
-        result = []
-        for text in parts:
-            ids = []
-            for place, part in enumerate(text):
-                if place % 2:
-                    ids.append(self._special[part])
-                else:
-                    ids.extend(chain.from_iterable(map(words, next(normalized).split("▁")[1:])))
-            result.append(ids)
-        return result
+    def encode_words(self, text: str) -> bytes:
+        """The same of one text, as the bytes of an array of `typecode`: much faster where there is much text."""
+        return b"".join(map(self._words.__getitem__, text.split(" ")))
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """What each id stands for, with ▁ where a word begins.  Raises DataError for an id outside the vocabulary."""
@@ -151,52 +142,103 @@ def check_segmentation(model: sentencepiece.SentencePieceProcessor, path: Path) 
 
 
 class Words(dict):
-    """Word -> token ids, found once and kept: real text is mostly words seen before."""
+    """What stands between two spaces -> its token ids as bytes, found once and kept.
 
-    def __init__(self, sentencepiece_model: sentencepiece.SentencePieceProcessor, unk_id: int):
+    `<mask>`, `<s>`, `</s>`, `<pad>` and `<unk>` written out are the special tokens, as Hugging Face has it: what
+    stands between them is tokenized as a text of its own, so that a word after `<mask>` begins with ▁ again.
+    """
+
+    def __init__(self, model: sentencepiece.SentencePieceProcessor, special: dict[str, int], typecode: str):
+        super().__init__()
+        self._normalize, self._typecode = model.normalize, typecode
+        self._special, self._special_pattern = special, re.compile(f"({'|'.join(map(re.escape, special))})")
+        self._parts = Parts(model, special["<unk>"])
+
+    def __missing__(self, word: str) -> bytes:
+        ids = []
+        for place, text in enumerate(self._special_pattern.split(word) if "<" in word else (word,)):
+            if place % 2:
+                ids.append(self._special[text])
+                continue
+            for normalized in self._normalize(text).split("▁")[1:]:
+                ids += self._parts.cut("▁" + normalized)
+        result = array(self._typecode, ids).tobytes()
+        keep(self, word, result)
+        return result
+
+
+class Parts(dict):
+    """What stands between two borders that every cut of a word has -> the ids of its pieces, found once and kept."""
+
+    def __init__(self, model: sentencepiece.SentencePieceProcessor, unk_id: int):
         super().__init__()
         self._unk_id = unk_id
-        self._pieces = {}  # a trie: one dict a character, and under "" the (id, log-probability) of what ends there
-        rarest = 0.0
-        for i in range(len(sentencepiece_model)):
-            if sentencepiece_model.is_control(i) or sentencepiece_model.is_unknown(i):
+        self._neighbours = set()  # pairs of characters that stand side by side in a piece
+        self._pieces = {}  # a trie: character -> (what may follow, id, log-probability of the piece that ends here)
+        self._longest, rarest = 1, 0.0
+        for i in range(len(model)):
+            if model.is_control(i) or model.is_unknown(i):
                 continue
+            piece, log_probability = model.id_to_piece(i), model.get_score(i)
+            self._neighbours.update(pairwise(piece))
+            self._longest, rarest = max(self._longest, len(piece)), min(rarest, log_probability)
             node = self._pieces
-            for character in sentencepiece_model.id_to_piece(i):
-                node = node.setdefault(character, {})
-            node[""] = (i + SHIFT, sentencepiece_model.get_score(i))
-            rarest = min(rarest, node[""][1])
+            for character in piece[:-1]:
+                node = node.setdefault(character, ({}, None, 0.0))[0]
+            following = node[piece[-1]][0] if piece[-1] in node else {}
+            node[piece[-1]] = following, i + SHIFT, log_probability
         self._unknown_score = rarest - UNKNOWN_PENALTY
 
-    def __missing__(self, word: str) -> list[int]:
-        """Viterbi: the cut of ▁word into pieces whose log-probabilities add up to most; of equals, the first found.
+    def cut(self, word: str) -> list[int]:
+        """The best cut of ▁word into pieces, part by part.
 
+        Between two characters that stand side by side in no piece, every cut has a border. So the best cut of the
+        word is that of the parts between such borders, exactly: sums of a few float32 numbers in float64 are exact.
         Characters that no piece covers are <unk>, neighbouring ones together one <unk>.
         """
-        text = "▁" + word
-        length = len(text)
-        score = [0.0] + [float("-inf")] * length  # of the best cut of text[:end], and its last piece's start and id
-        origin, last = [0] * (length + 1), [0] * (length + 1)
+        neighbours, ids, start = self._neighbours, [], 0
+        for end, pair in enumerate(pairwise(word), 1):
+            if pair not in neighbours:
+                ids += self[word[start:end]]
+                start = end
+        ids += self[word[start:]]
+        if self._unk_id in ids:
+            ids = [i for place, i in enumerate(ids) if i != self._unk_id or ids[place - 1 : place] != [i]]
+        return ids
+
+    def __missing__(self, part: str) -> list[int]:
+        """Viterbi: the pieces whose log-probabilities add up to most; of equals, the first found.
+
+        A character that is no piece itself can be taken as <unk>.
+        """
+        longest, length = self._longest, len(part)
+        score = [0.0] + [float("-inf")] * length  # of the best cut of part[:end]
+        origin, last = [0] * (length + 1), [0] * (length + 1)  # where its last piece begins, and its id
         for start in range(length):
-            before, node, covered = score[start], self._pieces, False
-            for end in range(start + 1, length + 1):
-                node = node.get(text[end - 1])
-                if node is None:
+            before, node, end = score[start], self._pieces, start
+            for character in part[start : start + longest]:
+                found = node.get(character)
+                if found is None:
                     break
-                if "" in node:
-                    i, log_probability = node[""]
-                    covered = covered or end == start + 1
-                    if before + log_probability > score[end]:
-                        score[end], origin[end], last[end] = before + log_probability, start, i
-            if not covered and before + self._unknown_score > score[start + 1]:
+                end += 1
+                node, i, log_probability = found
+                if i is not None and before + log_probability > score[end]:
+                    score[end], origin[end], last[end] = before + log_probability, start, i
+            alone = self._pieces.get(part[start])
+            if (alone is None or alone[1] is None) and before + self._unknown_score > score[start + 1]:
                 score[start + 1], origin[start + 1], last[start + 1] = before + self._unknown_score, start, self._unk_id
         ids, end = [], length
         while end:
-            if not (last[end] == self._unk_id and ids and ids[-1] == self._unk_id):
-                ids.append(last[end])
+            ids.append(last[end])
             end = origin[end]
         ids.reverse()
-        if len(self) >= CACHED_WORDS:
-            self.clear()
-        self[word] = ids
+        keep(self, part, ids)
         return ids
+
+
+def keep(cache: dict, key: str, value) -> None:
+    """In a cache of bounded size: a full one begins anew."""
+    if len(key) <= CACHED_LENGTH:
+        if len(cache) >= CACHED_WORDS:
+            cache.clear()
+        cache[key] = value
