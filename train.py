@@ -3,7 +3,8 @@
 python train.py
     a demo that needs nothing else: about a minute on two cores
 python train.py --teacher camembert.safetensors --corpus texts/ --steps 100000 --accumulate 16
-    the real thing; with sentencepiece.bpe.model beside the teacher, or --tokenizer
+    the real thing; with sentencepiece.bpe.model beside the teacher, or --tokenizer. A large corpus is prepared
+    beforehand (python -m data.prepare), a small one by itself
 python train.py --teacher none --tokenizer sentencepiece.bpe.model --corpus texts/
     masked LM alone: the baseline without distillation
 """
@@ -19,19 +20,21 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
+import numpy
 import torch
 from torch import nn
 
 from convert_weights import load_checkpoint
 from data import DataError, OptionError, Tokenizer, demo
-from data.blocks import Batch, hold_out, make_batch, pack_blocks, training_batches
-from data.corpus import Reading, corpus_files, read_texts
+from data.blocks import Batch, Blocks, is_prepared, measuring_batches, open_blocks, training_batches
+from data.masking import CHOICES, Masking
 from data.options import check, check_bounds, dashed, option, parse_options
+from data.prepare import prepare_into_cache
+from data.shards import open_manifest
 from data.tokenizer import FILE_NAME, tokenizer_beside
 from eval.held_out import Diverged, masked_accuracy
 from eval.machine import PRECISIONS, Machine, choose_compiled, choose_device, choose_precision
@@ -70,8 +73,10 @@ class Options:
         metavar="FILE",
     )
     corpus: tuple[str, ...] = option(
-        ("demo",), "plain UTF-8 text, a text a line: files, or folders of .txt", nargs="+", metavar="PATH"
-    )
+        ("demo",), "a folder that data.prepare made; or text, as data.prepare takes it, to be prepared first",
+        nargs="+", metavar="PATH"
+    )  # fmt: skip
+    cache: str = option("runs/corpora", "folder for the corpora that are prepared first", metavar="FOLDER")
     out: str = option("runs/student", "folder for student.safetensors and metrics.jsonl", metavar="FOLDER")
 
     layers: tuple[str, ...] = option(
@@ -93,6 +98,11 @@ class Options:
     batch_size: int = option(8, "blocks a micro-step", least=1, most=10**6)
     accumulate: int = option(1, "micro-steps a step, whose gradients are added up", least=1, most=10**6)
     block_size: int = option(128, "tokens a block", least=3, most=10**5)
+    within_documents: bool = option(False, "blocks that do not cross documents; what is left over is not trained on")
+    masking: str = option(
+        CHOICES[0], "what is masked together: single tokens; whole words; or tokens, rare ones more often "
+        "(by count^-0.7, as the DistilBERT script does)", choices=CHOICES
+    )  # fmt: skip
     lr: float = option(5e-4, "highest learning rate", above=0, most=1e30)
     warmup: float = option(0.05, "share of the steps in which the rate rises, before it falls", least=0, most=1)
     weight_decay: float = option(0.0, "AdamW's, on matrices only", least=0)
@@ -171,22 +181,20 @@ def read_tokenizer(options: Options) -> Tokenizer:
     return Tokenizer(beside)
 
 
-def read_blocks(options: Options, tokenizer: Tokenizer) -> torch.Tensor:
-    """The corpus as blocks of token ids.  Raises DataError."""
-    start = time.monotonic()
-    reading = Reading()
+def read_corpus(options: Options, tokenizer: Tokenizer) -> tuple[Blocks, Blocks, Masking]:
+    """The corpus, prepared now if it is not -> blocks to train on, blocks to measure on, their masking.
+
+    Raises DataError.
+    """
     if options.corpus == ("demo",):
-        texts: Iterable[str] = demo.texts()
+        folder = prepare_into_cache([demo.write_texts(options.cache)], tokenizer, options.cache)
+    elif len(options.corpus) == 1 and is_prepared(options.corpus[0]):
+        folder = Path(options.corpus[0])
     else:
-        texts = read_texts(corpus_files(options.corpus), reading)
-    blocks = pack_blocks(texts, tokenizer, options.block_size)
-    if reading.not_utf8:
-        print(f"warning: {reading.not_utf8} lines of the corpus are not UTF-8 and were skipped.", file=sys.stderr)
-    print(
-        f"corpus    {' '.join(options.corpus)}: {blocks.numel():,} tokens in {len(blocks):,} blocks of "
-        f"{options.block_size}, read in {time.monotonic() - start:.0f} s"
-    )
-    return blocks
+        folder = prepare_into_cache(options.corpus, tokenizer, options.cache)
+    blocks, held_out = open_blocks(folder, tokenizer, options.block_size, options.within_documents)
+    print(f"corpus    {folder}: {len(blocks):,} blocks of {options.block_size}, {len(held_out):,} held out")
+    return blocks, held_out, Masking(tokenizer, options.masking, numpy.array(open_manifest(folder)["token_counts"]))
 
 
 # ---- teacher and student ---------------------------------------------------------------------------------------
@@ -365,7 +373,6 @@ def train(options: Options) -> None:
     folder = Path(options.out)
     check_folder(folder)
     torch.manual_seed(options.seed)
-    generator = torch.Generator().manual_seed(options.seed)
 
     tokenizer = read_tokenizer(options)
     check_tokenizer_place(folder, tokenizer)
@@ -374,10 +381,9 @@ def train(options: Options) -> None:
     describe_run(options, teacher, student, device, precision)
     machine = Machine(device, precision, choose_compiled(options.compile, device, options.steps >= COMPILED_STEPS))
     make_ready(student, teacher, machine)
-    blocks, held_out = hold_out(read_blocks(options, tokenizer), HELD_OUT_BLOCKS)
-    one_mask_for_all = torch.Generator().manual_seed(0)  # whatever --seed is, so that runs can be compared
-    measured_on = [make_batch(part, tokenizer, one_mask_for_all) for part in held_out.split(16)]
-    micro_batches = training_batches(blocks, tokenizer, options.batch_size, generator)
+    blocks, held_out, masking = read_corpus(options, tokenizer)
+    measured_on = measuring_batches(held_out, Masking(tokenizer), HELD_OUT_BLOCKS)
+    micro_batches = training_batches(blocks, masking, options.batch_size, options.seed)
     optimiser = make_optimiser(student, options)
     scaler = machine.scaler()
 

@@ -16,6 +16,7 @@ No rule of the normalisation has a space in it, no piece goes beyond a word: wha
 ids whatever stands around it. So they are found once a word and kept, and real text is mostly words seen before.
 """
 
+import hashlib
 import re
 from array import array
 from collections.abc import Iterable, Sequence
@@ -29,6 +30,7 @@ from .errors import DataError
 FILE_NAME = "sentencepiece.bpe.model"  # how the hub calls it
 SHIFT = 4
 UNKNOWN_PENALTY = 10.0  # an unknown character costs this much more than the rarest piece
+COMBINING = 0x300  # the first of Unicode's characters that combine with the one before
 CACHED_WORDS = 1 << 20  # some 200 MB
 CACHED_LENGTH = 100  # characters: what is longer is no word, and will not be seen again
 
@@ -75,6 +77,10 @@ class Tokenizer:
     def __len__(self) -> int:
         """|W|, every id that the model must have a row for."""
         return self.mask_id + 1
+
+    def sha256(self) -> str:
+        """Of the file: what tells whether two corpora were prepared with the same."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     def encode(self, text: str, pair: str | None = None) -> list[int]:
         """`<s> text </s>`, or with a pair `<s> text </s></s> pair </s>`."""
@@ -152,16 +158,22 @@ class Words(dict):
         super().__init__()
         self._normalize, self._typecode = model.normalize, typecode
         self._special, self._special_pattern = special, re.compile(f"({'|'.join(map(re.escape, special))})")
+        # Most words need no normalisation: no rule changes these, alone or side by side (nothing here combines).
+        latin = map(chr, range(ord("!"), COMBINING))
+        self._unchanged = {each for each in latin if each != "<" and model.normalize(f"a{each}a") == f"▁a{each}a"}
         self._parts = Parts(model, special["<unk>"])
 
     def __missing__(self, word: str) -> bytes:
-        ids = []
-        for place, text in enumerate(self._special_pattern.split(word) if "<" in word else (word,)):
-            if place % 2:
-                ids.append(self._special[text])
-                continue
-            for normalized in self._normalize(text).split("▁")[1:]:
-                ids += self._parts.cut("▁" + normalized)
+        if self._unchanged.issuperset(word) and word:
+            ids = self._parts.cut("▁" + word)
+        else:
+            ids = []
+            for place, text in enumerate(self._special_pattern.split(word)):
+                if place % 2:
+                    ids.append(self._special[text])
+                    continue
+                for normalized in self._normalize(text).split("▁")[1:]:
+                    ids += self._parts.cut("▁" + normalized)
         result = array(self._typecode, ids).tobytes()
         keep(self, word, result)
         return result
@@ -211,11 +223,11 @@ class Parts(dict):
 
         A character that is no piece itself can be taken as <unk>.
         """
-        longest, length = self._longest, len(part)
+        pieces, longest, length = self._pieces, self._longest, len(part)
         score = [0.0] + [float("-inf")] * length  # of the best cut of part[:end]
         origin, last = [0] * (length + 1), [0] * (length + 1)  # where its last piece begins, and its id
         for start in range(length):
-            before, node, end = score[start], self._pieces, start
+            before, node, end = score[start], pieces, start
             for character in part[start : start + longest]:
                 found = node.get(character)
                 if found is None:
@@ -224,7 +236,7 @@ class Parts(dict):
                 node, i, log_probability = found
                 if i is not None and before + log_probability > score[end]:
                     score[end], origin[end], last[end] = before + log_probability, start, i
-            alone = self._pieces.get(part[start])
+            alone = pieces.get(part[start])
             if (alone is None or alone[1] is None) and before + self._unknown_score > score[start + 1]:
                 score[start + 1], origin[start + 1], last[start + 1] = before + self._unknown_score, start, self._unk_id
         ids, end = [], length

@@ -5,19 +5,17 @@ import http.client
 import os
 import re
 import shutil
-import sys
-import time
 import urllib.request
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urljoin, urlsplit
 
 from ..errors import DataError
+from ..progress import MB, Progress
 
 TIMEOUT = 30.0  # seconds without a byte
 REDIRECTED, REDIRECTIONS = (301, 302, 303, 307, 308), 10
 CHUNK = 1 << 20
-MB = 1e6
 
 
 class Interrupted(Exception):
@@ -91,8 +89,7 @@ def resume(url: str, partial: Path, size: int, token: str) -> None:
 
 def receive(response: http.client.HTTPResponse, file: BinaryIO, have: int, size: int, url: str) -> None:
     """Write what comes until the file has its size, never more, and show it.  Raises Interrupted, OSError."""
-    terminal = sys.stderr.isatty()
-    start, begun, shown = have, time.monotonic(), time.monotonic()
+    progress = Progress(url.rsplit("/", 1)[1], size, have)
     try:
         while have < size:
             try:
@@ -103,24 +100,9 @@ def receive(response: http.client.HTTPResponse, file: BinaryIO, have: int, size:
                 raise Interrupted(f"{url} broke off after {have:,} of {size:,} bytes.")
             file.write(piece)
             have += len(piece)
-            now = time.monotonic()
-            if have == size or now - shown > (0.2 if terminal else 5.0):
-                show(url, have, size, (have - start) / max(now - begun, 1e-9), terminal)
-                shown = now
+            progress.show(have)
     finally:
-        if terminal:
-            print(file=sys.stderr)
-
-
-def show(url: str, have: int, size: int, speed: float, terminal: bool) -> None:
-    """A line that replaces itself on a terminal, lines of their own in a log."""
-    minutes, seconds = divmod(round((size - have) / speed), 60)
-    line = (
-        f"{url.rsplit('/', 1)[1]}  {have / MB:,.1f} of {size / MB:,.1f} MB  {100 * have // size} %  "
-        f"{speed / MB:,.1f} MB/s  {minutes}:{seconds:02} left"
-    )
-    width = shutil.get_terminal_size().columns - 1
-    print(f"\r{line[:width]:<{width}}" if terminal else line, end="" if terminal else "\n", file=sys.stderr, flush=True)
+        progress.close()
 
 
 def request(method: str, url: str, token: str = "", offset: int = 0) -> http.client.HTTPResponse:

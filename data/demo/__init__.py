@@ -18,6 +18,8 @@ more than 128 tokens are beyond this teacher. Four rare letters (ù, û, ï, w: 
 characters by default) are <unk> to this tokenizer, about one token in a thousand, "Où" among them.
 """
 
+import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +33,18 @@ STUDENT = {"num_layers": 3, "hidden_size": 128, "num_heads": 4, "intermediate_si
 def texts() -> Iterator[str]:
     """What the demo's student is trained and measured on, the same every time."""
     return corpus(8_000, seed=0)
+
+
+def write_texts(folder: str | Path) -> str:
+    """The texts as a file in that folder -> its path. A file that is the same already is left alone."""
+    content = "".join(f"{text}\n" for text in texts()).encode()
+    path = Path(folder) / f"demo-{zlib.crc32(content):08x}.txt"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        partial.write_bytes(content)
+        partial.replace(path)
+    return str(path)
 
 
 def teacher_texts() -> Iterator[str]:
