@@ -3,8 +3,8 @@
 python train.py
     a demo that needs nothing else: about a minute on two cores
 python train.py --teacher camembert.safetensors --corpus texts/ --steps 100000 --accumulate 16
-    the real thing; with sentencepiece.bpe.model beside the teacher, or --tokenizer. A large corpus is prepared
-    beforehand (python -m data.prepare), a small one by itself
+    the real thing; with sentencepiece.bpe.model beside the teacher, or --tokenizer. A large corpus is
+    prepared beforehand (python -m data.prepare), a small one by itself
 python train.py --teacher none --tokenizer sentencepiece.bpe.model --corpus texts/
     masked LM alone: the baseline without distillation
 """

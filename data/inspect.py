@@ -87,16 +87,14 @@ def print_examples(blocks: Blocks, tokenizer: Tokenizer, options: Options) -> No
     total = sum(map(len, blocks.ends))
     places = permute(numpy.arange(min(options.examples, total)), total, key_of(options.seed)) if total else []
     for place in sorted(int(place) for place in places):
-        for ends, tokens in zip(blocks.ends, blocks.tokens):
-            if place < len(ends):
-                break
-            place -= len(ends)
-        ids = tokens[int(ends[place - 1]) if place else 0 : int(ends[place]) - 1].tolist()
+        shard, first = 0, 0
+        while place - first >= len(blocks.ends[shard]):
+            shard, first = shard + 1, first + len(blocks.ends[shard])
+        ends, inside = blocks.ends[shard], place - first
+        ids = blocks.tokens[shard][int(ends[inside - 1]) if inside else 0 : int(ends[inside]) - 1].tolist()
         text = tokenizer.decode(ids)
-        again = tokenizer.encode(text)[1:-1] == ids
-        print(
-            f"\ndocument {place:,}, {len(ids)} tokens{'' if again or tokenizer.unk_id in ids else ' (decoded, they give others)'}"
-        )
+        again = tokenizer.encode(text)[1:-1] == ids or tokenizer.unk_id in ids
+        print(f"\ndocument {place:,}, {len(ids)} tokens{'' if again else ' (decoded, the text gives others)'}")
         print(f"  {text[:500]}{'…' if len(text) > 500 else ''}")
 
 

@@ -49,6 +49,13 @@ def convert(theirs):
     return from_huggingface(dict(theirs.state_dict()), theirs.config.to_dict(), Path("memory"), lambda line: None)
 
 
+def packed(texts, tokenizer, block_size: int) -> torch.Tensor:
+    """Texts one after the other, </s> after each, cut into full blocks, <s> before each -> (blocks, block_size)"""
+    stream = [i for text in texts for i in [*tokenizer.encode(text)[1:-1], tokenizer.eos_id]]
+    body = torch.tensor(stream[: len(stream) // (block_size - 1) * (block_size - 1)]).view(-1, block_size - 1)
+    return torch.cat([torch.full((len(body), 1), tokenizer.bos_id), body], dim=1)
+
+
 def padded_batch(lengths, vocab_size: int, seed: int = 0, pad_id: int = 1):
     """Random texts of these lengths, padded on the right -> input_ids (B, n), attention_mask (B, n) bool."""
     generator = torch.Generator().manual_seed(seed)

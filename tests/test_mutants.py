@@ -76,7 +76,7 @@ MUTANTS = {  # what is changed, into what, and the test that must see it
         [SCALED],
     ),
     "special tokens masked": (
-        "data/masking.py", "& (input_ids >= ordinary.start)", "", ["tests/data/test_masking.py"],
+        "data/masking.py", "(ids >= ordinary.start) &", "", ["tests/data/test_masking.py"],
     ),
 }  # fmt: skip
 

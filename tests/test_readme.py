@@ -48,7 +48,9 @@ def test_the_tree_is_the_tree():
 @pytest.mark.parametrize("command", commands())
 def test_every_command_can_be_read(command):
     words = shlex.split(command, comments=True)[1:]
-    if words[0] == "-m":
+    if words[:2] in (["-m", "data.prepare"], ["-m", "data.inspect"]):
+        parse_options(importlib.import_module(words[1]).Options, words[2:], "", "")
+    elif words[0] == "-m":
         assert words[1] in ("venv", "pytest") or importlib.util.find_spec(words[1])
     elif words[0] == "train.py" and "--help" not in words:
         parse_options(train.Options, words[1:], "", "")

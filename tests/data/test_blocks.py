@@ -1,88 +1,218 @@
-"""Texts packed into blocks: nothing lost, nothing padded, the held-out part never trained on."""
+"""Blocks out of a prepared corpus: nothing lost, nothing padded, any of them at once, in an order of their own."""
 
+import json
+import re
+import time
 from itertools import islice
+from pathlib import Path
 
+import numpy
 import pytest
 import torch
 
 from data import DataError, Tokenizer, demo
-from data.blocks import hold_out, make_batch, pack_blocks, training_batches
+from data.blocks import Blocks, make_batch, measuring_batches, open_blocks, training_batches
+from data.masking import NOT_CHOSEN, Masking
+from data.prepare import Options, prepare
+from data.shards import FORMAT, MANIFEST, TRAIN
+from data.shuffle import key_of
+from tests.helpers import packed
 
 TOKENIZER = Tokenizer(demo.FOLDER)
-TEXTS = list(islice(demo.texts(), 200))
+MASKING = Masking(TOKENIZER)
+TEXTS = list(islice(demo.texts(), 400))
 
 
-def test_the_blocks_hold_the_texts_in_order():
-    blocks = pack_blocks(TEXTS, TOKENIZER, 32)
-    stream = [i for text in TEXTS for i in [*TOKENIZER.encode(text)[1:-1], TOKENIZER.eos_id]]
-    assert blocks.shape == (len(stream) // 31, 32)
-    assert (blocks[:, 0] == TOKENIZER.bos_id).all()
-    assert blocks[:, 1:].flatten().tolist() == stream[: len(blocks) * 31]
-    assert blocks.dtype == torch.uint16
-    assert (blocks.long() != TOKENIZER.pad_id).all()
+def prepared(folder, texts=TEXTS, held_out=0.0, **options):
+    """A corpus of several shards."""
+    (folder / "text.txt").write_text("\n".join(texts))
+    settings = dict(inputs=(str(folder / "text.txt"),), tokenizer=str(demo.FOLDER), out=str(folder / "corpus"),
+                    workers=1, shard_tokens=1000, held_out=held_out) | options  # fmt: skip
+    prepare(Options(**settings), TOKENIZER)
+    return folder / "corpus"
 
 
-def test_a_large_vocabulary_takes_more_room(monkeypatch):
-    small = pack_blocks(TEXTS, TOKENIZER, 32)
-    monkeypatch.setattr(Tokenizer, "__len__", lambda self: (1 << 16) + 1)
-    large = pack_blocks(TEXTS, TOKENIZER, 32)
-    assert large.dtype == torch.int32 and torch.equal(large.long(), small.long())
+@pytest.fixture
+def corpus(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.corpus.PART_BYTES", 4000)
+    monkeypatch.setattr("data.corpus.READ_BYTES", 3000)
+    return prepared(tmp_path)
 
 
-def test_no_text_and_too_little_text_are_sentences():
-    with pytest.raises(DataError, match="no usable line"):
-        pack_blocks([], TOKENIZER, 32)
-    with pytest.raises(DataError, match=r"only \d+ tokens, less than one block of 128"):
-        pack_blocks(["Un film."], TOKENIZER, 128)
-    with pytest.raises(DataError, match="one block long"):
-        hold_out(torch.zeros(1, 8), 4)
+def train_blocks(corpus, size, **options):
+    return Blocks(corpus, TRAIN, size, TOKENIZER.bos_id, **options)
 
 
-@pytest.mark.parametrize(("blocks", "count"), [(2, 256), (9, 256), (100, 256), (10_000, 256), (10_000, 7)])
-def test_held_out_blocks_are_spread_and_never_trained_on(blocks, count):
-    numbered = torch.arange(blocks)[:, None]
-    train, held_out = hold_out(numbered, count)
-    assert sorted(train.flatten().tolist() + held_out.flatten().tolist()) == list(range(blocks))
-    assert 1 <= len(held_out) <= max(1, min(2 * count, -(-blocks // 10)))
-    places = held_out.flatten()
-    if len(places) > 2:
-        assert (places.diff() == places[1] - places[0]).all()
+@pytest.mark.parametrize("size", [3, 32, 128, 1500])
+def test_the_blocks_hold_the_texts_in_order(corpus, size):
+    """Across the shards: a block of 1,500 tokens lies in two or three of them."""
+    blocks = train_blocks(corpus, size)
+    expected = packed(TEXTS, TOKENIZER, size)
+    assert len(list(corpus.glob("train-*.bin"))) > 10 and len(blocks) == len(expected) > 5
+    assert torch.equal(blocks.read(numpy.arange(len(blocks))), expected)
+    numbers = numpy.random.default_rng(0).integers(0, len(blocks), 50)
+    assert torch.equal(blocks.read(numbers), expected[numbers])
 
 
-def test_an_epoch_has_every_block_once_and_its_own_order():
-    blocks = torch.arange(7, 107)[:, None].expand(100, 4).to(torch.uint16)
-    batches = training_batches(blocks, TOKENIZER, 10, torch.Generator().manual_seed(0))
-    epochs = []
-    for _ in range(2):
-        originals = []
-        for batch in islice(batches, 10):
-            chosen = batch.labels != -100
-            rows = torch.where(chosen, batch.labels, batch.input_ids)
-            kept = ~chosen  # an ordinary token that was not chosen shows its block
-            originals += [row[keep][0].item() if keep.any() else label.max().item()
-                          for row, keep, label in zip(rows, kept, batch.labels)]  # fmt: skip
-        epochs.append(originals)
-        assert sorted(originals) == list(range(7, 107))
-    assert epochs[0] != epochs[1]
+@pytest.mark.parametrize("stretch", [1 << 16, 3])
+def test_within_documents_no_block_crosses(corpus, monkeypatch, stretch):
+    monkeypatch.setattr("data.blocks.ENDS_AT_ONCE", stretch)
+    blocks = train_blocks(corpus, 16, within_documents=True)
+    expected = []
+    for text in TEXTS:
+        ids = [*TOKENIZER.encode(text)[1:-1], TOKENIZER.eos_id]
+        expected += [[TOKENIZER.bos_id, *ids[at : at + 15]] for at in range(0, len(ids) - 14, 15)]
+    assert blocks.read(numpy.arange(len(blocks))).tolist() == expected
+    assert len(expected) > 300 and blocks.read(numpy.array([17])).tolist() == [expected[17]]
 
 
-def test_a_corpus_smaller_than_a_batch_is_repeated():
-    blocks = pack_blocks(TEXTS[:10], TOKENIZER, 32)
-    (batch,) = islice(training_batches(blocks, TOKENIZER, 3 * len(blocks), torch.Generator().manual_seed(0)), 1)
-    assert batch.input_ids.shape == (3 * len(blocks), 32)
+def test_sixty_million_blocks_are_opened_at_once(tmp_path):
+    """Sparse files as large as they would be: nothing is read but the sizes."""
+    folder, shards = tmp_path, []
+    tokens, documents = 64 * 10**6, 10**5
+    for number in range(120):
+        name = f"train-{number:05}"
+        for suffix, size in ((".bin", 2 * tokens), (".ends", 8 * documents)):
+            with (folder / (name + suffix)).open("wb") as file:
+                file.truncate(size)
+        shards.append({"name": name, "tokens": tokens, "documents": documents})
+    manifest = {"format": FORMAT, "dtype": "<u2", "shards": {TRAIN: shards}}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    Path("/proc/self/clear_refs").write_text("5")
+    before, start = resident(), time.monotonic()
+    blocks = train_blocks(folder, 129)
+    batches = training_batches(blocks, MASKING, 8, 0, position=10**9)
+    first = next(batches)
+    assert time.monotonic() - start < 1 and resident() - before < 50e6
+    assert len(blocks) == 60_000_000 and first.input_ids.shape == (8, 129)
 
 
-def test_the_same_seed_gives_the_same_batches():
-    blocks = pack_blocks(TEXTS, TOKENIZER, 32)
-    first, again, other = (
-        list(islice(training_batches(blocks, TOKENIZER, 8, torch.Generator().manual_seed(seed)), 5))
-        for seed in (1, 1, 2)
-    )
-    assert all(torch.equal(a, b) for x, y in zip(first, again) for a, b in zip(x, y))
-    assert not torch.equal(first[0].input_ids, other[0].input_ids)
+def resident() -> int:
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+
+# ---- the order -------------------------------------------------------------------------------------------------
+
+
+def originals(batch):
+    return torch.where(batch.labels != NOT_CHOSEN, batch.labels, batch.input_ids)
+
+
+def rows(tensor):
+    return sorted(map(tuple, tensor.tolist()))
+
+
+def test_an_epoch_has_every_block_once_and_its_own_order_and_masks(corpus):
+    blocks = train_blocks(corpus, 32)
+    assert len(blocks) % 10
+    stream = training_batches(blocks, MASKING, 1, seed=0)
+    epochs = [list(islice(stream, len(blocks))) for _ in range(2)]
+    expected = blocks.read(numpy.arange(len(blocks)))
+    seen = []
+    for epoch in epochs:
+        marked = [batch.labels[0] != NOT_CHOSEN for batch in epoch]
+        share = sum(mark.sum().item() for mark in marked) / (31 * len(blocks))
+        assert 0.12 < share < 0.17
+        kept = torch.cat([batch.input_ids for batch in epoch])
+        unchanged = torch.cat([torch.where(b.labels != NOT_CHOSEN, b.labels, b.input_ids) for b in epoch])
+        assert rows(unchanged) == rows(expected) and not torch.equal(kept, unchanged)
+        seen.append(unchanged)
+    assert not torch.equal(*seen)
+    by_block = [dict(zip(map(tuple, originals(b).tolist()), b.labels.tolist())) for e in epochs for b in e]
+    first, second = ({k: v for d in by_block[i : i + len(blocks)] for k, v in d.items()} for i in (0, len(blocks)))
+    assert sum(first[key] == second[key] for key in first) < len(first) / 10  # another mask in each epoch
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_the_order_does_not_depend_on_batches_or_ranks_or_where_one_begins(corpus, size):
+    """Block p of the stream is the same, mask included, whoever reads it: one by one, one of two, from the middle."""
+    blocks = train_blocks(corpus, 32)
+    one_by_one = list(islice(training_batches(blocks, MASKING, 1, seed=5), 2 * len(blocks)))
+    count = 2 * len(blocks) // (2 * size)
+    batches = list(islice(training_batches(blocks, MASKING, size, seed=5), 2 * count))
+    ranks = [
+        list(islice(training_batches(blocks, MASKING, size, 5, position=rank * size, stride=2 * size), count))
+        for rank in range(2)
+    ]
+    for number, batch in enumerate(batches):
+        alone = one_by_one[number * size : (number + 1) * size]
+        assert all(torch.equal(a, b) for a, b in zip(batch, ranks[number % 2][number // 2], strict=True))
+        assert torch.equal(batch.input_ids, torch.cat([each.input_ids for each in alone]))
+        assert torch.equal(batch.labels, torch.cat([each.labels for each in alone]))
+    (later,) = islice(training_batches(blocks, MASKING, size, 5, position=7 * size), 1)
+    assert torch.equal(later.input_ids, batches[7].input_ids)
+
+
+def test_another_seed_gives_another_order(corpus):
+    blocks = train_blocks(corpus, 32)
+    one, other = (next(training_batches(blocks, MASKING, 8, seed)) for seed in (1, 2))
+    assert not torch.equal(originals(one), originals(other))
+
+
+def test_a_corpus_smaller_than_a_batch_is_repeated(corpus):
+    blocks = train_blocks(corpus, 1500)
+    (batch,) = islice(training_batches(blocks, MASKING, 3 * len(blocks), 0), 1)
+    assert rows(originals(batch)) == rows(blocks.read(numpy.arange(len(blocks)).repeat(3)))
+
+
+def test_measuring_batches_are_spread_and_the_same_for_every_seed(corpus):
+    blocks = train_blocks(corpus, 32)
+    batches = measuring_batches(blocks, MASKING, 20, batch_size=8)
+    assert [len(batch.input_ids) for batch in batches] == [8, 8, 4]
+    first = originals(batches[0])[0]
+    assert torch.equal(first, blocks.read(numpy.array([0]))[0])
+    assert torch.equal(originals(batches[-1])[-1], blocks.read(numpy.array([len(blocks) - 1]))[0])
+    assert sum(len(batch.input_ids) for batch in measuring_batches(blocks, MASKING, 10**6)) == len(blocks)
+    again = measuring_batches(blocks, MASKING, 20, batch_size=8)
+    assert all(torch.equal(a, b) for x, y in zip(batches, again) for a, b in zip(x, y))
 
 
 def test_padding_is_not_real():
-    batch = make_batch(torch.tensor([[5, 9, 9, 1, 1]]), TOKENIZER, torch.Generator().manual_seed(0))
+    batch = make_batch(torch.tensor([[5, 9, 9, 1, 1]]), MASKING, key_of(numpy.array([0])))
     assert batch.real.tolist() == [[True, True, True, False, False]]
-    assert (batch.labels[~batch.real] == -100).all()
+    assert (batch.labels[~batch.real] == NOT_CHOSEN).all()
+
+
+# ---- what goes wrong -------------------------------------------------------------------------------------------
+
+
+def test_a_part_without_a_block_is_a_sentence(tmp_path):
+    corpus = prepared(tmp_path, TEXTS[:20])
+    with pytest.raises(DataError, match="only 0 held-out tokens, less than one block of 128.*larger --held-out"):
+        open_blocks(corpus, TOKENIZER, 128)
+    with pytest.raises(DataError, match=r"only \d+ train tokens, less than one block of 100000"):
+        open_blocks(corpus, TOKENIZER, 100_000)
+
+
+def test_another_tokenizer_is_a_sentence(corpus):
+    manifest = json.loads((corpus / MANIFEST).read_text())
+    manifest["tokenizer"]["sha256"] = "0" * 64
+    (corpus / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="was prepared with another tokenizer than .*, the teacher's"):
+        open_blocks(corpus, TOKENIZER, 32)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+def missing(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize(("spoil", "sentence"), [(cut, "has not the size"), (missing, "cannot be read")])
+@pytest.mark.parametrize("name", ["train-00003.bin", "train-00000.ends"])
+def test_a_damaged_corpus_is_a_sentence(corpus, spoil, sentence, name):
+    spoil(corpus / name)
+    with pytest.raises(DataError, match=f"{name} {sentence}"):
+        train_blocks(corpus, 32)
+
+
+def test_an_unfinished_or_damaged_manifest_is_a_sentence(corpus):
+    for content, sentence in (("{", "is no manifest"), ("[]", "is no manifest"), (None, "holds no finished corpus")):
+        (corpus / MANIFEST).unlink()
+        if content is not None:
+            (corpus / MANIFEST).write_text(content)
+        with pytest.raises(DataError, match=sentence):
+            train_blocks(corpus, 32)
+        (corpus / MANIFEST).touch()

@@ -1,27 +1,31 @@
-"""The corruption: shares within 99.99 % confidence, never a special token, the same for the same generator."""
+"""The corruption: shares within 99.99 % confidence, never a special token, the same for the same key."""
 
+import itertools
+
+import numpy
 import pytest
 import torch
 
 from data import Tokenizer, demo
-from data.masking import NOT_CHOSEN, mask_tokens
+from data.masking import CHOICES, NOT_CHOSEN, Masking
+from data.shuffle import key_of
 from losses import IGNORED
 
 TOKENIZER = Tokenizer(demo.FOLDER)
-N = 400_000
+B, N = 1000, 400
+SPECIALS = torch.tensor([0, 1, 2, 3, 4, 5, 6, TOKENIZER.mask_id])
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
+def keys(count, seed=0):
+    return key_of(seed, 0, numpy.arange(count))
 
 
 @pytest.fixture(scope="module")
 def corrupted():
     """Ordinary tokens, all equal so that a random replacement shows, with specials strewn in."""
-    input_ids = torch.full((N,), 100)
-    specials = torch.tensor([0, 1, 2, 3, 4, 5, 6, TOKENIZER.mask_id])
-    input_ids[::10] = specials[torch.arange(N // 10) % 8]
-    return input_ids, *mask_tokens(input_ids, TOKENIZER, generator())
+    input_ids = torch.full((B, N), 100)
+    input_ids.view(-1)[::10] = SPECIALS[torch.arange(B * N // 10) % 8]
+    return input_ids, *Masking(TOKENIZER)(input_ids, keys(B))
 
 
 def within(count, trials, share):
@@ -43,13 +47,17 @@ def test_the_shares(corrupted):
     assert within(replaced.sum().item(), count, 0.10 - 0.10 / words)
 
 
-def test_special_tokens_are_never_chosen_and_never_drawn(corrupted):
-    input_ids, output, labels = corrupted
-    special = input_ids != 100
-    assert (labels[special] == NOT_CHOSEN).all()
-    assert torch.equal(output[special], input_ids[special])
+@pytest.mark.parametrize("choice", CHOICES)
+def test_special_tokens_are_never_chosen_and_never_drawn(choice):
+    input_ids = torch.randint(7, 1004, (200, N), generator=torch.Generator().manual_seed(0))
+    input_ids.view(-1)[::7] = SPECIALS[torch.arange(len(input_ids.view(-1)[::7])) % 8]
+    output, labels = Masking(TOKENIZER, choice, numpy.ones(1005))(input_ids, keys(200))
+    special = (input_ids < 7) | (input_ids == TOKENIZER.mask_id)
+    assert (labels[special] == NOT_CHOSEN).all() and torch.equal(output[special], input_ids[special])
     drawn = output[~special & (output != TOKENIZER.mask_id)]
     assert drawn.min() == TOKENIZER.ordinary_ids.start and drawn.max() == TOKENIZER.ordinary_ids.stop - 1
+    chosen = labels != NOT_CHOSEN
+    assert torch.equal(labels[chosen], input_ids[chosen]) and torch.equal(output[~chosen], input_ids[~chosen])
 
 
 def test_random_tokens_come_evenly_from_the_whole_ordinary_vocabulary(corrupted):
@@ -62,19 +70,78 @@ def test_random_tokens_come_evenly_from_the_whole_ordinary_vocabulary(corrupted)
     assert chisquare(counts.numpy()).pvalue > 1e-4
 
 
-def test_labels_are_the_originals_and_the_rest_is_untouched(corrupted):
-    input_ids, output, labels = corrupted
-    chosen = labels != NOT_CHOSEN
-    assert torch.equal(labels[chosen], input_ids[chosen])
-    assert torch.equal(output[~chosen], input_ids[~chosen])
+def test_places_are_chosen_evenly_and_not_together(corrupted):
+    from scipy.stats import chisquare
+
+    input_ids, _, labels = corrupted
+    chosen = (labels != NOT_CHOSEN).double()
+    columns, expected = chosen.sum(0), (input_ids == 100).double().sum(0) * chosen.sum() / 360_000
+    used = expected > 0
+    assert chisquare(columns[used].numpy(), expected[used].numpy()).pvalue > 1e-4
+    ordinary = chosen[:, torch.arange(N) % 10 != 0]
+    assert abs(numpy.corrcoef(ordinary[:, :-1].flatten(), ordinary[:, 1:].flatten())[0, 1]) < 4 / (B * 360) ** 0.5
+
+
+def test_the_key_decides_and_nothing_else():
     assert NOT_CHOSEN == IGNORED
-
-
-def test_the_generator_decides():
     input_ids = torch.arange(7, 1000).repeat(3, 1)
-    first, again = mask_tokens(input_ids, TOKENIZER, generator(1)), mask_tokens(input_ids, TOKENIZER, generator(1))
-    other = mask_tokens(input_ids, TOKENIZER, generator(2))
-    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
-    assert not torch.equal(first[1], other[1])
-    torch.manual_seed(3)  # the global state plays no part
-    assert torch.equal(mask_tokens(input_ids, TOKENIZER, generator(1))[0], first[0])
+    for choice in CHOICES:
+        masking = Masking(TOKENIZER, choice, numpy.arange(1005))
+        whole, labels = masking(input_ids, keys(3))
+        torch.manual_seed(3)  # the global state plays no part
+        for row in range(3):  # nor does the batch that a text is in
+            alone = masking(input_ids[row : row + 1], keys(3)[row : row + 1])
+            assert torch.equal(alone[0][0], whole[row]) and torch.equal(alone[1][0], labels[row])
+        assert not torch.equal(labels[0], labels[1])
+        assert not torch.equal(masking(input_ids, keys(3, seed=1))[1], labels)
+
+
+def test_whole_words_are_chosen_whole():
+    text = TOKENIZER.encode(" ".join(itertools.islice(demo.texts(), 300)))
+    input_ids = torch.tensor(text[: len(text) // 200 * 200]).view(-1, 200)
+    _, labels = Masking(TOKENIZER, "words")(input_ids, keys(len(input_ids)))
+    begins = torch.tensor([piece.startswith("▁") for piece in TOKENIZER.pieces(range(1005))])[input_ids]
+    ordinary = (input_ids >= 7) & (input_ids < 1004)
+    chosen = labels != NOT_CHOSEN
+    for row in range(len(input_ids)):
+        for place in range(1, 200):
+            if ordinary[row, place - 1] and ordinary[row, place] and not begins[row, place]:
+                assert chosen[row, place] == chosen[row, place - 1]
+    starts = begins & ordinary
+    words, first = starts.sum().item(), (starts & chosen).sum().item()
+    assert within(first, words, 0.15) and words > 5000
+    together = starts[:, 1:] & starts[:, :-1]  # neighbouring words are chosen on their own
+    assert within((chosen[:, 1:] & chosen[:, :-1])[together].sum().item(), together.sum().item(), 0.15**2)
+
+
+def test_rare_tokens_are_chosen_more_often():
+    """Of each text 15 % exactly; and two kinds of tokens in the ratio of their weights, as long as few are drawn."""
+    counts = numpy.ones(1005)
+    counts[50] = 1000.0
+    input_ids = torch.full((2000, 100), 50)
+    input_ids[:, ::2] = 60
+    _, labels = Masking(TOKENIZER, "rare", counts)(input_ids, keys(2000))
+    assert ((labels != NOT_CHOSEN).sum(1) == 15).all()
+    rare, common = (labels == 60).sum().item(), (labels == 50).sum().item()
+    # the first draw of each text: rare with probability 50 / (50 + 50 * 1000^-0.7); later draws shift it a little
+    weight = 1000**-0.7
+    expected, left = 0.0, 50.0
+    for draw in range(15):  # the mean of sequential draws, to first order
+        share = left / (left + (50 - (draw - (50 - left))) * weight)
+        expected, left = expected + share, left - share
+    assert abs(rare / 2000 - expected) < 0.02 and rare + common == 30_000
+
+
+def test_rare_choice_equals_numpys_sequential_draws():
+    """numpy draws one after another without replacement by the same weights: the same shares of every token."""
+    counts = numpy.zeros(1005)
+    counts[7:17] = 10.0 ** numpy.arange(10)
+    row = torch.arange(7, 17).repeat(2)  # 20 tokens, 3 of which are chosen
+    _, labels = Masking(TOKENIZER, "rare", counts)(row.repeat(20_000, 1), keys(20_000))
+    ours = numpy.bincount(labels[labels >= 0].numpy(), minlength=17)[7:]
+    weights = numpy.maximum(counts[row.numpy()], 1) ** -0.7
+    generator = numpy.random.default_rng(0)
+    drawn = [generator.choice(20, 3, replace=False, p=weights / weights.sum()) for _ in range(20_000)]
+    theirs = numpy.bincount(row.numpy()[numpy.concatenate(drawn)], minlength=17)[7:]
+    for one, other in zip(ours, theirs):
+        assert abs(one - other) < 4 * (one + other + 1) ** 0.5 + 4
