@@ -13,14 +13,14 @@ import os
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large tensors in huge pages of a CPU's memory; before torch comes
 
-import json
-import math
+import contextlib
 import platform
 import shutil
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -35,17 +35,20 @@ from data.masking import CHOICES, Masking
 from data.options import check, check_bounds, dashed, option, parse_options
 from data.prepare import prepare_into_cache
 from data.shards import open_manifest
+from data.shuffle import key_of
 from data.tokenizer import FILE_NAME, tokenizer_beside
-from eval.held_out import Diverged, masked_accuracy
-from eval.machine import PRECISIONS, Machine, choose_compiled, choose_device, choose_precision
-from eval.progress import print_progress
+from eval.account import Account, Totals
+from eval.checkpoints import RUN, Writer, check_same_run, clean, fingerprint, gather, newest, restore
+from eval.held_out import Diverged, measure_held_out
+from eval.machine import PRECISIONS, Machine, choose_compiled, choose_device, choose_precision, peak_speed
+from eval.processes import ALONE, Processes, Stop, join_processes
+from eval.progress import Screen, describe_run, describe_step, draw_curves, print_summary
 from losses import (
     CHUNK_BYTES,
     DIRECTIONS,
     IGNORED,
     WEIGHTS,
     DistillationLoss,
-    add_up,
     fused_distillation_loss,
     mlm_loss,
 )
@@ -54,6 +57,10 @@ from model import EncoderConfig, MaskedLM, ModelError, choose_layers, initialise
 # ---- configuration ---------------------------------------------------------------------------------------------
 
 BETAS, EPSILON = (0.9, 0.98), 1e-6  # AdamW's, as in the DistilBERT script that the authors started from
+MAY_DIFFER = (  # options that decide nothing about the student: a run can go on with others
+    "out", "device", "cache", "log_every", "eval_every", "checkpoint_every", "keep", "resume", "max_hours",
+    "max_skipped", "tensorboard",
+)  # fmt: skip
 COMPILED_STEPS = 1000  # a shorter run is over before compiling has paid
 HELD_OUT_BLOCKS = 256  # at most about so many are measured on, and never trained on
 SIZES = ("num_layers", "hidden_size", "num_heads", "intermediate_size")  # options of --teacher none
@@ -77,7 +84,11 @@ class Options:
         nargs="+", metavar="PATH"
     )  # fmt: skip
     cache: str = option("runs/corpora", "folder for the corpora that are prepared first", metavar="FOLDER")
-    out: str = option("runs/student", "folder for student.safetensors and metrics.jsonl", metavar="FOLDER")
+    out: str = option("runs/student", "folder for student.safetensors, metrics.jsonl and checkpoints", metavar="FOLDER")
+    student: str | None = option(
+        None, "student to go on from, a masked LM of the teacher's vocabulary (default: the teacher's --layers)",
+        metavar="FILE"
+    )  # fmt: skip
 
     layers: tuple[str, ...] = option(
         ("alternate",), "teacher's layers that the student starts from, counted from 0: alternate (0, 2, 4, …), "
@@ -96,7 +107,9 @@ class Options:
 
     steps: int = option(300, "optimiser steps", "the optimiser", least=1, most=10**9)
     batch_size: int = option(8, "blocks a micro-step", least=1, most=10**6)
-    accumulate: int = option(1, "micro-steps a step, whose gradients are added up", least=1, most=10**6)
+    accumulate: int = option(
+        1, "micro-steps a step, whose gradients are added up; several processes share them", least=1, most=10**6
+    )
     block_size: int = option(128, "tokens a block", least=3, most=10**5)
     within_documents: bool = option(False, "blocks that do not cross documents; what is left over is not trained on")
     masking: str = option(
@@ -119,8 +132,16 @@ class Options:
         f"runs of at least {COMPILED_STEPS:,} steps", choices=("auto", "on", "off")
     )  # fmt: skip
     chunk_mb: int = option(CHUNK_BYTES >> 20, "megabytes that the loss takes for logits", least=1, most=10**6)
-    log_every: int = option(10, "steps between progress lines", least=1)
+    log_every: int = option(10, "steps between progress lines", "what is kept and shown", least=1)
     eval_every: int = option(0, "steps between measurements on held-out text, 0 for the end only", least=0)
+    checkpoint_every: int = option(1000, "steps between checkpoints, 0 for none but where a run is stopped", least=0)
+    keep: int = option(2, "checkpoints that are kept", least=1)
+    resume: bool = option(True, "go on with the run that --out holds, if its options are the same")
+    max_hours: float | None = option(
+        None, "write a checkpoint and end after so many hours; the same command goes on", type=float, above=0
+    )
+    max_skipped: int = option(20, "steps in a row without a finite gradient, after which the run is given up", least=1)
+    tensorboard: bool = option(False, "curves for TensorBoard too, in --out (needs tensorboard)")
 
     num_layers: int | None = option(
         None, "layers", "the student's size, with --teacher none only (default: DistilCamemBERT's; "
@@ -139,15 +160,17 @@ class Options:
         for name in SIZES:
             unused = self.teacher == "none" or getattr(self, name) is None
             check(unused, f"{dashed(name)} goes with --teacher none: else the teacher decides it.")
+        check(self.student is None or self.layers == ("alternate",), "--layers goes without --student: it has its own.")
 
 
 # ---- set-up ----------------------------------------------------------------------------------------------------
 
 
-def check_folder(folder: Path) -> None:
-    """Raises OptionError if the folder holds a run already, or cannot be written. Better now than after days."""
+def check_folder(folder: Path, resume: bool) -> None:
+    """Raises OptionError if the folder holds what is no run to go on with, or cannot be written."""
+    is_run = (folder / RUN).exists()
     for name in ("student.safetensors", "metrics.jsonl"):
-        if (folder / name).exists():
+        if (folder / name).exists() and not (is_run and resume):
             raise OptionError(f"{folder} holds the {name} of a run already. Choose another --out, or remove it.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -181,8 +204,8 @@ def read_tokenizer(options: Options) -> Tokenizer:
     return Tokenizer(beside)
 
 
-def read_corpus(options: Options, tokenizer: Tokenizer) -> tuple[Blocks, Blocks, Masking]:
-    """The corpus, prepared now if it is not -> blocks to train on, blocks to measure on, their masking.
+def read_corpus(options: Options, tokenizer: Tokenizer) -> tuple[Blocks, Blocks, Masking, list[str]]:
+    """The corpus, prepared now if it is not -> blocks to train on, blocks to measure on, masking, the shards' hashes.
 
     Raises DataError.
     """
@@ -194,7 +217,9 @@ def read_corpus(options: Options, tokenizer: Tokenizer) -> tuple[Blocks, Blocks,
         folder = prepare_into_cache(options.corpus, tokenizer, options.cache)
     blocks, held_out = open_blocks(folder, tokenizer, options.block_size, options.within_documents)
     print(f"corpus    {folder}: {len(blocks):,} blocks of {options.block_size}, {len(held_out):,} held out")
-    return blocks, held_out, Masking(tokenizer, options.masking, numpy.array(open_manifest(folder)["token_counts"]))
+    manifest = open_manifest(folder)
+    masking = Masking(tokenizer, options.masking, numpy.array(manifest["token_counts"]))
+    return blocks, held_out, masking, [shard["sha256"] for part in manifest["shards"].values() for shard in part]
 
 
 # ---- teacher and student ---------------------------------------------------------------------------------------
@@ -224,8 +249,12 @@ def make_ready(student: MaskedLM, teacher: MaskedLM | None, machine: Machine) ->
 
 
 def make_student(options: Options, teacher: MaskedLM | None, tokenizer: Tokenizer) -> MaskedLM:
-    """Section 3.1: a part of the teacher; without one, a model of the sizes asked for.  Raises ModelError."""
+    """Section 3.1: a part of the teacher, the one named, or of the sizes asked for.  Raises ModelError, DataError."""
     dropout = {} if options.dropout is None else {"dropout": options.dropout}
+    if options.student is not None:
+        start = load_checkpoint(options.student, kind=MaskedLM)
+        check_fit(start.config, tokenizer, options)
+        return initialise_student(start.float(), range(start.config.num_layers), **dropout).train()
     if teacher is not None:
         layers = choose_layers(",".join(options.layers), teacher.config.num_layers)
         return initialise_student(teacher, layers, **dropout).train()
@@ -253,86 +282,54 @@ def check_fit(config: EncoderConfig, tokenizer: Tokenizer, options: Options) -> 
 # ---- the step --------------------------------------------------------------------------------------------------
 
 
-def learning_rate(step: int, options: Options) -> float:
-    """Of step 1, 2, …: a linear rise to --lr over the first --warmup of the steps, then a linear fall towards 0."""
-    rise = round(options.warmup * options.steps)
-    if step <= rise:
-        return options.lr * step / rise
-    return options.lr * (options.steps - step + 1) / (options.steps - rise)
+class Trainee(nn.Module):
+    """What is trained: the student, and where the teacher has another width, a projection for equation (11)."""
 
+    def __init__(self, student: MaskedLM, teacher: MaskedLM | None, options: "Options"):
+        super().__init__()
+        self.student = student
+        width, other = student.config.hidden_size, teacher.config.hidden_size if teacher else None
+        self.projection = nn.Linear(width, other) if teacher and other != width and options.weights[1] else None
 
-def make_optimiser(student: MaskedLM, options: Options) -> torch.optim.AdamW:
-    """AdamW; biases and LayerNorms do not decay."""
-    matrices = [parameter for parameter in student.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in student.parameters() if parameter.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=options.lr, betas=BETAS, eps=EPSILON, fused=True)
-
-
-def accumulate_gradients(
-    student: MaskedLM,
-    teacher: MaskedLM | None,
-    batches: list[Batch],
-    options: Options,
-    machine: Machine,
-    scaler: torch.amp.GradScaler,
-) -> DistillationLoss:
-    """Adds the gradient of equation (13) over all micro-batches of a step; -> their sums and counts, detached.
-
-    The means are global: each micro-batch's sums are divided by the counts of the whole step, which the data
-    tell beforehand. So k micro-batches give the gradient of one batch k times as large.
-    The batches come on the CPU, where they are counted; with a teacher, nothing in here waits for a GPU.
-    """
-    real_tokens = sum(int(batch.real.sum()) for batch in batches)
-    masked_tokens = sum(int((batch.labels != IGNORED).sum()) for batch in batches)
-    terms = []
-    for batch in batches:
-        with machine.autocast():
-            if teacher is None:
-                total, micro_terms = masked_lm_loss(student, batch, masked_tokens, machine)
-            else:
-                total, micro_terms = loss(student, teacher, batch, real_tokens, masked_tokens, options, machine, scaler)
-        scaler.scale(total).backward()
-        terms.append(micro_terms)
-    return add_up(terms)
-
-
-def loss(
-    student: MaskedLM,
-    teacher: MaskedLM,
-    batch: Batch,
-    real_tokens: int,
-    masked_tokens: int,
-    options: Options,
-    machine: Machine,
-    scaler: torch.amp.GradScaler,
-) -> tuple[torch.Tensor, DistillationLoss]:
-    """A micro-batch's share of equation (13), whose means are over the tokens of the whole step; its terms as sums."""
-    input_ids, _, real = batch.to(machine.device)
-    with torch.no_grad():
-        teacher_hidden = teacher.encoder(input_ids, real).flatten(0, 1)  # (N, d_t)
-        teacher_state = teacher.transform(teacher_hidden)
-    student_hidden = student.encoder(input_ids, real).flatten(0, 1)  # (N, d_s)
-    return fused_distillation_loss(
-        student.transform(student_hidden),
-        student.decoder,
-        student.bias,
-        teacher_state,
-        teacher.decoder,
-        teacher.bias,
-        batch.labels.flatten(),
-        batch.real.flatten(),
-        student_hidden,
-        teacher_hidden,
-        direction=options.direction,
-        temperature=options.temperature,
-        weights=options.weights,
-        real_tokens=real_tokens,
-        masked_tokens=masked_tokens,
-        loss_scale=scaler.scale(torch.ones((), device=machine.device)),
-        chunk_bytes=options.chunk_mb << 20,
-        compiled=machine.compiled,
-    )
+    def forward(
+        self,
+        teacher: MaskedLM | None,
+        batch: Batch,
+        real_tokens: int,
+        masked_tokens: int,
+        options: "Options",
+        machine: Machine,
+        scaler: torch.amp.GradScaler,
+    ) -> tuple[torch.Tensor, DistillationLoss]:
+        """A micro-batch's share of equation (13), whose means are over the tokens of the whole step; its terms."""
+        student = self.student
+        if teacher is None:
+            return masked_lm_loss(student, batch, masked_tokens, machine)
+        input_ids, _, real = batch.to(machine.device)
+        with torch.no_grad():
+            teacher_hidden = teacher.encoder(input_ids, real).flatten(0, 1)  # (N, d_t)
+            teacher_state = teacher.transform(teacher_hidden)
+        student_hidden = student.encoder(input_ids, real).flatten(0, 1)  # (N, d_s)
+        return fused_distillation_loss(
+            student.transform(student_hidden),
+            student.decoder,
+            student.bias,
+            teacher_state,
+            teacher.decoder,
+            teacher.bias,
+            batch.labels.flatten(),
+            batch.real.flatten(),
+            student_hidden if self.projection is None else self.projection(student_hidden),  # (N, d_t)
+            teacher_hidden,
+            direction=options.direction,
+            temperature=options.temperature,
+            weights=options.weights,
+            real_tokens=real_tokens,
+            masked_tokens=masked_tokens,
+            loss_scale=scaler.scale(torch.ones((), device=machine.device)),
+            chunk_bytes=options.chunk_mb << 20,
+            compiled=machine.compiled,
+        )
 
 
 def masked_lm_loss(
@@ -346,18 +343,71 @@ def masked_lm_loss(
     return mlm / max(masked_tokens, 1), DistillationLoss(none, none, mlm.detach(), batch.real.sum(), count)
 
 
-def optimiser_step(
-    student: MaskedLM, optimiser: torch.optim.AdamW, scaler: torch.amp.GradScaler, rate: float, options: Options
+def learning_rate(step: int, options: Options) -> float:
+    """Of step 1, 2, …: a linear rise to --lr over the first --warmup of the steps, then a linear fall towards 0."""
+    rise = round(options.warmup * options.steps)
+    if step <= rise:
+        return options.lr * step / rise
+    return options.lr * (options.steps - step + 1) / (options.steps - rise)
+
+
+def make_optimiser(trainee: nn.Module, options: Options) -> torch.optim.AdamW:
+    """AdamW; biases and LayerNorms do not decay."""
+    matrices = [parameter for parameter in trainee.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in trainee.parameters() if parameter.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=options.lr, betas=BETAS, eps=EPSILON, fused=True)
+
+
+def accumulate_gradients(
+    trainee: nn.Module,
+    teacher: MaskedLM | None,
+    batches: list[Batch],
+    options: Options,
+    machine: Machine,
+    scaler: torch.amp.GradScaler,
+    processes: Processes = ALONE,
+    step: int = 0,
 ) -> torch.Tensor:
-    """Clip, step, forget the gradient.  -> the gradient's length before clipping, ()"""
+    """Adds the gradient of equation (13) over all micro-batches of a step; -> their sums and counts, (5,) float64
+
+    The means are global: each micro-batch's sums are divided by the counts of the whole step, of all processes, which
+    the data tell beforehand. So k micro-batches give the gradient of one batch k times as large, whoever computes them.
+    The batches come on the CPU, where they are counted; with a teacher, nothing in here waits for a GPU.
+    """
+    counted = [(batch.real.sum(), (batch.labels != IGNORED).sum()) for batch in batches]
+    real_tokens, masked_tokens = processes.sum(torch.tensor(counted).sum(dim=0)).tolist()
+    sums = torch.zeros(5, dtype=torch.float64, device=machine.device)
+    for number, batch in enumerate(batches):
+        # Dropout is that of this step and micro-step, whichever process computes it, after whatever it did before.
+        torch.manual_seed(int(key_of(options.seed, step, processes.rank + number * processes.count) >> numpy.uint64(1)))
+        inner = processes.count > 1 and number < len(batches) - 1  # no all-reduce yet
+        with trainee.no_sync() if inner else contextlib.nullcontext():
+            with machine.autocast():
+                total, terms = trainee(teacher, batch, real_tokens, masked_tokens, options, machine, scaler)
+            scaler.scale(total * processes.count).backward()  # DistributedDataParallel takes the mean over processes
+        sums += torch.stack([term.to(machine.device, torch.float64) for term in terms])
+    return sums
+
+
+def optimiser_step(
+    trainee: nn.Module, optimiser: torch.optim.AdamW, scaler: torch.amp.GradScaler, rate: float, options: Options
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Clip, step, forget the gradient; without a finite gradient, no step.
+
+    -> the gradient's length before clipping, whether the step was left out, (), (): nothing here waits for a GPU.
+    """
     for group in optimiser.param_groups:
         group["lr"] = rate
     scaler.unscale_(optimiser)
-    length = nn.utils.clip_grad_norm_(student.parameters(), options.clip)
-    scaler.step(optimiser)  # left out where fp16 overflowed
+    length = nn.utils.clip_grad_norm_(trainee.parameters(), options.clip)
+    skipped = ~length.isfinite()
+    if not scaler.is_enabled():  # it looks for itself, and halves its scale
+        optimiser.found_inf = skipped.float()  # heeded by the fused AdamW
+    scaler.step(optimiser)
     scaler.update()
     optimiser.zero_grad(set_to_none=True)
-    return length
+    return length, skipped
 
 
 # ---- the loop --------------------------------------------------------------------------------------------------
@@ -366,111 +416,151 @@ def optimiser_step(
 REMEDY = "Try a smaller --lr, a longer --warmup, or --precision fp32."
 
 
-def train(options: Options) -> None:
-    """The whole run.  Raises OptionError, DataError, ModelError before the first step, Diverged after it."""
-    device = choose_device(options.device)
-    precision = choose_precision(options.precision, device)
-    folder = Path(options.out)
-    check_folder(folder)
-    torch.manual_seed(options.seed)
+def train(options: Options) -> int:
+    """The whole run -> exit status: 0, or 128 + n where signal n stopped it with a checkpoint.
 
+    Raises OptionError, DataError, ModelError for what it cannot go on with, Diverged where the loss is lost.
+    """
+    with join_processes(options.device) as (processes, device_name):
+        if processes.first:
+            return run(options, processes, choose_device(device_name))
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            return run(options, processes, choose_device(device_name))
+
+
+def run(options: Options, processes: Processes, device: torch.device) -> int:
+    """One process's part in it."""
+    stop = Stop(options.max_hours)
+    folder = Path(options.out)
+    count = processes.count
+    micro_steps, rest = divmod(options.accumulate, count)
+    check(not rest, f"--accumulate {options.accumulate} cannot be shared out among {count} processes: take a multiple.")
+    if processes.first:
+        check_folder(folder, options.resume)
+    torch.manual_seed(options.seed)
+    machine = Machine(device, choose_precision(options.precision, device))
     tokenizer = read_tokenizer(options)
     check_tokenizer_place(folder, tokenizer)
     teacher = read_teacher(options, tokenizer, device)
-    student = make_student(options, teacher, tokenizer).to(device)
-    describe_run(options, teacher, student, device, precision)
-    machine = Machine(device, precision, choose_compiled(options.compile, device, options.steps >= COMPILED_STEPS))
-    make_ready(student, teacher, machine)
-    blocks, held_out, masking = read_corpus(options, tokenizer)
-    measured_on = measuring_batches(held_out, Masking(tokenizer), HELD_OUT_BLOCKS)
-    micro_batches = training_batches(blocks, masking, options.batch_size, options.seed)
-    optimiser = make_optimiser(student, options)
-    scaler = machine.scaler()
+    trainee = Trainee(make_student(options, teacher, tokenizer), teacher, options).to(device)
+    describe_run(options, teacher, trainee.student, machine, processes)
+    with in_turn(processes):
+        blocks, held_out, masking, corpus = read_corpus(options, tokenizer)
+    inputs = {"corpus": corpus, "teacher": fingerprint(teacher) if teacher else None}
+    if processes.first:
+        check_same_run(folder, {"options": asdict(options), "inputs": inputs}, MAY_DIFFER)
+        clean(folder)
+    processes.wait()
+    if (folder / "student.safetensors").exists() and (folder / RUN).exists():
+        print(f"\nThe run in {folder} is finished. Choose another --out for a new one.")
+        return 0
 
-    accuracy = {"teacher": masked_accuracy(teacher, measured_on, machine.autocast)} if teacher else {}
-    accuracy["student before"] = masked_accuracy(student, measured_on, machine.autocast)
-    with (folder / "metrics.jsonl").open("w", encoding="utf-8") as metrics:
-        since_log, clock, spent = [], time.monotonic(), 0.0
-        for step in range(1, options.steps + 1):
-            batches = list(islice(micro_batches, options.accumulate))
-            since_log.append(accumulate_gradients(student, teacher, batches, options, machine, scaler))
-            gradient = optimiser_step(student, optimiser, scaler, learning_rate(step, options), options)
-            if step == 1 and machine.compiled:
+    optimiser, scaler, account = make_optimiser(trainee, options), machine.scaler(), Account()
+    done = newest(folder, lambda line: print(f"warning: {line}", file=sys.stderr))
+    if done:
+        account = Account.of(restore(done, trainee, optimiser, scaler))
+        print(f"resumed   after step {account.step:,}, from {done.path}")
+    machine = replace(machine, compiled=choose_compiled(options.compile, device, options.steps >= COMPILED_STEPS))
+    make_ready(trainee.student, teacher, machine)
+    engine = trainee
+    if count > 1:
+        unused = not (options.weights[0] or options.weights[2])  # by the loss: the LM head
+        engine = nn.parallel.DistributedDataParallel(trainee, broadcast_buffers=False, find_unused_parameters=unused)
+    measured_on = measuring_batches(held_out, Masking(tokenizer), HELD_OUT_BLOCKS)[processes.rank :: count]
+    first = (account.step * options.accumulate + processes.rank) * options.batch_size
+    stride = count * options.batch_size
+    micro_batches = training_batches(blocks, masking, options.batch_size, options.seed, first, stride)
+
+    def measure() -> dict[str, float]:
+        return measure_held_out(trainee.student, teacher, measured_on, options, machine, processes)
+
+    if not account.baseline:
+        before = measure()
+        account.baseline = {"teacher": before["teacher_accuracy"]} if teacher else {}
+        account.baseline["student before"] = before["accuracy"]
+    weights = options.weights if teacher else (0.0, 0.0, 1.0)
+    writer, totals, started = Writer(folder, options.keep), Totals(device), account.step
+    configs = trainee.student.config, teacher.config if teacher else None
+    peak = peak_speed(machine, *configs, options.block_size)
+    record, status, clock = {}, None, time.monotonic()
+    with Screen(folder, options, account, processes.first) as screen, stop:
+        while account.step < options.steps and status is None:
+            step = account.step + 1
+            batches = list(islice(micro_batches, micro_steps))
+            sums = accumulate_gradients(engine, teacher, batches, options, machine, scaler, processes, step)
+            gradient, skipped = optimiser_step(trainee, optimiser, scaler, learning_rate(step, options), options)
+            totals.add(sums, skipped, weights)
+            account.step = step
+            if step == started + 1 and machine.compiled:
                 print(f"compiled  the first step took {time.monotonic() - clock:.0f} s")
-            measured = step == options.steps or (options.eval_every and step % options.eval_every == 0)
-            if step % options.log_every and not measured:
-                continue
-            record = describe_step(step, add_up(since_log), gradient, teacher is not None, options)
-            seconds, since_log = time.monotonic() - clock, []
-            spent += seconds
-            record["tokens_per_second"] = round(record["tokens"] / seconds, 1)
-            print_progress(record, options.steps, time_left=spent / step * (options.steps - step))
-            if measured:
-                record["held_out_accuracy"] = masked_accuracy(student, measured_on, machine.autocast)
-                print(f"          held-out masked tokens guessed right: {record['held_out_accuracy']:.1%}", flush=True)
-            metrics.write(json.dumps(record) + "\n")
-            metrics.flush()
-            clock = time.monotonic()
-    accuracy["student after"] = record["held_out_accuracy"]
-    finish(options, student, tokenizer, accuracy, folder)
+            last = step == options.steps
+            status = None if last else stop.now(processes)
+            measured = last or (options.eval_every and step % options.eval_every == 0)
+            logged = measured or step % options.log_every == 0
+            saved = status is not None or (options.checkpoint_every and step % options.checkpoint_every == 0)
+            if logged or saved:
+                totals.settle(account, options.max_skipped, processes)
+                account.since_line += time.monotonic() - clock
+                account.seconds += time.monotonic() - clock
+            if logged:
+                record = describe_step(account, gradient, learning_rate(step, options), weights, options, peak)
+                if measured:
+                    record["held_out"] = measure()
+                    keep_best(record["held_out"]["loss"], trainee.student, account, folder, processes)
+                account.metrics_bytes = screen.show(record, account.seconds / step * (options.steps - step))
+                account.new_line()
+            if saved and processes.first:
+                numbers = {"options": asdict(options), "versions": versions(), **account.as_values()}
+                kept = writer.save(step, trainee.student, *gather(trainee, optimiser, scaler, numbers))
+            if logged or saved:
+                clock = time.monotonic()
+        writer.wait()
+    if status is not None:
+        if processes.first:
+            print(f"Stopped after step {account.step:,}, with {kept}. The same command goes on.", file=sys.stderr)
+        return status
+    if processes.first:
+        finish(options, trainee.student, tokenizer, account, record["held_out"], folder)
+    return 0
 
 
-def describe_run(
-    options: Options, teacher: MaskedLM | None, student: MaskedLM, device: torch.device, precision: str
-) -> None:
-    """What is about to happen, on screen."""
-    if teacher is not None:
-        print(f"teacher   {options.teacher}: {shape(teacher.config)}")
-        layers = ", ".join(map(str, choose_layers(",".join(options.layers), teacher.config.num_layers)))
-        print(f"student   {shape(student.config)}, from the teacher's layers {layers}")
-        print(f"loss      {' + '.join(f'{w:g} {n}' for w, n in zip(options.weights, ('soft', 'cosine', 'mlm')))}, "
-              f"{options.direction}, temperature {options.temperature:g}")  # fmt: skip
-    else:
-        print(f"student   {shape(student.config)}, from random numbers")
-        print("loss      masked LM alone")
-    tokens = options.batch_size * options.accumulate * options.block_size
-    print(f"run       {options.steps} steps of {tokens:,} tokens on {device}, {precision}, torch {torch.__version__}")
-    if options.corpus == ("demo",):
-        print("note      the corpus is a demo: a small made-up world of French sentences. It shows that all works;")
-        print("          for a student that knows French, name real text with --corpus.")
+@contextlib.contextmanager
+def in_turn(processes: Processes) -> Iterator[None]:
+    """The first alone, then the others: it leaves them what it has prepared."""
+    if not processes.first:
+        processes.wait()
+    yield
+    if processes.first:
+        processes.wait()
 
 
-def shape(config: EncoderConfig) -> str:
-    return f"{config.num_layers} layers of {config.hidden_size}, {config.num_heads} heads, {config.vocab_size:,} words"
+def keep_best(loss: float, student: MaskedLM, account: Account, folder: Path, processes: Processes) -> None:
+    """best.safetensors: the student with the lowest loss on held-out text so far."""
+    if account.best_loss is None or loss < account.best_loss:
+        account.best_loss = loss
+        if processes.first:
+            save_model(student, folder / "best.safetensors", {"step": account.step, "held_out_loss": loss})
 
 
-def describe_step(step: int, sums: DistillationLoss, gradient: torch.Tensor, distils: bool, options: Options) -> dict:
-    """The line of metrics.jsonl: means over all tokens since the last line.  Raises Diverged."""
-    weights = options.weights if distils else (0.0, 0.0, 1.0)
-    soft_label, cosine, mlm = (mean.item() for mean in sums.means())
-    loss = sums.total(weights).item()
-    if not math.isfinite(loss):
-        raise Diverged(f"The loss is {loss} at step {step}.")
-    return {
-        "step": step,
-        "loss": loss,
-        "soft_label_loss": soft_label if distils else None,
-        "cosine_loss": cosine if distils else None,
-        "mlm_loss": mlm,
-        "learning_rate": learning_rate(step, options),
-        "gradient_norm": gradient.item() if gradient.isfinite() else None,  # where fp16 overflowed
-        "tokens": int(sums.real_tokens),
-    }
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version(), "torch": torch.__version__}
 
 
 # ---- the end ---------------------------------------------------------------------------------------------------
 
 
-def finish(options: Options, student: MaskedLM, tokenizer: Tokenizer, accuracy: dict[str, float], folder: Path) -> None:
+def finish(
+    options: Options, student: MaskedLM, tokenizer: Tokenizer, account: Account, held_out: dict, folder: Path
+) -> None:
     """Save the student with its tokenizer beside it, and say what came out."""
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    provenance = {"options": asdict(options), "versions": versions, "held_out_accuracy": accuracy}
-    save_model(student, folder / "student.safetensors", provenance)
+    accuracy = {**account.baseline, "student after": held_out["accuracy"]}
+    provenance = {"options": asdict(options), "versions": versions()}
+    provenance |= {"held_out_accuracy": accuracy, "held_out": held_out}
     if not (folder / FILE_NAME).exists():
         shutil.copyfile(tokenizer.path, folder / FILE_NAME)
-    print("\nHeld-out masked tokens guessed right:")
-    for name, share in accuracy.items():
-        print(f"  {name:15} {share:6.1%}")
+    save_model(student, folder / "student.safetensors", provenance)
+    print_summary(accuracy, held_out)
+    draw_curves(folder)
     print(f"\nWritten: {folder / 'student.safetensors'}, with its tokenizer and metrics.jsonl beside it.")
     if options.teacher == "demo":
         print("That was the demo. The real thing, with CamemBERT's files from the hub and your text:")
@@ -481,13 +571,13 @@ def finish(options: Options, student: MaskedLM, tokenizer: Tokenizer, accuracy: 
         print(f"  python convert_weights.py {folder / 'student.safetensors'} {folder / 'huggingface'} --to hf")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    train(parse_options(Options, arguments, "python train.py [OPTIONS]", __doc__))
+def main(arguments: list[str] | None = None) -> int:
+    return train(parse_options(Options, arguments, "python train.py [OPTIONS]", __doc__))
 
 
 if __name__ == "__main__":
     try:
-        main()
+        sys.exit(main())
     except (OptionError, DataError, ModelError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)
@@ -497,6 +587,6 @@ if __name__ == "__main__":
     except Diverged as error:
         print(f"train.py: {error} {REMEDY}", file=sys.stderr)
         sys.exit(3)
-    except KeyboardInterrupt:
-        print("\ntrain.py: interrupted; the student was not saved.", file=sys.stderr)
+    except KeyboardInterrupt:  # before the first step, where there is nothing to keep
+        print("\ntrain.py: interrupted.", file=sys.stderr)
         sys.exit(130)

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 import torch
 
 from data import OptionError
+from model import EncoderConfig
 
+PEAKS = {  # operations a second of dense matrix products, by the makers' data sheets: fp32, half precision
+    "H200": (67e12, 989e12), "H100": (67e12, 989e12), "A100": (19.5e12, 312e12), "V100": (15.7e12, 125e12),
+    "L40S": (91.6e12, 362e12), "L4": (30.3e12, 121e12), "A10G": (31.2e12, 70e12), "T4": (8.1e12, 65e12),
+    "TITAN RTX": (16.3e12, 130.5e12), "RTX 4090": (82.6e12, 165e12), "RTX 3090": (35.6e12, 71e12),
+}  # fmt: skip
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -87,3 +93,29 @@ def choose_compiled(name: str, device: torch.device, worth_it: bool) -> bool:
 
 def first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0][:120]
+
+
+def peak_speed(
+    machine: Machine, student: EncoderConfig, teacher: EncoderConfig | None, block_size: int
+) -> float | None:
+    """Tokens a second at the device's peak, None where that is not known."""
+    if machine.device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(machine.device)
+    known = [peaks[machine.precision != "fp32"] for word, peaks in PEAKS.items() if word in name]
+    return known[0] / arithmetic(student, teacher, block_size) if known else None
+
+
+def arithmetic(student: EncoderConfig, teacher: EncoderConfig | None, block_size: int) -> float:
+    """Operations (2 for a multiplication with its addition) of a training step's matrix products, a token.
+
+    The student's forward, and twice as much for its backward; the teacher's forward. Dropout, norms, softmaxes
+    and the optimiser are left out.
+    """
+
+    def forward(config: EncoderConfig) -> float:
+        width, inner = config.hidden_size, config.intermediate_size
+        layer = 4 * width**2 + 2 * width * inner + 2 * block_size * width  # projections, feed-forward, attention
+        return 2 * (config.num_layers * layer + width**2 + config.vocab_size * width)
+
+    return 3 * forward(student) + (forward(teacher) if teacher else 0)

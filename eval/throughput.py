@@ -30,7 +30,7 @@ from data.options import check_bounds, option, parse_options
 from losses import CHUNK_BYTES, IGNORED, distillation_loss, fused_distillation_loss
 from model import EncoderConfig, MaskedLM
 
-from .machine import PRECISIONS, Machine, choose_device
+from .machine import PRECISIONS, Machine, arithmetic, choose_device
 
 LOG = Path(__file__).with_name("LOG.md")
 HUGE_PAGES = (("THP_MEM_ALLOC_ENABLE", "1"),)  # what train.py sets for itself
@@ -208,14 +208,15 @@ def our_step(options: Options, machine: Machine) -> Callable[[], None]:
     teacher = MaskedLM(teacher_config).to(machine.device).eval().requires_grad_(False)
     student = MaskedLM(student_config).to(machine.device).train()
     run = run_options(options)
-    optimiser = train.make_optimiser(student, run)
+    trainee = train.Trainee(student, teacher, run).to(machine.device)
+    optimiser = train.make_optimiser(trainee, run)
     scaler = machine.scaler()
     train.make_ready(student, teacher, machine)
     batch = random_batch(options, student_config.vocab_size)
 
     def step() -> None:
-        train.accumulate_gradients(student, teacher, [batch], run, machine, scaler)
-        train.optimiser_step(student, optimiser, scaler, run.lr, run)
+        train.accumulate_gradients(trainee, teacher, [batch], run, machine, scaler)
+        train.optimiser_step(trainee, optimiser, scaler, run.lr, run)
 
     return step
 
@@ -272,21 +273,6 @@ def product(options: Options, machine: Machine, rows: int, inner: int, columns: 
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------
-
-
-def arithmetic(student: EncoderConfig, teacher: EncoderConfig, block_size: int) -> float:
-    """Operations (2 for a multiplication with its addition) of a training step's matrix products, a token.
-
-    The student's forward, and twice as much for its backward; the teacher's forward. Dropout, norms, softmaxes
-    and the optimiser are left out.
-    """
-
-    def forward(config: EncoderConfig) -> float:
-        width, inner = config.hidden_size, config.intermediate_size
-        layer = 4 * width**2 + 2 * width * inner + 2 * block_size * width  # projections, feed-forward, attention
-        return 2 * (config.num_layers * layer + width**2 + config.vocab_size * width)
-
-    return 3 * forward(student) + forward(teacher)
 
 
 def table(*rows: list[str]) -> str:

@@ -32,6 +32,13 @@ def save_model(model: nn.Module, path: str | Path, provenance: Mapping | None = 
     provenance: how it was made (options, versions, figures), kept in the metadata as JSON.
     Raises ModelError where the file cannot be written.
     """
+    tensors, metadata = contents(model, provenance)
+    with atomic_file(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+
+
+def contents(model: nn.Module, provenance: Mapping | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """-> the tensors and the metadata of a model's file.  Raises ModelError."""
     if type(model).__name__ not in KINDS:
         raise ModelError(f"{type(model).__name__} has no file format; save one of {', '.join(KINDS)}.")
     metadata = {
@@ -41,9 +48,7 @@ def save_model(model: nn.Module, path: str | Path, provenance: Mapping | None = 
         "labels": json.dumps(getattr(model, "labels", None)),
         "provenance": json.dumps(provenance),
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with atomic_file(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, metadata
 
 
 def load_model(path: str | Path) -> nn.Module:

@@ -1,0 +1,73 @@
+"""What a run knows of itself beside its weights, and how it is told of a step without waiting for a GPU."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+import torch
+
+from losses import DistillationLoss
+
+from .held_out import Diverged
+from .processes import Processes
+
+
+@dataclass
+class Account:
+    """What a run knows of itself beside its weights. A checkpoint holds it."""
+
+    step: int = 0  # the last one done
+    seconds: float = 0.0  # that all of them took
+    since_line: float = 0.0  # of these, since the last line of metrics.jsonl
+    sums: tuple[float, ...] = (0.0,) * 5  # of the losses since then, with their counts
+    highest: float = 0.0  # loss of a step since then: a spike would drown in the mean
+    skipped: tuple[int, ...] = ()  # steps since then without a finite gradient
+    skipped_in_a_row: int = 0
+    metrics_bytes: int = 0
+    baseline: dict[str, float] = field(default_factory=dict)  # held-out accuracy before the first step
+    best_loss: float | None = None  # on held-out text
+
+    def new_line(self) -> None:
+        """A line of metrics.jsonl was written."""
+        self.sums, self.highest, self.skipped, self.since_line = (0.0,) * 5, 0.0, (), 0.0
+
+    def as_values(self) -> dict:
+        """For a checkpoint, as JSON has it: every float comes back to the last bit."""
+        return {"step": self.step, "account": asdict(self)}
+
+    @classmethod
+    def of(cls, values: dict) -> "Account":
+        """The same again.  Raises TypeError, KeyError for other values."""
+        lists = {name: tuple(value) if isinstance(value, list) else value for name, value in values["account"].items()}
+        return cls(**lists)
+
+
+class Totals:
+    """What is not read off the device yet, so that nothing waits for it at every step."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.clear()
+
+    def clear(self) -> None:
+        self.sums = torch.zeros(5, dtype=torch.float64, device=self.device)
+        self.highest = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.skipped: list[torch.Tensor] = []
+
+    def add(self, sums: torch.Tensor, skipped: torch.Tensor, weights: Sequence[float]) -> None:
+        """A step's sums, which count if it was taken."""
+        self.sums += torch.where(skipped, 0.0, sums)
+        self.highest = torch.maximum(self.highest, torch.where(skipped, 0.0, DistillationLoss(*sums).total(weights)))
+        self.skipped.append(skipped)
+
+    def settle(self, account: Account, max_skipped: int, processes: Processes) -> None:
+        """Into the account, over all processes.  Raises Diverged after so many steps in a row without a gradient."""
+        sums = processes.sum(self.sums.cpu()).tolist()
+        account.sums = tuple(one + other for one, other in zip(account.sums, sums))
+        account.highest = max(account.highest, processes.largest(self.highest.item()))
+        flags = torch.stack(self.skipped).tolist() if self.skipped else []
+        for step, skipped in enumerate(flags, account.step - len(flags) + 1):
+            account.skipped_in_a_row = account.skipped_in_a_row + 1 if skipped else 0
+            account.skipped += (step,) * skipped
+            if account.skipped_in_a_row >= max_skipped:
+                raise Diverged(f"{max_skipped} steps in a row up to step {step} had no finite gradient.")
+        self.clear()
