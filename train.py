@@ -465,7 +465,7 @@ def run(options: Options, processes: Processes, device: torch.device) -> int:
     engine = trainee
     if count > 1:
         unused = not (options.weights[0] or options.weights[2])  # by the loss: the LM head
-        engine = nn.parallel.DistributedDataParallel(trainee, broadcast_buffers=False, find_unused_parameters=unused)
+        engine = nn.parallel.DistributedDataParallel(trainee, find_unused_parameters=unused)
     measured_on = measuring_batches(held_out, Masking(tokenizer), HELD_OUT_BLOCKS)[processes.rank :: count]
     first = (account.step * options.accumulate + processes.rank) * options.batch_size
     stride = count * options.batch_size

@@ -19,6 +19,7 @@ from data.blocks import Batch, make_batch
 from data.masking import Masking
 from data.shuffle import key_of
 from eval.machine import Machine
+from losses import DistillationLoss
 from model import EncoderConfig, MaskedLM, initialise_student, load_model, save_model
 from tests.helpers import MINI, REAL_TEXT, REAL_TOKENIZER, needs, packed, relative_norm, run_command
 
@@ -75,8 +76,9 @@ def uneven_batches():
 
 def gradients(student, teacher, batches, options):
     student.zero_grad()
-    sums = train.accumulate_gradients(student, teacher, batches, options, MACHINE, DISABLED)
-    return sums, {name: parameter.grad.clone() for name, parameter in student.named_parameters()}
+    trainee = train.Trainee(student, teacher, options)
+    sums = train.accumulate_gradients(trainee, teacher, batches, options, MACHINE, DISABLED)
+    return DistillationLoss(*sums), {name: parameter.grad.clone() for name, parameter in student.named_parameters()}
 
 
 def flat(tensors):
@@ -158,12 +160,13 @@ def test_biases_and_norms_do_not_decay(teacher):
 
 def test_a_long_gradient_is_shortened(teacher):
     student = initialise_student(teacher, [0]).requires_grad_(True)
-    optimiser = torch.optim.SGD(student.parameters(), lr=123.0)  # the rate of the step counts
+    optimiser = torch.optim.SGD(student.parameters(), lr=123.0, fused=True)  # the rate of the step counts
     for parameter in student.parameters():
         parameter.grad = torch.full_like(parameter, 3.0)
     before = [parameter.detach().clone() for parameter in student.parameters()]
     count = sum(parameter.numel() for parameter in student.parameters())
-    length = train.optimiser_step(student, optimiser, DISABLED, 1.0, train.Options(clip=0.5))
+    length, skipped = train.optimiser_step(student, optimiser, DISABLED, 1.0, train.Options(clip=0.5))
+    assert not skipped
     moved = math.sqrt(sum((p - b).square().sum().item() for p, b in zip(student.parameters(), before)))
     assert length.item() == pytest.approx(3 * count**0.5, rel=1e-5) and moved == pytest.approx(0.5, rel=1e-4)
     assert all(parameter.grad is None for parameter in student.parameters())
@@ -175,14 +178,17 @@ def test_a_long_gradient_is_shortened(teacher):
 def test_a_run_leaves_a_student_its_tokenizer_and_its_metrics(place):
     result = run(place, steps=5, log_every=2, eval_every=4)
     assert result.returncode == 0, result.stderr
-    assert sorted(os.listdir(place / "out")) == ["metrics.jsonl", "sentencepiece.bpe.model", "student.safetensors"]
+    assert sorted(os.listdir(place / "out")) == [
+        "best.safetensors", "metrics.jsonl", "run.json", "sentencepiece.bpe.model", "student.safetensors"
+    ]  # fmt: skip
     lines = metrics(place / "out")
     assert [line["step"] for line in lines] == [2, 4, 5]
     for line in lines:
         terms = 0.5 * line["soft_label_loss"] + 0.3 * line["cosine_loss"] + 0.2 * line["mlm_loss"]
         assert line["loss"] == pytest.approx(terms, rel=1e-5)
         assert line["tokens_per_second"] > 0 and line["gradient_norm"] > 0
-        assert ("held_out_accuracy" in line) == (line["step"] in (4, 5))
+        assert ("held_out" in line) == (line["step"] in (4, 5))
+        assert line["highest_loss"] >= line["loss"] * (1 - 1e-9) and line["skipped"] == []
     assert [line["tokens"] for line in lines] == [128, 128, 64]
     student = load_model(place / "out" / "student.safetensors")
     assert student.config == EncoderConfig(2, 32, 2, 64, 1005, dropout=0.0)
@@ -197,7 +203,7 @@ def test_a_run_leaves_a_student_its_tokenizer_and_its_metrics(place):
 def test_measuring_between_log_lines(place):
     assert run(place, steps=4, log_every=3, eval_every=2).returncode == 0
     lines = metrics(place / "out")
-    assert [(line["step"], "held_out_accuracy" in line) for line in lines] == [(2, True), (3, False), (4, True)]
+    assert [(line["step"], "held_out" in line) for line in lines] == [(2, True), (3, False), (4, True)]
     assert [line["tokens"] for line in lines] == [128, 64, 64]
 
 
@@ -401,7 +407,7 @@ def test_a_run_is_never_written_over(place):
     assert run(place).returncode == 0
     before = (place / "out" / "student.safetensors").read_bytes()
     result = run(place, steps=2)
-    assert result.returncode == 2 and "of a run already. Choose another --out" in result.stderr
+    assert result.returncode == 2 and "holds a run with other --steps. Give the same" in result.stderr
     assert (place / "out" / "student.safetensors").read_bytes() == before
 
 
@@ -424,7 +430,7 @@ def test_an_interruption_is_a_sentence_with_status_130(place, monkeypatch):
     def interrupt(*arguments, **keywords):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("eval.progress.print_progress", interrupt)
+    monkeypatch.setattr("eval.progress.progress_line", interrupt)
     result = run(place)
     assert result.returncode == 130 and "interrupted" in result.stderr and "Traceback" not in result.stderr
 
@@ -513,7 +519,7 @@ def test_a_wrong_input_is_a_sentence_with_status_2(place, case):
     assert result.returncode == 2, result
     assert sentence in result.stderr and "Traceback" not in result.stderr
     out = place / "out"
-    assert not out.is_dir() or not os.listdir(out)  # nothing under a final name
+    assert not out.is_dir() or set(os.listdir(out)) <= {"run.json"}  # nothing under a final name
 
 
 @pytest.mark.parametrize("steps", [30, 1])
@@ -529,5 +535,5 @@ def test_help_is_a_page_that_names_every_option():
     assert result.returncode == 0
     for name in train.Options.__dataclass_fields__:
         assert re.search(rf"--{name.replace('_', '-')}[ ,]", result.stdout), name
-    assert len(result.stdout.splitlines()) < 80
+    assert len(result.stdout.splitlines()) < 90
     assert max(map(len, result.stdout.splitlines())) <= 110
