@@ -358,6 +358,48 @@ def test_every_way_to_name_layers_and_the_other_direction(place, layers):
     assert line["loss"] == pytest.approx(line["soft_label_loss"] + line["mlm_loss"], rel=1e-5)
 
 
+def test_any_student_can_be_gone_on_from(place):
+    torch.manual_seed(1)
+    save_model(MaskedLM(EncoderConfig(3, 32, 2, 64, 1005)), place / "student.safetensors")
+    result = run(place, student=place / "student.safetensors", lr=1e-30, steps=2)
+    assert result.returncode == 0 and f"from {place / 'student.safetensors'}" in result.stdout
+    before, after = (load_model(path / "student.safetensors").state_dict() for path in (place, place / "out"))
+    assert before.keys() == after.keys() and all(
+        torch.allclose(before[name], after[name], rtol=0, atol=1e-20) for name in before
+    )
+    result = run(place, student=place / "student.safetensors", layers="0", out=place / "other")
+    assert result.returncode == 2 and "--layers goes without --student" in result.stderr
+
+
+def test_a_teacher_of_another_width_is_met_by_a_projection(place, teacher):
+    """Learned for equation (11), and not in the student's file."""
+    torch.manual_seed(1)
+    save_model(MaskedLM(EncoderConfig(2, 16, 2, 24, 1005, dropout=0.0)), place / "student.safetensors")
+    result = run(place, student=place / "student.safetensors", lr=0.01, steps=60, log_every=20, weights=[0, 1, 0.1])
+    assert result.returncode == 0, result.stderr
+    cosines = [line["cosine_loss"] for line in metrics(place / "out")]
+    assert cosines[0] > cosines[1] > cosines[2] and cosines[2] < 0.7 * cosines[0]
+    assert load_model(place / "out" / "student.safetensors").config.hidden_size == 16
+
+
+def test_the_gradient_with_a_projection_is_that_of_equation_11(teacher):
+    import torch.nn.functional as F
+
+    (batch, *_) = uneven_batches()
+    torch.manual_seed(2)
+    student = MaskedLM(EncoderConfig(2, 16, 2, 24, 1005, dropout=0.0))
+    options = train.Options(weights=(0.0, 1.0, 0.0))
+    trainee = train.Trainee(student, teacher, options)
+    train.accumulate_gradients(trainee, teacher, [batch], options, MACHINE, DISABLED)
+    actual = trainee.projection.weight.grad.clone(), student.encoder.embeddings.word.weight.grad.clone()
+    trainee.zero_grad()
+    hidden = trainee.projection(student.encoder(*batch[::2]))[batch.real]
+    F.cosine_embedding_loss(hidden, teacher.encoder(*batch[::2])[batch.real], torch.ones(1)).backward()
+    expected = trainee.projection.weight.grad, student.encoder.embeddings.word.weight.grad
+    for one, other in zip(actual, expected):
+        assert relative_norm(one, other) < 1e-5 and other.norm() > 0
+
+
 TRACE = [  # loss, soft labels, cosine, masked LM of the demo's first steps, in fp32 on the CPU
     [2.687018, 2.937303, 0.499314, 5.342864],
     [2.233125, 2.183272, 0.472145, 4.999227],
