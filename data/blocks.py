@@ -19,6 +19,7 @@ from .shards import HELD_OUT, MANIFEST, TRAIN, open_manifest
 from .shuffle import key_of, permute
 from .tokenizer import Tokenizer
 
+AHEAD = 64  # micro-batches whose order is computed together: that costs little more than one's
 ENDS_AT_ONCE = 1 << 16  # documents, of which one place is remembered
 
 
@@ -158,12 +159,16 @@ def training_batches(
     mask in each. stride: blocks from one micro-batch's first to the next one's (default: batch_size). So what stands
     at a position depends on the seed alone, and not on who reads it, or what was read before.
     """
+    stride = stride or batch_size
     while True:
-        positions = numpy.arange(position, position + batch_size)
-        epochs, places = numpy.divmod(positions, len(blocks))
+        firsts = position + stride * numpy.arange(AHEAD)
+        positions = firsts[:, None] + numpy.arange(batch_size)  # (AHEAD, B)
+        epochs, places = numpy.divmod(positions.flatten(), len(blocks))
         numbers = permute(places, len(blocks), key_of(seed, epochs))
-        yield make_batch(blocks.read(numbers), masking, key_of(seed, epochs, numbers))
-        position += stride or batch_size
+        keys = key_of(seed, epochs, numbers)
+        for batch, own in zip(numbers.reshape(positions.shape), keys.reshape(positions.shape)):
+            yield make_batch(blocks.read(batch), masking, own)
+        position += AHEAD * stride
 
 
 def measuring_batches(blocks: Blocks, masking: Masking, count: int, batch_size: int = 16) -> list[Batch]:

@@ -49,7 +49,7 @@ def permute(positions: numpy.ndarray, length: int, key: numpy.ndarray) -> numpy.
     while len(outside):
         left, right = result[outside] >> half, result[outside] & mask
         for number in range(ROUNDS):
-            scrambled = mix(numpy.bitwise_xor(keys[outside], mix(right * numpy.uint64(ROUNDS) + numpy.uint64(number))))
+            scrambled = mix(keys[outside] + right * numpy.uint64(ROUNDS) + numpy.uint64(number))
             left, right = right, left ^ (scrambled & mask)
         result[outside] = (left << half) | right
         outside = outside[result[outside] >= length]

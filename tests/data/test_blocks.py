@@ -76,7 +76,8 @@ def test_sixty_million_blocks_are_opened_at_once(tmp_path):
             with (folder / (name + suffix)).open("wb") as file:
                 file.truncate(size)
         shards.append({"name": name, "tokens": tokens, "documents": documents})
-    manifest = {"format": FORMAT, "dtype": "<u2", "shards": {TRAIN: shards}}
+    manifest = {"format": FORMAT, "dtype": "<u2", "shards": {TRAIN: shards}, "token_counts": [], "damaged": [],
+                "tokenizer": {}, "options": {}, "sources": [], "counts": {}}  # fmt: skip
     (folder / MANIFEST).write_text(json.dumps(manifest))
     Path("/proc/self/clear_refs").write_text("5")
     before, start = resident(), time.monotonic()
