@@ -11,6 +11,7 @@ import gzip
 import io
 import lzma
 import os
+import re
 import sys
 import zlib
 from collections import Counter
@@ -29,6 +30,13 @@ FIELDS = ("text", "content")  # where JSON lines and Parquet have the text, if -
 STDIN = "-"
 PACKED = (".gz", ".xz", ".bz2", ".zst")
 TEXT, JSON, PARQUET = ".txt", (".jsonl", ".json", ".ndjson"), ".parquet"
+ENDS = {  # where a part may be cut
+    "line": re.compile(rb"\n|\r(?!\n)"),
+    "json": re.compile(rb"\n|\r(?!\n)"),
+    "blank": re.compile(rb"(?>\r\n|\n|\r)[ \t]*(?>\r\n|\n|\r)"),
+}
+CUT_ANYWHERE = -1
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 NOT_TEXT = (".zip", ".tar", ".tgz", ".7z", ".safetensors", ".bin", ".pt", ".model", ".pdf", ".docx", ".html")
 
 
@@ -78,6 +86,8 @@ def corpus_files(paths: Iterable[str | Path]) -> list[str]:
             found = sorted(str(file) for file in text_files(Path(path)))
             if not found:
                 raise DataError(f"The folder {path} has no {TEXT}, JSON lines or Parquet file in it or below it.")
+            for file in found:
+                check_is_text(file)
             files += found
         elif os.path.lexists(path):
             check_is_text(path)
@@ -89,6 +99,8 @@ def corpus_files(paths: Iterable[str | Path]) -> list[str]:
             for file in found:
                 check_is_text(file)
             files += found
+    if files.count(STDIN) > 1:
+        raise DataError(f"Standard input can be read once: name {STDIN} once.")
     return files
 
 
@@ -192,7 +204,7 @@ class Zstandard(io.RawIOBase):
     def readinto(self, target) -> int:
         """Raises EOFError where a frame is cut short or damaged: zstandard's own reader would end without a word."""
         while not self._plain:
-            packed = self._packed or self.fileobj.read(1 << 14)
+            packed = self._packed or self.fileobj.read(1 << 10)  # of which 32 MB can come
             if not packed:
                 if self._begun:
                     raise EOFError("a frame is cut short")
@@ -235,83 +247,83 @@ def read_parts(sources: list[Source], start: Place = BEGINNING, field: str | Non
 
 def read_bytes(source: Source, number: int, offset: int, field: str | None) -> Iterator[Part]:
     """Text and JSON lines, from an offset.  Raises OSError."""
-    file = open_packed(source.name)
-    with file:
-        damage = skip(file, offset)
-        buffer, counts = bytearray(), Counter()
-        utf16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-        while not damage:
-            piece = b""
-            try:
-                piece = file.read1(READ_BYTES)  # read() would lose what came before the damage
-            except (EOFError, zlib.error, lzma.LZMAError) as error:
-                damage = str(error)
-            except OSError as error:
-                if error.errno is not None:
-                    raise
-                damage = str(error)  # of gzip and bz2: no fault of the disk
-            if not offset and not buffer and piece[:2] in utf16:
-                damage = "it is UTF-16: convert it to UTF-8"
-                piece = b""
-            buffer += piece
-            if piece and len(buffer) < PART_BYTES:
-                continue
-            at_end = not piece
-            cut = len(buffer) if at_end else end_of_document(buffer, source.kind)
-            if not cut and len(buffer) < LONGEST:
-                continue
-            if not cut:
-                cut = cut_anywhere(buffer)
-                counts["documents cut, being longer than 16 MB"] += 1
-            content = bytes(buffer[:cut])
-            del buffer[:cut]
-            offset += cut
-            end = Place(number + 1) if at_end else Place(number, offset)
-            done = source.size if at_end else bytes_done(file, offset)
-            yield Part(source.kind, content, end, done, dict(counts), damage)
-            counts.clear()
-            if at_end:
-                return
-        yield Part(source.kind, b"", Place(number + 1), source.size, {}, damage)
+    with open_packed(source.name) as file:
+        buffer, counts, damage, at_end = bytearray(), Counter(), "", False
+        skipped = offset  # bytes of earlier parts that are still to be read again
+        if skipped and file.seekable() and Path(source.name).suffix.lower() not in PACKED:
+            file.seek(skipped)
+            skipped = 0
+        while not at_end:
+            piece, damage = read_piece(file)
+            buffer += memoryview(piece)[skipped:]
+            skipped -= min(skipped, len(piece))
+            at_end = len(piece) < READ_BYTES
+            if at_end and skipped:
+                damage = damage or "it ends before the place where the last run stopped"
+            if not offset and buffer[:2] in UTF16:
+                buffer, damage, at_end = bytearray(), "it is UTF-16: convert it to UTF-8", True
+            while cut := end_of_part(buffer, source.kind, at_end):
+                if cut == CUT_ANYWHERE:
+                    cut = cut_anywhere(buffer)
+                    counts["documents cut, being longer than 16 MB"] += 1
+                content = bytes(memoryview(buffer)[:cut])
+                del buffer[:cut]
+                offset += cut
+                yield Part(source.kind, content, Place(number, offset), bytes_done(file, offset), dict(counts))
+                counts.clear()
+        yield Part(source.kind, bytes(buffer), Place(number + 1), source.size, {}, damage)
 
 
-def skip(file: BinaryIO, offset: int) -> str:
-    """To an offset; -> why it cannot be reached, or nothing."""
-    if offset and file.seekable():
-        file.seek(offset)
-        return ""
-    while offset:
-        piece = file.read(min(offset, PART_BYTES))
-        if not piece:
-            return "it ends before the place where the last run stopped"
-        offset -= len(piece)
-    return ""
+def read_piece(file: BinaryIO) -> tuple[bytearray, str]:
+    """READ_BYTES more, less of them only at the end or where the file is damaged; and then why.
+
+    How much a damaged archive gives before it breaks depends on the calls: these are the same wherever a part begins.
+    """
+    piece, damage = bytearray(), ""
+    try:
+        while len(piece) < READ_BYTES and (more := file.read1(READ_BYTES - len(piece))):
+            piece += more  # read() would lose what came before the damage
+    except (EOFError, zlib.error, lzma.LZMAError) as error:
+        damage = str(error)
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        damage = str(error)  # of gzip and bz2: no fault of the disk
+    return piece, damage
 
 
 def bytes_done(file: BinaryIO, offset: int) -> int:
     """How many bytes were taken from the disk, for the progress bar."""
-    raw = getattr(file, "_fp", None) or getattr(file, "fileobj", None)  # of bz2 and lzma; of gzip
+    places = (
+        getattr(file, "_fp", None),
+        getattr(file, "fileobj", None),
+        getattr(getattr(file, "raw", None), "fileobj", None),
+    )
+    raw = next((place for place in places if place is not None), None)  # of bz2 and lzma; of gzip; of Zstandard
     try:
         return raw.tell() if raw is not None else offset
     except (OSError, ValueError):
         return offset
 
 
-def end_of_document(buffer: bytearray, kind: str) -> int:
-    """Where the last document in the buffer ends, that has an end; 0 if none has."""
-    if kind == "blank":
-        return max(buffer.rfind(end) + len(end) if end in buffer else 0 for end in (b"\n\n", b"\n\r\n", b"\r\r"))
-    end = buffer.rfind(b"\n") + 1
-    return end or (buffer.rfind(b"\r", 0, len(buffer) - 1) + 1 if kind == "line" else 0)
+def end_of_part(buffer: bytearray, kind: str, at_end: bool) -> int:
+    """The first end of a document after PART_BYTES; CUT_ANYWHERE if none comes in time; 0: more must be read.
+
+    It is the same however much more there is in the buffer.
+    """
+    found = ENDS[kind].search(buffer, PART_BYTES - 1, LONGEST)
+    if found and (at_end or found.end() < len(buffer) or len(buffer) >= LONGEST):  # else \n may follow a last \r
+        return found.end()
+    return CUT_ANYWHERE if not found and len(buffer) >= LONGEST else 0
 
 
 def cut_anywhere(buffer: bytearray) -> int:
     """Where to cut what has no end: after the last line, else after the last space, else between characters."""
     for end in (b"\n", b" "):
-        if (cut := buffer.rfind(end) + 1) > len(buffer) // 2:
+        if (cut := buffer.rfind(end, 0, LONGEST) + 1) > LONGEST // 2:
             return cut
-    cut = len(buffer)
-    while cut > len(buffer) - 4 and (buffer[cut - 1] & 0xC0) == 0x80:
+    cut = LONGEST
+    while cut > LONGEST - 4 and (buffer[cut - 1] & 0xC0) == 0x80:
         cut -= 1
     return cut - 1
 
@@ -323,23 +335,43 @@ def read_rows(source: Source, number: int, offset: int, field: str | None) -> It
         import pyarrow.parquet
     except ImportError:
         raise DataError(f"{source.name} is Parquet: pip install pyarrow, or take JSON lines.") from None
+    rows, row, size, counts, damage = [], 0, 0, Counter(), ""
     try:
         file = pyarrow.parquet.ParquetFile(source.name)
         wanted = [field] if field else FIELDS
         column = next((name for name in wanted if name in file.schema_arrow.names), None)
         if column is None:
             raise DataError(f"{source.name} has no column {' or '.join(wanted)}. Name the text's with --field.")
-        rows, row, size = [], 0, 0
         for batch in file.iter_batches(1000, columns=[column]):
-            for value in batch.column(0).to_pylist():
+            for value in texts_of(batch.column(0)):
                 row += 1
                 if row <= offset:
                     continue
-                rows.append(value if isinstance(value, str) else "")
-                size += len(rows[-1])
+                if isinstance(value, str):
+                    rows.append(value)
+                    size += len(value)
+                else:
+                    counts["rows without a text"] += 1
             if size >= PART_BYTES:
-                yield Part(source.kind, rows, Place(number, row), source.size * row // file.metadata.num_rows, {})
+                done = source.size * row // file.metadata.num_rows
+                yield Part(source.kind, rows, Place(number, row), done, dict(counts))
                 rows, size = [], 0
-        yield Part(source.kind, rows, Place(number + 1), source.size, {})
+                counts.clear()
     except pyarrow.ArrowException as error:
-        yield Part(source.kind, [], Place(number + 1), source.size, {}, str(error).split("\n")[0][:200])
+        damage = str(error).split("\n")[0][:200]
+    yield Part(source.kind, rows, Place(number + 1), source.size, dict(counts), damage)
+
+
+def texts_of(column) -> list:
+    """The values of a column of Parquet; None for those that are not UTF-8."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return [text_of(value) for value in column]
+
+
+def text_of(value) -> object:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        return None

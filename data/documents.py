@@ -10,6 +10,7 @@ import numpy
 from .corpus import FIELDS, Part
 
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # Unicode's Cc, but for tab and line ends
+BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 C0 = numpy.array([bool(CONTROL.match(chr(byte))) and byte < 0x80 for byte in range(256)])
 
 
@@ -17,16 +18,16 @@ def documents(part: Part, field: str | None, drop_control: bool, counts: Counter
     """The documents of a part, each a list of its paragraphs, none of which is blank.
 
     counts: gets what was dropped, by its reason; and how many paragraphs have control characters (which the
-    tokenizer's normalisation drops), or with drop_control were dropped for them.
+    tokenizer's normalisation drops, or calls <unk>), or with drop_control were dropped for them.
     """
     if part.kind == "parquet":
-        texts = part.content
+        texts = map(one_line_end, part.content)
     elif part.kind == "json":
         texts = json_texts(decode(part.content, counts), field, counts)
     else:
         text = decode(part.content, counts)
-        texts = text.split("\n") if part.kind == "line" else re.split(r"\n[^\S\n]*\n\s*", text)
-    suspicious = not isinstance(part.content, bytes) or has_control(part.content)
+        texts = text.split("\n") if part.kind == "line" else BLANK_LINES.split(text)
+    suspicious = part.kind in ("json", "parquet") or has_control(part.content)  # JSON can spell them with a \
     for text in texts:
         lines = [text] if part.kind == "line" else text.split("\n")
         paragraphs = [line for line in lines if line and not line.isspace()]
@@ -42,19 +43,27 @@ def documents(part: Part, field: str | None, drop_control: bool, counts: Counter
 
 
 def decode(content: bytes, counts: Counter) -> str:
-    """The text, with \\n for every end of a line; lines that are not UTF-8 are dropped, and counted."""
+    """The text, with \\n for every end of a line; lines that are not UTF-8 are dropped, and counted.
+
+    A byte order mark before a line is no text: files that are joined have them in the middle, too.
+    """
     if b"\r" in content:
         content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     try:
-        return content.decode("utf-8-sig")
+        text = content.decode()
     except UnicodeDecodeError:
         lines = []
         for line in content.split(b"\n"):
             try:
-                lines.append(line.decode("utf-8-sig"))
+                lines.append(line.decode())
             except UnicodeDecodeError:
                 counts["lines that are not UTF-8"] += 1
-        return "\n".join(lines)
+        text = "\n".join(lines)
+    return text.replace("\n\ufeff", "\n").removeprefix("\ufeff") if "\ufeff" in text else text
+
+
+def one_line_end(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def has_control(content: bytes) -> bool:
@@ -78,7 +87,6 @@ def json_texts(text: str, field: str | None, counts: Counter) -> Iterator[str]:
             [values[name] for name in ([field] if field else FIELDS) if name in values] if type(values) is dict else []
         )
         if found and isinstance(found[0], str):
-            text = found[0].encode("utf-8", "replace").decode()  # a lone surrogate can stand in JSON
-            yield text.replace("\r\n", "\n").replace("\r", "\n")
+            yield one_line_end(found[0].encode("utf-8", "replace").decode())  # a lone surrogate can stand in JSON
         else:
             counts["JSON lines without a text"] += 1

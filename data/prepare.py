@@ -18,14 +18,14 @@ import json
 import multiprocessing
 import multiprocessing.connection
 import os
-import shutil
+import re
 import signal
 import sys
 import threading
 import zlib
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -42,6 +42,11 @@ from .options import check_bounds, dashed, option, parse_options
 from .progress import Progress
 from .shards import FORMAT, HELD_OUT, MANIFEST, TRAIN, UNFINISHED, ShardFile, read_manifest, write_manifest
 from .tokenizer import FILE_NAME, Tokenizer
+
+OWN = re.compile(
+    rf"({TRAIN}|{HELD_OUT})-\d{{5,}}\.(bin|ends)|seen-\d{{5,}}\.u8|\..*\.partial|"
+    rf"{re.escape(UNFINISHED)}|{re.escape(FILE_NAME)}"
+)  # what a run that is not finished leaves in its folder
 
 
 @dataclass(frozen=True)
@@ -138,9 +143,8 @@ def tokenize(part: Part, tokenizer: Tokenizer, options: Options) -> Tokens:
 
 
 def start_worker(tokenizer_path: str, options: Options) -> None:
-    """In each worker, once. It ends with its parent, however that ends; Ctrl-C is the parent's."""
+    """In each worker, once. It ends with its parent, however that ends."""
     global tokenize_here
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     threading.Thread(
         target=lambda: (multiprocessing.connection.wait([parent.sentinel]), os._exit(1)), daemon=True
@@ -152,6 +156,15 @@ def start_worker(tokenizer_path: str, options: Options) -> None:
 
 def work(part: Part) -> Tokens:
     return tokenize_here(part)
+
+
+def submit(pool: ProcessPoolExecutor, part: Part) -> Future:
+    """Where this starts a worker, it is one that Ctrl-C does not reach, from its first moment: that is the parent's."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        return pool.submit(work, part)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
@@ -174,10 +187,10 @@ def all_tokens(parts: Iterable[Part], tokenizer: Tokenizer, options: Options) ->
     arguments = (str(tokenizer.path), options)
     pool = ProcessPoolExecutor(options.workers, context, initializer=start_worker, initargs=arguments)
     try:
-        waiting = deque(pool.submit(work, part) for part in islice(parts, 2 * options.workers))
+        waiting = deque(submit(pool, part) for part in islice(parts, 2 * options.workers))
         while waiting:
             result = waiting.popleft().result()
-            waiting.extend(pool.submit(work, part) for part in islice(parts, 1))
+            waiting.extend(submit(pool, part) for part in islice(parts, 1))
             yield result
     except BrokenProcessPool:
         raise DataError("A worker was killed, most likely for want of memory: fewer --workers take less.") from None
@@ -193,7 +206,7 @@ def drop_duplicates(tokens: Tokens, seen: Seen, dtype: numpy.dtype) -> Tokens:
     fresh = seen.first_times(tokens.hashes)
     is_end = tokens.hashes == 0
     document = numpy.cumsum(is_end) - is_end  # of each segment
-    kept_text = numpy.bincount(document, fresh & ~is_end, len(tokens.lengths)) > 0  # of each document
+    kept_text = numpy.bincount(document, tokens.segments * (fresh & ~is_end), len(tokens.lengths)) > 0
     keep = fresh & kept_text[document]
     dropped = int(numpy.count_nonzero(~fresh))
     if not dropped:
@@ -242,16 +255,27 @@ def prepare(options: Options, tokenizer: Tokenizer | None = None) -> dict:
         folder.mkdir(parents=True, exist_ok=True)
         with only_one(folder):
             manifest = begin(folder, new_manifest(tokenizer, sources, options))
-            if not (folder / FILE_NAME).exists():
-                shutil.copyfile(tokenizer.path, folder / FILE_NAME)
-            if "position" in manifest:
-                fill(folder, manifest, sources, tokenizer, options)
+            with without_partial_files(folder):
+                keep_tokenizer(folder, tokenizer)
+                if "position" in manifest:
+                    fill(folder, manifest, sources, tokenizer, options)
+                else:
+                    tidy(folder)  # a run can have been killed between its last two steps
     except OSError as error:
         raise DataError(
             f"{error.filename or folder} cannot be written: {error.strerror or error}. Finished shards are kept; the "
             "same command goes on after them."
         ) from None
     return manifest
+
+
+def keep_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    """A copy beside the shards, whole or not at all."""
+    copy, content = folder / FILE_NAME, tokenizer.path.read_bytes()
+    if not copy.exists() or copy.read_bytes() != content:
+        partial = copy.with_name(f".{FILE_NAME}.partial")
+        partial.write_bytes(content)
+        partial.replace(copy)
 
 
 def prepare_into_cache(inputs: Sequence[str], tokenizer: Tokenizer, cache: str) -> Path:
@@ -286,14 +310,24 @@ def only_one(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+@contextlib.contextmanager
+def without_partial_files(folder: Path) -> Iterator[None]:
+    """Takes away those of this run, wherever it stops, and of killed ones."""
+    try:
+        yield
+    finally:
+        for path in folder.glob(".*.partial"):
+            path.unlink()
+
+
 def begin(folder: Path, new: dict) -> dict:
     """The finished or unfinished manifest in the folder, if it is of the same; else the new one.  Raises DataError."""
     old = read_manifest(folder) or read_manifest(folder, UNFINISHED)
     if old is None:
-        if other := sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")):
-            own = (TRAIN, HELD_OUT, "seen-", FILE_NAME)  # of a run that was killed before its first manifest
-            if not all(name.startswith(own) for name in other):
-                raise DataError(f"{folder} holds {other[0]}, and no corpus. Choose another --out.")
+        # OWN: of a run that was killed before its first manifest
+        names = sorted(path.name for path in folder.iterdir())
+        if other := [name for name in names if not name.startswith(".") and not OWN.fullmatch(name)]:
+            raise DataError(f"{folder} holds {other[0]}, and no corpus. Choose another --out.")
         return new
     same = json.loads(json.dumps(new))
     for key in ("tokenizer", "dtype", "options", "sources"):
@@ -313,7 +347,10 @@ def fill(folder: Path, manifest: dict, sources: list[Source], tokenizer: Tokeniz
     number = len(manifest["shards"][TRAIN])
     seen = Seen(options.duplicates_mb) if options.duplicates_mb else None
     if seen and number:
-        seen.table[:] = numpy.fromfile(folder / seen_name(number - 1), numpy.uint64)
+        path = folder / seen_name(number - 1)
+        if not path.is_file() or path.stat().st_size != seen.table.nbytes:
+            raise DataError(f"{path} is missing or damaged. Remove {folder} and prepare it anew.")
+        seen.table[:] = numpy.fromfile(path, numpy.uint64)
     counts = Counter(manifest["counts"])
     token_counts = numpy.array(manifest["token_counts"], numpy.int64)
     place = Place(*manifest["position"])
@@ -346,7 +383,9 @@ def fill(folder: Path, manifest: dict, sources: list[Source], tokenizer: Tokeniz
                         position=place, counts=dict(sorted(counts.items())), token_counts=token_counts.tolist()
                     )
                     if seen:
-                        seen.table.tofile(folder / seen_name(number))
+                        partial = folder / f".{seen_name(number)}.partial"
+                        seen.table.tofile(partial)
+                        partial.replace(folder / seen_name(number))
                     write_manifest(folder, manifest, UNFINISHED)
                     (folder / seen_name(number - 1)).unlink(missing_ok=True)
                     number += 1
@@ -367,10 +406,15 @@ def finish(folder: Path, manifest: dict) -> None:
     del manifest["position"]
     if not any(shard["tokens"] for part in manifest["shards"].values() for shard in part):
         for path in folder.iterdir():
-            if path.name.startswith((TRAIN, HELD_OUT, UNFINISHED, ".", "seen-", FILE_NAME)):
+            if OWN.fullmatch(path.name):
                 path.unlink()
         raise DataError(f"The corpus has no usable line of text. {said(manifest['counts'])}".rstrip())
     write_manifest(folder, manifest, MANIFEST)
+    tidy(folder)
+
+
+def tidy(folder: Path) -> None:
+    """Without what only an unfinished corpus needs."""
     (folder / UNFINISHED).unlink(missing_ok=True)
     for path in folder.glob("seen-*.u8"):
         path.unlink()

@@ -4,6 +4,7 @@ A shard N of a part (train, held-out) is two files: N.bin has token ids one afte
 document, and N.ends, 8 bytes a document, where each ends, in tokens. manifest.json says everything else.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,6 +17,10 @@ from .errors import DataError
 FORMAT = "distilcamembert-corpus-1"
 MANIFEST, UNFINISHED = "manifest.json", "manifest.unfinished.json"
 TRAIN, HELD_OUT = "train", "held-out"
+KINDS = {  # what each entry of a manifest is
+    "tokenizer": dict, "dtype": str, "options": dict, "sources": list, "counts": dict, "damaged": list, "shards": dict,
+    "token_counts": list,
+}  # fmt: skip
 
 
 class ShardFile:
@@ -49,7 +54,8 @@ class ShardFile:
         }  # fmt: skip
 
     def abandon(self) -> None:
-        self.file.close()
+        with contextlib.suppress(OSError):  # what is not written yet may find the disk full
+            self.file.close()
         for path in self.partial:
             path.unlink(missing_ok=True)
 
@@ -58,7 +64,7 @@ def write_manifest(folder: Path, manifest: dict, name: str) -> None:
     """Whole, or not at all."""
     partial = folder / f".{name}.partial"
     with partial.open("w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=1, ensure_ascii=False)
+        json.dump(manifest, file, indent=1)  # in ASCII: a file's name need not be UTF-8
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
@@ -72,7 +78,8 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> dict | None:
         return None
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        if manifest["format"] == FORMAT:
+        kinds = KINDS | ({"position": list} if name == UNFINISHED else {})
+        if manifest["format"] == FORMAT and all(type(manifest[key]) is kind for key, kind in kinds.items()):
             return manifest
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         pass

@@ -307,11 +307,6 @@ def test_progress_is_lines_in_a_log_and_one_line_on_a_terminal(play, tmp_path, c
     assert any(line.startswith("note: ") for line in lines)  # beside no bar
 
 
-def test_the_time_left_is_what_the_speed_says(capsys):
-    transfer.show("http://hub/model.safetensors", 100_000_000, 445_000_000, 2_500_000, False)
-    assert capsys.readouterr().err == "model.safetensors  100.0 of 445.0 MB  22 %  2.5 MB/s  2:18 left\n"
-
-
 # ---- transfers that break --------------------------------------------------------------------------------------
 
 
