@@ -42,30 +42,36 @@ class Account:
 
 
 class Totals:
-    """What is not read off the device yet, so that nothing waits for it at every step."""
+    """What is not read off the device yet, so that nothing waits for it at every step.
+
+    Steps are added up one by one and over all processes, so that the sums and the highest loss do not depend on when
+    they are settled or on who computed what.
+    """
 
     def __init__(self, device: torch.device):
         self.device = device
         self.clear()
 
     def clear(self) -> None:
-        self.sums = torch.zeros(5, dtype=torch.float64, device=self.device)
-        self.highest = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.sums: list[torch.Tensor] = []  # of each step, (5,)
         self.skipped: list[torch.Tensor] = []
+        self.weights: Sequence[float] = ()
 
     def add(self, sums: torch.Tensor, skipped: torch.Tensor, weights: Sequence[float]) -> None:
         """A step's sums, which count if it was taken."""
-        self.sums += torch.where(skipped, 0.0, sums)
-        self.highest = torch.maximum(self.highest, torch.where(skipped, 0.0, DistillationLoss(*sums).total(weights)))
+        self.sums.append(torch.where(skipped, 0.0, sums))
         self.skipped.append(skipped)
+        self.weights = weights
 
     def settle(self, account: Account, max_skipped: int, processes: Processes) -> None:
         """Into the account, over all processes.  Raises Diverged after so many steps in a row without a gradient."""
-        sums = processes.sum(self.sums.cpu()).tolist()
-        account.sums = tuple(one + other for one, other in zip(account.sums, sums))
-        account.highest = max(account.highest, processes.largest(self.highest.item()))
-        flags = torch.stack(self.skipped).tolist() if self.skipped else []
-        for step, skipped in enumerate(flags, account.step - len(flags) + 1):
+        if not self.sums:
+            return
+        sums = processes.sum(torch.stack(self.sums).cpu())  # (steps, 5)
+        account.highest = max(account.highest, *DistillationLoss(*sums.T).total(self.weights).tolist())
+        flags = torch.stack(self.skipped).tolist()
+        for step, (row, skipped) in enumerate(zip(sums.tolist(), flags), account.step - len(flags) + 1):
+            account.sums = tuple(one + other for one, other in zip(account.sums, row))
             account.skipped_in_a_row = account.skipped_in_a_row + 1 if skipped else 0
             account.skipped += (step,) * skipped
             if account.skipped_in_a_row >= max_skipped:

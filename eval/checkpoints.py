@@ -7,6 +7,7 @@ numbers, with the hashes of the other two and its own). Reading runs no code.
 
 import hashlib
 import json
+import re
 import shutil
 import threading
 from collections.abc import Callable, Mapping
@@ -14,13 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from data import DataError, OptionError
 from model import ModelError
-from model.checkpoint import contents, flush, read_safetensors
+from model.checkpoint import contents, flush, read_safetensors, usual_mode
 
 FOLDER, STUDENT, TENSORS, VALUES, RUN = (
     "checkpoints",
@@ -29,6 +29,7 @@ FOLDER, STUDENT, TENSORS, VALUES, RUN = (
     "state.json",
     "run.json",
 )
+NAME = re.compile(r"step-\d{9,}")
 CHUNK = 1 << 22
 
 
@@ -50,15 +51,13 @@ class Writer:
     def __init__(self, out: Path, keep: int):
         self.folder, self.keep = out / FOLDER, keep
         self._thread: threading.Thread | None = None
-        self._error: OSError | SafetensorError | None = None
+        self._error: Exception | None = None
 
     def save(self, step: int, student: nn.Module, tensors: Mapping[str, Tensor], values: Mapping) -> Path:
         """Copies the state and has it written -> where it will be.  Raises DataError for the one before."""
         self.wait()
         models, metadata = contents(student)
-        copies = (
-            {name: tensor.detach().to("cpu", copy=True) for name, tensor in each.items()} for each in (models, tensors)
-        )
+        copies = ({name: copied(tensor) for name, tensor in each.items()} for each in (models, tensors))
         path = self.folder / f"step-{step:09}"
         self._thread = threading.Thread(target=self._write, args=(path, *copies, metadata, dict(values)))
         self._thread.start()
@@ -84,36 +83,59 @@ class Writer:
             save_file(student, partial / STUDENT, metadata=metadata)
             save_file(tensors, partial / TENSORS)
             values = {"hashes": {name: sha256(partial / name) for name in (STUDENT, TENSORS)}, **values}
-            content = json.dumps(values, sort_keys=True)
-            own = hashlib.sha256(content.encode()).hexdigest()
-            (partial / VALUES).write_text(f'{{"sha256": "{own}", "state":\n{content}\n}}\n', encoding="utf-8")
+            content = json.dumps({"sha256": hash_of(values), "state": values}) + "\n"
+            (partial / VALUES).write_text(content, encoding="utf-8")
             for each in (STUDENT, TENSORS, VALUES, "."):
+                usual_mode(partial / each)
                 flush(partial / each)
+            for later in whole_ones(self.folder):  # damaged ones, that this run fell back from
+                if number_of(later) >= number_of(path):
+                    remove(later)
             partial.rename(path)
             flush(self.folder)
             for old in whole_ones(self.folder)[self.keep :]:
                 remove(old)
-        except (OSError, SafetensorError) as error:
+        except Exception as error:  # whatever it is, in a thread nobody else would see it
             self._error = error
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def copied(tensor: Tensor) -> Tensor:
+    """On the CPU, and no longer the tensor that goes on being trained."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def remove(path: Path) -> None:
     """First out of sight: what is half deleted must not look like a checkpoint."""
     hidden = path.with_name(f".{path.name}.old")
+    shutil.rmtree(hidden, ignore_errors=True)
     path.rename(hidden)
     shutil.rmtree(hidden, ignore_errors=True)
 
 
 def whole_ones(folder: Path) -> list[Path]:
     """The checkpoints in a folder, the newest first."""
-    return sorted((path for path in folder.glob("step-*") if path.is_dir()), reverse=True)
+    found = [path for path in folder.glob("step-*") if NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=number_of, reverse=True)
+
+
+def number_of(path: Path) -> int:
+    """The step that a checkpoint is of."""
+    return int(path.name.removeprefix("step-"))
 
 
 def clean(out: Path) -> None:
     """Removes what a run left half written when it was killed."""
     for path in (out / FOLDER).glob(".step-*"):
         shutil.rmtree(path, ignore_errors=True)
+    for pattern in (f".{STUDENT}.*", ".best.safetensors.*", f".{RUN}.partial"):
+        for path in out.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
+def hash_of(values: object) -> str:
+    """Of what JSON can hold, in whatever order."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:
@@ -148,11 +170,10 @@ def read(path: Path) -> Checkpoint:
     try:
         table = json.loads((path / VALUES).read_text(encoding="utf-8"))
         values = table["state"]
-        content = json.dumps(values, sort_keys=True)
-        if hashlib.sha256(content.encode()).hexdigest() != table["sha256"] or path.name != f"step-{values['step']:09}":
+        if hash_of(values) != table["sha256"] or path.name != f"step-{values['step']:09}":
             raise ValueError(f"{VALUES} is not what was written")
-        for name, known in values["hashes"].items():
-            if sha256(path / name) != known:
+        for name in (STUDENT, TENSORS):
+            if sha256(path / name) != values["hashes"][name]:
                 raise ValueError(f"{name} is not what was written")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"The checkpoint {path} is damaged ({str(error)[:200]}).") from None
@@ -196,7 +217,9 @@ def restore(
         optimiser.load_state_dict({"state": states, "param_groups": optimiser.state_dict()["param_groups"]})
         scaler.load_state_dict(done.values["scaler"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"The checkpoint {done.path} is not of this run: {str(error)[:200]}") from None
+        raise DataError(
+            f"The checkpoint {done.path} is not of this run: {' '.join(str(error).split())[:300]}"
+        ) from None
     return done.values
 
 
@@ -219,6 +242,8 @@ def check_same_run(out: Path, run: Mapping, may_differ: tuple[str, ...]) -> bool
     try:
         old = json.loads(path.read_text(encoding="utf-8"))
         before, inputs = old["options"], old["inputs"]
+        if type(before) is not dict or type(inputs) is not dict:
+            raise TypeError(RUN)
         new = json.loads(json.dumps(run))
         names = [name for name in new["options"] if name not in may_differ]
         differ = ["--" + name.replace("_", "-") for name in names if before.get(name) != new["options"][name]]
