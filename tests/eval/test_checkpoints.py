@@ -226,10 +226,10 @@ def test_a_checkpoint_of_another_run_is_a_sentence(made, other, words):
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_flipped_bit_anywhere_is_found(out, made, name):
-    """In every byte of state.json; in the header of each tensor file, and at random places of its numbers."""
+    """In every third byte of state.json; in the header of each tensor file, and at random places of its numbers."""
     path, chance = step(out, 2) / name, random.Random(0)
     content = path.read_bytes()
-    places = range(len(content))
+    places = range(0, len(content), 3)
     if name != "state.json":
         header = 8 + int.from_bytes(content[:8], "little")
         inside = chance.sample(range(16, header), 60) + chance.sample(range(header, len(content)), 60)
