@@ -519,8 +519,9 @@ def run(options: Options, processes: Processes, device: torch.device) -> int:
         if processes.first:
             print(f"Stopped after step {account.step:,}, with {kept}. The same command goes on.", file=sys.stderr)
         return status
+    figures = record["held_out"] if record else measure()  # measured here if the run was killed after its last step
     if processes.first:
-        finish(options, trainee.student, tokenizer, account, record["held_out"], folder)
+        finish(options, trainee.student, tokenizer, account, figures, folder)
     return 0
 
 

@@ -1,82 +1,79 @@
-"""python -m tests.torture_train [KILLS]: a run killed so many times (30) at random moments, and one of 2,000 steps.
+"""A run that is killed at random moments, over and over, and one of 2,000 steps whose memory is watched.
 
-Every step writes a checkpoint, so that many kills fall into the writing. The weights at the end must be those of an
-undisturbed run to the last bit, and the memory of the long run must not grow.
+    python -m tests.torture_train [KILLS]
+
+The run writes a checkpoint every step or every second one, so that many kills (30 if not said) fall into the writing;
+one in ten falls into the start. Its weights and its metrics.jsonl must be, to the last bit, those of a run that nothing
+interrupted. Exit status 1 if they are not, or if the memory grows.
 """
 
 import random
+import signal
 import sys
 import tempfile
 import time
-from itertools import islice
 from pathlib import Path
 
-import torch
+from tests.test_resume import Command, arguments, lines, make_place, memory, run, steps_kept, weights
 
-from data import demo
-from model import EncoderConfig, MaskedLM, save_model
-from tests.test_resume import digest, lines, start
-
-LONG = 2000
+STEPS_A_KILL = 20  # on average a kill comes after fewer, so that the run does not end before the last one
+MEMORY_STEPS, GROWTH = 2000, 30  # megabytes
 
 
-def finish(process) -> None:
-    _, said = process.communicate()
-    if process.returncode:
-        sys.exit(said)
+def wait_for_a_moment(command: Command, chance: random.Random) -> None:
+    if chance.random() < 0.1:
+        time.sleep(chance.uniform(0, 4))  # while it starts
+        return
+    command.wait_for("step ")
+    time.sleep(chance.uniform(0, 0.3))
 
 
-def kill_again_and_again(place: Path, kills: int) -> bool:
-    """Whether the killed run equals the other."""
-    settings = dict(steps=max(60, 2 * kills), checkpoint_every=1, accumulate=2)
-    finish(start(place, "undisturbed", **settings))
-    chance, done, begun = random.Random(0), 0, time.monotonic()
-    while done < kills:
-        process = start(place, "killed", **settings)
-        seen = set((place / "killed/checkpoints").glob("step-*"))
-        moment = None  # once it trains: at most some steps later, so that it is killed before its end
-        while process.poll() is None and (moment is None or time.monotonic() < moment):
-            if moment is None and set((place / "killed/checkpoints").glob("step-*")) - seen:
-                moment = time.monotonic() + chance.random() * 0.05
-            time.sleep(0.001)
-        if process.poll() is not None:
-            break
-        process.kill()
-        process.communicate()
-        done += 1
-        print(f"{done} kills, {time.monotonic() - begun:.0f} s", flush=True)
-    finish(start(place, "killed", **settings))
-    equal = digest(place / "killed") == digest(place / "undisturbed")
-    equal = equal and lines(place / "killed") == lines(place / "undisturbed") and done == kills
-    print(f"{done} kills, {time.monotonic() - begun:.0f} s: weights and metrics {'equal' if equal else 'DIFFER'}")
-    return equal
+def torture(place: Path, kills: int, say=print, seed: int = 0) -> bool:
+    """Whether a run that was killed so many times ends as one that was not."""
+    chance, options, begun = random.Random(seed), dict(steps=STEPS_A_KILL * kills, log_every=1), time.monotonic()
+    whole, out = place / "whole", place / "out"
+    result = run(place, whole, **options)
+    assert result.returncode == 0, result.stderr
+    say(f"{options['steps']} steps in {time.monotonic() - begun:.1f} s without a kill: {weights(whole)}", flush=True)
+    killed = resumed = writing = 0
+    begun = time.monotonic()
+    while not (out / "student.safetensors").exists():
+        every = chance.choice([1, 1, 2])
+        with Command("train.py", *arguments(place, out, checkpoint_every=every, **options)) as command:
+            if killed < kills:
+                wait_for_a_moment(command, chance)
+                command.send(signal.SIGKILL)
+            status = command.end(3600)
+        resumed += "resumed   after step" in command.output
+        if status == -signal.SIGKILL:
+            killed += 1
+            writing += any(out.glob("checkpoints/.*"))
+            done = steps_kept(out)[-1] if (out / "checkpoints").exists() and steps_kept(out) else 0
+            say(f"{killed} kills, {writing} while a checkpoint was written; step {done}", flush=True)
+        elif status:
+            say(f"status {status}:\n{command.output}")
+            return False
+    equal = weights(out) == weights(whole) and lines(out) == lines(whole) and not list(out.rglob(".*"))
+    say(
+        f"{killed} kills, {writing} while a checkpoint was written, {resumed} resumptions, "
+        f"{time.monotonic() - begun:.0f} s: {weights(out)}, {'equal' if equal else 'NOT EQUAL'}",
+        flush=True,
+    )
+    return equal and killed == kills
 
 
-def watch_memory(place: Path) -> bool:
-    """Whether a long run stays as large as it was after a tenth."""
-    process = start(place, "long", steps=LONG, accumulate=1, checkpoint_every=100, eval_every=500, log_every=10)
-    sizes = {}
-    while process.poll() is None:
-        done = len(lines(place / "long")) * 10 if (place / "long/metrics.jsonl").exists() else 0
-        for step in (LONG // 10, LONG - 50):
-            if done >= step and step not in sizes:
-                fields = Path(f"/proc/{process.pid}/statm").read_text().split()
-                sizes[step] = int(fields[1]) * 4096 / 1e6
-        time.sleep(0.05)
-    finish(process)
-    print(", ".join(f"{size:.1f} MB after {step} steps" for step, size in sizes.items()))
-    return len(sizes) == 2 and max(sizes.values()) - min(sizes.values()) < 30
-
-
-def main(kills: int) -> int:
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        torch.manual_seed(0)
-        save_model(MaskedLM(EncoderConfig(4, 32, 2, 64, 1005)).eval(), place / "teacher.safetensors")
-        (place / "corpus.txt").write_text("\n".join(islice(demo.texts(), 300)), encoding="utf-8")
-        good = kill_again_and_again(place, kills)
-        return 0 if watch_memory(place) and good else 1
+def watch_memory(place: Path, say=print) -> bool:
+    """Whether a long run stays as large as it was after a tenth of its steps."""
+    early = MEMORY_STEPS // 10
+    sizes = memory(place, place / "long", steps=MEMORY_STEPS, accumulate=1, log_every=early, checkpoint_every=100)
+    growth = sizes[MEMORY_STEPS] - sizes[early]
+    say(f"VmRSS {sizes[early]:.1f} MB after {early} steps, {sizes[MEMORY_STEPS]:.1f} MB after {MEMORY_STEPS}: "
+        f"{growth:+.1f} MB")  # fmt: skip
+    return growth < GROWTH
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]) if sys.argv[1:] else 30))
+    with tempfile.TemporaryDirectory() as folder:
+        place = make_place(Path(folder))
+        good = watch_memory(place)
+        sys.exit(0 if torture(place, int(sys.argv[1]) if len(sys.argv) > 1 else 30) and good else 1)

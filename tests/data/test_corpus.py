@@ -76,6 +76,23 @@ def test_a_linked_folder_is_read(tmp_path):
     assert corpus_files([tmp_path / "corpus"]) == [str(tmp_path / "corpus/link/a.txt")]
 
 
+def test_of_several_names_of_one_folder_the_first_is_taken(tmp_path, monkeypatch):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "x.txt").write_text("a")
+    for name in "acd":
+        (tmp_path / name).symlink_to(tmp_path / "b")
+    walk = os.walk
+    for backwards in (False, True):  # as the disk may list them
+
+        def walked(*arguments, backwards=backwards, **settings):
+            for place, folders, names in walk(*arguments, **settings):
+                folders.sort(reverse=backwards)
+                yield place, folders, names
+
+        monkeypatch.setattr(os, "walk", walked)
+        assert corpus_files([tmp_path]) == [str(tmp_path / "a" / "x.txt")]
+
+
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [("nothing.txt", "There is no corpus"), ("*.nothing", "There is no corpus"), ("empty", "has no .txt"),
@@ -229,6 +246,8 @@ def test_what_has_no_end_is_cut_after_a_line_or_word_else_between_characters(tmp
             assert all(1000 < len(part.content) <= 2000 for part in found[:-1])
             assert all(part.content.decode()[-1] in ends for part in found[:-1])
     if kind == "blank":
+        blanks = parts(write(tmp_path / name, numbered_lines(200).replace(b"\n", b"\r \t\r\n")), documents=kind)
+        assert len(blanks) > 20 and not any(part.counts for part in blanks)
         found = parts(write(tmp_path / name, numbered_lines(200)), documents=kind)
         assert len(found) > 3 and all(part.content.endswith(b"\n") for part in found)
 
