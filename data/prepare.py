@@ -387,7 +387,9 @@ def fill(folder: Path, manifest: dict, sources: list[Source], tokenizer: Tokeniz
                         seen.table.tofile(partial)
                         partial.replace(folder / seen_name(number))
                     write_manifest(folder, manifest, UNFINISHED)
-                    (folder / seen_name(number - 1)).unlink(missing_ok=True)
+                    for path in folder.glob("seen-*.u8"):  # also those of killed runs
+                        if path.name != seen_name(number):
+                            path.unlink()
                     number += 1
     finally:
         progress.close()

@@ -53,7 +53,7 @@ MUTANTS = {  # what is changed, into what, and the test that must see it
     "denominator of (12)": ("losses/mlm.py", ", masked.sum()", ", masked.numel()", [MLM]),
     "(12) over all real tokens": ("losses/distillation.py", "at_least_1(masked)", "at_least_1(real)", [ALL_THREE]),
     "mean of means": (
-        "train.py", "        real_tokens=real_tokens,\n        masked_tokens=masked_tokens,\n", "",
+        "train.py", "            real_tokens=real_tokens,\n            masked_tokens=masked_tokens,\n", "",
         ["tests/test_train.py::test_accumulation_equals_one_batch"],
     ),
     "fused: T squared left out": ("losses/fused.py", "return temperature**2 * div", "return div", [EQUAL]),
@@ -108,7 +108,7 @@ def run_with(mutant: str, folder: Path) -> int:
     for name in [name for name in sys.modules if name.split(".")[0] in ours]:
         del sys.modules[name]
     os.chdir(folder)
-    return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--tb=line", *tests]))
+    return int(pytest.main(["-n", "0", "-x", "-q", "-p", "no:cacheprovider", "--tb=line", *tests]))
 
 
 if __name__ == "__main__":
