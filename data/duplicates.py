@@ -4,6 +4,8 @@ import hashlib
 
 import numpy
 
+from .errors import DataError
+
 
 def text_hash(text: str) -> int:
     """Of 64 bits, never 0."""
@@ -14,10 +16,14 @@ class Seen:
     """Which paragraphs came before, in bounded memory: a table with one hash a slot, the newest.
 
     So what is dropped did come before; of what came before, something can be forgotten when the table is full.
+    Raises DataError where there is no such memory.
     """
 
     def __init__(self, megabytes: int):
-        self.table = numpy.zeros(1 << ((megabytes << 20) // 8).bit_length() - 1, numpy.uint64)
+        try:
+            self.table = numpy.zeros(1 << ((megabytes << 20) // 8).bit_length() - 1, numpy.uint64)
+        except MemoryError:
+            raise DataError(f"There is no room for {megabytes:,} MB. Choose a smaller --duplicates-mb.") from None
 
     def first_times(self, hashes: numpy.ndarray) -> numpy.ndarray:
         """Which of them, in order, did not come before. (N,) uint64, 0 for what is always kept -> (N,) bool"""

@@ -437,9 +437,11 @@ class Command:
         self.process.send_signal(number)
 
     def kill(self):
-        for pid in [*ranks_of(self.pid).values(), self.pid]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        if self.process.poll() is None:  # else its number may be that of another by now
+            for pid in ranks_of(self.pid).values():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self.process.kill()
 
     def __enter__(self):
         return self

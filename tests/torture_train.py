@@ -2,8 +2,8 @@
 
     python -m tests.torture_train [KILLS]
 
-The run writes a checkpoint every step or every second one, so that many kills (30 if not said) fall into the writing;
-one in ten falls into the start. Its weights and its metrics.jsonl must be, to the last bit, those of a run that nothing
+The run writes a checkpoint every step or every second one. Of the kills (30 if not said) one in ten falls into the
+start, and half of the others into the writing of a checkpoint. Its weights and its metrics.jsonl must be, to the last bit, those of a run that nothing
 interrupted. Exit status 1 if they are not, or if the memory grows.
 """
 
@@ -16,16 +16,21 @@ from pathlib import Path
 
 from tests.test_resume import Command, arguments, lines, make_place, memory, run, steps_kept, weights
 
-STEPS_A_KILL = 20  # on average a kill comes after fewer, so that the run does not end before the last one
+STEPS_A_KILL = 12  # on average a kill comes after fewer, so that the run does not end before the last one
 MEMORY_STEPS, GROWTH = 2000, 30  # megabytes
 
 
-def wait_for_a_moment(command: Command, chance: random.Random) -> None:
+def wait_for_a_moment(command: Command, out: Path, chance: random.Random) -> None:
     if chance.random() < 0.1:
         time.sleep(chance.uniform(0, 4))  # while it starts
         return
     command.wait_for("step ")
-    time.sleep(chance.uniform(0, 0.3))
+    time.sleep(chance.uniform(0, 0.2))
+    if chance.random() < 0.5:
+        until = time.monotonic() + 1
+        while not any(out.glob("checkpoints/.*")) and time.monotonic() < until:
+            time.sleep(0.0002)
+        time.sleep(chance.uniform(0, 0.005))  # which it takes, or longer
 
 
 def torture(place: Path, kills: int, say=print, seed: int = 0) -> bool:
@@ -41,7 +46,7 @@ def torture(place: Path, kills: int, say=print, seed: int = 0) -> bool:
         every = chance.choice([1, 1, 2])
         with Command("train.py", *arguments(place, out, checkpoint_every=every, **options)) as command:
             if killed < kills:
-                wait_for_a_moment(command, chance)
+                wait_for_a_moment(command, out, chance)
                 command.send(signal.SIGKILL)
             status = command.end(3600)
         resumed += "resumed   after step" in command.output

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy
 import pytest
 
-from data import corpus, prepare
+from data import DataError, corpus, prepare
 from data.duplicates import Seen, text_hash
 from tests.data.prepared import TOKENIZER, encoded, make, manifest, part_documents, texts, tree, write
 
@@ -25,6 +25,15 @@ def in_order(hashes):
 def test_the_table_is_the_largest_power_of_two_that_fits(megabytes):
     size = Seen(megabytes).table.nbytes
     assert size <= megabytes << 20 < 2 * size and (size & (size - 1)) == 0
+
+
+def test_more_memory_than_there_is_is_a_sentence(monkeypatch):
+    def zeros(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(numpy, "zeros", zeros)
+    with pytest.raises(DataError, match="There is no room for 1,000,000 MB. Choose a smaller --duplicates-mb"):
+        Seen(10**6)
 
 
 def test_the_hash_is_that_of_the_text_and_never_nothing():
