@@ -3,8 +3,8 @@
     python -m tests.torture_train [KILLS]
 
 The run writes a checkpoint every step or every second one. Of the kills (30 if not said) one in ten falls into the
-start, and half of the others into the writing of a checkpoint. Its weights and its metrics.jsonl must be, to the last bit, those of a run that nothing
-interrupted. Exit status 1 if they are not, or if the memory grows.
+start, and half of the others into the writing of a checkpoint. Its weights and its metrics.jsonl must be, to the last
+bit, those of a run that nothing interrupted. Exit status 1 if they are not, or if the memory grows.
 """
 
 import random
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.test_resume import Command, arguments, lines, make_place, memory, run, steps_kept, weights
 
-STEPS_A_KILL = 12  # on average a kill comes after fewer, so that the run does not end before the last one
+STEPS_A_KILL = 15  # on average a kill comes after fewer, so that the run does not end before the last one
 MEMORY_STEPS, GROWTH = 2000, 30  # megabytes
 
 
@@ -25,7 +25,7 @@ def wait_for_a_moment(command: Command, out: Path, chance: random.Random) -> Non
         time.sleep(chance.uniform(0, 4))  # while it starts
         return
     command.wait_for("step ")
-    time.sleep(chance.uniform(0, 0.2))
+    time.sleep(chance.uniform(0, 0.5))
     if chance.random() < 0.5:
         until = time.monotonic() + 1
         while not any(out.glob("checkpoints/.*")) and time.monotonic() < until:

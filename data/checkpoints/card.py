@@ -68,9 +68,12 @@ def command(options: Mapping) -> str:
     """The command line that these options stand for."""
     words = ["python", "train.py"]
     for name, value in options.items():
-        if value is not None:
+        name = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        elif value is not None:
             values = value if isinstance(value, list | tuple) else [value]
-            words += ["--" + name.replace("_", "-"), *map(str, values)]
+            words += [f"--{name}", *map(str, values)]
     return shlex.join(words)
 
 
