@@ -169,7 +169,7 @@ class Options:
 def check_folder(folder: Path, resume: bool) -> None:
     """Raises OptionError if the folder holds what is no run to go on with, or cannot be written."""
     is_run = (folder / RUN).exists()
-    for name in ("student.safetensors", "metrics.jsonl"):
+    for name in ("student.safetensors", "metrics.jsonl", RUN):
         if (folder / name).exists() and not (is_run and resume):
             raise OptionError(f"{folder} holds the {name} of a run already. Choose another --out, or remove it.")
     try:
@@ -446,8 +446,8 @@ def run(options: Options, processes: Processes, device: torch.device) -> int:
     describe_run(options, teacher, trainee.student, machine, processes)
     with in_turn(processes):
         blocks, held_out, masking, corpus = read_corpus(options, tokenizer)
-    inputs = {"corpus": corpus, "teacher": fingerprint(teacher) if teacher else None}
     if processes.first:
+        inputs = {"corpus": corpus, "teacher": fingerprint(teacher) if teacher else None}
         check_same_run(folder, {"options": asdict(options), "inputs": inputs}, MAY_DIFFER)
         clean(folder)
     processes.wait()
@@ -479,7 +479,7 @@ def run(options: Options, processes: Processes, device: torch.device) -> int:
         account.baseline = {"teacher": before["teacher_accuracy"]} if teacher else {}
         account.baseline["student before"] = before["accuracy"]
     weights = options.weights if teacher else (0.0, 0.0, 1.0)
-    writer, totals, started = Writer(folder, options.keep), Totals(device), account.step
+    writer, totals, started = Writer(folder, options.keep), Totals(weights), account.step
     configs = trainee.student.config, teacher.config if teacher else None
     peak = peak_speed(machine, *configs, options.block_size)
     record, status, clock = {}, None, time.monotonic()
@@ -489,7 +489,7 @@ def run(options: Options, processes: Processes, device: torch.device) -> int:
             batches = list(islice(micro_batches, micro_steps))
             sums = accumulate_gradients(engine, teacher, batches, options, machine, scaler, processes, step)
             gradient, skipped = optimiser_step(trainee, optimiser, scaler, learning_rate(step, options), options)
-            totals.add(sums, skipped, weights)
+            totals.add(sums, skipped)
             account.step = step
             if step == started + 1 and machine.compiled:
                 print(f"compiled  the first step took {time.monotonic() - clock:.0f} s")

@@ -82,23 +82,20 @@ def corpus_files(paths: Iterable[str | Path]) -> list[str]:
     for path in map(str, paths):
         if path == STDIN:
             files.append(path)
-        elif os.path.isdir(path):
+            continue
+        if os.path.isdir(path):
             found = sorted(str(file) for file in text_files(Path(path)))
             if not found:
                 raise DataError(f"The folder {path} has no {TEXT}, JSON lines or Parquet file in it or below it.")
-            for file in found:
-                check_is_text(file)
-            files += found
         elif os.path.lexists(path):
-            check_is_text(path)
-            files.append(path)
+            found = [path]
         else:
             found = sorted(file for file in glob.glob(path, recursive=True) if not os.path.isdir(file))
             if not found:
                 raise DataError(f"There is no corpus {path}. Check the path.")
-            for file in found:
-                check_is_text(file)
-            files += found
+        for file in found:
+            check_is_text(file)
+        files += found
     if files.count(STDIN) > 1:
         raise DataError(f"Standard input can be read once: name {STDIN} once.")
     return files

@@ -22,7 +22,6 @@ from .shards import TRAIN, open_manifest
 from .shuffle import key_of, permute
 from .tokenizer import Tokenizer
 
-CHUNK = 1 << 24
 SHARES = (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1)
 
 
@@ -61,11 +60,10 @@ def verify(folder: Path, manifest: dict) -> None:
     """Raises DataError for a file that is not what its hash says."""
     for shard in [shard for shards in manifest["shards"].values() for shard in shards]:
         for suffix, known in ((".bin", shard["sha256"]), (".ends", shard["ends_sha256"])):
-            path, digest = folder / (shard["name"] + suffix), hashlib.sha256()
+            path = folder / (shard["name"] + suffix)
             try:
                 with path.open("rb") as file:
-                    while piece := file.read(CHUNK):
-                        digest.update(piece)
+                    digest = hashlib.file_digest(file, "sha256")
             except OSError as error:
                 raise DataError(f"{path} cannot be read: {error.strerror}.") from None
             if digest.hexdigest() != known:

@@ -12,7 +12,6 @@ depend on the inputs and options alone: not on the number of workers, nor on whe
 
 import contextlib
 import fcntl
-import gc
 import hashlib
 import json
 import multiprocessing
@@ -150,7 +149,6 @@ def start_worker(tokenizer_path: str, options: Options) -> None:
         target=lambda: (multiprocessing.connection.wait([parent.sentinel]), os._exit(1)), daemon=True
     ).start()
     tokenizer = Tokenizer(tokenizer_path)
-    gc.disable()  # for good: see without_collector
     tokenize_here = lambda part: tokenize(part, tokenizer, options)  # noqa: E731
 
 
@@ -167,21 +165,10 @@ def submit(pool: ProcessPoolExecutor, part: Part) -> Future:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-@contextlib.contextmanager
-def without_collector() -> Iterator[None]:
-    """The caches are hundreds of thousands of objects without a cycle: looking for one takes a third of the time."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
 def all_tokens(parts: Iterable[Part], tokenizer: Tokenizer, options: Options) -> Iterator[Tokens]:
     """The parts' tokens, in order. Memory holds a few parts a worker, however long the corpus is."""
     if options.workers == 1:
-        with without_collector():
-            yield from (tokenize(part, tokenizer, options) for part in parts)
+        yield from (tokenize(part, tokenizer, options) for part in parts)
         return
     context = multiprocessing.get_context("spawn")
     arguments = (str(tokenizer.path), options)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
+from data import DataError
 from losses import DistillationLoss
 
 from .held_out import Diverged
@@ -36,9 +37,12 @@ class Account:
 
     @classmethod
     def of(cls, values: dict) -> "Account":
-        """The same again.  Raises TypeError, KeyError for other values."""
-        lists = {name: tuple(value) if isinstance(value, list) else value for name, value in values["account"].items()}
-        return cls(**lists)
+        """The same again.  Raises DataError for other values: another version's, most likely."""
+        try:
+            known = values["account"].items()
+            return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in known})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"The checkpoint is of another version of this program ({error}).") from None
 
 
 class Totals:
@@ -48,20 +52,19 @@ class Totals:
     they are settled or on who computed what.
     """
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    def __init__(self, weights: Sequence[float]):
+        """weights: of equation (13)."""
+        self.weights = weights
         self.clear()
 
     def clear(self) -> None:
         self.sums: list[torch.Tensor] = []  # of each step, (5,)
         self.skipped: list[torch.Tensor] = []
-        self.weights: Sequence[float] = ()
 
-    def add(self, sums: torch.Tensor, skipped: torch.Tensor, weights: Sequence[float]) -> None:
+    def add(self, sums: torch.Tensor, skipped: torch.Tensor) -> None:
         """A step's sums, which count if it was taken."""
         self.sums.append(torch.where(skipped, 0.0, sums))
         self.skipped.append(skipped)
-        self.weights = weights
 
     def settle(self, account: Account, max_skipped: int, processes: Processes) -> None:
         """Into the account, over all processes.  Raises Diverged after so many steps in a row without a gradient."""

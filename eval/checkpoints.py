@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from data import DataError, OptionError
+from data.options import dashed
 from model import ModelError
-from model.checkpoint import contents, flush, read_safetensors, usual_mode
+from model.checkpoint import atomic_file, contents, flush, read_safetensors, usual_mode
 
 FOLDER, STUDENT, TENSORS, VALUES, RUN = (
     "checkpoints",
@@ -30,7 +31,6 @@ FOLDER, STUDENT, TENSORS, VALUES, RUN = (
     "run.json",
 )
 NAME = re.compile(r"step-\d{9,}")
-CHUNK = 1 << 22
 
 
 class Checkpoint(NamedTuple):
@@ -128,7 +128,7 @@ def clean(out: Path) -> None:
     """Removes what a run left half written when it was killed."""
     for path in (out / FOLDER).glob(".step-*"):
         shutil.rmtree(path, ignore_errors=True)
-    for pattern in (f".{STUDENT}.*", ".best.safetensors.*", f".{RUN}.partial"):
+    for pattern in (f".{STUDENT}.*", ".best.safetensors.*", f".{RUN}.*"):
         for path in out.glob(pattern):
             path.unlink(missing_ok=True)
 
@@ -139,11 +139,8 @@ def hash_of(values: object) -> str:
 
 
 def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(CHUNK):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------
@@ -230,14 +227,13 @@ def check_same_run(out: Path, run: Mapping, may_differ: tuple[str, ...]) -> bool
     """Whether the folder holds this very run already; writes down which run it is where there is none.
 
     run: {"options": …, "inputs": …}, of which the options in may_differ decide nothing.
-    Raises OptionError, naming what differs; DataError for a run.json that cannot be read.
+    Raises OptionError, naming what differs; DataError for a run.json that cannot be read, ModelError for one that
+    cannot be written.
     """
     path = out / RUN
     if not path.exists():
-        partial = path.with_name(f".{RUN}.partial")
-        partial.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
-        flush(partial)
-        partial.replace(path)
+        with atomic_file(path) as partial:
+            partial.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
         return False
     try:
         old = json.loads(path.read_text(encoding="utf-8"))
@@ -246,7 +242,7 @@ def check_same_run(out: Path, run: Mapping, may_differ: tuple[str, ...]) -> bool
             raise TypeError(RUN)
         new = json.loads(json.dumps(run))
         names = [name for name in new["options"] if name not in may_differ]
-        differ = ["--" + name.replace("_", "-") for name in names if before.get(name) != new["options"][name]]
+        differ = [dashed(name) for name in names if before.get(name) != new["options"][name]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DataError(f"{path} cannot be read. Choose another --out.") from None
     if differ:
@@ -259,18 +255,6 @@ def check_same_run(out: Path, run: Mapping, may_differ: tuple[str, ...]) -> bool
                 f"{out} holds a run with another {name} than is there now. Restore it, or choose another --out."
             )
     return True
-
-
-# ---- metrics.jsonl ---------------------------------------------------------------------------------------------
-
-
-def cut_back(path: Path, size: int) -> None:
-    """A file as long as it was at the checkpoint: lines of steps that will be done again go.  Raises DataError."""
-    there = path.stat().st_size if path.exists() else 0
-    if there < size:
-        raise DataError(f"{path} is shorter than when the run stopped. Restore it, or choose another --out.")
-    with path.open("ab") as file:
-        file.truncate(size)
 
 
 def fingerprint(model: nn.Module) -> str:

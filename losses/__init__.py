@@ -1,7 +1,7 @@
 """Section 3.2 of the paper: what the student is trained to make small. Knows tensors, not models."""
 
 from .cosine import cosine_loss
-from .distillation import WEIGHTS, DistillationLoss, add_up, distillation_loss
+from .distillation import WEIGHTS, DistillationLoss, distillation_loss
 from .fused import CHUNK_BYTES, fused_distillation_loss
 from .mlm import IGNORED, mlm_loss
 from .soft_label import DIRECTIONS, soft_label_loss
@@ -12,7 +12,6 @@ __all__ = [
     "IGNORED",
     "WEIGHTS",
     "DistillationLoss",
-    "add_up",
     "cosine_loss",
     "distillation_loss",
     "fused_distillation_loss",

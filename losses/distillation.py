@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from .cosine import cosine_loss
@@ -42,11 +41,6 @@ class DistillationLoss(NamedTuple):
         """
         means = self.means(real_tokens, masked_tokens)
         return sum(weight * mean for weight, mean in zip(weights, means, strict=True))
-
-
-def add_up(parts: Sequence[DistillationLoss]) -> DistillationLoss:
-    """The sums and counts of micro-batches, as those of one batch."""
-    return DistillationLoss(*(torch.stack(column).sum(dim=0) for column in zip(*parts)))
 
 
 def at_least_1(count):

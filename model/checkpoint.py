@@ -22,6 +22,8 @@ from .heads import MaskedLM, QuestionAnswerer, SequenceClassifier, TokenClassifi
 
 FORMAT = "distilcamembert-1"
 PRECISIONS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+UMASK = os.umask(0o077)  # read once: to read it is to set it, for every thread
+os.umask(UMASK)
 TENSORS_A_LAYER, PLAUSIBLE_LAYERS = 16, 100  # a file that states more than these layers must hold their tensors
 KINDS = {kind.__name__: kind for kind in (MaskedLM, SequenceClassifier, TokenClassifier, QuestionAnswerer, Encoder)}
 
@@ -207,6 +209,4 @@ def flush(path: Path) -> None:
 
 def usual_mode(path: Path) -> None:
     """Give a temporary file or folder, made for its owner alone, the rights that any new one has."""
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~UMASK)

@@ -302,6 +302,9 @@ def test_no_resume_refuses_a_folder_that_holds_a_run(place, whole, half, tmp_pat
         result = run(place, out, resume=False)
         assert result.returncode == 2 and "of a run already. Choose another --out, or remove it." in result.stderr
         assert content(out) == before
+    (half / "metrics.jsonl").unlink()  # its checkpoints are still there
+    result = run(place, half, resume=False)
+    assert result.returncode == 2 and "holds the run.json of a run already" in result.stderr
     assert run(place, tmp_path / "new", resume=False).returncode == 0
     assert weights(tmp_path / "new") == weights(whole())
 

@@ -1,5 +1,6 @@
 """The distillation run: the step's arithmetic, the command, and every wrong option."""
 
+import contextlib
 import itertools
 import json
 import math
@@ -7,6 +8,7 @@ import os
 import re
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -103,6 +105,37 @@ def test_accumulation_equals_one_batch(teacher, with_teacher):
     for one, other in zip(sums, summed):
         assert one.item() == pytest.approx(other.item(), rel=1e-6)
     assert sums.real_tokens == sum(part.real.sum() for part in parts)
+
+
+class Shared(torch.nn.Module):
+    """As DistributedDataParallel: says which of the micro-steps it would not have reduced."""
+
+    def __init__(self, trainee):
+        super().__init__()
+        self.trainee, self.local, self.calls = trainee, False, []
+
+    def forward(self, *arguments):
+        self.calls.append("local" if self.local else "all")
+        return self.trainee(*arguments)
+
+    @contextlib.contextmanager
+    def no_sync(self):
+        self.local = True
+        yield
+        self.local = False
+
+
+def test_only_the_last_micro_step_is_reduced_over_processes(teacher):
+    """And each process's gradient is twice as large, since the mean over both is taken: here, of two that are equal."""
+    parts, options = uneven_batches()[:3], train.Options()
+    two = SimpleNamespace(rank=0, count=2, sum=lambda values: 2 * values)
+    student = initialise_student(teacher, [0, 2])
+    _, alone = gradients(student, teacher, parts, options)
+    student.zero_grad()
+    shared = Shared(train.Trainee(student, teacher, options))
+    train.accumulate_gradients(shared, teacher, parts, options, MACHINE, DISABLED, two)
+    assert shared.calls == ["local", "local", "all"]
+    assert relative_norm(flat({name: p.grad for name, p in student.named_parameters()}), flat(alone)) < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -205,6 +238,16 @@ def test_measuring_between_log_lines(place):
     lines = metrics(place / "out")
     assert [(line["step"], "held_out" in line) for line in lines] == [(2, True), (3, False), (4, True)]
     assert [line["tokens"] for line in lines] == [128, 64, 64]
+
+
+def test_the_best_student_is_the_one_with_the_lowest_held_out_loss(place):
+    """With a rate that makes it worse after a while."""
+    assert run(place, steps=12, eval_every=2, lr=0.05, warmup=0).returncode == 0
+    losses = {line["step"]: line["held_out"]["loss"] for line in metrics(place / "out")}
+    with safe_open(place / "out" / "best.safetensors", "pt") as file:
+        best = json.loads(file.metadata()["provenance"])
+    assert best == {"step": min(losses, key=losses.get), "held_out_loss": min(losses.values())}
+    assert len(losses) > 2 and best["held_out_loss"] < max(losses.values())
 
 
 def test_a_disk_that_fills_is_a_sentence(place, monkeypatch):

@@ -6,6 +6,8 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..options import dashed
+
 TASKS = {  # of transformers' classes, in the hub's words
     "CamembertForMaskedLM": "fill-mask",
     "CamembertForSequenceClassification": "text-classification",
@@ -68,12 +70,11 @@ def command(options: Mapping) -> str:
     """The command line that these options stand for."""
     words = ["python", "train.py"]
     for name, value in options.items():
-        name = name.replace("_", "-")
         if isinstance(value, bool):
-            words.append(f"--{name}" if value else f"--no-{name}")
+            words.append(dashed(name if value else f"no_{name}"))
         elif value is not None:
             values = value if isinstance(value, list | tuple) else [value]
-            words += [f"--{name}", *map(str, values)]
+            words += [dashed(name), *map(str, values)]
     return shlex.join(words)
 
 

@@ -155,6 +155,12 @@ def test_every_number_comes_back_to_the_last_bit(tmp_path):
     assert repr(account) == repr(run.account)  # repr tells -0.0 from 0.0, and the order of the baseline
 
 
+@pytest.mark.parametrize("values", [{}, {"account": None}, {"account": {"steps": 3}}])
+def test_an_account_of_another_version_is_a_sentence(values):
+    with pytest.raises(DataError, match="of another version of this program"):
+        Account.of(values)
+
+
 def test_strange_tensors_come_back(tmp_path):
     """NaN, infinity, the smallest numbers, halves and a view that is not contiguous."""
     tensors = {
