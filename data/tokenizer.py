@@ -19,7 +19,7 @@ ids whatever stands around it. So they are found once a word and kept, and real 
 import hashlib
 import re
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -98,6 +98,45 @@ class Tokenizer:
         """The same of one text, as the bytes of an array of `typecode`: much faster where there is much text."""
         return b"".join(map(self._words.__getitem__, text.split(" ")))
 
+    def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The same ids, and of which characters each is made: text[start:end], without the space before it.
+
+        Where a character became several pieces, each has it; a lone ▁ has its word's first character.
+        """
+        ids, spans, start = [], [], 0
+        for place, part in enumerate(self._words.special_pattern.split(text)):
+            if place % 2:
+                ids.append(self._special[part])
+                spans.append((start, start + len(part)))
+            elif part:
+                normalized, origins = self._sentencepiece.normalize(part, with_offsets=True)
+                origins[-1] = max(origins[-1], len(part.rstrip()))
+                end = 0
+                for word in re.findall("▁[^▁]*", normalized):
+                    cut = self._words.parts.cut(word)
+                    ids += cut
+                    for length in self._lengths(cut, word):
+                        begin, end = end, end + length
+                        first, after = origins[begin + (normalized[begin] == "▁")], end
+                        while origins[after] <= first:
+                            after += 1
+                        spans.append((start + first, start + origins[after]))
+            start += len(part)
+        return ids, spans
+
+    def _lengths(self, ids: Sequence[int], word: str) -> Iterator[int]:
+        """How many characters of ▁word each of its ids stands for: <unk> for what is left between the others."""
+        place = 0
+        for i, following in zip(ids, [*ids[1:], None]):
+            if i != self.unk_id:
+                length = len(self._piece(i))
+            elif following is None:
+                length = len(word) - place
+            else:
+                length = word.index(self._piece(following), place + 1) - place
+            place += length
+            yield length
+
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """What each id stands for, with ▁ where a word begins.  Raises DataError for an id outside the vocabulary."""
         return [self._piece(int(i)) for i in ids]
@@ -157,23 +196,23 @@ class Words(dict):
     def __init__(self, model: sentencepiece.SentencePieceProcessor, special: dict[str, int], typecode: str):
         super().__init__()
         self._normalize, self._typecode = model.normalize, typecode
-        self._special, self._special_pattern = special, re.compile(f"({'|'.join(map(re.escape, special))})")
+        self._special, self.special_pattern = special, re.compile(f"({'|'.join(map(re.escape, special))})")
         # Most words need no normalisation: no rule changes these, alone or side by side (nothing here combines).
         latin = map(chr, range(ord("!"), COMBINING))
         self._unchanged = {each for each in latin if each != "<" and model.normalize(f"a{each}a") == f"▁a{each}a"}
-        self._parts = Parts(model, special["<unk>"])
+        self.parts = Parts(model, special["<unk>"])
 
     def __missing__(self, word: str) -> bytes:
         if self._unchanged.issuperset(word) and word:
-            ids = self._parts.cut("▁" + word)
+            ids = self.parts.cut("▁" + word)
         else:
             ids = []
-            for place, text in enumerate(self._special_pattern.split(word)):
+            for place, text in enumerate(self.special_pattern.split(word)):
                 if place % 2:
                     ids.append(self._special[text])
                     continue
                 for normalized in self._normalize(text).split("▁")[1:]:
-                    ids += self._parts.cut("▁" + normalized)
+                    ids += self.parts.cut("▁" + normalized)
         result = array(self._typecode, ids).tobytes()
         keep(self, word, result)
         return result

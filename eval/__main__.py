@@ -1,10 +1,13 @@
 """python -m eval COMMAND [OPTIONS]
 
 commands:
-  throughput    speed and memory of the training step, against the script that the paper's authors used
+  finetune TASK    a model for sentiment, ner, nli or qa, from a masked LM; with --teacher, the task is distilled too
+  TASK             figures of a fine-tuned model on labelled examples: sentiment, ner, nli, qa
+  throughput       speed and memory of the training step, against the script that the paper's authors used
 """
 
 import sys
+from functools import partial
 
 from data import DataError, OptionError
 from model import ModelError
@@ -15,6 +18,12 @@ def main(arguments: list[str]) -> None:
     match arguments:
         case ["throughput", *rest]:
             from .throughput import main as command
+        case ["finetune", *rest]:
+            from .finetune import main as command
+        case ["sentiment" | "ner" | "nli" | "qa" as task, *rest]:
+            from .evaluate import main as evaluate
+
+            command = partial(evaluate, task)
         case ["-h" | "--help", *_]:
             print(__doc__)
             return

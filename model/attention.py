@@ -1,6 +1,8 @@
 """Equations (2) to (6): the heads, and how they are mixed."""
 
 import math
+from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +31,29 @@ def scaled_dot_product(
     return attention_map @ values, attention_map
 
 
+def packed_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, lengths: Sequence[int], dropout: float = 0.0
+) -> Tensor:
+    """Equation (5) for texts that lie one after the other without padding.
+
+    queries, keys, values: (1, J, T, d_h / J); lengths: of the texts, Σ = T -> (1, J, T, d_h / J)
+    Neighbours of equal length are computed together: texts sorted by length take few calls.
+    """
+    runs = [(length, len(list(same))) for length, same in groupby(lengths)]
+    sizes = [length * count for length, count in runs]
+    contexts = []
+    for (length, _), *parts in zip(runs, *(x[0].split(sizes, dim=1) for x in (queries, keys, values))):
+        rows = (part.unflatten(1, (-1, length)).transpose(0, 1) for part in parts)  # (texts, J, n, d_h / J)
+        context = F.scaled_dot_product_attention(*rows, dropout_p=dropout)
+        contexts.append(context.transpose(1, 2).flatten(0, 1))  # (texts n, J, d_h / J)
+    return torch.cat(contexts).transpose(0, 1)[None]
+
+
 class MultiHeadAttention(nn.Module):
     """Equations (2) to (6), section 2: from H_{l-1} to the mix of the J heads, without residual or norm.
 
     hidden: (B, n, d_h); attention_mask: (B, n) bool or None -> (B, n, d_h)
+    With `lengths`, hidden is (1, T, d_h): texts of these lengths one after the other, none of which sees another.
     """
 
     def __init__(self, config: EncoderConfig):
@@ -62,14 +83,19 @@ class MultiHeadAttention(nn.Module):
         """Equation (6), section 2.  W^O [context_1; …; context_J] + b^O.  (B, J, n, d_h / J) -> (B, n, d_h)"""
         return self.mix(context.transpose(1, 2).flatten(2))
 
-    def forward(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        queries, keys, values = self.heads(hidden)
+    def forward(
+        self,
+        hidden: Tensor,
+        attention_mask: Tensor | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> Tensor:
+        dropout = self.dropout if self.training else 0.0
+        if lengths is not None:
+            return self.mix_heads(packed_attention(*self.heads(hidden), lengths, dropout))
         context = F.scaled_dot_product_attention(  # equation (5); the scale 1 / sqrt(d_h / J) is its default
-            queries,
-            keys,
-            values,
+            *self.heads(hidden),
             attn_mask=None if attention_mask is None else attention_mask[:, None, None, :],
-            dropout_p=self.dropout if self.training else 0.0,
+            dropout_p=dropout,
         )
         return self.mix_heads(context)
 

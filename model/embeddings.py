@@ -1,5 +1,7 @@
 """H_0: what goes into the first layer."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -42,10 +44,21 @@ class Embeddings(nn.Module):
                 f"input_ids must be (batch, tokens) whole numbers, not {input_ids.dtype} of shape "
                 f"{tuple(input_ids.shape)}."
             )
-        if input_ids.shape[1] > self.max_tokens:
+        self.check_length(input_ids.shape[1])
+        return self.at(input_ids, position_ids(input_ids, self.pad_id))
+
+    def packed(self, input_ids: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Texts one after the other, (T,) -> (T, d_h).  Raises ModelError if one is longer than the positions."""
+        self.check_length(max(lengths))
+        texts = input_ids.split(list(lengths))
+        return self.at(input_ids, torch.cat([position_ids(text[None], self.pad_id)[0] for text in texts]))
+
+    def at(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        return self.dropout(self.norm(self.word(input_ids) + self.position(positions)))
+
+    def check_length(self, length: int) -> None:
+        if length > self.max_tokens:
             raise ModelError(
-                f"A text of {input_ids.shape[1]} tokens is longer than the model's {self.max_tokens}: cut it, "
-                "or read it by windows."
+                f"A text of {length} tokens is longer than the model's {self.max_tokens}: cut it, or read it by "
+                "windows."
             )
-        summed = self.word(input_ids) + self.position(position_ids(input_ids, self.pad_id))  # (B, n, d_h)
-        return self.dropout(self.norm(summed))

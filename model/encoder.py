@@ -1,5 +1,7 @@
 """Equations (1), (7) and (8): one layer, and the stack of L layers."""
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -48,8 +50,10 @@ class Layer(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        hidden = self.attention_norm(hidden + self.dropout(self.attention(hidden, attention_mask)))
+    def forward(
+        self, hidden: Tensor, attention_mask: Tensor | None = None, lengths: Sequence[int] | None = None
+    ) -> Tensor:
+        hidden = self.attention_norm(hidden + self.dropout(self.attention(hidden, attention_mask, lengths)))
         return self.feed_forward_norm(hidden + self.dropout(self.feed_forward(hidden)))
 
 
@@ -75,6 +79,17 @@ class Encoder(nn.Module):
         for layer in self.layers:
             hidden = layer(hidden, attention_mask)
         return hidden
+
+    def packed(self, input_ids: Tensor, lengths: Sequence[int]) -> Tensor:
+        """The same for texts without padding, one after the other: no arithmetic is spent on padding.
+
+        input_ids: (T,) int64; lengths: tokens of each text, Σ = T -> H_L, (T, d_h).  No text sees another.
+        Neighbours of equal length are fastest, so callers sort.  Raises ModelError as forward does.
+        """
+        hidden = self.embeddings.packed(input_ids, lengths)[None]  # (1, T, d_h)
+        for layer in self.layers:
+            hidden = layer(hidden, lengths=lengths)
+        return hidden[0]
 
     def hidden_states(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> list[Tensor]:
         """-> [H_0, …, H_L], each (B, n, d_h)."""

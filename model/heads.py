@@ -68,7 +68,10 @@ class SequenceClassifier(nn.Module):
         initialise(self.output, config.hidden_size)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        first = self.encoder(input_ids, attention_mask)[:, 0]  # (B, d_h)
+        return self.head(self.encoder(input_ids, attention_mask)[:, 0])
+
+    def head(self, first: Tensor) -> Tensor:
+        """The states of the `<s>`, (B, d_h) -> (B, C)"""
         return self.output(self.dropout(torch.tanh(self.dense(self.dropout(first)))))
 
 
@@ -85,7 +88,11 @@ class TokenClassifier(nn.Module):
         initialise(self.output, config.hidden_size)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        return self.output(self.dropout(self.encoder(input_ids, attention_mask)))
+        return self.head(self.encoder(input_ids, attention_mask))
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """(…, d_h) -> (…, C)"""
+        return self.output(self.dropout(hidden))
 
 
 class QuestionAnswerer(nn.Module):
@@ -99,7 +106,11 @@ class QuestionAnswerer(nn.Module):
         initialise(self.output, config.hidden_size)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        return self.output(self.encoder(input_ids, attention_mask))
+        return self.head(self.encoder(input_ids, attention_mask))
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """(…, d_h) -> (…, 2)"""
+        return self.output(hidden)
 
 
 def label_names(num_labels: int, labels: Sequence[str] | None) -> tuple[str, ...]:

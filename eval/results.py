@@ -1,0 +1,66 @@
+"""What every measurement leaves: a JSON file with the figures and all that is needed to have them again."""
+
+import hashlib
+import json
+import platform
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from datetime import datetime
+from pathlib import Path
+
+import torch
+
+from model.checkpoint import atomic_file
+
+
+def sha256(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def provenance(command: str, options, files: Iterable[str | Path], seeds: Sequence[int]) -> dict:
+    """Command line, options, versions, the files' hashes, seeds, the time."""
+    return {
+        "command": command,
+        "options": asdict(options) if is_dataclass(options) else options,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "files": {str(path): sha256(path) for path in files},
+        "seeds": list(seeds),
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+
+
+def command_line(name: str, arguments: Sequence[str] | None) -> str:
+    given = sys.argv[2:] if arguments is None else arguments
+    return " ".join(["python -m eval", name, *given])
+
+
+def write_json(path: str | Path, values: Mapping) -> None:
+    """Atomically.  Raises ModelError where it cannot be written."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def warn(sentence: str) -> None:
+    print(f"warning: {sentence}", file=sys.stderr)
+
+
+def show(figures: Mapping) -> str:
+    """The figures with their intervals, a line each; what is by label or type indented below."""
+    lines = []
+    for name, value in figures.items():
+        if isinstance(value, Mapping) and "value" in value:
+            lines.append(f"{name:<24} {line(value)}")
+        elif isinstance(value, Mapping):
+            lines.append(f"{name}")
+            for label, inner in value.items():
+                cells = [f"{key} {v['value']:.4f}" for key, v in inner.items() if isinstance(v, Mapping)]
+                lines.append(f"  {label:<22} {'  '.join(cells)}  support {inner.get('support', '')}")
+        else:
+            lines.append(f"{name:<24} {value}")
+    return "\n".join(lines)
+
+
+def line(figure: Mapping) -> str:
+    return f"{figure['value']:.4f}   [{figure['low']:.4f}, {figure['high']:.4f}]"

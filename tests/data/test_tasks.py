@@ -1,0 +1,509 @@
+"""Files to examples: every form of the four data sets, every fault by its sentence, and the real files' counts."""
+
+import gzip
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from data import DataError, OptionError
+from data.tasks import Answer, PairExample, QuestionExample, TextExample, WordsExample, labels_of, read_task
+from tests.helpers import SHARED, needs
+
+REAL = SHARED / "data"
+ODD = "a\u2028b\x85c\u00a0d\x0be"  # what str.splitlines and str.split would cut
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def json_lines(*values) -> str:
+    return "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
+
+
+@pytest.fixture
+def examples(tmp_path):
+    """Of a task and a file's content -> its examples, what was reported."""
+
+    def read(task: str, content: str | bytes, name: str = "f"):
+        reports = []
+        return read_task(task, [write(tmp_path / name, content)], reports.append), reports
+
+    return read
+
+
+@pytest.fixture
+def refused(tmp_path):
+    """That a content is refused by a sentence with the file's name and then, somewhere, these words."""
+
+    def check(task: str, content: str | bytes, where: str, *words: str):
+        reports = []
+        with pytest.raises(DataError) as error:
+            read_task(task, [write(tmp_path / "bad.x", content)], reports.append)
+        message = str(error.value)
+        assert message.startswith(f"{tmp_path}/bad.x{where}"), message
+        assert all(word in message for word in words), message
+        assert message.endswith(".") and len(message.encode()) < 500  # which a lone surrogate would not let through
+
+    return check
+
+
+def pairs(*rows: tuple[str, str]) -> list[TextExample]:
+    return [TextExample(*row) for row in rows]
+
+
+# ---- sentiment -------------------------------------------------------------------------------------------------
+
+
+def test_reviews_as_json_lines(examples):
+    allocine = json_lines({"review": "Nul.", "polarity": 0}, {"polarity": 1, "film": "x", "review": ""})
+    assert examples("sentiment", allocine) == (pairs(("Nul.", "0"), ("", "1")), [])
+    named = json_lines({"text": ODD, "label": "bon"}, {"text": " x ", "label": -1})
+    assert examples("sentiment", named)[0] == pairs((ODD, "bon"), (" x ", "-1"))
+    amazon = json_lines(*({"review_body": "t", "stars": stars} for stars in (1, 2, "3", 4, 5)))
+    expected = ["1 star", "2 stars", "3 stars", "4 stars", "5 stars"]
+    assert [example.label for example in examples("sentiment", amazon)[0]] == expected
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_reviews_as_an_array(examples, indent):
+    values = [{"review": "Un.", "polarity": 0}, {"review": "Deux.", "polarity": 1}]
+    assert examples("sentiment", json.dumps(values, indent=indent))[0] == pairs(("Un.", "0"), ("Deux.", "1"))
+    assert examples("sentiment", json.dumps(values[0], indent=indent))[0] == pairs(("Un.", "0"))
+
+
+def test_reviews_between_tabs(examples):
+    content = f'id\tlabel\tsentence\n1\tpos\t"Oui\n2\tneg\t{ODD}\n\n3\tneg\t'
+    assert examples("sentiment", content)[0] == pairs(('"Oui', "pos"), (ODD, "neg"), ("", "neg"))
+    assert examples("sentiment", "review\tpolarity\nUn\t1\n")[0] == pairs(("Un", "1"))
+    assert examples("sentiment", " stars\treview_body \n1\tUn\n")[0] == pairs(("Un", "1 star"))
+
+
+def test_tweets_in_two_files(tmp_path):
+    text = write(tmp_path / "a_text.txt", f"{{un\n{ODD}\n\nquatre")
+    write(tmp_path / "a_labels.txt", "0\n1\n2\n0\n")
+    expected = pairs(("{un", "0"), (ODD, "1"), ("", "2"), ("quatre", "0"))
+    assert read_task("sentiment", [str(text)], print) == expected
+    write(tmp_path / "a_labels.txt", "0\n1\n2")
+    with pytest.raises(DataError, match=r"a_text.txt has 4 lines and .*a_labels.txt 3"):
+        read_task("sentiment", [text], print)
+    write(tmp_path / "a_labels.txt", "0\n1\n \n0\n")
+    with pytest.raises(DataError, match=r"a_labels.txt line 3: label is empty"):
+        read_task("sentiment", [text], print)
+    (tmp_path / "a_labels.txt").unlink()
+    with pytest.raises(DataError, match=r"a_text.txt has its labels in .*a_labels.txt, and that file is not there"):
+        read_task("sentiment", [text], print)
+
+
+def test_reviews_that_are_refused(refused):
+    good = {"review": "Un.", "polarity": 0}
+    for bad, words in (
+        ({"review": "Un."}, ("no label or polarity or stars", "It has review")),
+        ({"polarity": 1, "note": 2}, ("no text or review or review_body or sentence", "polarity, note")),
+        ({"review": 3, "polarity": 1}, ("review should be a text, and is int",)),
+        ({"review": None, "polarity": 1}, ("NoneType",)),
+        ({"review": "Un.", "polarity": True}, ("polarity should be a text, and is bool",)),
+        ({"review": "Un.", "polarity": 1.0}, ("float",)),
+        ({"review": "Un.", "label": " "}, ("label is empty",)),
+        ({"review": "Un.", "stars": 6}, ("stars is 6", "1, 2, 3, 4 or 5")),
+        ({"review": "Un.", "stars": True}, ("bool",)),
+        ({"\ud800": 1}, ("no text",)),
+        (["Un.", 1], ("should be an object", "list")),
+    ):
+        refused("sentiment", "\n" + json_lines(good) + json.dumps(bad), " line 3", *words)
+        refused("sentiment", json.dumps([good, bad]), ", object 2", *words)
+    refused("sentiment", "Un film,0\nAutre,1\n", " line 1", "header", "tabs", "It has Un film,0")
+    refused("sentiment", "text\tlabel\nUn\t1\nDeux\n", " line 3", "1 columns", "header 2")
+    refused("sentiment", "text\tlabel\nUn\tDeux\t1\n", " line 2", "3 columns")
+    refused("sentiment", "text\tlabel\nUn\t\n", " line 2", "label is empty")
+    refused("sentiment", "text\tstars\nUn\t0\n", " line 2", "stars is 0")
+    refused("sentiment", "text\tlabel\n", " has no example of sentiment")
+
+
+# ---- natural language inference --------------------------------------------------------------------------------
+
+THREE = [PairExample("P", f"h{i}", label) for i, label in enumerate(("entailment", "neutral", "contradiction"))]
+OFFICIAL = ["language", "gold_label", "sentence1_binary_parse", "sentence2_binary_parse", "sentence1_parse"]
+OFFICIAL += ["sentence2_parse", "sentence1", "sentence2", "promptID", "pairID", "genre"]
+OFFICIAL += ["label1", "label2", "label3", "label4", "label5", "match"]
+
+
+def official(*rows: tuple[str, str, str, str]) -> str:
+    lines = [
+        [lang, label, "", "", "", "", one, two, "1", "1", "g", *[label] * 5, "True"] for lang, label, one, two in rows
+    ]
+    return "\n".join("\t".join(line) for line in [OFFICIAL, *lines]) + "\n"
+
+
+def test_pairs_between_tabs(examples):
+    body = "".join("\t".join(pair) + "\n" for pair in THREE)
+    assert examples("nli", "premise\thypothesis\tlabel\n" + body) == (THREE, [])
+    translated = ("premise\thypo\tlabel\n" + body).replace("contradiction", "contradictory")
+    assert examples("nli", translated) == (THREE, [])
+    quoted = f'premise\thypothesis\tlabel\tgenre\n"P\t{ODD}\tneutral\tg\n\t"\tneutral\t\n'
+    assert examples("nli", quoted)[0] == [PairExample('"P', ODD, "neutral"), PairExample("", '"', "neutral")]
+
+
+def test_xnlis_official_file_keeps_french(examples):
+    rows = [(language, pair.label, *pair[:2]) for pair in THREE for language in ("ar", "fr", "vi")]
+    assert examples("nli", official(*rows)) == (THREE, [])
+    found, reports = examples(
+        "nli", official(("fr", "-", "P", "h"), *rows, ("fr", "-", "P", "h"), ("en", "-", "P", "h"))
+    )
+    assert found == THREE
+    assert len(reports) == 1 and "left out 2 examples" in reports[0] and "/f:" in reports[0]
+
+
+def test_pairs_as_json(examples):
+    ours = [pair._asdict() for pair in THREE]
+    assert examples("nli", json_lines(*ours)) == (THREE, [])
+    theirs = [{"sentence1": one, "sentence2": two, "gold_label": label, "language": "fr"} for one, two, label in THREE]
+    english = {"sentence1": "a", "sentence2": "b", "gold_label": "neutral", "language": "en"}
+    assert examples("nli", json_lines(english, *theirs, english)) == (THREE, [])
+    found, reports = examples("nli", json_lines(*({**pair, "label": i} for i, pair in enumerate(ours))))
+    assert found == THREE
+    assert len(reports) == 1 and "{0: 'entailment', 1: 'neutral', 2: 'contradiction'}" in reports[0]
+
+
+def test_pairs_that_are_refused(refused):
+    head = "premise\thypothesis\tlabel\n"
+    refused("nli", head + "a\tb\tneutral\na\tb\tunrelated\n", " line 3", "label is unrelated", "contradiction")
+    refused("nli", head + "a\tb\t0\n", " line 2", "label is 0")
+    refused("nli", head + "a\tb\t\n", " line 2", "label is empty")
+    refused("nli", head + "a\tb\n", " line 2", "2 columns", "header 3")
+    refused("nli", head + "a\tb\t-\n", " has no example")
+    refused("nli", "a\tb\tneutral\n", " line 1", "premise or sentence1", "It has a, b, neutral")
+    refused("nli", official(("en", "neutral", "a", "b"), ("de", "neutral", "a", "b")), " has no French", "de, en")
+    good = {"premise": "a", "hypothesis": "b", "label": 2}
+    for bad, words in (
+        ({**good, "label": 3}, ("label is 3",)),
+        ({**good, "label": -1}, ("label is -1",)),
+        ({**good, "label": True}, ("bool",)),
+        ({**good, "premise": {"fr": "a"}}, ("premise should be a text, and is dict",)),
+        ({**good, "hypothesis": None}, ("hypothesis",)),
+        ({**good, "language": 3}, ("language",)),
+        ({"premise": "a", "label": 1}, ("hypothesis or hypo or sentence2",)),
+    ):
+        refused("nli", json_lines(good, bad), " line 2", *words)
+
+
+# ---- named entities --------------------------------------------------------------------------------------------
+
+SENTENCES = [
+    WordsExample(("Anne", "Roc", "vit", "à", "Aix", "#", "|"), ("B-PER", "I-PER", "O", "O", "I-LOC", "O", "O")),
+    WordsExample(("#", "10\u00a0000", "[", "{", ODD), ("O", "O", "O", "B-MISC", "I-ORG")),
+    WordsExample(("1",), ("O",)),
+]
+
+
+def columns(separator: str, row, sentences=SENTENCES) -> str:
+    """row: what stands in the line of a word, of its number, word and tag."""
+    blocks = [[separator.join(row(i, w, t)) for i, (w, t) in enumerate(zip(*s))] for s in sentences]
+    return "\n\n".join("\n".join(lines) for lines in blocks) + "\n"
+
+
+@pytest.mark.parametrize("separator", ["\t", " "])
+@pytest.mark.parametrize(
+    "row",
+    [
+        lambda i, word, tag: (word, tag),
+        lambda i, word, tag: (word, "NOM", "B-NP", tag),
+        lambda i, word, tag: (str(i), word, tag),
+        lambda i, word, tag: (str(i + 1), word, "NOM", tag),
+    ],
+)
+def test_a_word_a_line(examples, separator, row):
+    content = columns(separator, row)
+    assert examples("ner", content) == (SENTENCES, [])
+    around = "-DOCSTART- -X- O O\n\n# id = 1\n" + content + "\n\n \n-DOCSTART-\n# texte = Le groupe O\n\n" + content
+    assert examples("ner", around) == (SENTENCES * 2, [])
+    inside = content.replace("\n", "\n# un commentaire\n", 1)
+    assert examples("ner", inside) == (SENTENCES, [])
+    backwards = columns(separator, row, SENTENCES[1:] + SENTENCES[:1])  # begins with the word #
+    assert examples("ner", backwards)[0] == SENTENCES[1:] + SENTENCES[:1]
+
+
+@pytest.mark.parametrize("word", ["[", "{", '{"', "[{"])
+def test_a_bracket_can_be_the_first_word(examples, word):
+    sentence = [WordsExample((word, "]"), ("O", "B-MISC"))]
+    for content in (f"{word}\tO\n]\tB-MISC", f"{word} X O\n] X B-MISC", f"{word}|O ]|B-MISC", f"{word}|X|O ]|X|B-MISC"):
+        assert examples("ner", content) == (sentence, [])
+
+
+def test_numbers_that_are_words_are_no_index(examples):
+    content = "1789 NUM O\nfut NOM B-MISC\n\n3 NUM O\n4 NUM O\n"
+    assert examples("ner", content)[0] == [
+        WordsExample(("1789", "fut"), ("O", "B-MISC")),
+        WordsExample(("3", "4"), ("O", "O")),
+    ]
+    assert examples("ner", "0\tO\n1\tB-MISC\n")[0] == [WordsExample(("0", "1"), ("O", "B-MISC"))]
+
+
+def test_wikiner(examples):
+    spelt = [" ".join(f"{word}|NOM|{tag}" for word, tag in zip(*sentence)) for sentence in SENTENCES]
+    assert examples("ner", "\n" + "\n\n".join(spelt) + " \n") == (SENTENCES, [])
+    spelt = [" ".join(f"{word}|{tag}" for word, tag in zip(*sentence)) for sentence in SENTENCES]
+    assert examples("ner", "\n".join(spelt)) == (SENTENCES, [])
+
+
+@pytest.mark.parametrize("names", [("tokens", "ner_tags"), ("words", "tags")])
+def test_words_as_json(examples, names):
+    values = [dict(zip(names, sentence)) for sentence in SENTENCES]
+    assert examples("ner", json_lines(values[0], {name: [] for name in names}, *values[1:])) == (SENTENCES, [])
+    assert examples("ner", json.dumps(values, indent=1)) == (SENTENCES, [])
+
+
+def test_words_that_are_refused(refused):
+    for tag in ("S-PER", "E-PER", "U-PER", "L-PER", "B-", "B", "o", "PER", "B_PER", "I-", "OO", ""):
+        refused("ner", f"0\tun\tO\n1\tdeux\t{tag}\n", " line 2", f"the tag '{tag}'", "B-TYPE")
+        if tag:
+            refused("ner", f"un O\ndeux {tag}\n", " line 2", f"the tag '{tag}'")
+        refused("ner", f"un|N|O deux|N|O\nun|N|O deux|N|{tag}\n", " line 2", f"the tag '{tag}'")
+        refused("ner", json_lines({"tokens": ["un"], "tags": [tag]}), " line 1", f"the tag '{tag}'")
+    for word in ("", " ", "\u00a0", "\u2028"):
+        refused("ner", f"0\tun\tO\n\n0\tdeux\tO\n1\t{word}\tO\n", " line 4", "empty word")
+        refused("ner", f"un\tO\n{word}\tO\n", " line 2", "empty word")
+        refused("ner", json_lines({"tokens": ["un", word], "tags": ["O", "O"]}), " line 1", "empty word")
+    refused("ner", "un|N|O deux|N|O\n|N|O\n", " line 2", "empty word")
+    refused("ner", "0\tun\tO\n1\tdeux\n", " line 2", "2 columns, not 3")
+    refused("ner", "un NOM O\ndeux O\n", " line 2", "2 columns, not 3")
+    refused("ner", "un\nO\n", " line 1", "1 columns, not 2")
+    refused("ner", "0\tun\tO\n1\tdeux\tO\nx\ttrois\tO\n", " line 3", "begins with x", "number")
+    refused("ner", "un|N|O deux|N|O\nun|N|O deux|O\n", " line 2", "deux|O should have 3 parts")
+    refused("ner", "un|O deux|O\nun|O deux\n", " line 2", "deux should have 2 parts")
+    refused("ner", "# rien\n\n-DOCSTART- -X- O O\n", " has no example of ner")
+    good = {"tokens": ["un", "deux"], "ner_tags": ["O", "O"]}
+    for bad, words in (
+        ({**good, "ner_tags": ["O"]}, ("2 words and 1 tags",)),
+        ({**good, "ner_tags": [0, 1]}, ("numbers for tags", "names")),
+        ({**good, "ner_tags": "OO"}, ("ner_tags should be a list, and is str",)),
+        ({**good, "tokens": ["un", 2]}, ("a text, and is int",)),
+        ({**good, "ner_tags": ["O", None]}, ("a text, and is NoneType",)),
+        ({"tokens": ["un"]}, ("no ner_tags or tags", "It has tokens")),
+    ):
+        refused("ner", json_lines(good, bad), " line 2", *words)
+
+
+# ---- questions -------------------------------------------------------------------------------------------------
+
+CONTEXT = "L'été\u2028dure 😀 trois mois."
+QUESTION = {"id": "q1", "question": "Combien ?", "answers": [{"text": "trois", "answer_start": 13}]}
+EXPECTED = QuestionExample("q1", CONTEXT, "Combien ?", (Answer("trois", 13),))
+
+
+def squad(*qas: dict) -> dict:
+    return {"version": "1", "data": [{"title": "t", "paragraphs": [{"context": CONTEXT, "qas": list(qas)}]}]}
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_squad(examples, indent, ascii_only):
+    two = {
+        "id": 7,
+        "question": "",
+        "answers": [{"text": "mois", "answer_start": 19}, {"text": "été", "answer_start": 2}],
+    }
+    content = json.dumps(squad(QUESTION, two, QUESTION), indent=indent, ensure_ascii=ascii_only)
+    second = QuestionExample("7", CONTEXT, "", (Answer("mois", 19), Answer("été", 2)))
+    assert examples("qa", content) == ([EXPECTED, second, EXPECTED], [])
+
+
+def test_a_question_a_line(examples):
+    value = {**QUESTION, "context": CONTEXT}
+    hub = {**value, "answers": {"text": ["trois"], "answer_start": [13]}}
+    unnamed = {key: hub[key] for key in ("context", "question", "answers")}
+    found, reports = examples("qa", json_lines(value, hub, unnamed, {**value, "id": None}, {**value, "id": ""}))
+    assert found == [EXPECTED._replace(id=name) for name in ("q1", "q1", "3", "4", "5")]
+    assert reports == []
+
+
+def test_questions_without_an_answer_are_left_out(examples):
+    none = [
+        {"id": "i", "question": "?", "is_impossible": True, "answers": [], "plausible_answers": QUESTION["answers"]},
+        {"id": "j", "question": "?", "is_impossible": True, "answers": QUESTION["answers"]},
+        {"id": "k", "question": "?", "answers": []},
+        {"id": "l", "question": "?", "answers": {"text": [], "answer_start": []}},
+        {"id": "m", "question": "?", "answers": [{"text": " ", "answer_start": 5}]},
+        {"id": "n", "question": "?", "is_impossible": True},
+    ]
+    found, reports = examples("qa", json.dumps(squad(*none, {**QUESTION, "is_impossible": False})))
+    assert found == [EXPECTED]
+    assert len(reports) == 1 and "/f: left out 6 questions" in reports[0]
+
+
+@pytest.mark.parametrize("start", [12, 14, -11, 10**6, 10**4000, True, 13.0, "13", None, [13]])
+def test_an_answer_that_is_not_at_its_offset_counts_for_scoring_only(examples, start):
+    content = json.dumps(
+        squad({**QUESTION, "answers": [{"text": "trois", "answer_start": start}, *QUESTION["answers"]]})
+    )
+    found, reports = examples("qa", content)
+    assert found == [EXPECTED._replace(answers=(Answer("trois", None), Answer("trois", 13)))]
+    assert len(reports) == 1 and len(reports[0]) < 400
+    assert "/f, question q1: the answer «trois» is not at" in reports[0]
+    if start == 12:
+        assert "answer_start 12, where there is « troi»" in reports[0]
+
+
+def test_true_is_not_the_offset_1(examples):
+    found, reports = examples(
+        "qa", json.dumps(squad({**QUESTION, "answers": [{"text": "'été", "answer_start": True}]}))
+    )
+    assert found[0].answers == (Answer("'été", None),) and len(reports) == 1
+
+
+def test_an_answer_without_an_offset_counts_for_scoring_only(examples):
+    found, reports = examples("qa", json.dumps(squad({**QUESTION, "answers": [{"text": "trois"}]})))
+    assert found[0].answers == (Answer("trois", None),) and len(reports) == 1
+
+
+def test_questions_that_are_refused(refused):
+    line = {**QUESTION, "context": CONTEXT}
+    for bad, words in (
+        ({**line, "answers": 3}, ("question q1", "answers should be a list, and is int")),
+        ({**line, "answers": ["trois"]}, ("question q1", "an answer should be an object")),
+        ({**line, "answers": [{"answer_start": 13}]}, ("question q1", "no text", "It has answer_start")),
+        ({**line, "answers": [{"text": 3, "answer_start": 13}]}, ("question q1", "a text, and is int")),
+        ({**line, "answers": {"text": ["trois"], "answer_start": []}}, ("question q1", "1 answers and 0 offsets")),
+        ({**line, "answers": {"text": ["trois"]}}, ("question q1", "no answer_start")),
+        ({**line, "question": None}, ("question q1", "question should be a text")),
+        ({**line, "context": 3}, ("context should be a text",)),
+        ({**line, "id": [3]}, ("question 2: id should be a text",)),
+        ({"context": CONTEXT, "id": "q1", "answers": []}, ("question q1 has no question", "context, id, answers")),
+        ({"question": "?", "id": "q1", "answers": []}, ("no context",)),
+        ({"context": CONTEXT, "question": "?", "id": "q1"}, ("question q1 has no answers",)),
+    ):
+        refused("qa", json_lines(line, bad), " line 2", *words)
+    refused("qa", json.dumps(squad(QUESTION, {"id": "q2", "question": "?"})), ", question q2", "no answers")
+    refused("qa", json.dumps(squad(QUESTION, {"question": "?"})), ", question 2", "no answers")
+    refused("qa", json.dumps(squad(QUESTION, "?")), ", article 1, paragraph 1: question 2", "an object")
+    refused("qa", json.dumps(squad(QUESTION)).replace('"qas"', '"QAS"'), ", article 1, paragraph 1 has no qas")
+    refused("qa", json.dumps(squad(QUESTION)).replace('"context"', '"c"'), ", article 1, paragraph 1 has no context")
+    refused("qa", json.dumps(squad(QUESTION)).replace('"paragraphs"', '"p"'), ", article 1 has no paragraphs")
+    refused("qa", json.dumps({"data": {}}), ": data should be a list, and is dict")
+    refused("qa", json.dumps({"data": []}), " has no example of qa")
+    refused("qa", json.dumps(squad({**QUESTION, "answers": []})), " has no example of qa")
+
+
+# ---- every task ------------------------------------------------------------------------------------------------
+
+SMALL = {
+    "sentiment": '{"text": "é", "label": 1}\n{"text": "b", "label": 0}\n',
+    "nli": "premise\thypothesis\tlabel\né\tb\tneutral\na\tb\tneutral\n",
+    "ner": "é\tO\nb\tO\n",
+    "qa": json_lines(*[{**QUESTION, "context": CONTEXT}] * 2),
+}
+
+
+@pytest.mark.parametrize("task", SMALL)
+def test_marks_line_ends_and_packings_change_nothing(tmp_path, examples, task):
+    expected = examples(task, SMALL[task])
+    crlf = SMALL[task].replace("\n", "\r\n")
+    assert examples(task, "\ufeff" + crlf) == expected
+    assert examples(task, crlf.removesuffix("\r\n")) == expected
+    assert examples(task, gzip.compress(SMALL[task].encode()), "f.gz") == expected
+    path = write(tmp_path / "g", SMALL[task])
+    assert read_task(task, [path, tmp_path / "f", str(path)], print) == expected[0] * 3
+
+
+@pytest.mark.parametrize("task", SMALL)
+def test_files_that_cannot_be_used(tmp_path, refused, task):
+    for content in (b"", b"\n", b" \r\n\n", b"\xef\xbb\xbf"):
+        refused(task, content, " is empty")
+    lines = SMALL[task].encode().split(b"\n")
+    refused(task, b"\n".join([*lines[:1], b"\xff\xfe", *lines[1:]]), " line 2 is not UTF-8")
+    refused(task, SMALL[task].encode("latin-1", "ignore") + b"\xe9", " line", "not UTF-8")
+    for path, words in ((tmp_path, "is a folder"), (tmp_path / "absent", "There is no file"), ("a\0b", "There is no")):
+        with pytest.raises(DataError, match=words) as error:
+            read_task(task, [path], print)
+        assert str(path) in str(error.value)
+    packed = gzip.compress(SMALL[task].encode() * 50)
+    for content in (packed[:-9], b"x" + packed, packed[:12] + b"\0\0" + packed[14:]):
+        with pytest.raises(DataError, match=r"damaged.gz cannot be read: .+"):
+            read_task(task, [write(tmp_path / "damaged.gz", content)], print)
+    with pytest.raises(DataError, match="at least one file"):
+        read_task(task, [], print)
+
+
+def test_json_that_is_broken(refused):
+    for task, good in (
+        ("sentiment", {"text": "a", "label": 1}),
+        ("nli", {"premise": "a", "hypothesis": "b", "label": "neutral"}),
+        ("ner", {"tokens": ["a"], "tags": ["O"]}),
+        ("qa", {**QUESTION, "context": CONTEXT}),
+    ):
+        line = json.dumps(good)
+        refused(task, f"{line}\n\n{line[:-1]}\n{line}\n", " line 3, character", "is no JSON", "Repair the line")
+        refused(task, f"{line[:-1]}\n{line}\n", " line 1, character", "is no JSON")
+        refused(task, json.dumps([good, good], indent=1).replace(",", ";", 1), " line ", "is no JSON")
+        refused(task, f"{line}\n" + '{"a":' * 100_000, " line 2", "nested too deeply")
+        refused(task, '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", " line 1", "nested too deeply")
+        refused(task, f"{line}\n" + '{"a": ' + "9" * 5000 + "}", " line 2", "thousands of digits")
+
+
+def test_lone_surrogates_become_question_marks(examples):
+    assert examples("sentiment", '{"text": "a\\ud800b", "label": "\\udfff"}')[0] == pairs(("a?b", "?"))
+    value = {**QUESTION, "context": CONTEXT.replace("😀", "\ud83d")}
+    found, reports = examples("qa", json.dumps(value))
+    assert found[0].context == CONTEXT.replace("😀", "?") and found[0].answers == (Answer("trois", 13),)
+    assert reports == []
+
+
+def test_a_task_that_is_none():
+    with pytest.raises(OptionError, match="no task pos: it is one of sentiment, ner, nli, qa"):
+        read_task("pos", ["x"], print)
+
+
+def test_labels():
+    assert labels_of(THREE[::-1]) == ["contradiction", "entailment", "neutral"]
+    assert labels_of(pairs(("a", "O"), ("a", "1"), ("a", "O"), ("a", "A"))) == ["1", "A", "O"]
+    assert labels_of(SENTENCES) == ["O", "B-MISC", "B-PER", "I-LOC", "I-ORG", "I-PER"]
+
+
+# ---- the real files --------------------------------------------------------------------------------------------
+
+
+def real(task: str, name: str) -> tuple[list, list[str]]:
+    reports = []
+    return read_task(task, [REAL / name], reports.append), reports
+
+
+@needs(REAL / "nli")
+def test_real_pairs():
+    found, reports = real("nli", "nli/xnli.fr.dev.tsv")
+    assert Counter(pair.label for pair in found) == dict.fromkeys(("contradiction", "entailment", "neutral"), 830)
+    counts = [len(real("nli", f"nli/sick-fr.{name}.tsv")[0]) for name in ("train", "trial", "test")]
+    assert counts == [4439, 495, 4906] and reports == []
+
+
+@needs(REAL / "ner/wikineural.fr.val.conllu")
+def test_real_entities():
+    found, reports = real("ner", "ner/wikineural.fr.val.conllu")
+    lines = (REAL / "ner/wikineural.fr.val.conllu").read_bytes().split(b"\n")
+    assert len(found) == 12600 and reports == []
+    spelt = [line.decode() for line in lines if line]
+    words = [f"{i}\t{w}\t{t}" for sentence in found for i, (w, t) in enumerate(zip(*sentence))]
+    assert words == spelt
+    assert len(labels_of(found)) == 9
+
+
+@needs(REAL / "qa/piaf-v1.0.json")
+def test_real_questions():
+    found, reports = real("qa", "qa/piaf-v1.0.json")
+    assert len(found) == 3835 and len({question.context for question in found}) <= 761
+    wrong = [question.id for question in found for answer in question.answers if answer.start is None]
+    assert len(wrong) == len(reports) == 2
+    assert wrong == [re.search(r"question (\w+):", report)[1] for report in reports]
+    for question in found:
+        for text, start in question.answers:
+            assert start is None or question.context[start : start + len(text)] == text
+
+
+@needs(REAL / "sentiment/xlm-t_french")
+def test_real_tweets():
+    for name, count in (("train", 1839), ("val", 324), ("test", 870)):
+        found, reports = real("sentiment", f"sentiment/xlm-t_french/{name}_text.txt")
+        assert len(found) == count and labels_of(found) == ["0", "1", "2"] and reports == []
