@@ -144,12 +144,9 @@ def question_windows(tokenizer: Tokenizer, question: str, context: str, most: in
 
 
 def token_span(window: Window, start: int, end: int) -> tuple[int, int] | None:
-    """The first and last of the window's ids that characters start to end are in; None if it does not hold them all."""
-    inside = [i for i, (first, last) in enumerate(window.spans) if first < end and last > start]
-    if not inside:
-        return None
-    whole = window.spans[inside[0]][0] <= start and window.spans[inside[-1]][1] >= end
-    # At the text's own end the spans may stop short of spaces that the answer has.
+    """The first and last of the window's ids that the characters start to end are in; None if some are elsewhere."""
+    inside = [i for i, (first, after) in enumerate(window.spans) if first < end and after > start]
+    whole = inside and window.spans[inside[0]][0] <= start and window.spans[inside[-1]][1] >= end
     return (window.first + inside[0], window.first + inside[-1]) if whole else None
 
 

@@ -234,17 +234,29 @@ class Questions:
         self.reading = reading
 
     def encode(self, examples: Sequence[QuestionExample], report: Report) -> list[Item]:
-        """A window that does not hold the whole (first) answer has `<s>` for its target."""
-        reading, items = self.reading, []
+        """A window that does not hold the whole of the (first) answer has `<s>` for its target."""
+        reading, items, inexact = self.reading, [], 0
         for number, example in enumerate(examples):
             windows = question_windows(
                 reading.tokenizer, example.question, example.context, reading.most, reading.doc_stride
             )
             answer = next((answer for answer in example.answers if answer.start is not None), None)
-            for window in windows:
-                target = answer and token_span(window, answer.start, answer.start + len(answer.text))
-                target = None if answer is None else target or (0, 0)
-                items.append(Item(window.ids, number, target, window))
+            if answer is None:
+                items += [Item(window.ids, number, None, window) for window in windows]
+                continue
+            start, end = stripped(example.context, answer.start, answer.start + len(answer.text))
+            spans = [token_span(window, start, end) for window in windows]
+            items += [Item(window.ids, number, span or (0, 0), window) for window, span in zip(windows, spans)]
+            inexact += not any(
+                trim_answer(example.context, *characters(window, span)) == trim_answer(example.context, start, end)
+                for window, span in zip(windows, spans)
+                if span
+            )
+        if inexact:
+            report(
+                f"{inexact:,} of {len(examples):,} answers begin or end inside a token, or are longer than a window: "
+                "the tokens that hold them are learnt."
+            )
         return items
 
     def problems(self, outputs: Sequence[Tensor], items: Sequence[Item]) -> list[tuple[Tensor, Tensor]]:
@@ -276,6 +288,18 @@ class Questions:
     def report(self, predictions: Sequence[Span], examples: Sequence[QuestionExample], seed: int) -> dict:
         answers = [[answer.text for answer in example.answers] for example in examples]
         return qa_report([prediction.answer for prediction in predictions], answers, self.reading.language, seed)
+
+
+def characters(window: Window, span: tuple[int, int]) -> tuple[int, int]:
+    """Where in the context these two ids of a window begin and end."""
+    first, last = span[0] - window.first, span[1] - window.first
+    return window.spans[first][0], window.spans[last][1]
+
+
+def stripped(text: str, start: int, end: int) -> tuple[int, int]:
+    """Without the spaces at its edges, which are part of no token."""
+    inside = text[start:end]
+    return start + len(inside) - len(inside.lstrip()), end - len(inside) + len(inside.rstrip())
 
 
 def best_span(logits: Tensor, spans: Sequence[tuple[int, int]], max_answer: int) -> tuple[float, int, int]:
