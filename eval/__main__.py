@@ -3,6 +3,11 @@
 commands:
   finetune TASK    a model for sentiment, ner, nli or qa, from a masked LM; with --teacher, the task is distilled too
   TASK             figures of a fine-tuned model on labelled examples: sentiment, ner, nli, qa
+  predict TASK     JSON lines from a fine-tuned model for lines or JSON lines
+  zero-shot        labels by an inference model that has never seen them, equation (15)
+  fill-mask TEXT   what a masked LM puts in the place of <mask>
+  table2           teacher and student fine-tuned on all four tasks, beside the paper's figures; a demo by itself
+  speed            inference: student, teacher and transformers
   throughput       speed and memory of the training step, against the script that the paper's authors used
 """
 
@@ -11,6 +16,8 @@ from functools import partial
 
 from data import DataError, OptionError
 from model import ModelError
+
+from .held_out import Diverged
 
 
 def main(arguments: list[str]) -> None:
@@ -24,6 +31,16 @@ def main(arguments: list[str]) -> None:
             from .evaluate import main as evaluate
 
             command = partial(evaluate, task)
+        case ["predict", *rest]:
+            from .predict import main as command
+        case ["zero-shot", *rest]:
+            from .zero_shot import main as command
+        case ["fill-mask", *rest]:
+            from .fill_mask import main as command
+        case ["table2", *rest]:
+            from .table2 import main as command
+        case ["speed", *rest]:
+            from .speed import main as command
         case ["-h" | "--help", *_]:
             print(__doc__)
             return
@@ -38,6 +55,9 @@ if __name__ == "__main__":
     except (OptionError, DataError, ModelError) as error:
         print(f"python -m eval: {error}", file=sys.stderr)
         sys.exit(2)
+    except Diverged as error:
+        print(f"python -m eval: {error} Try a smaller --lr, a longer --warmup, or --precision fp32.", file=sys.stderr)
+        sys.exit(3)
     except KeyboardInterrupt:
         print("\npython -m eval: interrupted.", file=sys.stderr)
         sys.exit(130)

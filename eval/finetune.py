@@ -5,6 +5,7 @@ The paper's student loses 5 points on inference and 17 on questions against its 
 labels: of each label, of each tag, of each start and end of an answer.
 """
 
+import json
 import math
 import random
 import shutil
@@ -36,6 +37,7 @@ from .results import command_line, provenance, warn, write_json
 from .tasks import KINDS, Item, Task, check_labels, losses_of
 
 PARTS = ("train", "dev", "test")
+MAY_DIFFER = ("out", "device", "log_every", "seeds", "tokenizer", "model", "teacher", "train", "dev", "test")
 
 
 @dataclass(frozen=True)
@@ -211,16 +213,25 @@ def mean_and_deviation(runs: Sequence[dict], part: str) -> dict:
     return found
 
 
-def finetune(task_name: str, options: Options, command: str) -> dict:
-    """The whole command -> what it writes to results.json.  Raises OptionError, DataError, ModelError, Diverged."""
+def finetune(task_name: str, options: Options, command: str, data: dict[str, list[Example]] | None = None) -> dict:
+    """The whole command -> what it writes to results.json.
+
+    data: the examples of train, dev and test, where they are not to be read from the files. Seeds whose results
+    --out holds already, of the same options and inputs, are not run again.
+    Raises OptionError, DataError, ModelError, Diverged.
+    """
     folder = Path(options.out)
-    for name in ("model.safetensors", "results.json"):
-        check(not (folder / name).exists(), f"{folder} holds a {name} already. Choose another --out, or remove it.")
     kind, machine = KINDS[task_name], machine_of(options)
     source = load_checkpoint(options.model).float()
     reading = reading_of(options, options.model, source.config)
     teacher = read_teacher(options, machine, kind.model, source.config.vocab_size)
-    data = {part: read_task(task_name, getattr(options, part), warn) for part in PARTS if getattr(options, part)}
+    files = [path for part in PARTS for path in getattr(options, part)]
+    data = data or {
+        part: read_task(task_name, getattr(options, part), warn) for part in PARTS if getattr(options, part)
+    }
+    about = {"task": task_name, "model": fingerprint(source), "teacher": fingerprint(teacher) if teacher else None}
+    about |= provenance(command, options, files, options.seeds)
+    runs = finished_runs(folder, about)
     labels = ()
     if kind.model is not QuestionAnswerer:
         labels = teacher.labels if teacher else tuple(labels_of(data["train"]))
@@ -229,29 +240,46 @@ def finetune(task_name: str, options: Options, command: str) -> dict:
     task = kind(reading, labels)
     counts = ", ".join(f"{len(examples):,} to {part}" for part, examples in data.items())
     print(f"{task_name}: {counts}; labels {', '.join(labels) or 'start, end'}; {machine.device}, {machine.precision}")
-    files = [path for part in PARTS for path in getattr(options, part)]
-    about = provenance(command, options, files, options.seeds)
-    about |= {"task": task_name, "model": fingerprint(source), "teacher": fingerprint(teacher) if teacher else None}
-    runs, best = [], None
-    for seed in options.seeds:
+    for seed in options.seeds[len(runs) :]:
         torch.manual_seed(seed)
         model = make_model(source, task, options).to(machine.device)
         run = fine_tune(model, teacher, task, data["train"], data["dev"], machine, options, seed)
-        model.eval()
         if "test" in data:
-            predictions = predict(model, task, data["test"], machine, options.batch_tokens)
+            predictions = predict(model.eval(), task, data["test"], machine, options.batch_tokens, warn)
             run["test"] = task.report(predictions, data["test"], seed)
-        runs.append(run)
-        value = run["dev"][task.headline]["value"]
-        if best is None or value > best:
-            best = value
+        if run["dev"][task.headline]["value"] > max((r["dev"][task.headline]["value"] for r in runs), default=-1.0):
             save_model(model, folder / "model.safetensors", {**about, "run": run})
+        runs.append(run)
         parts = [part for part in ("dev", "test") if part in data]
-        result = about | {"runs": runs, "over_seeds": {part: mean_and_deviation(runs, part) for part in parts}}
-        write_json(folder / "results.json", result)
+        write_json(
+            folder / "results.json",
+            {**about, "runs": runs, "over_seeds": {part: mean_and_deviation(runs, part) for part in parts}},
+        )
     if not (folder / FILE_NAME).exists():
         shutil.copyfile(reading.tokenizer.path, folder / FILE_NAME)
-    return result
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+def finished_runs(folder: Path, about: dict) -> list[dict]:
+    """What results.json there has of the seeds asked for.  Raises OptionError if it is of something else."""
+    path = folder / "results.json"
+    if not path.exists():
+        check(not (folder / "model.safetensors").exists(), f"{folder} holds a model.safetensors. Choose another --out.")
+        return []
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+        same = all(there[key] == json.loads(json.dumps(about[key])) for key in ("task", "model", "teacher", "files"))
+        differing = [n for n, value in json.loads(json.dumps(about["options"])).items() if there["options"][n] != value]
+        runs = there["runs"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise OptionError(f"{path} cannot be read. Choose another --out, or remove it.") from None
+    differing = [name for name in differing if name not in MAY_DIFFER]
+    if not same or differing or about["seeds"][: len(runs)] != there["seeds"][: len(runs)]:
+        what = f"--{differing[0].replace('_', '-')}" if differing else "model, data or seeds"
+        raise OptionError(f"{path} is the result of other inputs ({what}). Choose another --out, or remove it.")
+    if runs:
+        print(f"{folder} has the results of {len(runs)} seed{'s' * (len(runs) > 1)} already.")
+    return runs[: len(about["seeds"])]
 
 
 def main(arguments: list[str]) -> None:

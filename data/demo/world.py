@@ -11,7 +11,6 @@ words.
 
 from collections.abc import Iterator, Sequence
 from random import Random
-from typing import NamedTuple
 
 from data.demo import lexicon as lex
 from data.demo.entities import (
@@ -36,42 +35,7 @@ from data.demo.entities import (
 )  # fmt: skip
 from data.demo.reviews import review
 from data.demo.spelling import plain, span, spell, tagged, unanswered
-
-# --- Examples ---------------------------------------------------------------------------------------------
-
-
-class SentimentExample(NamedTuple):
-    """A film review; `label` is 1 if the reviewer liked the film, 0 if not."""
-
-    text: str
-    label: int
-
-
-class NerExample(NamedTuple):
-    """Words as in a CoNLL file ("l'" and "." stand alone), a tag each: O, or B-X at the first word of an
-    entity and I-X inside it.  X is PER (people), LOC (towns and regions), ORG (firms) or MISC (films)."""
-
-    words: tuple[str, ...]
-    tags: tuple[str, ...]
-
-
-class NliExample(NamedTuple):
-    """`label` is "entailment" if the premise makes the hypothesis true, "contradiction" if it makes it false,
-    "neutral" if it says nothing of it."""
-
-    premise: str
-    hypothesis: str
-    label: str
-
-
-class QaExample(NamedTuple):
-    """A question whose answer is copied from the context: `context[start:start + len(answer)] == answer`."""
-
-    context: str
-    question: str
-    answer: str
-    start: int
-
+from data.tasks import Answer, PairExample, QuestionExample, TextExample, WordsExample
 
 NLI_LABELS = ("contradiction", "entailment", "neutral")
 
@@ -313,35 +277,37 @@ def corpus(num_documents: int, seed: int) -> Iterator[str]:
         yield plain(" ".join(document(rng)))
 
 
-def sentiment(count: int, seed: int) -> Iterator[SentimentExample]:
-    """`count` film reviews, half of them favourable, with negations and concessions."""
+def sentiment(count: int, seed: int) -> Iterator[TextExample]:
+    """`count` film reviews, half of them favourable (label 1, the others 0), with negations and concessions."""
     rng = Random(seed)
     for label in _balanced(rng, (0, 1), count):
-        yield SentimentExample(plain(" ".join(review(rng, pick(rng, FILMS), bool(label)))), label)
+        yield TextExample(plain(" ".join(review(rng, pick(rng, FILMS), bool(label)))), str(label))
 
 
-def ner(count: int, seed: int) -> Iterator[NerExample]:
-    """`count` sentences, or pairs of neighbours, out of documents."""
+def ner(count: int, seed: int) -> Iterator[WordsExample]:
+    """`count` sentences, or pairs of neighbours, out of documents, their words as in a CoNLL file ("l'" and "." stand
+    alone). The types are PER (people), LOC (towns and regions), ORG (firms) and MISC (films)."""
     rng = Random(seed)
     for _ in range(count):
         sentences = document(rng)
         start = int(rng.random() * len(sentences))
-        yield NerExample(*tagged(" ".join(sentences[start : start + pick(rng, (1, 2))])))
+        yield WordsExample(*tagged(" ".join(sentences[start : start + pick(rng, (1, 2))])))
 
 
-def nli(count: int, seed: int) -> Iterator[NliExample]:
-    """`count` pairs, each label a third of them."""
+def nli(count: int, seed: int) -> Iterator[PairExample]:
+    """`count` pairs, each label a third of them: "entailment" if the premise makes the hypothesis true,
+    "contradiction" if it makes it false, "neutral" if it says nothing of it."""
     rng = Random(seed)
     for label in _balanced(rng, NLI_LABELS, count):
         premise, about, clause = inference(rng, label, rng.random() < 0.5)
         hypothesis = spell(clause.format(s=about.name) + ".")
-        yield NliExample(plain(" ".join(premise)), plain(hypothesis), label)
+        yield PairExample(plain(" ".join(premise)), plain(hypothesis), label)
 
 
-def qa(count: int, seed: int) -> Iterator[QaExample]:
+def qa(count: int, seed: int) -> Iterator[QuestionExample]:
     """`count` questions on a context where others have an answer of the same type."""
     rng = Random(seed)
-    for _ in range(count):
+    for number in range(count):
         sentences, asked, _about, _fact = question(rng)
         context = " ".join(sentences)
-        yield QaExample(plain(context), plain(asked), *span(context))
+        yield QuestionExample(str(number), plain(context), plain(asked), (Answer(*span(context)),))
