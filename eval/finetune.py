@@ -5,6 +5,7 @@ The paper's student loses 5 points on inference and 17 on questions against its 
 labels: of each label, of each tag, of each start and end of an answer.
 """
 
+import hashlib
 import json
 import math
 import random
@@ -165,6 +166,7 @@ def fine_tune(
     Raises Diverged where the loss is no number any more.
     """
     items = [item for item in task.encode(train, warn) if item.target is not None]
+    dev_items = task.encode(dev, warn)
     epochs = plan([len(item.ids) for item in items], options, random.Random(seed))
     options = replace(options, steps=sum(map(len, epochs)))
     taught = None if teacher is None else infer(teacher, [item.ids for item in items], machine, options.batch_tokens)
@@ -192,7 +194,8 @@ def fine_tune(
                 print(
                     f"seed {seed}  epoch {epoch}  step {step}/{options.steps}  loss {mean:.4f}  {speed:,.0f} tokens/s"
                 )
-        figures = task.report(predict(model.eval(), task, dev, machine, options.batch_tokens), dev, seed)
+        outputs = infer(model.eval(), [item.ids for item in dev_items], machine, options.batch_tokens)
+        figures = task.report(task.decode(outputs, dev_items, dev), dev, seed)
         value = figures[task.headline]["value"]
         print(f"seed {seed}  epoch {epoch}  dev {task.headline} {value:.4f}")
         if best is None or value > best["dev"][task.headline]["value"]:
@@ -230,6 +233,7 @@ def finetune(task_name: str, options: Options, command: str, data: dict[str, lis
         part: read_task(task_name, getattr(options, part), warn) for part in PARTS if getattr(options, part)
     }
     about = {"task": task_name, "model": fingerprint(source), "teacher": fingerprint(teacher) if teacher else None}
+    about |= {"examples": {part: digest(examples) for part, examples in data.items()}}
     about |= provenance(command, options, files, options.seeds)
     runs = finished_runs(folder, about)
     labels = ()
@@ -260,6 +264,10 @@ def finetune(task_name: str, options: Options, command: str, data: dict[str, lis
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
+def digest(examples: Sequence[Example]) -> str:
+    return hashlib.sha256(json.dumps(examples).encode()).hexdigest()
+
+
 def finished_runs(folder: Path, about: dict) -> list[dict]:
     """What results.json there has of the seeds asked for.  Raises OptionError if it is of something else."""
     path = folder / "results.json"
@@ -268,7 +276,7 @@ def finished_runs(folder: Path, about: dict) -> list[dict]:
         return []
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
-        same = all(there[key] == json.loads(json.dumps(about[key])) for key in ("task", "model", "teacher", "files"))
+        same = all(there[key] == json.loads(json.dumps(about[key])) for key in ("task", "model", "teacher", "examples"))
         differing = [n for n, value in json.loads(json.dumps(about["options"])).items() if there["options"][n] != value]
         runs = there["runs"]
     except (OSError, ValueError, KeyError, TypeError):

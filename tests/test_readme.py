@@ -9,6 +9,7 @@ import pytest
 import convert_weights
 import train
 from data.options import parse_options
+from data.tasks import TASKS
 from model import EncoderConfig, count_parameters
 from tests.helpers import REPOSITORY
 
@@ -50,6 +51,13 @@ def test_every_command_can_be_read(command):
     words = shlex.split(command, comments=True)[1:]
     if words[:2] in (["-m", "data.prepare"], ["-m", "data.inspect"]):
         parse_options(importlib.import_module(words[1]).Options, words[2:], "", "")
+    elif words[:2] == ["-m", "eval"] and words[2:] not in (["TASK"], ["COMMAND"]):
+        name, *rest = words[2:]
+        module = "evaluate" if name in TASKS else name.replace("-", "_")
+        rest = rest[1:] if name in ("finetune", "predict") else rest
+        options = importlib.import_module(f"eval.{module}").Options
+        if rest or name not in TASKS:  # `python -m eval nli` alone stands for the command
+            parse_options(options, rest, "", "")
     elif words[0] == "-m":
         assert words[1] in ("venv", "pytest") or importlib.util.find_spec(words[1])
     elif words[0] == "train.py" and "--help" not in words:
@@ -67,7 +75,7 @@ def test_the_two_commands_are_there_for_ci():
 
 def test_every_function_of_the_equation_table_is_where_it_says():
     rows = re.findall(r"^\| [^|]+ \| [^|]+ \| `([\w.]+)` in `([\w/]+)\.py` \|$", README, flags=re.MULTILINE)
-    assert len(rows) == 14
+    assert len(rows) == 16
     for name, module in rows:
         found = importlib.import_module(module.replace("/", "."))
         for part in name.split("."):
