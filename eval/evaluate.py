@@ -20,6 +20,8 @@ from .machine import PRECISIONS, Machine, choose_device, choose_precision
 from .results import command_line, provenance, show, warn, write_json
 from .tasks import KINDS, Reading, Task, Words, check_labels
 
+CURE = "Say what is what with --label-map, for example --label-map '0=negative' '1=positive'."
+
 
 @dataclass(frozen=True)
 class ReadingOptions:
@@ -110,7 +112,7 @@ def open_model(path: str, task: str, options: ReadingOptions) -> tuple[nn.Module
 
 
 def predict(
-    model: nn.Module, task: Task, examples: Sequence[Example], machine: Machine, budget: int, report=print
+    model: nn.Module, task: Task, examples: Sequence[Example], machine: Machine, budget: int, report=warn
 ) -> list:
     """A prediction for each example."""
     items = task.encode(examples, report)
@@ -141,7 +143,7 @@ def merged(output: Tensor, columns: Sequence[Sequence[int]]) -> Tensor:
 
 
 def evaluate(
-    model: nn.Module, task: Task, examples: Sequence[Example], machine: Machine, options: Options, report=print
+    model: nn.Module, task: Task, examples: Sequence[Example], machine: Machine, options: Options, report=warn
 ) -> dict:
     """The figures of one task."""
     label_map = options.label_map
@@ -152,11 +154,11 @@ def evaluate(
         task = Words(task.reading, renamed)
         known = {label[2:] for label in renamed if label != "O"}
         there = sorted({tag[2:] for tag in labels_of(examples) if tag != "O"})
-        check_labels(sorted(known), there, "The data")
+        check_labels(sorted(known), there, CURE)
     elif task.labels:
         groups = read_label_map(label_map, task.labels) or {label: [label] for label in task.labels}
         columns = [[task.labels.index(name) for name in group] for group in groups.values()]
-        check_labels(list(groups), labels_of(examples), "The data")
+        check_labels(list(groups), labels_of(examples), CURE)
         task = type(task)(task.reading, list(groups))
     items = task.encode(examples, report)
     outputs = infer(model, [item.ids for item in items], machine, options.batch_tokens)

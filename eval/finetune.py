@@ -238,9 +238,9 @@ def finetune(task_name: str, options: Options, command: str, data: dict[str, lis
     runs = finished_runs(folder, about)
     labels = ()
     if kind.model is not QuestionAnswerer:
-        labels = teacher.labels if teacher else tuple(labels_of(data["train"]))
-        for part, examples in data.items():
-            check_labels(labels, labels_of(examples), f"--{part}")
+        there = labels_of([example for examples in data.values() for example in examples])
+        labels = teacher.labels if teacher else tuple(there)
+        check_labels(labels, there, "A teacher of the task needs the task's labels.")
     task = kind(reading, labels)
     counts = ", ".join(f"{len(examples):,} to {part}" for part, examples in data.items())
     print(f"{task_name}: {counts}; labels {', '.join(labels) or 'start, end'}; {machine.device}, {machine.precision}")

@@ -339,12 +339,11 @@ def losses_of(problems: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, int]:
     return torch.stack(losses).sum(), sum(int((targets != IGNORED).sum()) for _, targets in problems)
 
 
-def check_labels(labels: Sequence[str], there: Sequence[str], what: str) -> None:
-    """Raises OptionError unless all labels of the data are the model's."""
+def check_labels(labels: Sequence[str], there: Sequence[str], cure: str) -> None:
+    """Raises OptionError unless all labels of the data are the model's; cure: what to do, a sentence."""
     unknown = [label for label in there if label not in labels]
     if unknown:
         raise OptionError(
-            f"{what} has the label {unknown[0]!r}, which the model does not know: its labels are {', '.join(labels)}. "
-            "Say which is which with --label-map, for example "
-            f"--label-map {unknown[0]}={labels[0]!r}."
+            f"The data have the label {unknown[0]!r}, which the model does not know: its labels are "
+            f"{', '.join(labels)}. {cure}"
         )

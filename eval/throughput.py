@@ -4,36 +4,24 @@ The rows of a comparison run in processes of their own, in turn, step by step, s
 falls on all of them alike. Weights are random: no number here depends on their values.
 """
 
-import contextlib
 import functools
-import importlib.metadata
-import multiprocessing
-import os
-import platform
-import re
 import statistics
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import date
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 import train
-from data import OptionError
 from data.blocks import Batch
 from data.masking import CHOSEN
 from data.options import check_bounds, option, parse_options
 from losses import CHUNK_BYTES, IGNORED, distillation_loss, fused_distillation_loss
-from model import EncoderConfig, MaskedLM
+from model import MaskedLM
 
 from .machine import PRECISIONS, Machine, arithmetic, choose_device
+from .rows import HUGE_PAGES, LOG, Job, append_to, configs, heading, measure, ratio, table
 
-LOG = Path(__file__).with_name("LOG.md")
-HUGE_PAGES = (("THP_MEM_ALLOC_ENABLE", "1"),)  # what train.py sets for itself
 OSCAR_TOKENS = 31e9  # French OSCAR, read once
 PEAKS = {"Titan RTX": 130e12, "A100": 312e12, "H100": 989e12}  # half-precision operations a second, as sold
 ASSUMED_SHARE = 0.4  # of that peak
@@ -64,128 +52,6 @@ class Options:
         check_bounds(self)
 
 
-def configs(options: Options) -> tuple[EncoderConfig, EncoderConfig]:
-    """-> student, teacher."""
-    if options.small:
-        teacher = EncoderConfig(2, 64, 2, 128, 1005)
-        return replace(teacher, num_layers=1), teacher
-    return EncoderConfig.distilcamembert(), EncoderConfig.camembert()
-
-
-# ---- a row and its process -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a process makes ready, and then runs again and again."""
-
-    name: str
-    make: Callable[..., Callable[[], None]]  # make(options, machine, *arguments) -> run
-    precision: str
-    arguments: tuple = ()
-    environment: tuple[tuple[str, str], ...] = ()  # variables of its process
-
-
-@dataclass
-class Row:
-    """What came of a job."""
-
-    name: str
-    first: float  # seconds of the first run, with compiling
-    seconds: list[float]  # of the others
-    peak: int  # bytes, the most that the process ever held
-    extra: int  # bytes, the most above what it held before its first run
-
-
-def work(connection, job: Job, options: Options) -> None:
-    """A job's process: makes ready, then runs whenever it is asked to, and answers with what it took."""
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    device = choose_device(options.device)
-    try:
-        run = job.make(options, Machine(device, job.precision, options.compile), *job.arguments)
-    except ImportError as error:
-        connection.send(f"{error.name or error} is missing")
-        return
-    connection.send("ready")
-    peak = peak_memory(device)
-    before = forget_peak(device)
-    with contextlib.suppress(EOFError, KeyboardInterrupt):  # the end of the parent is the end of this
-        while True:
-            connection.recv()
-            start = time.monotonic()
-            run()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds, most = time.monotonic() - start, peak_memory(device)
-            connection.send((seconds, max(peak, most), most - before))
-
-
-def measure(jobs: list[Job], options: Options) -> list[Row]:
-    """Each job in a process of its own; first runs, then rounds in which each runs once.  Says what cannot run."""
-    context = multiprocessing.get_context("spawn")
-    rows, lines, processes = [], [], []
-    try:
-        for job in jobs:
-            line, far_end = context.Pipe()
-            process = context.Process(target=work, args=(far_end, job, options), daemon=True)
-            with environment(job.environment):
-                process.start()
-            far_end.close()
-            processes.append(process)
-            if (answer := line.recv()) != "ready":
-                print(f"note: no row for {job.name}: {answer}.")
-                continue
-            lines.append(line)
-            line.send("run")
-            rows.append(Row(job.name, line.recv()[0], [], 0, 0))
-        for _ in range(options.repetitions):
-            for row, line in zip(rows, lines, strict=True):
-                line.send("run")
-                seconds, row.peak, row.extra = line.recv()
-                row.seconds.append(seconds)
-    except EOFError:
-        raise OptionError("A process of the measurement died; there may be too little memory for it.") from None
-    finally:
-        for line in lines:
-            line.close()  # at which a process ends
-        for process in processes:
-            process.join(timeout=10)
-            process.kill()
-    return rows
-
-
-@contextlib.contextmanager
-def environment(variables: Iterable[tuple[str, str]]) -> Iterator[None]:
-    """Processes started in here have these variables."""
-    before = {name: os.environ.pop(name, None) for name in dict(HUGE_PAGES)}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        os.environ.update({name: value for name, value in before.items() if value is not None})
-
-
-def peak_memory(device: torch.device) -> int:
-    """The most bytes that this process held since the peak was last forgotten."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else memory_of_process("VmHWM")
-
-
-def forget_peak(device: torch.device) -> int:
-    """-> the bytes held now, from which the peak counts anew."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    Path("/proc/self/clear_refs").write_text("5")
-    return memory_of_process("VmRSS")
-
-
-def memory_of_process(key: str) -> int:
-    """A line of Linux's /proc/self/status, in bytes."""
-    return int(re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
-
-
 # ---- what the rows run -----------------------------------------------------------------------------------------
 
 
@@ -204,7 +70,7 @@ def run_options(options: Options) -> train.Options:
 
 def our_step(options: Options, machine: Machine) -> Callable[[], None]:
     """train.py's own step."""
-    student_config, teacher_config = configs(options)
+    student_config, teacher_config = configs(options.small)
     teacher = MaskedLM(teacher_config).to(machine.device).eval().requires_grad_(False)
     student = MaskedLM(student_config).to(machine.device).train()
     run = run_options(options)
@@ -225,14 +91,14 @@ def their_step(options: Options, machine: Machine) -> Callable[[], None]:
     """The peer's."""
     from .peer import peer_step
 
-    step = peer_step(*configs(options), run_options(options), machine)
-    batch = random_batch(options, configs(options)[0].vocab_size)
+    step = peer_step(*configs(options.small), run_options(options), machine)
+    batch = random_batch(options, configs(options.small)[0].vocab_size)
     return lambda: step(batch)
 
 
 def loss_alone(options: Options, machine: Machine, form: str, num_tokens: int) -> Callable[[], None]:
     """Forward and backward of the loss from random states, in the fused or the plain form."""
-    config, device = configs(options)[0], machine.device
+    config, device = configs(options.small)[0], machine.device
     shape = config.vocab_size, config.hidden_size
     decoder = (torch.randn(shape, device=device) * 0.02).requires_grad_()
     teacher_decoder = (torch.randn(shape, device=device) * 0.02).to(PRECISIONS[machine.precision])
@@ -275,19 +141,6 @@ def product(options: Options, machine: Machine, rows: int, inner: int, columns: 
 # ---- tables ----------------------------------------------------------------------------------------------------
 
 
-def table(*rows: list[str]) -> str:
-    """Markdown, the first row its head."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
-
-
-def ratio(numerator: Row, denominator: Row) -> float:
-    """The median of the ratios round by round."""
-    return statistics.median(a / b for a, b in zip(numerator.seconds, denominator.seconds, strict=True))
-
-
 def measure_step(precision: str, options: Options) -> str:
     """Tokens a second and peak memory of the step, beside the peer's."""
     shapes = [(2048, 2048, 2048), (4096, 768, 3072), (768, 4096, 3072)]
@@ -297,14 +150,14 @@ def measure_step(precision: str, options: Options) -> str:
     peer = Job("the peer's step", their_step, precision)
     on_cpu = choose_device(options.device).type == "cpu"
     also = [replace(peer, name="the peer's, in huge pages", environment=HUGE_PAGES)] if on_cpu else []
-    ours = Job("this project's step", our_step, precision, environment=HUGE_PAGES)
+    ours = Job("this project's step", our_step, precision, (), HUGE_PAGES, options.compile)
     rows = measure([peer, *also, ours, *products], options)
     named = {row.name: row for row in rows}
     ceiling = max(
         2 * shape[0] * shape[1] * shape[2] / statistics.median(named[job.name].seconds)
         for shape, job in zip(shapes, products, strict=True)
     )
-    tokens, per_token = options.batch_size * options.block_size, arithmetic(*configs(options), options.block_size)
+    tokens, per_token = options.batch_size * options.block_size, arithmetic(*configs(options.small), options.block_size)
     lines = [[f"step, {precision}, {options.batch_size} × {options.block_size}", "tokens/s", "speed", "peak memory",
               "of the peer's", "of the ceiling", "first step"]]  # fmt: skip
     for row in rows[: len(rows) - len(products)]:
@@ -333,7 +186,11 @@ def measure_loss(precision: str, options: Options) -> str:
     lines = [[f"loss alone, {precision}, tokens", "plain", "fused", "faster"]]
     for num_tokens in options.tokens:
         plain, fused = measure(
-            [Job(form, loss_alone, precision, (form, num_tokens), HUGE_PAGES) for form in ("plain", "fused")], options
+            [
+                Job(form, loss_alone, precision, (form, num_tokens), HUGE_PAGES, options.compile)
+                for form in ("plain", "fused")
+            ],
+            options,
         )
         micro = [f"{statistics.median(row.seconds) / num_tokens * 1e6:,.0f} µs/token" for row in (plain, fused)]
         lines.append([f"{num_tokens:,}", *micro, f"{ratio(plain, fused):.2f} ×"])
@@ -343,9 +200,9 @@ def measure_loss(precision: str, options: Options) -> str:
 def measure_memory(precision: str, options: Options) -> str:
     """What the fused loss takes above its inputs, gradients included, by number of tokens."""
     lines = [[f"fused loss, {precision}, tokens", "extra memory", "the logits alone would be"]]
-    words = configs(options)[0].vocab_size
+    words = configs(options.small)[0].vocab_size
     for num_tokens in options.memory_tokens:
-        job = Job("fused", loss_alone, precision, ("fused", num_tokens), HUGE_PAGES)
+        job = Job("fused", loss_alone, precision, ("fused", num_tokens), HUGE_PAGES, options.compile)
         (row,) = measure([job], replace(options, repetitions=1))
         logits = 2 * num_tokens * words * PRECISIONS[precision].itemsize
         lines.append([f"{num_tokens:,}", f"{row.extra / 1e9:.2f} GB", f"{logits / 1e9:.2f} GB"])
@@ -358,31 +215,11 @@ PARTS = {"step": measure_step, "loss": measure_loss, "memory": measure_memory}
 def main(arguments: list[str] | None = None) -> None:
     """The command.  Raises OptionError."""
     options = parse_options(Options, arguments, "python -m eval throughput [OPTIONS]", __doc__)
-    device = choose_device(options.device)
-    if device.type == "cpu" and not Path("/proc/self/clear_refs").exists():
-        raise OptionError("Memory of a process on the CPU is read from Linux's /proc, which this system lacks.")
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    report = [
-        f"## {date.today()}: python -m eval throughput {' '.join(sys.argv[2:] if arguments is None else arguments)}",
-        f"{name}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, Python "
-        f"{platform.python_version()}, torch {torch.__version__}, transformers {version('transformers')}. Medians of "
-        f"{options.repetitions} rounds, ratios round by round.",
-    ]
+    report = heading("throughput", options, arguments)
     print("\n\n".join(report), flush=True)
     for precision in options.precision:
         for part in options.only:
             report.append(PARTS[part](precision, options))
             print("\n" + report[-1], flush=True)
     if options.log:
-        with LOG.open("a", encoding="utf-8") as log:
-            log.write("\n" + "\n\n".join(report) + "\n")
-        print(f"\nAppended to {LOG}.")
-
-
-def version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "missing"
+        append_to(LOG, report)

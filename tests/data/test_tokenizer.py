@@ -3,6 +3,8 @@
 import itertools
 import random
 import shutil
+import time
+from unicodedata import combining
 
 import pytest
 
@@ -158,3 +160,124 @@ def test_a_sentencepiece_model_of_another_kind_is_refused(tmp_path, kind):
         )  # fmt: skip
     with pytest.raises(DataError, match=sentence):
         Tokenizer(tmp_path / "other.model")
+
+
+# ---- encode_spans ----------------------------------------------------------------------------------------------
+
+HOSTILE = {
+    "one word": "a" * 100_000,
+    "only spaces": " " * 100_000,
+    "no-break spaces": "\u00a0" * 100_000,
+    "tabs and lines": "\t\n" * 50_000,
+    "words": "le chat mange " * 7_000,
+    "a long word": "anticonstitutionnellement" * 4_000,
+    "emoji": "🙂" * 100_000,
+    "emoji between spaces": "🙂 " * 50_000,
+    "unknown script": "漢" * 100_000,
+    "unknown between known": "a漢" * 50_000,
+    "syllables and their letters": "각\u1100\u1161\u11a8" * 25_000,
+    "zero width": "\u200b" * 100_000,
+    "zero width between letters": "a\u200b" * 50_000,
+    "NUL": "\0" * 100_000,
+    "accents": "e" + "\u0301" * 99_999,
+    "accented": "e\u0301" * 50_000,
+    "one character, many pieces": "ﷺ" * 5_000,
+    "right to left": "\u202e\u200fabc" * 20_000,
+    "masks": "<mask>" * 16_000,
+    "masks and words": "<mask> a " * 10_000,
+    "▁": "▁" * 100_000,
+    "dots": "." * 100_000,
+    "the last character": "\U0010ffff" * 100_000,
+}
+
+
+def is_dropped(tokenizer, text: str) -> bool:
+    """Whether these characters leave nothing behind a letter, or combine with what stands before."""
+    return all(tokenizer.encode_plain(["a" + c]) == tokenizer.encode_plain(["a"]) or combining(c) for c in text)
+
+
+def differ_as_documented(tokenizer, text: str, ids, ours, theirs) -> bool:
+    """Whether our spans are theirs, up to what the tokenizer drops after a piece, and the space before <mask>."""
+    for i, (start, end), (their_start, their_end) in zip(ids, ours, theirs, strict=True):
+        if i == tokenizer.mask_id:
+            their_start += len(text[their_start:their_end]) - len(text[their_start:their_end].lstrip(" "))
+        if start != their_start or end < their_end or not is_dropped(tokenizer, text[their_end:end]):
+            return False
+    return True
+
+
+@needs(REAL_TOKENIZER, REAL_TEXT)
+def test_spans_of_real_text_are_the_offsets_of_transformers(tokenizer, theirs):
+    lines = []
+    for path in sorted(REAL_TEXT.glob("*.txt")):
+        lines += random.Random(1).sample(path.read_text(encoding="utf-8").split("\n"), 200)
+    assert len(lines) == 2000
+    expected = theirs(lines, add_special_tokens=False, return_offsets_mapping=True)
+    same = 0
+    for line, ids, offsets in zip(lines, expected["input_ids"], expected["offset_mapping"]):
+        actual, spans = tokenizer.encode_spans(line)
+        assert [actual] == tokenizer.encode_plain([line]) == [ids]
+        assert differ_as_documented(tokenizer, line, ids, spans, offsets), line
+        same += spans == offsets
+    assert same >= 1990  # the differences are rare
+
+
+@real
+@pytest.mark.parametrize(
+    "text", [*ODD, "e\u0301a", "a\u0301\u0302b", "x\u0301 y", "a\u200b b", "\u200b", "a …b", "㍿ x"]
+)
+def test_spans_of_odd_texts_are_the_offsets_of_transformers(tokenizer, theirs, text):
+    expected = theirs(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, spans = tokenizer.encode_spans(text)
+    assert ids == expected["input_ids"]
+    assert differ_as_documented(tokenizer, text, ids, spans, expected["offset_mapping"]), spans
+
+
+@real
+def test_spans_where_we_differ_from_transformers(tokenizer, theirs):
+    """By hand, so that what differ_as_documented lets pass is no more than this."""
+
+    def offsets(text):
+        return theirs(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+
+    assert tokenizer.encode_spans("le <mask> chat")[1] == [(0, 2), (3, 9), (10, 14)]
+    assert offsets("le <mask> chat") == [(0, 2), (2, 9), (10, 14)]
+    assert tokenizer.encode_spans("e\u0301a")[1] == [(0, 2), (2, 3)]
+    assert offsets("e\u0301a") == [(0, 1), (2, 3)]
+
+
+@real
+@pytest.mark.parametrize("name", HOSTILE)
+def test_spans_of_hostile_text_are_found_in_time(tokenizer, name):
+    text = HOSTILE[name]
+    start = time.process_time()
+    ids, spans = tokenizer.encode_spans(text)
+    assert time.process_time() - start < 3  # seconds, where 0.3 was measured; quadratic time would be minutes
+    assert [ids] == tokenizer.encode_plain([text])
+    assert len(spans) == len(ids)
+    assert all(0 <= first < after <= len(text) for first, after in spans)
+    assert all(one[0] <= two[0] and one[1] <= two[1] for one, two in itertools.pairwise(spans))
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udfffb c"])
+def test_a_lone_surrogate_does_not_crash(text):
+    """JSON spells them, and the readers of data.tasks replace them; a caller's text may come without those."""
+    tokenizer = Tokenizer(demo.FOLDER)
+    ids, spans = tokenizer.encode_spans(text)
+    assert [ids] == tokenizer.encode_plain([text])
+    assert all(0 <= first <= after <= len(text) for first, after in spans)
+
+
+def test_spans_of_any_text_cover_what_is_no_space():
+    tokenizer, rng = Tokenizer(demo.FOLDER), random.Random(0)
+    parts = [*"aé lt'.,0…½ﬁ\u0301\u200b\u00a0🙂漢▁<\n", "<mask>", "</s>", "le ", "film"]
+    for _ in range(2000):
+        text = "".join(rng.choices(parts, k=rng.randrange(30)))
+        ids, spans = tokenizer.encode_spans(text)
+        assert [ids] == tokenizer.encode_plain([text])
+        assert all(0 <= first < after <= len(text) for first, after in spans), text
+        assert all(one[0] <= two[0] and one[1] <= two[1] for one, two in itertools.pairwise(spans)), text
+        covered = {place for span in spans for place in range(*span)}
+        left = "".join(c for place, c in enumerate(text) if place not in covered)
+        assert all(c.isspace() or c in "▁\u200b\u0301" for c in left), text
+        assert not any(text[first].isspace() for first, _ in spans), text
