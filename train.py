@@ -240,9 +240,9 @@ def make_ready(student: MaskedLM, teacher: MaskedLM | None, machine: Machine) ->
 
     Compiled or not, a CPU draws its dropout by PyTorch's own generator, so that the masks are the same.
     """
-    for module in teacher.modules() if teacher else ():
-        if isinstance(module, nn.Linear) or module is teacher.encoder.embeddings.word:
-            module.to(PRECISIONS[machine.precision])
+    if teacher:
+        machine.cast_products(teacher)
+        teacher.encoder.embeddings.word.to(PRECISIONS[machine.precision])  # the decoder is that matrix
     if machine.compiled:
         for model in filter(None, (student, teacher)):
             model.encoder.compile(dynamic=False, options={"fallback_random": machine.device.type == "cpu"})

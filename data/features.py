@@ -127,7 +127,7 @@ class Window(NamedTuple):
 def question_windows(tokenizer: Tokenizer, question: str, context: str, most: int, stride: int) -> list[Window]:
     """The context in windows, of which neighbours share `stride` tokens, each behind the question.
 
-    A question of more than half the model's length is cut.
+    A question of more than half the model's length is cut, a stride of more than half a window is half a window.
     """
     (question_ids,) = tokenizer.encode_plain([question])
     question_ids = question_ids[: (most - 4) // 2]

@@ -104,13 +104,12 @@ class Tokenizer:
         Where a character became several pieces, each has it; a lone ▁ has its word's first character.
         """
         ids, spans, start = [], [], 0
-        for place, part in enumerate(self._words.special_pattern.split(text)):
+        for place, part in enumerate(self._words.special_pattern.split(whole(text))):
             if place % 2:
                 ids.append(self._special[part])
                 spans.append((start, start + len(part)))
             elif part:
                 normalized, origins = self._sentencepiece.normalize(part, with_offsets=True)
-                origins[-1] = max(origins[-1], len(part.rstrip()))
                 end = 0
                 for word in re.findall("▁[^▁]*", normalized):
                     cut = self._words.parts.cut(word)
@@ -203,6 +202,7 @@ class Words(dict):
         self.parts = Parts(model, special["<unk>"])
 
     def __missing__(self, word: str) -> bytes:
+        word = whole(word)
         if self._unchanged.issuperset(word) and word:
             ids = self.parts.cut("▁" + word)
         else:
@@ -285,6 +285,11 @@ class Parts(dict):
         ids.reverse()
         keep(self, part, ids)
         return ids
+
+
+def whole(text: str) -> str:
+    """With "?" for each half of a surrogate pair that stands alone (JSON's \\ud800), which is no character."""
+    return text.encode(errors="replace").decode()
 
 
 def keep(cache: dict, key: str, value) -> None:

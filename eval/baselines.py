@@ -34,8 +34,8 @@ def baseline_report(train: Sequence[Example], test: Sequence[Example], language:
 
 
 def overlap_answer(question: str, context: str, width: int, language: str) -> str:
-    """The sliding window: the `width` neighbouring words, none of them the question's if that can be, that have the
-    most of the question's words within AROUND words of them."""
+    """The sliding window: the `width` neighbouring words that have the most of the question's words within AROUND
+    words of them, less those that are the question's themselves; "" where the context has no word."""
     words = list(WORD.finditer(context))
     asked = set(normalise(question, language).split())
     hits = numpy.array([bool(asked & set(normalise(word[0], language).split())) for word in words], dtype=int)

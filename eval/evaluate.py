@@ -104,6 +104,7 @@ def open_model(path: str, task: str, options: ReadingOptions) -> tuple[nn.Module
     kind = KINDS[task]
     model = load_checkpoint(path, kind=kind.model).float().eval().requires_grad_(False)
     machine = machine_of(options)
+    machine.cast_products(model)
     return (
         model.to(machine.device),
         kind(reading_of(options, path, model.config), getattr(model, "labels", ())),

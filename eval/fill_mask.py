@@ -10,6 +10,7 @@ from data.options import check, check_bounds, option, parse_options
 from model import MaskedLM
 
 from .evaluate import read_tokenizer
+from .results import HALF
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,9 @@ class Options:
 
     def __post_init__(self):
         check_bounds(self)
+        for text in self.text:
+            check(not HALF.search(text), f"The text {text!r} is not UTF-8.")
+            check("<mask>" in text, f"There is no <mask> in {text!r}.")
 
 
 def main(arguments: list[str]) -> None:
@@ -34,7 +38,6 @@ def main(arguments: list[str]) -> None:
     for text in options.text:
         ids = torch.tensor([tokenizer.encode(text)])
         places = (ids[0] == tokenizer.mask_id).nonzero().flatten().tolist()
-        check(bool(places), f"There is no <mask> in {text!r}.")
         with torch.inference_mode():
             hidden = model.encoder(ids)[0, places]  # (masks, d_h)
             probabilities = model.head(hidden).softmax(dim=-1)

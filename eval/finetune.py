@@ -25,7 +25,7 @@ from data.features import budget_batches
 from data.options import check, check_bounds, option, parse_options
 from data.tasks import TASKS, Example, labels_of, read_task
 from data.tokenizer import FILE_NAME
-from losses import DIRECTIONS, soft_label_loss
+from losses import DIRECTIONS, IGNORED, soft_label_loss
 from model import QuestionAnswerer, save_model
 from train import learning_rate, make_optimiser, optimiser_step
 
@@ -107,6 +107,7 @@ def read_teacher(options: Options, machine: Machine, kind: type, vocab_size: int
             f"The teacher {options.teacher} has {teacher.config.vocab_size} words, the model {vocab_size}: they must "
             "have the same tokenizer."
         )
+    machine.cast_products(teacher)
     return teacher.to(machine.device)
 
 
@@ -127,10 +128,10 @@ def task_loss(
         return hard
     soft = [
         soft_label_loss(
-            logits.float(), their_logits.float(), torch.ones(len(logits), dtype=torch.bool, device=logits.device),
+            logits.float(), their_logits.float(), (targets != IGNORED).to(logits.device),
             direction=options.direction, temperature=options.temperature,
         )
-        for (logits, _), (their_logits, _) in zip(problems, task.problems(taught, items))
+        for (logits, targets), (their_logits, _) in zip(problems, task.problems(taught, items))
     ]  # fmt: skip
     sums, counts = zip(*soft)
     divergence = torch.stack(sums).sum() / torch.stack(counts).sum()
@@ -142,6 +143,8 @@ def task_loss(
 
 def plan(lengths: Sequence[int], options: Options, rng: random.Random) -> list[list[list[int]]]:
     """The batches of each epoch, as lists of items; in all --steps, or --epochs."""
+    if not lengths:
+        raise DataError("There is nothing to learn in --train: not one answer is where the file says.")
     epochs, steps = [], 0
     while len(epochs) < options.epochs if options.steps is None else steps < options.steps:
         epochs.append(budget_batches(lengths, options.step_tokens, rng))
@@ -244,6 +247,8 @@ def finetune(task_name: str, options: Options, command: str, data: dict[str, lis
     task = kind(reading, labels)
     counts = ", ".join(f"{len(examples):,} to {part}" for part, examples in data.items())
     print(f"{task_name}: {counts}; labels {', '.join(labels) or 'start, end'}; {machine.device}, {machine.precision}")
+    if not runs:
+        write_json(folder / "results.json", {**about, "runs": []})  # from here on the folder is this run's
     for seed in options.seeds[len(runs) :]:
         torch.manual_seed(seed)
         model = make_model(source, task, options).to(machine.device)

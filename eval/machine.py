@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from data import OptionError
 from model import EncoderConfig
@@ -27,6 +28,12 @@ class Machine:
 
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32")
+
+    def cast_products(self, model: nn.Module) -> None:
+        """A frozen model's matrices in this precision, once: autocast would do it at every call."""
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                module.to(PRECISIONS[self.precision])
 
     def scaler(self) -> torch.amp.GradScaler:
         """Which does something in fp16 only."""

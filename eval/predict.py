@@ -8,7 +8,10 @@ A line is, by task:
 A line that cannot be read is reported with its number and left out.
 """
 
+import codecs
+import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,10 +19,10 @@ from typing import BinaryIO
 
 from data import DataError
 from data.options import check, check_bounds, option, parse_options
-from data.tasks import TASKS, Example, PairExample, QuestionExample, TextExample, WordsExample
+from data.tasks import TASKS, Example, PairExample, QuestionExample, TextExample, WordsExample, short
 
 from .evaluate import ReadingOptions, open_model, predict
-from .results import warn
+from .results import HALF, warn
 from .tasks import Label, Span, Tags, Task, entities_in
 
 WINDOW_LINES, WINDOW_BYTES = 2048, 1 << 22  # lines that are held at once, sorted by length among themselves
@@ -38,13 +41,33 @@ class Options(ReadingOptions):
         check(self.model is not None, "--model names the fine-tuned model to predict with.")
 
 
+@contextlib.contextmanager
+def open_lines(name: str | None) -> Iterator[BinaryIO]:
+    """A file, or standard input. If nobody reads what is printed any more, that ends it quietly.  Raises DataError."""
+    try:
+        with open(name, "rb") if name not in (None, "-") else sys.stdin.buffer as lines:
+            yield lines
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+    except OSError as error:
+        where = name or "standard input"
+        raise DataError(f"{where} cannot be read, or the answers not be written: {error.strerror}.") from None
+
+
 # ---- lines to examples -----------------------------------------------------------------------------------------
 
 
 def read_line(task: str, line: bytes) -> Example:
     """What one line asks.  Raises ValueError, with what is wrong with it."""
-    text = line.decode("utf-8").removesuffix("\n").removesuffix("\r")
-    values = json.loads(text) if text.lstrip().startswith("{") else plain_values(task, text)
+    try:
+        text = line.decode("utf-8").removesuffix("\n").removesuffix("\r")
+        values = json.loads(text) if text.lstrip().startswith("{") else plain_values(task, text)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start + 1} is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"character {error.colno} is no JSON: {error.msg}") from None
+    except RecursionError:
+        raise ValueError("its JSON is nested too deeply") from None
     if task == "ner" and "words" in values:
         words = values["words"]
         if not isinstance(words, list) or not all(isinstance(word, str) and word.strip() for word in words):
@@ -56,7 +79,8 @@ def read_line(task: str, line: bytes) -> Example:
         example = PairExample(field(values, "premise"), field(values, "hypothesis"), "")
     else:
         example = QuestionExample("", field(values, "context"), field(values, "question"), ())
-    json.dumps(example, ensure_ascii=False).encode()  # half a character, by \ud800, can be neither read nor written
+    if HALF.search(json.dumps(example, ensure_ascii=False)):
+        raise ValueError("it has half a character (\\ud800 to \\udfff)")
     return example
 
 
@@ -72,24 +96,32 @@ def plain_values(task: str, text: str) -> dict[str, str]:
 
 def field(values: dict, name: str) -> str:
     if not isinstance(values.get(name), str):
-        raise ValueError(f'there is no text under "{name}", but {", ".join(values) or "nothing"}')
+        raise ValueError(f'there is no text under "{name}"; it has {short(", ".join(values)) or "nothing"}')
     return values[name]
 
 
-def windows(lines: Iterable[bytes], task: str) -> Iterator[tuple[list[tuple[int, Example]], int]]:
-    """Examples with their lines' numbers, as many as are held at once; how many lines before them were broken."""
-    held, size, broken = [], 0, 0
+def windows(lines: Iterable[bytes], task: str) -> Iterator[list[tuple[int, Example]]]:
+    """Examples with their lines' numbers, as many as are held at once, one at least.
+
+    Says which lines are left out, and at the end how many.  Raises DataError if those are all.
+    """
+    held, size, number, broken = [], 0, 0, 0
     for number, line in enumerate(lines, 1):
         try:
-            held.append((number, read_line(task, line)))
-        except (ValueError, RecursionError) as error:
+            held.append((number, read_line(task, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)))
+        except ValueError as error:
             broken += 1
-            warn(f"line {number} is left out: {str(error) or 'it cannot be read'}.")
+            warn(f"line {number} is left out: {error}.")
         size += len(line)
-        if len(held) == WINDOW_LINES or size >= WINDOW_BYTES:
-            yield held, broken
-            held, size, broken = [], 0, 0
-    yield held, broken
+        if held and (len(held) >= WINDOW_LINES or size >= WINDOW_BYTES):
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
+    if broken:
+        warn(f"{broken:,} of {number:,} lines were left out.")
+    if broken and broken == number:
+        raise DataError("Not one line could be read.")
 
 
 # ---- predictions to lines --------------------------------------------------------------------------------------
@@ -113,20 +145,15 @@ def as_values(prediction: Label | Tags | Span, example: Example, task: Task) -> 
     }
 
 
-def run(task_name: str, options: Options, lines: BinaryIO) -> tuple[int, int]:
-    """Reads, predicts and prints -> lines predicted, lines left out."""
+def run(task_name: str, options: Options, lines: BinaryIO) -> None:
+    """Reads, predicts and prints.  Raises DataError where no line can be read."""
     model, task, machine = open_model(options.model, task_name, options)
-    done = left_out = 0
-    for held, broken in windows(lines, task_name):
-        left_out += broken
+    for held in windows(lines, task_name):
         examples = [example for _, example in held]
-        if examples:
-            predictions = predict(model, task, examples, machine, options.batch_tokens, warn)
-            for (number, example), prediction in zip(held, predictions):
-                print(json.dumps({"line": number, **as_values(prediction, example, task)}, ensure_ascii=False))
-            sys.stdout.flush()
-        done += len(held)
-    return done, left_out
+        predictions = predict(model, task, examples, machine, options.batch_tokens, warn)
+        for (number, example), prediction in zip(held, predictions):
+            print(json.dumps({"line": number, **as_values(prediction, example, task)}, ensure_ascii=False))
+        sys.stdout.flush()
 
 
 def main(arguments: list[str]) -> None:
@@ -137,15 +164,5 @@ def main(arguments: list[str]) -> None:
         task is not None or "-h" in arguments or "--help" in arguments, f"Name a task: {', '.join(TASKS)}.\n\n{usage}"
     )
     options = parse_options(Options, arguments[1:] if task else arguments, usage, __doc__)
-    try:
-        with open(options.file, "rb") if options.file not in (None, "-") else sys.stdin.buffer as lines:
-            done, left_out = run(task, options, lines)
-    except BrokenPipeError:  # whoever read has seen enough
-        sys.stderr.close()
-        return
-    except OSError as error:
-        raise DataError(f"{options.file or 'standard input'} cannot be read: {error.strerror}.") from None
-    if left_out:
-        warn(f"{left_out:,} of {done + left_out:,} lines were left out.")
-        if not done:
-            raise DataError("Not one line could be read.")
+    with open_lines(options.file) as lines:
+        run(task, options, lines)

@@ -3,7 +3,10 @@
 import hashlib
 import json
 import platform
+import re
+import shlex
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import datetime
@@ -11,7 +14,12 @@ from pathlib import Path
 
 import torch
 
+from data import OptionError
 from model.checkpoint import atomic_file
+
+HALF = re.compile(
+    "[\ud800-\udfff]"
+)  # of a character, or a byte of an argument that is not UTF-8: no tokenizer takes it
 
 
 def sha256(path: str | Path) -> str:
@@ -33,13 +41,26 @@ def provenance(command: str, options, files: Iterable[str | Path], seeds: Sequen
 
 def command_line(name: str, arguments: Sequence[str] | None) -> str:
     given = sys.argv[2:] if arguments is None else arguments
-    return " ".join(["python -m eval", name, *given])
+    return f"python -m eval {shlex.join([name, *given])}"
+
+
+def check_writable(path: str | Path) -> None:
+    """Before anything is computed for a file of that name.  Raises OptionError where it could not be written."""
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise OptionError(f"{path} is a folder. Choose another --out.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise OptionError(f"{path} cannot be written: {error.strerror}. Choose another --out.") from None
 
 
 def write_json(path: str | Path, values: Mapping) -> None:
     """Atomically.  Raises ModelError where it cannot be written."""
     with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(values, ensure_ascii=False, indent=1) + "\n"
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names need not be UTF-8
 
 
 def warn(sentence: str) -> None:

@@ -67,10 +67,11 @@ class Options(ReadingOptions):
     distil: bool = option(True, "a third model: the student, taught the task by the fine-tuned teacher")
     limit: int | None = option(None, "examples of a task to train on, at most", type=int, least=1)
     split_seed: int = option(0, "of the split of data that come in one piece", least=0, most=2**62)
-    epochs: int = option(3, "as in finetune", "fine-tuning", least=1, most=10**4)
-    step_tokens: int = option(1024, "as in finetune", least=16, most=10**7)
-    lr: float = option(5e-5, "as in finetune", above=0, most=1e30)
-    dropout: float | None = option(None, "as in finetune", type=float, least=0, below=1)
+    epochs: int | None = option(None, "as in finetune; the demo has its own default", "fine-tuning", type=int, least=1,
+                                most=10**4)  # fmt: skip
+    step_tokens: int | None = option(None, "likewise", type=int, least=16, most=10**7)
+    lr: float | None = option(None, "likewise", type=float, above=0, most=1e30)
+    dropout: float | None = option(None, "likewise", type=float, least=0, below=1)
     seeds: tuple[int, ...] = option((0,), "as in finetune", nargs="+", type=int, least=0, most=2**62)
 
     def __post_init__(self):
@@ -256,7 +257,9 @@ def compare(
     """A task's fine-tunings and its speed."""
     folder = Path(options.out) / task
     shared = {f.name: getattr(options, f.name) for f in fields(ReadingOptions)}
-    shared |= {name: getattr(options, name) for name in ("epochs", "step_tokens", "lr", "dropout", "seeds")}
+    own = DEMO_SETTINGS if options.teacher == "demo" else {}
+    given = {name: getattr(options, name) for name in ("epochs", "step_tokens", "lr", "dropout", "seeds")}
+    shared |= own | {name: value for name, value in given.items() if value is not None}
     print(f"\n--- {task}")
     base = FinetuneOptions(**shared, model=teacher, train=files, dev=files, out=str(folder / "teacher"))
     result = {"baseline": baseline_report(parts["train"], parts["test"], options.language)}
@@ -284,7 +287,6 @@ def main(arguments: list[str]) -> None:
     if options.teacher == "demo":
         teacher, student, data = str(demo.TEACHER), demo_student(folder), folder / "data"
         write_tasks(data, DEMO_COUNTS)
-        options = replace(options, **DEMO_SETTINGS)
     else:
         teacher, student, data = options.teacher, options.student, Path(options.data)
     tasks = [task for task in options.tasks if (data / task).is_dir()]

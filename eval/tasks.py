@@ -153,7 +153,7 @@ class Words:
             if isinstance(example, WordsExample) and example.tags:
                 starts = [place == 0 or words[place - 1] != word for place, word in enumerate(words)]
                 tags = [piece_tag(example.tags[word], first) for word, first in zip(words, starts)]
-                targets = [numbers.get(tag, numbers.get(tag.replace("B-", "I-", 1), IGNORED)) for tag in tags]
+                targets = [numbers.get(tag, numbers.get(inside(tag), IGNORED)) for tag in tags]
             for start, end in word_windows(words, self.reading.most - 2):
                 target = [IGNORED, *targets[start:end], IGNORED]
                 items.append(Item([bos, *ids[start:end], eos], number, target))
@@ -184,7 +184,12 @@ class Words:
 
 def piece_tag(tag: str, first: bool) -> str:
     """A word's first piece has its tag; where an entity begins, only that piece is its beginning."""
-    return tag if first else tag.replace("B-", "I-", 1)
+    return tag if first else inside(tag)
+
+
+def inside(tag: str) -> str:
+    """B-TYPE -> I-TYPE; others as they are."""
+    return "I-" + tag[2:] if tag.startswith("B-") else tag
 
 
 class Entity(NamedTuple):

@@ -9,7 +9,7 @@ from datetime import datetime
 import torch
 from torch import Tensor
 
-from data import DataError, OptionError
+from data import OptionError
 from data.options import check, check_bounds, option, parse_options
 from data.tasks import PairExample, read_task
 
@@ -17,11 +17,11 @@ from .checkpoints import fingerprint
 from .evaluate import ReadingOptions, open_model
 from .inference import infer
 from .metrics import classification_report
-from .predict import read_line
-from .results import command_line, provenance, show, warn, write_json
+from .predict import open_lines, windows
+from .results import HALF, check_writable, command_line, provenance, show, warn, write_json
 
 ENTAILMENT = ("entailment", "implication")
-WINDOW = 512  # texts that are held at once
+WINDOW = 512  # texts, each with all candidates, that go through the model at once
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,10 @@ class Options(ReadingOptions):
         check(self.model is not None, "--model names a model fine-tuned on inference.")
         check(len(set(self.labels)) == len(self.labels) > 1, "--labels takes two different candidates or more.")
         check(self.template.count("{}") == 1, f"--template {self.template!r} must have {{}} in it, once.")
+        check(not HALF.search("".join((*self.labels, self.template))), "--labels and --template must be UTF-8.")
         check(len(self.names) in (0, len(self.labels)), "--names takes as many names as --labels.")
+        check(len(set(self.names)) == len(self.names), "--names has the same name twice.")
+        check(bool(self.test) or not (self.names or self.out), "--names and --out go with --test.")
         check(not (self.test and self.file), "--test has the texts already; leave FILE out.")
 
 
@@ -75,28 +78,31 @@ class ZeroShot:
 
     def scores(self, texts: Sequence[str]) -> Tensor:
         """-> (texts, K)"""
-        options = self.options
+        options, scores = self.options, []
         hypotheses = [options.template.replace("{}", label) for label in options.labels]
-        pairs = [PairExample(text, hypothesis, "") for text in texts for hypothesis in hypotheses]
-        items = self.task.encode(pairs, warn)
-        logits = infer(self.model, [item.ids for item in items], self.machine, options.batch_tokens)
-        grouped = torch.stack(logits).unflatten(0, (len(texts), len(hypotheses)))  # (texts, K, 3)
-        return torch.stack([candidate_scores(each, self.entailment, options.printed) for each in grouped])
+        for start in range(0, len(texts), WINDOW):
+            pairs = [PairExample(text, each, "") for text in texts[start : start + WINDOW] for each in hypotheses]
+            items = self.task.encode(pairs, warn)
+            logits = infer(self.model, [item.ids for item in items], self.machine, options.batch_tokens)
+            grouped = torch.stack(logits).unflatten(0, (-1, len(hypotheses)))  # (texts, K, 3)
+            scores += [candidate_scores(each, self.entailment, options.printed) for each in grouped]
+        return torch.stack(scores)
 
 
 def measure(options: Options, command: str) -> None:
     """On labelled texts."""
     examples = read_task("sentiment", options.test, warn)
     names = options.names or options.labels
-    unknown = sorted({example.label for example in examples} - set(names))
-    check(not unknown, f"--test has the label {unknown[:1]}, which is none of {', '.join(names)}: give --names.")
+    if unknown := sorted({example.label for example in examples} - set(names)):
+        raise OptionError(f"--test has the label {unknown[0]!r}, which is none of {', '.join(names)}: give --names.")
+    out = options.out or f"runs/results/zero-shot-{datetime.now():%Y%m%d-%H%M%S}.json"
+    check_writable(out)
     zero_shot = ZeroShot(options)
     texts = [example.text for example in examples]
-    scores = torch.cat([zero_shot.scores(texts[i : i + WINDOW]) for i in range(0, len(texts), WINDOW)])
+    scores = zero_shot.scores(texts)
     guesses = [names[i] for i in scores.argmax(dim=-1)]
     figures = classification_report([e.label for e in examples], guesses, scores.numpy(), names, options.seed)
     print(show(figures))
-    out = options.out or f"runs/results/zero-shot-{datetime.now():%Y%m%d-%H%M%S}.json"
     about = provenance(command, options, options.test, [options.seed])
     write_json(out, {"task": "zero-shot", "model": fingerprint(zero_shot.model), "figures": figures, **about})
     print(f"\nWritten: {out}")
@@ -104,34 +110,19 @@ def measure(options: Options, command: str) -> None:
 
 def classify(options: Options) -> None:
     """Line by line, JSON lines out."""
-    zero_shot = ZeroShot(options)
-    try:
-        with open(options.file, "rb") if options.file not in (None, "-") else sys.stdin.buffer as lines:
-            held: list[tuple[int, str]] = []
-            for number, line in enumerate(lines, 1):
-                try:
-                    held.append((number, read_line("sentiment", line).text))
-                except ValueError as error:
-                    warn(f"line {number} is left out: {error}.")
-                if len(held) == WINDOW:
-                    answer(zero_shot, held)
-                    held = []
-            answer(zero_shot, held)
-    except OSError as error:
-        raise DataError(f"{options.file or 'standard input'} cannot be read: {error.strerror}.") from None
-
-
-def answer(zero_shot: ZeroShot, held: Sequence[tuple[int, str]]) -> None:
-    labels = zero_shot.options.labels
-    for (number, _), row in zip(held, zero_shot.scores([text for _, text in held]) if held else ()):
-        scores = {label: round(score, 6) for label, score in zip(labels, row.tolist())}
-        print(json.dumps({"line": number, "label": labels[row.argmax()], "scores": scores}, ensure_ascii=False))
-    sys.stdout.flush()
+    labels = options.labels
+    with open_lines(options.file) as lines:
+        zero_shot = ZeroShot(options)
+        for held in windows(lines, "sentiment"):
+            for (number, _), row in zip(held, zero_shot.scores([example.text for _, example in held])):
+                scores = {label: round(score, 6) for label, score in zip(labels, row.tolist())}
+                print(json.dumps({"line": number, "label": labels[row.argmax()], "scores": scores}, ensure_ascii=False))
+            sys.stdout.flush()
 
 
 def main(arguments: list[str]) -> None:
     """The command.  Raises OptionError, DataError, ModelError."""
-    options = parse_options(Options, arguments, "python -m eval zero-shot --model FILE --labels A B … [FILE]", __doc__)
+    options = parse_options(Options, arguments, "python -m eval zero-shot [FILE] --model FILE --labels A B …", __doc__)
     if options.test:
         measure(options, command_line("zero-shot", arguments))
     else:

@@ -36,14 +36,15 @@ def packed_attention(
 ) -> Tensor:
     """Equation (5) for texts that lie one after the other without padding.
 
-    queries, keys, values: (1, J, T, d_h / J); lengths: of the texts, Σ = T -> (1, J, T, d_h / J)
-    Neighbours of equal length are computed together: texts sorted by length take few calls.
+    keys, values: (1, J, T, d_h / J); lengths: of the texts, Σ = T; queries: as many, or one a text, (1, J, B, d_h / J)
+    -> (1, J, T or B, d_h / J).  Neighbours of equal length are computed together: sorted texts take few calls.
     """
     runs = [(length, len(list(same))) for length, same in groupby(lengths)]
+    asked = [length * count for length, count in runs] if queries.shape[2] == keys.shape[2] else [n for _, n in runs]
     sizes = [length * count for length, count in runs]
     contexts = []
-    for (length, _), *parts in zip(runs, *(x[0].split(sizes, dim=1) for x in (queries, keys, values))):
-        rows = (part.unflatten(1, (-1, length)).transpose(0, 1) for part in parts)  # (texts, J, n, d_h / J)
+    for (_, count), *parts in zip(runs, queries[0].split(asked, 1), keys[0].split(sizes, 1), values[0].split(sizes, 1)):
+        rows = (part.unflatten(1, (count, -1)).transpose(0, 1) for part in parts)  # (texts, J, n or 1, d_h / J)
         context = F.scaled_dot_product_attention(*rows, dropout_p=dropout)
         contexts.append(context.transpose(1, 2).flatten(0, 1))  # (texts n, J, d_h / J)
     return torch.cat(contexts).transpose(0, 1)[None]
@@ -54,6 +55,7 @@ class MultiHeadAttention(nn.Module):
 
     hidden: (B, n, d_h); attention_mask: (B, n) bool or None -> (B, n, d_h)
     With `lengths`, hidden is (1, T, d_h): texts of these lengths one after the other, none of which sees another.
+    With `asking`, (…, d_h), only these of the states ask, and get an answer.
     """
 
     def __init__(self, config: EncoderConfig):
@@ -65,7 +67,7 @@ class MultiHeadAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
         self.mix = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def heads(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def heads(self, hidden: Tensor, asking: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Equations (2), (3), (4), section 2.  Q_{l,j} = W^Q_{l,j} H + b^Q_l, and so K and V.
 
         hidden: (B, n, d_h) -> three of (B, J, n, d_h / J).
@@ -77,7 +79,11 @@ class MultiHeadAttention(nn.Module):
         def split(projected: Tensor) -> Tensor:
             return projected.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, J, n, d_h / J)
 
-        return split(self.query(hidden)), split(self.key(hidden)), split(self.value(hidden))
+        return (
+            split(self.query(hidden if asking is None else asking)),
+            split(self.key(hidden)),
+            split(self.value(hidden)),
+        )
 
     def mix_heads(self, context: Tensor) -> Tensor:
         """Equation (6), section 2.  W^O [context_1; …; context_J] + b^O.  (B, J, n, d_h / J) -> (B, n, d_h)"""
@@ -88,10 +94,11 @@ class MultiHeadAttention(nn.Module):
         hidden: Tensor,
         attention_mask: Tensor | None = None,
         lengths: Sequence[int] | None = None,
+        asking: Tensor | None = None,
     ) -> Tensor:
         dropout = self.dropout if self.training else 0.0
         if lengths is not None:
-            return self.mix_heads(packed_attention(*self.heads(hidden), lengths, dropout))
+            return self.mix_heads(packed_attention(*self.heads(hidden, asking), lengths, dropout))
         context = F.scaled_dot_product_attention(  # equation (5); the scale 1 / sqrt(d_h / J) is its default
             *self.heads(hidden),
             attn_mask=None if attention_mask is None else attention_mask[:, None, None, :],

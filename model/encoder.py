@@ -1,7 +1,9 @@
 """Equations (1), (7) and (8): one layer, and the stack of L layers."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -51,9 +53,14 @@ class Layer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, hidden: Tensor, attention_mask: Tensor | None = None, lengths: Sequence[int] | None = None
+        self,
+        hidden: Tensor,
+        attention_mask: Tensor | None = None,
+        lengths: Sequence[int] | None = None,
+        asking: Tensor | None = None,
     ) -> Tensor:
-        hidden = self.attention_norm(hidden + self.dropout(self.attention(hidden, attention_mask, lengths)))
+        mixed = self.dropout(self.attention(hidden, attention_mask, lengths, asking))
+        hidden = self.attention_norm((hidden if asking is None else asking) + mixed)
         return self.feed_forward_norm(hidden + self.dropout(self.feed_forward(hidden)))
 
 
@@ -80,16 +87,18 @@ class Encoder(nn.Module):
             hidden = layer(hidden, attention_mask)
         return hidden
 
-    def packed(self, input_ids: Tensor, lengths: Sequence[int]) -> Tensor:
+    def packed(self, input_ids: Tensor, lengths: Sequence[int], first_only: bool = False) -> Tensor:
         """The same for texts without padding, one after the other: no arithmetic is spent on padding.
 
-        input_ids: (T,) int64; lengths: tokens of each text, Σ = T -> H_L, (T, d_h).  No text sees another.
+        input_ids: (T,) int64; lengths: tokens of each of B texts, Σ = T -> H_L, (T, d_h).  No text sees another.
+        first_only: the state of each text's `<s>` alone, (B, d_h), for which the last layer has less to do.
         Neighbours of equal length are fastest, so callers sort.  Raises ModelError as forward does.
         """
         hidden = self.embeddings.packed(input_ids, lengths)[None]  # (1, T, d_h)
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             hidden = layer(hidden, lengths=lengths)
-        return hidden[0]
+        starts = torch.tensor([0, *accumulate(lengths[:-1])], device=hidden.device) if first_only else None
+        return self.layers[-1](hidden, lengths=lengths, asking=hidden[:, starts] if first_only else None)[0]
 
     def hidden_states(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> list[Tensor]:
         """-> [H_0, …, H_L], each (B, n, d_h)."""

@@ -1,0 +1,49 @@
+"""The demo's tasks as files: read back, they are the world's own examples."""
+
+import pytest
+
+from data.demo import world
+from data.demo.tasks import SEEDS, SIZES, write_tasks
+from data.tasks import TASKS, labels_of, read_task
+
+COUNTS = {"sentiment": 120, "ner": 80, "nli": 100, "qa": 60}
+SUFFIXES = {"sentiment": "jsonl", "ner": "conllu", "nli": "tsv", "qa": "json"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo") / "new"
+    write_tasks(folder, COUNTS)
+    return folder
+
+
+def refuse(sentence: str) -> None:
+    raise AssertionError(sentence)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_read_back(folder, task):
+    found = {}
+    for part, share in SIZES.items():
+        found[part] = read_task(task, [folder / task / f"{part}.{SUFFIXES[task]}"], refuse)
+        expected = list(getattr(world, task)(round(COUNTS[task] * share), SEEDS[part]))
+        assert len(expected) == round(COUNTS[task] * share)
+        if task == "qa":
+            assert all(e.context.startswith(a.text, a.start) for e in found[part] for a in e.answers)
+        assert found[part] == expected
+    assert not set(found["train"]) & {*found["dev"], *found["test"]}
+    if task != "qa":
+        assert set(labels_of(found["dev"])) | set(labels_of(found["test"])) <= set(labels_of(found["train"]))
+
+
+def test_the_same_again(folder, tmp_path):
+    files = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")}
+    assert len(files) == 12
+    for place in (folder, tmp_path):
+        write_tasks(place, COUNTS)
+        assert {path.relative_to(place): path.read_bytes() for path in place.rglob("*.*")} == files
+
+
+def test_only_what_is_asked_for(tmp_path):
+    write_tasks(str(tmp_path), {"nli": 10})
+    assert [path.name for path in tmp_path.iterdir()] == ["nli"]
