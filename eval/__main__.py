@@ -11,6 +11,8 @@ commands:
   throughput       speed and memory of the training step, against the script that the paper's authors used
 """
 
+import io
+import os
 import sys
 from functools import partial
 
@@ -50,8 +52,14 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what is printed is French, wherever
+            stream.reconfigure(encoding="utf-8")
     try:
         main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
     except (OptionError, DataError, ModelError) as error:
         print(f"python -m eval: {error}", file=sys.stderr)
         sys.exit(2)

@@ -17,10 +17,10 @@ from model import EncoderConfig
 from .checkpoints import fingerprint
 from .inference import BUDGET, infer
 from .machine import PRECISIONS, Machine, choose_device, choose_precision
-from .results import command_line, provenance, show, warn, write_json
+from .results import check_writable, command_line, provenance, show, warn, write_json
 from .tasks import KINDS, Reading, Task, Words, check_labels
 
-CURE = "Say what is what with --label-map, for example --label-map '0=negative' '1=positive'."
+CURE = "Say what is what with --label-map: what the data call it = what the model calls it."
 
 
 @dataclass(frozen=True)
@@ -175,11 +175,12 @@ def main(task_name: str, arguments: list[str] | None = None) -> None:
     )
     if KINDS[task_name].headline == "f1" and options.label_map:
         raise OptionError("--label-map goes with tasks that have labels.")
+    out = options.out or f"runs/results/{task_name}-{datetime.now():%Y%m%d-%H%M%S}.json"
+    check_writable(out)
     model, task, machine = open_model(options.model, task_name, options)
     examples = read_task(task_name, options.test, warn)
     figures = evaluate(model, task, examples, machine, options, warn)
     print(show(figures))
-    out = options.out or f"runs/results/{task_name}-{datetime.now():%Y%m%d-%H%M%S}.json"
     about = provenance(command_line(task_name, arguments), options, options.test, [options.seed])
     write_json(out, {"task": task_name, "model": fingerprint(model), "figures": figures, **about})
     print(f"\nWritten: {out}")

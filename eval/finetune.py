@@ -7,7 +7,6 @@ labels: of each label, of each tag, of each start and end of an answer.
 
 import hashlib
 import json
-import math
 import random
 import shutil
 import statistics
@@ -27,7 +26,7 @@ from data.tasks import TASKS, Example, labels_of, read_task
 from data.tokenizer import FILE_NAME
 from losses import DIRECTIONS, IGNORED, soft_label_loss
 from model import QuestionAnswerer, save_model
-from train import learning_rate, make_optimiser, optimiser_step
+from train import check_tokenizer_place, learning_rate, make_optimiser, optimiser_step
 
 from .checkpoints import fingerprint
 from .evaluate import ReadingOptions, machine_of, predict, reading_of
@@ -35,10 +34,22 @@ from .held_out import Diverged
 from .inference import infer, packed_outputs
 from .machine import Machine
 from .results import command_line, provenance, warn, write_json
-from .tasks import KINDS, Item, Task, check_labels, losses_of
+from .tasks import KINDS, Item, Task, Words, check_labels, inside, losses_of
 
 PARTS = ("train", "dev", "test")
-MAY_DIFFER = ("out", "device", "log_every", "seeds", "tokenizer", "model", "teacher", "train", "dev", "test")
+MAY_DIFFER = (
+    "out",
+    "device",
+    "log_every",
+    "seeds",
+    "batch_tokens",
+    "tokenizer",
+    "model",
+    "teacher",
+    "train",
+    "dev",
+    "test",
+)
 
 
 @dataclass(frozen=True)
@@ -191,12 +202,12 @@ def fine_tune(
             tokens += sum(len(item.ids) for item in batch_items)
             if step % options.log_every == 0 or step == options.steps:
                 mean = torch.stack(losses[-options.log_every :]).mean().item()
-                if not math.isfinite(mean):
-                    raise Diverged(f"The loss of step {step} is no number.")
                 speed = tokens / (time.monotonic() - clock)
                 print(
                     f"seed {seed}  epoch {epoch}  step {step}/{options.steps}  loss {mean:.4f}  {speed:,.0f} tokens/s"
                 )
+        if not torch.stack(losses).isfinite().all():
+            raise Diverged(f"The loss of epoch {epoch} is no number.")
         outputs = infer(model.eval(), [item.ids for item in dev_items], machine, options.batch_tokens)
         figures = task.report(task.decode(outputs, dev_items, dev), dev, seed)
         value = figures[task.headline]["value"]
@@ -238,11 +249,13 @@ def finetune(task_name: str, options: Options, command: str, data: dict[str, lis
     about = {"task": task_name, "model": fingerprint(source), "teacher": fingerprint(teacher) if teacher else None}
     about |= {"examples": {part: digest(examples) for part, examples in data.items()}}
     about |= provenance(command, options, files, options.seeds)
+    check_tokenizer_place(folder, reading.tokenizer)
     runs = finished_runs(folder, about)
     labels = ()
     if kind.model is not QuestionAnswerer:
         there = labels_of([example for examples in data.values() for example in examples])
-        labels = teacher.labels if teacher else tuple(there)
+        pieces_need = [inside(label) for label in there if kind is Words]  # I-X, if the words have only B-X
+        labels = teacher.labels if teacher else tuple(dict.fromkeys([*there, *pieces_need]))
         check_labels(labels, there, "A teacher of the task needs the task's labels.")
     task = kind(reading, labels)
     counts = ", ".join(f"{len(examples):,} to {part}" for part, examples in data.items())
@@ -283,11 +296,12 @@ def finished_runs(folder: Path, about: dict) -> list[dict]:
         there = json.loads(path.read_text(encoding="utf-8"))
         same = all(there[key] == json.loads(json.dumps(about[key])) for key in ("task", "model", "teacher", "examples"))
         differing = [n for n, value in json.loads(json.dumps(about["options"])).items() if there["options"][n] != value]
-        runs = there["runs"]
-    except (OSError, ValueError, KeyError, TypeError):
+        runs, seeds = list(there["runs"]), list(there["seeds"])
+        same &= about["seeds"][: len(runs)] == seeds[: len(runs)] and all(run["seed"] in seeds for run in runs)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise OptionError(f"{path} cannot be read. Choose another --out, or remove it.") from None
     differing = [name for name in differing if name not in MAY_DIFFER]
-    if not same or differing or about["seeds"][: len(runs)] != there["seeds"][: len(runs)]:
+    if not same or differing:
         what = f"--{differing[0].replace('_', '-')}" if differing else "model, data or seeds"
         raise OptionError(f"{path} is the result of other inputs ({what}). Choose another --out, or remove it.")
     if runs:

@@ -11,7 +11,6 @@ A line that cannot be read is reported with its number and left out.
 import codecs
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -43,12 +42,14 @@ class Options(ReadingOptions):
 
 @contextlib.contextmanager
 def open_lines(name: str | None) -> Iterator[BinaryIO]:
-    """A file, or standard input. If nobody reads what is printed any more, that ends it quietly.  Raises DataError."""
+    """A file, or standard input.  Raises DataError."""
+    if name in (None, "-") and sys.stdin is None:
+        raise DataError("There is no standard input. Name a file.")
     try:
         with open(name, "rb") if name not in (None, "-") else sys.stdin.buffer as lines:
             yield lines
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+        raise
     except OSError as error:
         where = name or "standard input"
         raise DataError(f"{where} cannot be read, or the answers not be written: {error.strerror}.") from None

@@ -17,9 +17,8 @@ import torch
 from data import OptionError
 from model.checkpoint import atomic_file
 
-HALF = re.compile(
-    "[\ud800-\udfff]"
-)  # of a character, or a byte of an argument that is not UTF-8: no tokenizer takes it
+# Of a character, or a byte of an argument that is not UTF-8: no tokenizer takes it.
+HALF = re.compile("[\ud800-\udfff]")
 
 
 def sha256(path: str | Path) -> str:

@@ -10,6 +10,7 @@ Killed and started again, it goes on after the last fine-tuning that was finishe
 """
 
 import random
+import re
 import statistics
 import sys
 import time
@@ -20,6 +21,7 @@ from pathlib import Path
 from torch import nn
 
 import train
+from convert_weights import load_checkpoint
 from data import DataError, demo
 from data.demo.tasks import write_tasks
 from data.options import check, check_bounds, option, parse_options
@@ -27,7 +29,7 @@ from data.tasks import TASKS, Example, QuestionExample, read_task
 from model.checkpoint import atomic_file
 
 from .baselines import baseline_report
-from .evaluate import ReadingOptions, open_model
+from .evaluate import ReadingOptions, open_model, reading_of
 from .finetune import Options as FinetuneOptions
 from .finetune import finetune
 from .inference import infer
@@ -86,16 +88,17 @@ class Options(ReadingOptions):
 
 
 def part_of(name: str) -> str:
-    """train, dev, test or, where the name says none of them, whole."""
-    words = {"train": "train", "dev": "dev", "val": "dev", "trial": "dev", "test": "test"}
-    return next((part for word, part in words.items() if word in name.lower()), "whole")
+    """train, dev, test or, where the name has no word that begins so, whole."""
+    begins = {"train": "train", "dev": "dev", "val": "dev", "trial": "dev", "test": "test"}
+    words = re.split(r"[^a-z]+", name.lower())
+    return next((part for begin, part in begins.items() for word in words if word.startswith(begin)), "whole")
 
 
 def find_files(folder: Path) -> dict[str, list[str]]:
     """The files of a task by what they are for.  Raises DataError if there is none."""
     found: dict[str, list[str]] = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.name.startswith((".", "README")) and not path.stem.endswith("_labels"):
+        if path.is_file() and not path.name.startswith((".", "README", "LICEN")) and "_labels." not in path.name:
             found.setdefault(part_of(path.name), []).append(str(path))
     if not found:
         raise DataError(f"There is no file in {folder}.")
@@ -292,6 +295,8 @@ def main(arguments: list[str]) -> None:
     tasks = [task for task in options.tasks if (data / task).is_dir()]
     if not tasks:
         raise DataError(f"{data} has no folder {', '.join(options.tasks)}.")
+    for path in (teacher, student):  # before anything is computed
+        reading_of(options, path, load_checkpoint(path).config)
     results, files = {}, []
     for task in tasks:
         parts, names = read_parts(task, data / task, options)

@@ -22,6 +22,7 @@ def question(asked, context, answer="Brest"):
     "train, test",
     [("aabbb", "ababab"), ("bbaa", "aab"), ("cabcab", "abc"), ("a", "a"), ("aab", "ccb"), ("ccb", "aaa")],
 )
+@pytest.mark.filterwarnings("ignore:A single label")
 def test_majority(train, test):
     dummy = DummyClassifier(strategy="most_frequent").fit(numpy.zeros(len(train)), list(train))
     guesses = dummy.predict(numpy.zeros(len(test)))
@@ -53,7 +54,12 @@ def test_no_entity_at_all():
     [
         ("Où habite Anne ?", "Anne habite Brest.", 1, "Brest"),
         ("Où habite Anne ?", "Paul court. " * 10 + "Anne habite Brest.", 1, "court"),  # the first of equals, 10 away
-        ("Combien coûte la baguette ?", "Le pain : 2 euros, la baguette coûte 1,20 euro, dit-on.", 1, "Le"),  # as near as any other
+        (
+            "Combien coûte la baguette ?",
+            "Le pain : 2 euros, la baguette coûte 1,20 euro, dit-on.",
+            1,
+            "Le",
+        ),  # as near as any other
         ("Anne", "Anne", 1, "Anne"),  # nothing else is there
         ("Anne", "Anne", 5, "Anne"),
         ("Anne", "un deux trois", 5, "un deux trois"),

@@ -291,6 +291,12 @@ def test_standard_input(models, tmp_path, monkeypatch, name):
     assert answers(piped) == answers(command(models, "sentiment", path))
 
 
+def test_no_standard_input(models, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    result = command(models, "sentiment")
+    assert result.returncode == 2 and "There is no standard input. Name a file." in result.stderr
+
+
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
