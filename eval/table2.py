@@ -51,8 +51,8 @@ PUBLISHED = {  # teacher, student: of the released models' cards, by the paper's
     ("qa", "inclusion"): (69.23, 59.82),
 }
 PUBLISHED_MS = {"ner": (88.49, 43.44), "nli": (105.0, 51.35), "qa": (432.17, 216.96)}
-DEMO_COUNTS = {"sentiment": 1200, "ner": 1200, "nli": 3000, "qa": 2400}
-DEMO_SETTINGS = {"epochs": 4, "lr": 4e-4, "dropout": 0.0}
+DEMO_COUNTS = {"sentiment": 3000, "ner": 2500, "nli": 5000, "qa": 2000}
+DEMO_SETTINGS = {"epochs": 2, "lr": 3e-4, "dropout": 0.0}
 TIMED_TEXTS, TIMED_ROUNDS = 40, 3
 ROWS = ("teacher", "student", "distilled")
 

@@ -57,14 +57,20 @@ def question(rng: Random, most: int = 3) -> tuple[list[str], str, Entity, str]:
     return context, spell(about.fill(pick(rng, about.statements[fact].asks))), about, fact
 
 
-def inference(rng: Random, label: str, asserts: bool) -> tuple[list[str], Entity, str]:
+def inference(rng: Random, label: str, asserts: bool, easy: bool = False) -> tuple[list[str], Entity, str]:
     """A premise about one or two people, the first of them, and a clause with the subject {s} that stands to
-    the premise as `label` says.  `asserts`: whether the clause asserts or denies, for any label."""
+    the premise as `label` says.  `asserts`: whether the clause asserts or denies, for any label.  `easy`: the
+    premise is about one person, the clause about their home or their age."""
     about, other = people(rng, 2)
-    *told, unsaid = draw(rng, list(about.facts), 3)
-    fact = unsaid if label == "neutral" else pick(rng, told)
+    if easy:
+        fact = pick(rng, ("town", "age"))
+        others = draw(rng, [name for name in about.facts if name != fact], 2)
+        told = others if label == "neutral" else draw(rng, [fact, others[0]], 2)
+    else:
+        *told, unsaid = draw(rng, list(about.facts), 3)
+        fact = unsaid if label == "neutral" else pick(rng, told)
     premise = tell(rng, about, told)
-    if rng.random() < 0.5:
+    if not easy and rng.random() < 0.5:
         premise += tell(rng, other, [fact])
     own = rng.random() < 0.5 if label == "neutral" else asserts == (label == "entailment")
     value, statement = (about if own else other).facts[fact], about.statements[fact]
@@ -294,12 +300,13 @@ def ner(count: int, seed: int) -> Iterator[WordsExample]:
         yield WordsExample(*tagged(" ".join(sentences[start : start + pick(rng, (1, 2))])))
 
 
-def nli(count: int, seed: int) -> Iterator[PairExample]:
+def nli(count: int, seed: int, easy: bool = False) -> Iterator[PairExample]:
     """`count` pairs, each label a third of them: "entailment" if the premise makes the hypothesis true,
-    "contradiction" if it makes it false, "neutral" if it says nothing of it."""
+    "contradiction" if it makes it false, "neutral" if it says nothing of it. `easy`: of one person's home or age,
+    asserted."""
     rng = Random(seed)
     for label in _balanced(rng, NLI_LABELS, count):
-        premise, about, clause = inference(rng, label, rng.random() < 0.5)
+        premise, about, clause = inference(rng, label, easy or rng.random() < 0.5, easy)
         hypothesis = spell(clause.format(s=about.name) + ".")
         yield PairExample(plain(" ".join(premise)), plain(hypothesis), label)
 
