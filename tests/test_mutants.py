@@ -29,20 +29,31 @@ EQUAL, HALF, SCALED = (
         "a_real_loss_scale_saves_small_gradients_in_fp16",
     )
 )
+PACKED = "tests/model/test_packed.py::test_no_text_sees_another"
+FIRST = "tests/model/test_packed.py::test_the_first_tokens_alone_are_the_same"
+ZERO_SHOT = "tests/eval/test_zero_shot.py::test_by_hand"
+TAUGHT = "tests/eval/test_tasks.py::test_what_no_target_says_of_a_token_its_teacher_does_not_teach_either"
+BEST_SPAN = "tests/eval/test_tasks.py::test_the_best_span_is_the_best_of_all"
+SECTION_4 = (PACKED, FIRST, ZERO_SHOT, TAUGHT, BEST_SPAN)
 MUTANTS = {  # what is changed, into what, and the test that must see it
-    "none": ("train.py", "", "", [AGREES, LITERAL, SOFT, COSINE, MLM, ALL_THREE, EQUAL, HALF, SCALED]),
+    "none": ("train.py", "", "", [AGREES, LITERAL, SOFT, COSINE, MLM, ALL_THREE, EQUAL, HALF, SCALED, *SECTION_4]),
     "position offset": ("model/embeddings.py", "* real + pad_id", "* real + pad_id + 1", [AGREES]),
     "position of padding": ("model/embeddings.py", ".cumsum(dim=1) * real +", ".cumsum(dim=1) +", [AGREES]),
-    "LayerNorm before the sum": (
+    "LayerNorm before the attention": (
         "model/encoder.py",
-        "self.attention_norm(hidden + self.dropout(self.attention(hidden, attention_mask)))",
-        "hidden + self.dropout(self.attention(self.attention_norm(hidden), attention_mask))",
+        "self.dropout(self.attention(hidden, attention_mask, lengths, asking))",
+        "self.dropout(self.attention(self.attention_norm(hidden), attention_mask, lengths, asking))",
         [AGREES],
     ),
     "token type left out": ("data/checkpoints/huggingface.py", "= position + rows[0]", "= position", [AGREES]),
-    "attention scale": ("model/attention.py", "dropout_p=self.d", "scale=1.0, dropout_p=self.d", [AGREES]),
+    "attention scale": ("model/attention.py", "dropout_p=dropout,", "scale=1.0, dropout_p=dropout,", [AGREES]),
     "attention scale in (5)": ("model/attention.py", "/ math.sqrt(queries.shape[-1])", "", [LITERAL]),
     "attention mask in (5)": ("model/attention.py", "(~attention_mask[", "(attention_mask[", [LITERAL]),
+    "packed texts see each other": ("model/attention.py", "part.unflatten(1, (count, -1))", "part[:, None]", [PACKED]),
+    "the last token asked for the first": ("model/encoder.py", "*accumulate(lengths[:-1])]", "*lengths[:-1]]", [FIRST]),
+    "(15) as printed by default": ("eval/zero_shot.py", "if printed else", "if not printed else", [ZERO_SHOT]),
+    "special tokens taught": ("eval/finetune.py", "(targets != IGNORED).to", "(targets == targets).to", [TAUGHT]),
+    "an end before its start": ("eval/tasks.py", "ends[length:]", "ends[: len(ends) - length]", [BEST_SPAN]),
     "LM bias left out": ("model/heads.py", "self.decoder, self.bias)", "self.decoder)", [AGREES]),
     "LM bias added twice": ("model/heads.py", "self.decoder, self.bias)", "self.decoder, 2 * self.bias)", [AGREES]),
     "ReLU for GELU": ("model/encoder.py", 'if name == "relu"', 'if name != "relu"', [AGREES]),

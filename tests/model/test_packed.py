@@ -89,6 +89,15 @@ def test_no_text_sees_another(ours, lengths):
             assert difference > 1e-3 if place == changed else difference < 1e-12
 
 
+@pytest.mark.parametrize("lengths", [[5, 5, 9], [1, 7, 1], [4]])
+def test_the_first_tokens_alone_are_the_same(ours, lengths):
+    generator = torch.Generator().manual_seed(0)
+    input_ids = torch.randint(7, 200, (sum(lengths),), generator=generator)
+    states = ours.encoder.packed(input_ids, lengths).split(lengths)
+    first = ours.encoder.packed(input_ids, lengths, first_only=True)
+    torch.testing.assert_close(first, torch.stack([state[0] for state in states]), atol=1e-12, rtol=0)
+
+
 def test_no_gradient_reaches_another_text(ours):
     lengths = (5, 3, 3)
     _, _, packed = batch(lengths)
