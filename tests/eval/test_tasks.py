@@ -175,9 +175,11 @@ def test_every_tag_comes_back(real, most):
     examples = read_task("ner", [WIKINEURAL], ignore)
     assert len(examples) == 12_600
     labels = labels_of(examples)
+    examples = examples if most == 512 else examples[::4]  # for time
     task = Words(Reading(real, most), labels)
     items = task.encode(examples, ignore)
-    assert max(len(item.ids) for item in items) <= most and (len(items) > 20_000) == (most == 20)
+    assert max(len(item.ids) for item in items) <= most
+    assert (len(items) > 1.5 * len(examples)) == (most == 20)
     tags = [prediction.tags for prediction in task.decode(sure_outputs(items, len(labels)), items, examples)]
     gold = [list(example.tags) for example in examples]
     assert tags == gold
