@@ -14,7 +14,6 @@ import os
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large tensors in huge pages of a CPU's memory; before torch comes
 
 import contextlib
-import platform
 import shutil
 import sys
 import tempfile
@@ -43,6 +42,7 @@ from eval.held_out import Diverged, measure_held_out
 from eval.machine import PRECISIONS, Machine, choose_compiled, choose_device, choose_precision, peak_speed
 from eval.processes import ALONE, Processes, Stop, join_processes
 from eval.progress import Screen, describe_run, describe_step, draw_curves, print_summary
+from eval.results import versions
 from losses import (
     CHUNK_BYTES,
     DIRECTIONS,
@@ -267,16 +267,21 @@ def make_student(options: Options, teacher: MaskedLM | None, tokenizer: Tokenize
 
 def check_fit(config: EncoderConfig, tokenizer: Tokenizer, options: Options) -> None:
     """Raises DataError if model and tokenizer do not belong together, OptionError if a block is too long."""
-    if len(tokenizer) != config.vocab_size or tokenizer.pad_id != config.pad_id:
-        raise DataError(
-            f"The tokenizer {tokenizer.path} has {len(tokenizer)} words and pads with {tokenizer.pad_id}, the model "
-            f"has {config.vocab_size} and {config.pad_id}: they do not belong together. Name the teacher's own with "
-            "--tokenizer."
-        )
+    check_together(config, tokenizer)
     check(
         options.block_size <= config.max_tokens,
         f"--block-size {options.block_size} is longer than the {config.max_tokens} tokens that the model can read.",
     )
+
+
+def check_together(config: EncoderConfig, tokenizer: Tokenizer) -> None:
+    """Raises DataError if model and tokenizer do not belong together."""
+    if len(tokenizer) != config.vocab_size or tokenizer.pad_id != config.pad_id:
+        raise DataError(
+            f"The tokenizer {tokenizer.path} has {len(tokenizer)} words and pads with {tokenizer.pad_id}, the model "
+            f"has {config.vocab_size} and {config.pad_id}: they do not belong together. Name the model's own with "
+            "--tokenizer."
+        )
 
 
 # ---- the step --------------------------------------------------------------------------------------------------
@@ -541,10 +546,6 @@ def keep_best(loss: float, student: MaskedLM, account: Account, folder: Path, pr
         account.best_loss = loss
         if processes.first:
             save_model(student, folder / "best.safetensors", {"step": account.step, "held_out_loss": loss})
-
-
-def versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "torch": torch.__version__}
 
 
 # ---- the end ---------------------------------------------------------------------------------------------------

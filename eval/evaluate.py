@@ -13,12 +13,13 @@ from data.options import check, check_bounds, option, parse_options
 from data.tasks import Example, labels_of, read_task
 from data.tokenizer import tokenizer_beside
 from model import EncoderConfig
+from train import check_together
 
 from .checkpoints import fingerprint
 from .inference import BUDGET, infer
 from .machine import PRECISIONS, Machine, choose_device, choose_precision
 from .results import check_writable, command_line, provenance, show, warn, write_json
-from .tasks import KINDS, Reading, Task, Words, check_labels
+from .tasks import KINDS, Questions, Reading, Task, Words, check_labels
 
 CURE = "Say what is what with --label-map: what the data call it = what the model calls it."
 
@@ -72,11 +73,7 @@ def read_tokenizer(name: str | None, model: str, config: EncoderConfig) -> Token
     if path is None:
         raise DataError(f"No sentencepiece.bpe.model lies beside {model}. Name the model's own with --tokenizer.")
     tokenizer = Tokenizer(path)
-    if len(tokenizer) != config.vocab_size or tokenizer.pad_id != config.pad_id:
-        raise DataError(
-            f"The tokenizer {tokenizer.path} has {len(tokenizer)} words, the model {model} has {config.vocab_size}: "
-            "they do not belong together. Name the model's own with --tokenizer."
-        )
+    check_together(config, tokenizer)
     return tokenizer
 
 
@@ -173,7 +170,7 @@ def main(task_name: str, arguments: list[str] | None = None) -> None:
     options = parse_options(
         Options, arguments, f"python -m eval {task_name} --model FILE --test FILE [OPTIONS]", __doc__
     )
-    if KINDS[task_name].headline == "f1" and options.label_map:
+    if KINDS[task_name] is Questions and options.label_map:
         raise OptionError("--label-map goes with tasks that have labels.")
     out = options.out or f"runs/results/{task_name}-{datetime.now():%Y%m%d-%H%M%S}.json"
     check_writable(out)

@@ -1,6 +1,5 @@
 """What every measurement leaves: a JSON file with the figures and all that is needed to have them again."""
 
-import hashlib
 import json
 import platform
 import re
@@ -17,13 +16,14 @@ import torch
 from data import OptionError
 from model.checkpoint import atomic_file
 
+from .checkpoints import sha256
+
 # Of a character, or a byte of an argument that is not UTF-8: no tokenizer takes it.
 HALF = re.compile("[\ud800-\udfff]")
 
 
-def sha256(path: str | Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version(), "torch": torch.__version__}
 
 
 def provenance(command: str, options, files: Iterable[str | Path], seeds: Sequence[int]) -> dict:
@@ -31,8 +31,8 @@ def provenance(command: str, options, files: Iterable[str | Path], seeds: Sequen
     return {
         "command": command,
         "options": asdict(options) if is_dataclass(options) else options,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "files": {str(path): sha256(path) for path in files},
+        "versions": versions(),
+        "files": {str(path): sha256(Path(path)) for path in files},
         "seeds": list(seeds),
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
     }

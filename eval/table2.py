@@ -34,7 +34,8 @@ from .finetune import Options as FinetuneOptions
 from .finetune import finetune
 from .inference import infer
 from .results import command_line, provenance, warn, write_json
-from .throughput import table
+from .rows import table
+from .tasks import KINDS
 
 MEASURES = {  # what is shown of each task
     "sentiment": ("accuracy", "macro_f1"),
@@ -135,9 +136,8 @@ def read_parts(task: str, folder: Path, options: Options) -> tuple[dict[str, lis
         parts = read | (split(read["train"], options.split_seed, missing) if missing else {})
     if not parts["train"]:
         raise DataError(f"{folder} has too few examples: none is left to train on.")
-    order = random.Random(options.split_seed)
     if options.limit and len(parts["train"]) > options.limit:
-        parts["train"] = order.sample(parts["train"], options.limit)
+        parts["train"] = random.Random(options.split_seed).sample(parts["train"], options.limit)
     return parts, names
 
 
@@ -218,12 +218,11 @@ def draw(results: dict[str, dict], path: Path) -> None:
         print("no table2.png: pip install matplotlib", file=sys.stderr)
         return
     figure, axis = pyplot.subplots(figsize=(9, 4.5), layout="constrained")
-    names = [f"{task}\n{MEASURES[task][0 if task != 'qa' else 1].replace('_', ' ')}" for task in results]
+    headlines = {task: KINDS[task].headline for task in results}
+    names = [f"{task}\n{headline.replace('_', ' ')}" for task, headline in headlines.items()]
     shown = [name for name in ROWS if all(name in result for result in results.values())]
     for place, name in enumerate(shown):
-        figures = [
-            results[task][name]["over_seeds"]["test"][MEASURES[task][0 if task != "qa" else 1]] for task in results
-        ]
+        figures = [results[task][name]["over_seeds"]["test"][headline] for task, headline in headlines.items()]
         heights, errors = [100 * f["mean"] for f in figures], [100 * (f["deviation"] or 0) for f in figures]
         at = [number + (place - len(shown) / 2 + 0.5) * 0.27 for number in range(len(results))]
         bars = axis.bar(at, heights, 0.25, yerr=errors, label=name.replace("distilled", "student, task distilled"))

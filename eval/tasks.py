@@ -48,6 +48,7 @@ class Item(NamedTuple):
     example: int  # its number
     target: object = None  # a label's number; a label's number for each token; first and last token of the answer
     window: Window | None = None  # of a question
+    pieces: Pieces | None = None  # of the whole sentence, whose tags are asked for
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ class Words:
         numbers = {label: number for number, label in enumerate(self.labels)}
         items = []
         for number, example in enumerate(examples):
-            ids, words, _ = self.pieces(example)
+            ids, words, _ = pieces = self.pieces(example)
             targets = [IGNORED] * len(ids)
             if isinstance(example, WordsExample) and example.tags:
                 starts = [place == 0 or words[place - 1] != word for place, word in enumerate(words)]
@@ -156,7 +157,7 @@ class Words:
                 targets = [numbers.get(tag, numbers.get(inside(tag), IGNORED)) for tag in tags]
             for start, end in word_windows(words, self.reading.most - 2):
                 target = [IGNORED, *targets[start:end], IGNORED]
-                items.append(Item([bos, *ids[start:end], eos], number, target))
+                items.append(Item([bos, *ids[start:end], eos], number, target, pieces=pieces))
         return items
 
     def problems(self, outputs: Sequence[Tensor], items: Sequence[Item]) -> list[tuple[Tensor, Tensor]]:
@@ -164,8 +165,8 @@ class Words:
 
     def decode(self, outputs: Sequence[Tensor], items: Sequence[Item], examples: Sequence[Example]) -> list[Tags]:
         predictions = []
-        for number, windows in by_example(outputs, items):
-            pieces = self.pieces(examples[number])
+        for _, windows in by_example(outputs, items):
+            pieces = windows[0][1].pieces
             scores = torch.cat([output[1:-1].softmax(dim=-1) for output, _ in windows])  # (P, C)
             guesses = [self.labels[i] for i in scores.argmax(dim=-1)]
             firsts = [place for place, word in enumerate(pieces.words) if place == 0 or pieces.words[place - 1] != word]

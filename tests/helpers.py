@@ -3,6 +3,7 @@
 import contextlib
 import io
 import runpy
+import shutil
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +41,14 @@ def huggingface_model(seed: int = 0, kind: str = "CamembertForMaskedLM", **sizes
             if "LayerNorm" in name or "layer_norm" in name or name.endswith("bias") or "token_type" in name:
                 parameter.add_(0.2 * torch.randn_like(parameter))
     return model
+
+
+def transformers_tokenizer(folder: Path):
+    """CamemBERT's own, as transformers has it; its file is left in the folder."""
+    from transformers import CamembertTokenizer
+
+    shutil.copyfile(REAL_TOKENIZER, folder / REAL_TOKENIZER.name)
+    return CamembertTokenizer.from_pretrained(folder)
 
 
 def convert(theirs):

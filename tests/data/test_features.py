@@ -1,7 +1,6 @@
 """Examples to token ids and back: against transformers' truncation and windows, and by hand."""
 
 import random
-import shutil
 from collections import Counter
 from itertools import islice, pairwise
 
@@ -22,7 +21,7 @@ from data.features import (
     word_windows,
 )
 from data.tasks import read_task
-from tests.helpers import REAL_TOKENIZER, SHARED, needs
+from tests.helpers import REAL_TOKENIZER, SHARED, needs, transformers_tokenizer
 
 PIAF, XNLI = SHARED / "data/qa/piaf-v1.0.json", SHARED / "data/nli/xnli.fr.dev.tsv"
 
@@ -39,11 +38,7 @@ def real():
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory):
-    from transformers import CamembertTokenizer
-
-    folder = tmp_path_factory.mktemp("tokenizer")
-    shutil.copyfile(REAL_TOKENIZER, folder / "sentencepiece.bpe.model")
-    return CamembertTokenizer.from_pretrained(folder)
+    return transformers_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 def ignore(sentence: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from data import DataError, Tokenizer, demo
 from data.tokenizer import tokenizer_beside
-from tests.helpers import REAL_TEXT, REAL_TOKENIZER, needs
+from tests.helpers import REAL_TEXT, REAL_TOKENIZER, needs, transformers_tokenizer
 
 real = needs(REAL_TOKENIZER)
 EXPECTED = {
@@ -38,11 +38,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory):
-    from transformers import CamembertTokenizer
-
-    folder = tmp_path_factory.mktemp("tokenizer")
-    shutil.copyfile(REAL_TOKENIZER, folder / "sentencepiece.bpe.model")
-    return CamembertTokenizer.from_pretrained(folder)
+    return transformers_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @real

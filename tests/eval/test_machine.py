@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from data import OptionError
-from eval.machine import choose_compiled, choose_device, choose_precision
+from eval.machine import Machine, choose_compiled, choose_device, choose_precision
 
 
 def test_the_device():
@@ -56,3 +56,10 @@ def test_whether_to_compile(monkeypatch, capsys):
     assert "compile   off, for no compiler works here (no compiler)" in capsys.readouterr().out
     with pytest.raises(OptionError, match="--compile on: no compiler works here for cpu"):
         choose_compiled("on", cpu, worth_it=True)
+
+
+def test_the_matrices_of_products_are_cast_and_nothing_else():
+    model = torch.nn.ModuleList([torch.nn.Linear(3, 2), torch.nn.LayerNorm(2), torch.nn.Embedding(4, 3)])
+    Machine(torch.device("cpu"), "bf16").cast_products(model)
+    found = [{parameter.dtype for parameter in module.parameters()} for module in model]
+    assert found == [{torch.bfloat16}, {torch.float32}, {torch.float32}]

@@ -5,7 +5,6 @@ sees. It is opened by us; then ours is exported, and opened by transformers.
 """
 
 import random
-import shutil
 from collections import Counter
 
 import pytest
@@ -20,7 +19,7 @@ from eval.evaluate import predict
 from eval.inference import infer
 from eval.machine import Machine
 from eval.tasks import Questions, Reading, Sequences, Words, entities_in
-from tests.helpers import MINI, REAL_TOKENIZER, SHARED, needs
+from tests.helpers import MINI, REAL_TOKENIZER, SHARED, needs, transformers_tokenizer
 
 DATA = SHARED / "data"
 TWEETS, XNLI = DATA / "sentiment/xlm-t_french/test_text.txt", DATA / "nli/xnli.fr.dev.tsv"
@@ -48,9 +47,7 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Of each task, where save_pretrained put a model of transformers, and where we exported what we read of that."""
-    shared = tmp_path_factory.mktemp("tokenizer")
-    shutil.copyfile(REAL_TOKENIZER, shared / "sentencepiece.bpe.model")
-    tokenizer = transformers.CamembertTokenizer.from_pretrained(shared)
+    tokenizer = transformers_tokenizer(tmp_path_factory.mktemp("tokenizer"))
     found = {}
     for name, (kind, labels) in KINDS.items():
         names = {} if labels is None else {"id2label": dict(enumerate(labels)), "num_labels": len(labels)}
