@@ -1,594 +1,425 @@
-"""DistilCamemBERT: distils a CamemBERT into a student of half its layers, by section 3 of the paper.
+"""Distils a CamemBERT into a student with half its layers: section 3 of the paper.
 
 python train.py
-    a demo that needs nothing else: about a minute on two cores
-python train.py --teacher camembert.safetensors --corpus texts/ --steps 100000 --accumulate 16
-    the real thing; with sentencepiece.bpe.model beside the teacher, or --tokenizer. A large corpus is
-    prepared beforehand (python -m data.prepare), a small one by itself
+    a demo without any input, about a minute on two cores
+python train.py --teacher camembert-base --corpus texts/ --steps 100000 --accumulate 16 --out runs/distilcamembert
+    the real model. A large corpus is best prepared beforehand with python -m data.prepare
 python train.py --teacher none --tokenizer sentencepiece.bpe.model --corpus texts/
-    masked LM alone: the baseline without distillation
+    masked LM without a teacher: the baseline without distillation
 """
 
 import os
 
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large tensors in huge pages of a CPU's memory; before torch comes
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages for a CPU's large tensors; read when torch is imported
 
 import contextlib
-import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import numpy
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from convert_weights import load_checkpoint
-from data import DataError, OptionError, Tokenizer, demo
-from data.blocks import Batch, Blocks, is_prepared, measuring_batches, open_blocks, training_batches
-from data.masking import CHOICES, Masking
-from data.options import check, check_bounds, dashed, option, parse_options
-from data.prepare import prepare_into_cache
-from data.shards import open_manifest
-from data.shuffle import key_of
-from data.tokenizer import FILE_NAME, tokenizer_beside
-from eval.account import Account, Totals
-from eval.checkpoints import RUN, Writer, check_same_run, clean, fingerprint, gather, newest, restore
-from eval.held_out import Diverged, measure_held_out
-from eval.machine import PRECISIONS, Machine, choose_compiled, choose_device, choose_precision, peak_speed
-from eval.processes import ALONE, Processes, Stop, join_processes
-from eval.progress import Screen, describe_run, describe_step, draw_curves, print_summary
-from eval.results import versions
+from data import demo
+from data.blocks import Batch, open_blocks, prepared_folder, training_batches, validation_batches
+from data.cli import check, check_bounds, dashed, option, parse_options, run_command
+from data.corpus.shuffle import key_of
+from data.masking import CHOSEN, STRATEGIES, Masking
+from eval.validation import validate
 from losses import (
     CHUNK_BYTES,
     DIRECTIONS,
-    IGNORED,
+    IGNORE_INDEX,
     WEIGHTS,
     DistillationLoss,
+    LossSettings,
     fused_distillation_loss,
     mlm_loss,
 )
 from model import EncoderConfig, MaskedLM, ModelError, choose_layers, initialise_student, save_model
+from model.checkpoints.load import check_vocabulary, load_checkpoint, load_teacher, load_tokenizer
+from model.checkpoints.native import PRECISIONS, fingerprint, versions
+from model.training import log, run_state
+from model.training.device import (
+    Runtime,
+    choose_compiled,
+    choose_device,
+    choose_precision,
+    peak_tokens_per_second,
+    training_flops,
+)
+from model.training.distributed import SINGLE, Stop, World, join_world
+from model.training.optim import learning_rate, make_optimiser, optimiser_step
+from model.training.state import Diverged, PendingLosses, TrainState
 
-# ---- configuration ---------------------------------------------------------------------------------------------
+COMPILE_STEPS = 1000  # shorter runs end before compilation has paid off
+VALIDATION_BLOCKS = 256  # at most
+SIZES = ("num_layers", "hidden_size", "num_heads", "intermediate_size")  # options for --teacher none
+MAY_DIFFER = (  # options that do not affect the student: a run resumes with other values of them
+    *("out", "device", "cache", "log_every", "eval_every", "checkpoint_every"),
+    *("keep", "resume", "max_hours", "max_skipped", "tensorboard"),
+)
 
-BETAS, EPSILON = (0.9, 0.98), 1e-6  # AdamW's, as in the DistilBERT script that the authors started from
-MAY_DIFFER = (  # options that decide nothing about the student: a run can go on with others
-    "out", "device", "cache", "log_every", "eval_every", "checkpoint_every", "keep", "resume", "max_hours",
-    "max_skipped", "tensorboard",
-)  # fmt: skip
-COMPILED_STEPS = 1000  # a shorter run is over before compiling has paid
-HELD_OUT_BLOCKS = 256  # at most about so many are measured on, and never trained on
-SIZES = ("num_layers", "hidden_size", "num_heads", "intermediate_size")  # options of --teacher none
+# ---- options ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Options:
-    """Every option of a run, with its default. They are saved with the student."""
+    """Every option of a run with its default. Stored with the student."""
 
     teacher: str = option(
-        "demo", "model to distil: a file or folder of this project or of Hugging Face; or demo; or none, to train by "
-        "masked LM alone", "what goes in and out", metavar="FILE"
-    )  # fmt: skip
+        "demo",
+        "model to distil: a file or folder, this project's or Hugging Face's; demo; or none for masked LM alone",
+        "input and output",
+        metavar="PATH",
+    )
     tokenizer: str | None = option(
-        None,
-        "SentencePiece model, or its folder (default: the sentencepiece.bpe.model beside the teacher)",
-        metavar="FILE",
+        None, "SentencePiece model or its folder (default: beside the teacher)", metavar="PATH"
     )
     corpus: tuple[str, ...] = option(
-        ("demo",), "a folder that data.prepare made; or text, as data.prepare takes it, to be prepared first",
-        nargs="+", metavar="PATH"
-    )  # fmt: skip
-    cache: str = option("runs/corpora", "folder for the corpora that are prepared first", metavar="FOLDER")
-    out: str = option("runs/student", "folder for student.safetensors, metrics.jsonl and checkpoints", metavar="FOLDER")
+        ("demo",), "folder written by data.prepare; or text, which is prepared first", nargs="+", metavar="PATH"
+    )
+    cache: str = option("runs/corpora", "folder for corpora that this command prepares", metavar="FOLDER")
+    out: str = option("runs/student", "folder for the student, metrics.jsonl and checkpoints", metavar="FOLDER")
     student: str | None = option(
-        None, "student to go on from, a masked LM of the teacher's vocabulary (default: the teacher's --layers)",
-        metavar="FILE"
-    )  # fmt: skip
+        None, "masked LM that the student starts from (default: --layers of the teacher)", metavar="PATH"
+    )
 
     layers: tuple[str, ...] = option(
-        ("alternate",), "teacher's layers that the student starts from, counted from 0: alternate (0, 2, 4, …), "
-        "distilbert (0, 2, 4, 7, 9, 11) or a list such as 0 5 11", "the student and its loss", nargs="+"
-    )  # fmt: skip
+        ("alternate",),
+        "teacher layers that the student starts from: alternate (0, 2, 4, …), distilbert (0, 2, 4, 7, 9, 11), or indices",
+        "student and loss",
+        nargs="+",
+    )
     direction: str = option(
-        DIRECTIONS[0], "divergence of equation (10): student-teacher is D_KL(student || teacher)", choices=DIRECTIONS
+        DIRECTIONS[0], "of the KL divergence of equation (10), as printed D_KL(student || teacher)", choices=DIRECTIONS
     )
-    temperature: float = option(1.0, "temperature of equation (10)", above=0)
+    temperature: float = option(1.0, "of the softmaxes of equation (10)", above=0)
     weights: tuple[float, ...] = option(
-        WEIGHTS, "weights of equation (13)", nargs=3, type=float, metavar=("SOFT", "COS", "MLM"), least=0
+        WEIGHTS, "of the losses in equation (13)", nargs=3, type=float, metavar=("SOFT", "COS", "MLM"), least=0
     )
-    dropout: float | None = option(
-        None, "of the student while it learns (default: the teacher's; 0 is faster)", type=float, least=0, below=1
-    )
+    dropout: float | None = option(None, "of the student (default: the teacher's)", type=float, least=0, below=1)
 
-    steps: int = option(300, "optimiser steps", "the optimiser", least=1, most=10**9)
-    batch_size: int = option(8, "blocks a micro-step", least=1, most=10**6)
-    accumulate: int = option(
-        1, "micro-steps a step, whose gradients are added up; several processes share them", least=1, most=10**6
-    )
-    block_size: int = option(128, "tokens a block", least=3, most=10**5)
-    within_documents: bool = option(False, "blocks that do not cross documents; what is left over is not trained on")
+    steps: int = option(300, "optimiser steps", "optimisation", least=1, most=10**9)
+    batch_size: int = option(8, "blocks per micro-batch", least=1, most=10**6)
+    accumulate: int = option(1, "micro-batches per optimiser step, over all ranks", least=1, most=10**6)
+    block_size: int = option(128, "tokens per block", least=3, most=10**5)
+    within_documents: bool = option(False, "let no block cross a document boundary; the rest of a document is unused")
     masking: str = option(
-        CHOICES[0], "what is masked together: single tokens; whole words; or tokens, rare ones more often "
-        "(by count^-0.7, as the DistilBERT script does)", choices=CHOICES
-    )  # fmt: skip
-    lr: float = option(5e-4, "highest learning rate", above=0, most=1e30)
-    warmup: float = option(0.05, "share of the steps in which the rate rises, before it falls", least=0, most=1)
-    weight_decay: float = option(0.0, "AdamW's, on matrices only", least=0)
-    clip: float = option(5.0, "norm that a longer gradient is shortened to", above=0)
-    seed: int = option(0, "of initial values, order, masks and dropout", least=0, most=2**63 - 1)
-
-    device: str = option("auto", "auto (CUDA where there is one, else CPU), cpu, cuda, cuda:1, …", "the machine")
-    precision: str = option(
-        "auto", "arithmetic of the matrix products; auto: bf16 where the device has it, else fp16 on CUDA, else fp32",
-        choices=("auto", *PRECISIONS)
-    )  # fmt: skip
-    compile: str = option(
-        "auto", "torch.compile for encoders and loss: slower to start, then faster; auto: where a compiler works, for "
-        f"runs of at least {COMPILED_STEPS:,} steps", choices=("auto", "on", "off")
-    )  # fmt: skip
-    chunk_mb: int = option(CHUNK_BYTES >> 20, "megabytes that the loss takes for logits", least=1, most=10**6)
-    log_every: int = option(10, "steps between progress lines", "what is kept and shown", least=1)
-    eval_every: int = option(0, "steps between measurements on held-out text, 0 for the end only", least=0)
-    checkpoint_every: int = option(1000, "steps between checkpoints, 0 for none but where a run is stopped", least=0)
-    keep: int = option(2, "checkpoints that are kept", least=1)
-    resume: bool = option(True, "go on with the run that --out holds, if its options are the same")
-    max_hours: float | None = option(
-        None, "write a checkpoint and end after so many hours; the same command goes on", type=float, above=0
+        STRATEGIES[0],
+        "mask tokens, whole words, or rare tokens more often (as DistilBERT's script)",
+        choices=STRATEGIES,
     )
-    max_skipped: int = option(20, "steps in a row without a finite gradient, after which the run is given up", least=1)
-    tensorboard: bool = option(False, "curves for TensorBoard too, in --out (needs tensorboard)")
+    lr: float = option(5e-4, "peak learning rate", above=0, most=1e30)
+    warmup: float = option(0.05, "warm-up fraction; the learning rate then decays linearly", least=0, most=1)
+    weight_decay: float = option(0.0, "of AdamW, on matrices only", least=0)
+    clip: float = option(5.0, "maximum gradient norm", above=0)
+    seed: int = option(0, "of initial values, data order, masks and dropout", least=0, most=2**63 - 1)
+
+    device: str = option("auto", "auto (CUDA if available, else CPU), cpu, cuda, cuda:1, …", "device")
+    precision: str = option(
+        "auto", "auto: bf16 if the hardware supports it, else fp16 on CUDA, else fp32", choices=("auto", *PRECISIONS)
+    )
+    compile: str = option(
+        "auto", f"torch.compile; auto: for runs of at least {COMPILE_STEPS:,} steps", choices=("auto", "on", "off")
+    )
+    chunk_mb: int = option(CHUNK_BYTES >> 20, "memory for the loss's logits, in MiB", least=1, most=10**6)
+
+    log_every: int = option(10, "steps between progress lines", "checkpoints and logging", least=1)
+    eval_every: int = option(0, "steps between validations, 0: only at the end", least=0)
+    checkpoint_every: int = option(1000, "steps between checkpoints, 0: only when the run is stopped", least=0)
+    keep: int = option(2, "checkpoints to keep", least=1)
+    resume: bool = option(True, "resume the run in --out if its options are the same")
+    max_hours: float | None = option(
+        None, "save a checkpoint and exit after this time; the same command resumes", type=float, above=0
+    )
+    max_skipped: int = option(20, "steps in a row with a non-finite gradient before the run gives up", least=1)
+    tensorboard: bool = option(False, "also log to TensorBoard (needs tensorboard)")
 
     num_layers: int | None = option(
-        None, "layers", "the student's size, with --teacher none only (default: DistilCamemBERT's; "
-        "without --tokenizer, the demo's)",
-        type=int, least=1, most=1000
-    )  # fmt: skip
-    hidden_size: int | None = option(None, "width", type=int, metavar="WIDTH", least=1, most=16384)
-    num_heads: int | None = option(None, "attention heads", type=int, least=1, most=16384)
-    intermediate_size: int | None = option(
-        None, "width inside the feed-forward blocks", type=int, metavar="WIDTH", least=1, most=65536
+        None,
+        "layers",
+        "student size, only with --teacher none (default: DistilCamemBERT's)",
+        type=int,
+        least=1,
+        most=1000,
     )
+    hidden_size: int | None = option(None, "hidden size", type=int, metavar="SIZE", least=1, most=16384)
+    num_heads: int | None = option(None, "attention heads", type=int, metavar="HEADS", least=1, most=16384)
+    intermediate_size: int | None = option(None, "feed-forward size", type=int, metavar="SIZE", least=1, most=65536)
 
     def __post_init__(self):
         check_bounds(self)
-        check(sum(self.weights) > 0, "--weights takes three numbers, and not three zeros.")
+        check(sum(self.weights) > 0, "--weights needs at least one weight above 0.")
         for name in SIZES:
-            unused = self.teacher == "none" or getattr(self, name) is None
-            check(unused, f"{dashed(name)} goes with --teacher none: else the teacher decides it.")
-        check(self.student is None or self.layers == ("alternate",), "--layers goes without --student: it has its own.")
+            allowed = self.teacher == "none" or getattr(self, name) is None
+            check(allowed, f"{dashed(name)} needs --teacher none; otherwise the teacher determines it.")
+        check(self.student is None or self.layers == ("alternate",), "--layers cannot be combined with --student.")
 
 
-# ---- set-up ----------------------------------------------------------------------------------------------------
+# ---- the student -----------------------------------------------------------------------------------------------
 
 
-def check_folder(folder: Path, resume: bool) -> None:
-    """Raises OptionError if the folder holds what is no run to go on with, or cannot be written."""
-    is_run = (folder / RUN).exists()
-    for name in ("student.safetensors", "metrics.jsonl", RUN):
-        if (folder / name).exists() and not (is_run and resume):
-            raise OptionError(f"{folder} holds the {name} of a run already. Choose another --out, or remove it.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise OptionError(f"--out {folder} cannot be written: {error.strerror}.") from None
-
-
-def check_tokenizer_place(folder: Path, tokenizer: Tokenizer) -> None:
-    """Raises OptionError if another tokenizer than the run's lies where the run's will be put."""
-    there = folder / FILE_NAME
-    same = not there.exists() or there.read_bytes() == tokenizer.path.read_bytes()
-    check(same, f"{there} is another tokenizer than {tokenizer.path}. Choose another --out, or remove it.")
-
-
-# ---- data ------------------------------------------------------------------------------------------------------
-
-
-def read_tokenizer(options: Options) -> Tokenizer:
-    """The one named, else the one beside the teacher.  Raises DataError."""
-    if options.tokenizer:
-        return Tokenizer(options.tokenizer)
-    if options.teacher == "demo" or (options.teacher == "none" and options.corpus == ("demo",)):
-        return Tokenizer(demo.FOLDER)
-    beside = None if options.teacher == "none" else tokenizer_beside(options.teacher)
-    if beside is None:
-        raise DataError(
-            "No sentencepiece.bpe.model lies beside the teacher. Name CamemBERT's with --tokenizer "
-            "(it is in every CamemBERT's folder on the hub)."
-        )
-    return Tokenizer(beside)
-
-
-def read_corpus(options: Options, tokenizer: Tokenizer) -> tuple[Blocks, Blocks, Masking, list[str]]:
-    """The corpus, prepared now if it is not -> blocks to train on, blocks to measure on, masking, the shards' hashes.
-
-    Raises DataError.
-    """
-    if options.corpus == ("demo",):
-        folder = prepare_into_cache([demo.write_texts(options.cache)], tokenizer, options.cache)
-    elif len(options.corpus) == 1 and is_prepared(options.corpus[0]):
-        folder = Path(options.corpus[0])
-    else:
-        folder = prepare_into_cache(options.corpus, tokenizer, options.cache)
-    blocks, held_out = open_blocks(folder, tokenizer, options.block_size, options.within_documents)
-    print(f"corpus    {folder}: {len(blocks):,} blocks of {options.block_size}, {len(held_out):,} held out")
-    manifest = open_manifest(folder)
-    masking = Masking(tokenizer, options.masking, numpy.array(manifest["token_counts"]))
-    return blocks, held_out, masking, [shard["sha256"] for part in manifest["shards"].values() for shard in part]
-
-
-# ---- teacher and student ---------------------------------------------------------------------------------------
-
-
-def read_teacher(options: Options, tokenizer: Tokenizer, device: torch.device) -> MaskedLM | None:
-    """The teacher, frozen; None with --teacher none.  Raises ModelError, DataError."""
-    if options.teacher == "none":
-        return None
-    path = demo.TEACHER if options.teacher == "demo" else options.teacher
-    teacher = load_checkpoint(path, kind=MaskedLM)
-    check_fit(teacher.config, tokenizer, options)
-    return teacher.float().to(device).eval().requires_grad_(False)
-
-
-def make_ready(student: MaskedLM, teacher: MaskedLM | None, machine: Machine) -> None:
-    """The teacher's matrices in the run's precision, once: autocast would do it at every step. Compiled encoders.
-
-    Compiled or not, a CPU draws its dropout by PyTorch's own generator, so that the masks are the same.
-    """
-    if teacher:
-        machine.cast_products(teacher)
-        teacher.encoder.embeddings.word.to(PRECISIONS[machine.precision])  # the decoder is that matrix
-    if machine.compiled:
-        for model in filter(None, (student, teacher)):
-            model.encoder.compile(dynamic=False, options={"fallback_random": machine.device.type == "cpu"})
-
-
-def make_student(options: Options, teacher: MaskedLM | None, tokenizer: Tokenizer) -> MaskedLM:
-    """Section 3.1: a part of the teacher, the one named, or of the sizes asked for.  Raises ModelError, DataError."""
-    dropout = {} if options.dropout is None else {"dropout": options.dropout}
+def make_student(options: Options, teacher: MaskedLM | None, vocab_size: int) -> tuple[MaskedLM, str]:
+    """Section 3.1: layers of the teacher; or the given student; or a new model -> it, and where it starts from."""
     if options.student is not None:
-        start = load_checkpoint(options.student, kind=MaskedLM)
-        check_fit(start.config, tokenizer, options)
-        return initialise_student(start.float(), range(start.config.num_layers), **dropout).train()
+        student = load_checkpoint(options.student, kind=MaskedLM).float()
+        return initialise_student(student, range(student.config.num_layers), options.dropout), options.student
     if teacher is not None:
         layers = choose_layers(",".join(options.layers), teacher.config.num_layers)
-        return initialise_student(teacher, layers, **dropout).train()
-    sizes = {name: getattr(options, name) for name in SIZES if getattr(options, name) is not None}
+        return initialise_student(teacher, layers, options.dropout), f"teacher layers {', '.join(map(str, layers))}"
+    sizes = {name: getattr(options, name) for name in (*SIZES, "dropout") if getattr(options, name) is not None}
     default = asdict(EncoderConfig.distilcamembert()) if options.tokenizer else demo.STUDENT
-    config = EncoderConfig(**{**default, "vocab_size": len(tokenizer), **sizes, **dropout})
-    check_fit(config, tokenizer, options)
-    return MaskedLM(config).train()
+    return MaskedLM(EncoderConfig(**{**default, "vocab_size": vocab_size, **sizes})), "random initial values"
 
 
-def check_fit(config: EncoderConfig, tokenizer: Tokenizer, options: Options) -> None:
-    """Raises DataError if model and tokenizer do not belong together, OptionError if a block is too long."""
-    check_together(config, tokenizer)
-    check(
-        options.block_size <= config.max_tokens,
-        f"--block-size {options.block_size} is longer than the {config.max_tokens} tokens that the model can read.",
-    )
+def prepare_models(student: MaskedLM, teacher: MaskedLM | None, runtime: Runtime) -> None:
+    """Casts the teacher's matrices to the run's precision once, which autocast would do at every step; compiles."""
+    if teacher:
+        runtime.cast_linears(teacher)
+        teacher.encoder.embeddings.word.to(PRECISIONS[runtime.precision])  # also the decoder
+    if runtime.compiled:
+        on_cpu = runtime.device.type == "cpu"  # there PyTorch's own generator keeps dropout the same as uncompiled
+        for model in filter(None, (student, teacher)):
+            model.encoder.compile(dynamic=False, options={"fallback_random": on_cpu})
 
 
-def check_together(config: EncoderConfig, tokenizer: Tokenizer) -> None:
-    """Raises DataError if model and tokenizer do not belong together."""
-    if len(tokenizer) != config.vocab_size or tokenizer.pad_id != config.pad_id:
-        raise DataError(
-            f"The tokenizer {tokenizer.path} has {len(tokenizer)} words and pads with {tokenizer.pad_id}, the model "
-            f"has {config.vocab_size} and {config.pad_id}: they do not belong together. Name the model's own with "
-            "--tokenizer."
-        )
+# ---- the distillation step -------------------------------------------------------------------------------------
 
 
-# ---- the step --------------------------------------------------------------------------------------------------
+class Distiller(nn.Module):
+    """The student with equation (13), and a learned projection for (11) if the teacher has another width."""
 
-
-class Trainee(nn.Module):
-    """What is trained: the student, and where the teacher has another width, a projection for equation (11)."""
-
-    def __init__(self, student: MaskedLM, teacher: MaskedLM | None, options: "Options"):
+    def __init__(self, student: MaskedLM, teacher: MaskedLM | None, settings: LossSettings, runtime: Runtime):
         super().__init__()
-        self.student = student
-        width, other = student.config.hidden_size, teacher.config.hidden_size if teacher else None
-        self.projection = nn.Linear(width, other) if teacher and other != width and options.weights[1] else None
+        self.student, self.settings, self.runtime = student, settings, runtime
+        width, teacher_width = student.config.hidden_size, teacher.config.hidden_size if teacher else None
+        needed = teacher and teacher_width != width and settings.weights[1]
+        self.projection = nn.Linear(width, teacher_width) if needed else None
 
     def forward(
-        self,
-        teacher: MaskedLM | None,
-        batch: Batch,
-        real_tokens: int,
-        masked_tokens: int,
-        options: "Options",
-        machine: Machine,
-        scaler: torch.amp.GradScaler,
-    ) -> tuple[torch.Tensor, DistillationLoss]:
-        """A micro-batch's share of equation (13), whose means are over the tokens of the whole step; its terms."""
-        student = self.student
-        if teacher is None:
-            return masked_lm_loss(student, batch, masked_tokens, machine)
-        input_ids, _, real = batch.to(machine.device)
-        with torch.no_grad():
-            teacher_hidden = teacher.encoder(input_ids, real).flatten(0, 1)  # (N, d_t)
-            teacher_state = teacher.transform(teacher_hidden)
-        student_hidden = student.encoder(input_ids, real).flatten(0, 1)  # (N, d_s)
-        return fused_distillation_loss(
-            student.transform(student_hidden),
-            student.decoder,
-            student.bias,
-            teacher_state,
-            teacher.decoder,
-            teacher.bias,
-            batch.labels.flatten(),
-            batch.real.flatten(),
-            student_hidden if self.projection is None else self.projection(student_hidden),  # (N, d_t)
-            teacher_hidden,
-            direction=options.direction,
-            temperature=options.temperature,
-            weights=options.weights,
-            real_tokens=real_tokens,
-            masked_tokens=masked_tokens,
-            loss_scale=scaler.scale(torch.ones((), device=machine.device)),
-            chunk_bytes=options.chunk_mb << 20,
-            compiled=machine.compiled,
-        )
+        self, teacher: MaskedLM | None, batch: Batch, real_tokens: int, masked_tokens: int, loss_scale: Tensor
+    ) -> tuple[Tensor, DistillationLoss]:
+        """Equations (10) to (13) of a micro-batch, divided by the token counts of the whole step -> total, terms.
+
+        The teacher is an argument and not a submodule: it is neither trained nor saved.
+        """
+        with self.runtime.autocast():
+            if teacher is None:
+                return self.masked_lm(batch, masked_tokens)
+            input_ids, _, real, has_padding = batch.to(self.runtime.device)
+            with torch.no_grad():
+                teacher_hidden = teacher.encoder(input_ids, real, has_padding=has_padding).flatten(0, 1)  # (N, d_t)
+                teacher_state = teacher.transform(teacher_hidden)
+            student = self.student
+            student_hidden = student.encoder(input_ids, real, has_padding=has_padding).flatten(0, 1)  # (N, d_s)
+            return fused_distillation_loss(
+                *(student.transform(student_hidden), student.decoder, student.bias),
+                *(teacher_state, teacher.decoder, teacher.bias),
+                *(batch.labels.flatten(), batch.real.flatten()),
+                student_hidden if self.projection is None else self.projection(student_hidden),  # (N, d_t)
+                teacher_hidden,
+                real_tokens=real_tokens,
+                masked_tokens=masked_tokens,
+                loss_scale=loss_scale,
+                **self.settings._asdict(),
+            )
+
+    def masked_lm(self, batch: Batch, masked_tokens: int) -> tuple[Tensor, DistillationLoss]:
+        """Without a teacher: equation (12) alone. Only the masked tokens go through the LM head."""
+        input_ids, labels, real, has_padding = batch.to(self.runtime.device)
+        masked = labels != IGNORE_INDEX
+        hidden = self.student.encoder(input_ids, real, has_padding=has_padding)
+        mlm, count = mlm_loss(self.student.head(hidden[masked]), labels[masked])
+        zero = torch.zeros_like(mlm)
+        return mlm / max(masked_tokens, 1), DistillationLoss(zero, zero, mlm.detach(), batch.real.sum(), count)
 
 
-def masked_lm_loss(
-    student: MaskedLM, batch: Batch, masked_tokens: int, machine: Machine
-) -> tuple[torch.Tensor, DistillationLoss]:
-    """The same without a teacher: equation (12) alone. Only the masked tokens go through the decoder."""
-    input_ids, labels, real = batch.to(machine.device)
-    masked = labels != IGNORED
-    mlm, count = mlm_loss(student.head(student.encoder(input_ids, real)[masked]), labels[masked])
-    none = torch.zeros_like(mlm)
-    return mlm / max(masked_tokens, 1), DistillationLoss(none, none, mlm.detach(), batch.real.sum(), count)
-
-
-def learning_rate(step: int, options: Options) -> float:
-    """Of step 1, 2, …: a linear rise to --lr over the first --warmup of the steps, then a linear fall towards 0."""
-    rise = round(options.warmup * options.steps)
-    if step <= rise:
-        return options.lr * step / rise
-    return options.lr * (options.steps - step + 1) / (options.steps - rise)
-
-
-def make_optimiser(trainee: nn.Module, options: Options) -> torch.optim.AdamW:
-    """AdamW; biases and LayerNorms do not decay."""
-    matrices = [parameter for parameter in trainee.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in trainee.parameters() if parameter.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=options.lr, betas=BETAS, eps=EPSILON, fused=True)
-
-
-def accumulate_gradients(
-    trainee: nn.Module,
+def backward(
+    distiller: nn.Module,
     teacher: MaskedLM | None,
-    batches: list[Batch],
-    options: Options,
-    machine: Machine,
+    batches: Sequence[Batch],
     scaler: torch.amp.GradScaler,
-    processes: Processes = ALONE,
-    step: int = 0,
-) -> torch.Tensor:
-    """Adds the gradient of equation (13) over all micro-batches of a step; -> their sums and counts, (5,) float64
+    world: World = SINGLE,
+    dropout_key: tuple[int, int] = (0, 0),
+) -> Tensor:
+    """Adds up the gradient of equation (13) over a step's micro-batches -> their sums and counts, (5,) float64
 
-    The means are global: each micro-batch's sums are divided by the counts of the whole step, of all processes, which
-    the data tell beforehand. So k micro-batches give the gradient of one batch k times as large, whoever computes them.
-    The batches come on the CPU, where they are counted; with a teacher, nothing in here waits for a GPU.
+    The means are global: each micro-batch is divided by the token counts of the whole step, over all ranks. So k
+    micro-batches give the gradient of one batch k times as large, whichever ranks compute them. The counts come from
+    the batches, which are on the CPU: with a teacher, nothing here waits for a GPU.
+    dropout_key: seed and step. Dropout depends on them and on the micro-batch, not on the rank that computes it.
     """
-    counted = [(batch.real.sum(), (batch.labels != IGNORED).sum()) for batch in batches]
-    real_tokens, masked_tokens = processes.sum(torch.tensor(counted).sum(dim=0)).tolist()
-    sums = torch.zeros(5, dtype=torch.float64, device=machine.device)
+    counts = [(batch.real.sum(), (batch.labels != IGNORE_INDEX).sum()) for batch in batches]
+    real_tokens, masked_tokens = world.sum(torch.tensor(counts).sum(dim=0)).tolist()
+    sums = 0
     for number, batch in enumerate(batches):
-        # Dropout is that of this step and micro-step, whichever process computes it, after whatever it did before.
-        torch.manual_seed(int(key_of(options.seed, step, processes.rank + number * processes.count) >> numpy.uint64(1)))
-        inner = processes.count > 1 and number < len(batches) - 1  # no all-reduce yet
-        with trainee.no_sync() if inner else contextlib.nullcontext():
-            with machine.autocast():
-                total, terms = trainee(teacher, batch, real_tokens, masked_tokens, options, machine, scaler)
-            scaler.scale(total * processes.count).backward()  # DistributedDataParallel takes the mean over processes
-        sums += torch.stack([term.to(machine.device, torch.float64) for term in terms])
+        torch.manual_seed(int(key_of(*dropout_key, world.rank + number * world.size) >> numpy.uint64(1)))
+        is_last = number == len(batches) - 1  # gradients are averaged over the ranks with the last micro-batch only
+        with contextlib.nullcontext() if is_last or world.size == 1 else distiller.no_sync():
+            loss_scale = scaler.scale(torch.ones((), device=next(distiller.parameters()).device))
+            total, terms = distiller(teacher, batch, real_tokens, masked_tokens, loss_scale)
+            scaler.scale(total * world.size).backward()  # DistributedDataParallel takes the mean over ranks
+        sums = sums + torch.stack([term.to(total.device, torch.float64) for term in terms])
     return sums
 
 
-def optimiser_step(
-    trainee: nn.Module, optimiser: torch.optim.AdamW, scaler: torch.amp.GradScaler, rate: float, options: Options
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clip, step, forget the gradient; without a finite gradient, no step.
-
-    -> the gradient's length before clipping, whether the step was left out, (), (): nothing here waits for a GPU.
-    """
-    for group in optimiser.param_groups:
-        group["lr"] = rate
-    scaler.unscale_(optimiser)
-    length = nn.utils.clip_grad_norm_(trainee.parameters(), options.clip)
-    skipped = ~length.isfinite()
-    if not scaler.is_enabled():  # it looks for itself, and halves its scale
-        optimiser.found_inf = skipped.float()  # heeded by the fused AdamW
-    scaler.step(optimiser)
-    scaler.update()
-    optimiser.zero_grad(set_to_none=True)
-    return length, skipped
-
-
-# ---- the loop --------------------------------------------------------------------------------------------------
-
-
-REMEDY = "Try a smaller --lr, a longer --warmup, or --precision fp32."
+# ---- the run ---------------------------------------------------------------------------------------------------
 
 
 def train(options: Options) -> int:
-    """The whole run -> exit status: 0, or 128 + n where signal n stopped it with a checkpoint.
+    """A whole run, on each rank -> exit status: 0, or 128 + n if signal n stopped it with a checkpoint.
 
-    Raises OptionError, DataError, ModelError for what it cannot go on with, Diverged where the loss is lost.
+    Raises OptionError, DataError or ModelError if the run cannot start, Diverged if its loss is no longer finite.
     """
-    with join_processes(options.device) as (processes, device_name):
-        if processes.first:
-            return run(options, processes, choose_device(device_name))
+    with join_world(options.device) as (world, device_name):
+        if world.is_main:
+            return run(options, world, choose_device(device_name))
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            return run(options, processes, choose_device(device_name))
+            return run(options, world, choose_device(device_name))
 
 
-def run(options: Options, processes: Processes, device: torch.device) -> int:
-    """One process's part in it."""
-    stop = Stop(options.max_hours)
-    folder = Path(options.out)
-    count = processes.count
-    micro_steps, rest = divmod(options.accumulate, count)
-    check(not rest, f"--accumulate {options.accumulate} cannot be shared out among {count} processes: take a multiple.")
-    if processes.first:
-        check_folder(folder, options.resume)
+def run(options: Options, world: World, device: torch.device) -> int:
+    stop, out, steps = Stop(options.max_hours), Path(options.out), options.steps
+    per_rank, rest = divmod(options.accumulate, world.size)
+    check(not rest, f"--accumulate {options.accumulate} must be a multiple of the {world.size} ranks.")
+    if world.is_main:
+        run_state.check_out_folder(out, options.resume)
     torch.manual_seed(options.seed)
-    machine = Machine(device, choose_precision(options.precision, device))
-    tokenizer = read_tokenizer(options)
-    check_tokenizer_place(folder, tokenizer)
-    teacher = read_teacher(options, tokenizer, device)
-    trainee = Trainee(make_student(options, teacher, tokenizer), teacher, options).to(device)
-    describe_run(options, teacher, trainee.student, machine, processes)
-    with in_turn(processes):
-        blocks, held_out, masking, corpus = read_corpus(options, tokenizer)
-    if processes.first:
-        inputs = {"corpus": corpus, "teacher": fingerprint(teacher) if teacher else None}
-        check_same_run(folder, {"options": asdict(options), "inputs": inputs}, MAY_DIFFER)
-        clean(folder)
-    processes.wait()
-    if (folder / "student.safetensors").exists() and (folder / RUN).exists():
-        print(f"\nThe run in {folder} is finished. Choose another --out for a new one.")
+    runtime = Runtime(device, choose_precision(options.precision, device))
+
+    # ---- teacher and student
+    is_demo = options.teacher == "demo" or (options.teacher == "none" and options.corpus == ("demo",))
+    teacher_path = {"none": None, "demo": demo.TEACHER}.get(options.teacher, options.teacher)
+    tokenizer = load_tokenizer(options.tokenizer or (demo.FOLDER if is_demo else None), teacher_path)
+    run_state.check_no_other_tokenizer(out, tokenizer)
+    teacher = load_teacher(teacher_path, MaskedLM, device) if teacher_path else None
+    student, start = make_student(options, teacher, len(tokenizer))
+    for model in filter(None, (teacher, student)):
+        check_vocabulary(model.config, tokenizer)
+        longest = model.config.max_tokens
+        check(options.block_size <= longest, f"--block-size {options.block_size} exceeds the model's {longest} tokens.")
+    log.print_models(options.teacher, teacher and teacher.config, student.config, start)
+    log.print_loss(options.weights if teacher else None, options.direction, options.temperature)
+    tokens = options.batch_size * options.accumulate * options.block_size
+    ranks = f", {world.size} ranks" if world.size > 1 else ""
+    print(
+        f"run       {steps} steps of {tokens:,} tokens on {device}, {runtime.precision}, torch {torch.__version__}{ranks}"
+    )
+    if options.corpus == ("demo",):
+        print("note      the corpus is a demo: sentences about a small invented world. Use --corpus for real text.")
+
+    # ---- data
+    with world.main_first():
+        paths = [demo.write_texts(options.cache)] if options.corpus == ("demo",) else options.corpus
+        corpus = prepared_folder(paths, tokenizer, options.cache)
+    blocks, held_out = open_blocks(corpus, tokenizer, options.block_size, options.within_documents)
+    print(f"corpus    {corpus}: {len(blocks):,} blocks of {options.block_size}, {len(held_out):,} held out")
+    masking = Masking(tokenizer, options.masking, numpy.array(blocks.manifest["token_counts"]))
+    validation = validation_batches(held_out, Masking(tokenizer), VALIDATION_BLOCKS)[world.rank :: world.size]
+
+    # ---- a new run, or one to resume
+    if world.is_main:
+        inputs = {"corpus": blocks.hashes(), "teacher": fingerprint(teacher) if teacher else None}
+        run_state.check_same_run(out, {"options": asdict(options), "inputs": inputs}, MAY_DIFFER)
+        run_state.remove_partial_files(out)
+    world.barrier()
+    if run_state.is_finished(out):
+        print(f"\nThe run in {out} is finished. Choose another --out for a new one.")
         return 0
+    runtime = replace(runtime, compiled=choose_compiled(options.compile, device, steps >= COMPILE_STEPS))
+    weights, chunk_bytes = options.weights if teacher else (0.0, 0.0, 1.0), options.chunk_mb << 20
+    settings = LossSettings(options.direction, options.temperature, weights, chunk_bytes, runtime.compiled)
+    distiller = Distiller(student.train(), teacher, settings, runtime).to(device)
+    optimiser = make_optimiser(distiller, options.lr, options.weight_decay)
+    scaler, state = runtime.grad_scaler(), TrainState()
+    if checkpoint := run_state.newest(out, log.warn):
+        values = run_state.restore(checkpoint, distiller, optimiser, scaler)
+        state = TrainState.from_json(values)
+        print(f"resumed   after step {state.step:,}, from {checkpoint.path}")
+        log.warn_if_changed(values.get("runtime", {}), runtime.to_json())
+    prepare_models(student, teacher, runtime)
+    engine = distiller
+    if world.size > 1:
+        unused = not (weights[0] or weights[2])  # with the cosine loss alone, the LM head
+        engine = nn.parallel.DistributedDataParallel(distiller, find_unused_parameters=unused)
+    first_block = (state.step * options.accumulate + world.rank) * options.batch_size
+    micro_batches = training_batches(
+        blocks, masking, options.batch_size, options.seed, first_block, world.size * options.batch_size
+    )
+    flops = training_flops(student.config, teacher and teacher.config, options.block_size, CHOSEN)
+    peak = peak_tokens_per_second(runtime, world.size, flops)
 
-    optimiser, scaler, account = make_optimiser(trainee, options), machine.scaler(), Account()
-    done = newest(folder, lambda line: print(f"warning: {line}", file=sys.stderr))
-    if done:
-        account = Account.of(restore(done, trainee, optimiser, scaler))
-        print(f"resumed   after step {account.step:,}, from {done.path}")
-    machine = replace(machine, compiled=choose_compiled(options.compile, device, options.steps >= COMPILED_STEPS))
-    make_ready(trainee.student, teacher, machine)
-    engine = trainee
-    if count > 1:
-        unused = not (options.weights[0] or options.weights[2])  # by the loss: the LM head
-        engine = nn.parallel.DistributedDataParallel(trainee, find_unused_parameters=unused)
-    measured_on = measuring_batches(held_out, Masking(tokenizer), HELD_OUT_BLOCKS)[processes.rank :: count]
-    first = (account.step * options.accumulate + processes.rank) * options.batch_size
-    stride = count * options.batch_size
-    micro_batches = training_batches(blocks, masking, options.batch_size, options.seed, first, stride)
+    def validate_now() -> dict[str, float]:
+        return validate(student, teacher, validation, settings, runtime, world)
 
-    def measure() -> dict[str, float]:
-        return measure_held_out(trainee.student, teacher, measured_on, options, machine, processes)
+    if not state.baseline:
+        before = validate_now()
+        state.baseline = {"teacher": before["teacher_accuracy"]} if teacher else {}
+        state.baseline["student before"] = before["accuracy"]
 
-    if not account.baseline:
-        before = measure()
-        account.baseline = {"teacher": before["teacher_accuracy"]} if teacher else {}
-        account.baseline["student before"] = before["accuracy"]
-    weights = options.weights if teacher else (0.0, 0.0, 1.0)
-    writer, totals, started = Writer(folder, options.keep), Totals(weights), account.step
-    configs = trainee.student.config, teacher.config if teacher else None
-    peak = peak_speed(machine, *configs, options.block_size)
-    record, status, clock = {}, None, time.monotonic()
-    with Screen(folder, options, account, processes.first) as screen, stop:
-        while account.step < options.steps and status is None:
-            step = account.step + 1
-            batches = list(islice(micro_batches, micro_steps))
-            sums = accumulate_gradients(engine, teacher, batches, options, machine, scaler, processes, step)
-            gradient, skipped = optimiser_step(trainee, optimiser, scaler, learning_rate(step, options), options)
-            totals.add(sums, skipped)
-            account.step = step
-            if step == started + 1 and machine.compiled:
+    # ---- the loop
+    writer, pending = run_state.CheckpointWriter(out, options.keep), PendingLosses(weights)
+    started, record, status, clock = state.step, {}, None, time.monotonic()
+    with log.MetricsLogger(out, steps, state, options.tensorboard, enabled=world.is_main) as logger, stop:
+        while state.step < steps and status is None:
+            step = state.step + 1
+            lr = learning_rate(step, steps, options.lr, options.warmup)
+            sums = backward(engine, teacher, list(islice(micro_batches, per_rank)), scaler, world, (options.seed, step))
+            grad_norm, skipped = optimiser_step(distiller, optimiser, scaler, lr, options.clip)
+            pending.add(sums, skipped)
+            state.step = step
+            if step == started + 1 and runtime.compiled:
                 print(f"compiled  the first step took {time.monotonic() - clock:.0f} s")
-            last = step == options.steps
-            status = None if last else stop.now(processes)
-            measured = last or (options.eval_every and step % options.eval_every == 0)
-            logged = measured or step % options.log_every == 0
-            saved = status is not None or (options.checkpoint_every and step % options.checkpoint_every == 0)
-            if logged or saved:
-                totals.settle(account, options.max_skipped, processes)
-                account.since_line += time.monotonic() - clock
-                account.seconds += time.monotonic() - clock
-            if logged:
-                record = describe_step(account, gradient, learning_rate(step, options), weights, options, peak)
-                if measured:
-                    record["held_out"] = measure()
-                    keep_best(record["held_out"]["loss"], trainee.student, account, folder, processes)
-                account.metrics_bytes = screen.show(record, account.seconds / step * (options.steps - step))
-                account.new_line()
-            if saved and processes.first:
-                numbers = {"options": asdict(options), "versions": versions(), **account.as_values()}
-                kept = writer.save(step, trainee.student, *gather(trainee, optimiser, scaler, numbers))
-            if logged or saved:
+            is_last = step == steps
+            status = None if is_last else stop.now(world)
+            validates = is_last or (options.eval_every and step % options.eval_every == 0)
+            logs = validates or step % options.log_every == 0
+            saves = status is not None or (options.checkpoint_every and step % options.checkpoint_every == 0)
+            if logs or saves:
+                pending.read_into(state, options.max_skipped, world)
+                state.add_seconds(time.monotonic() - clock)
+            if logs:
+                blocks_per_step = options.batch_size * options.accumulate
+                record = log.metrics_record(state, grad_norm, lr, weights, blocks_per_step, peak)
+                if validates:
+                    record["held_out"] = validate_now()
+                    run_state.keep_best(out, student, state, record["held_out"]["loss"], world.is_main)
+                state.metrics_bytes = logger.log(record, state.seconds / step * (steps - step))
+                state.new_line()
+            if saves and world.is_main:
+                values = {"options": asdict(options), "runtime": runtime.to_json(), "versions": versions()}
+                values |= state.to_json()
+                saved = writer.save(step, student, *run_state.gather(distiller, optimiser, scaler, values))
+            if logs or saves:
                 clock = time.monotonic()
         writer.wait()
     if status is not None:
-        if processes.first:
-            print(f"Stopped after step {account.step:,}, with {kept}. The same command goes on.", file=sys.stderr)
+        if world.is_main:
+            print(f"Stopped after step {state.step:,}; saved {saved}. The same command resumes.", file=sys.stderr)
         return status
-    figures = record["held_out"] if record else measure()  # measured here if the run was killed after its last step
-    if processes.first:
-        finish(options, trainee.student, tokenizer, account, figures, folder)
+
+    # ---- the end
+    results = record["held_out"] if record else validate_now()  # if it was killed after the last step
+    if world.is_main:
+        accuracy = {**state.baseline, "student after": results["accuracy"]}
+        provenance = {"options": asdict(options), "runtime": runtime.to_json(), "versions": versions()}
+        provenance |= {"held_out_accuracy": accuracy, "held_out": results}
+        run_state.copy_tokenizer(out, tokenizer)
+        save_model(student, out / run_state.STUDENT, provenance)
+        log.print_summary(accuracy, results)
+        log.draw_curves(out)
+        log.print_next_steps(out, is_demo)
     return 0
 
 
-@contextlib.contextmanager
-def in_turn(processes: Processes) -> Iterator[None]:
-    """The first alone, then the others: it leaves them what it has prepared."""
-    if not processes.first:
-        processes.wait()
-    yield
-    if processes.first:
-        processes.wait()
-
-
-def keep_best(loss: float, student: MaskedLM, account: Account, folder: Path, processes: Processes) -> None:
-    """best.safetensors: the student with the lowest loss on held-out text so far."""
-    if account.best_loss is None or loss < account.best_loss:
-        account.best_loss = loss
-        if processes.first:
-            save_model(student, folder / "best.safetensors", {"step": account.step, "held_out_loss": loss})
-
-
-# ---- the end ---------------------------------------------------------------------------------------------------
-
-
-def finish(
-    options: Options, student: MaskedLM, tokenizer: Tokenizer, account: Account, held_out: dict, folder: Path
-) -> None:
-    """Save the student with its tokenizer beside it, and say what came out."""
-    accuracy = {**account.baseline, "student after": held_out["accuracy"]}
-    provenance = {"options": asdict(options), "versions": versions()}
-    provenance |= {"held_out_accuracy": accuracy, "held_out": held_out}
-    if not (folder / FILE_NAME).exists():
-        shutil.copyfile(tokenizer.path, folder / FILE_NAME)
-    save_model(student, folder / "student.safetensors", provenance)
-    print_summary(accuracy, held_out)
-    draw_curves(folder)
-    print(f"\nWritten: {folder / 'student.safetensors'}, with its tokenizer and metrics.jsonl beside it.")
-    if options.teacher == "demo":
-        print("That was the demo. The real thing, with CamemBERT's files from the hub and your text:")
-        print("  python train.py --teacher camembert-base/model.safetensors --corpus texts/ --steps 100000 \\")
-        print("                  --accumulate 16 --out runs/distilcamembert")
-    else:
-        print("To open it with transformers:")
-        print(f"  python convert_weights.py {folder / 'student.safetensors'} {folder / 'huggingface'} --to hf")
-
-
-def main(arguments: list[str] | None = None) -> int:
-    return train(parse_options(Options, arguments, "python train.py [OPTIONS]", __doc__))
+def main() -> int:
+    return train(parse_options(Options, None, "python train.py [OPTIONS]", __doc__))
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (OptionError, DataError, ModelError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:  # a full disk, a folder that went away
-        print(f"train.py: {error.filename or 'a file'}: {error.strerror}.", file=sys.stderr)
-        sys.exit(2)
-    except Diverged as error:
-        print(f"train.py: {error} {REMEDY}", file=sys.stderr)
-        sys.exit(3)
-    except KeyboardInterrupt:  # before the first step, where there is nothing to keep
-        print("\ntrain.py: interrupted.", file=sys.stderr)
-        sys.exit(130)
+    run_command("train.py", main, ModelError, Diverged)

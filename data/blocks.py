@@ -1,11 +1,11 @@
-"""Blocks of equal length, as RoBERTa packs them, out of a prepared corpus, and the micro-batches made of them.
+"""Blocks of equal length from a prepared corpus, as RoBERTa packs them, and the micro-batches made of them.
 
-The documents follow one another, </s> at the end of each; the stream is cut every block_size - 1 tokens, and <s> is
-put before each stretch. So a block may begin inside a document and cross into the next, and there is no padding.
+The documents are concatenated, each with </s> at its end; the stream is cut every block_size - 1 tokens, and each
+piece gets <s> in front. A block may begin inside a document and continue into the next, and there is no padding.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,42 +13,44 @@ import numpy
 import torch
 from torch import Tensor
 
-from .errors import DataError
+from .cli import DataError
+from .corpus.shards import HELD_OUT, MANIFEST, TRAIN, open_manifest
+from .corpus.shuffle import key_of, permute
 from .masking import Masking
-from .shards import HELD_OUT, MANIFEST, TRAIN, open_manifest
-from .shuffle import key_of, permute
+from .prepare import prepare_into_cache
 from .tokenizer import Tokenizer
 
-AHEAD = 64  # micro-batches whose order is computed together: that costs little more than one's
-ENDS_AT_ONCE = 1 << 16  # documents, of which one place is remembered
+AHEAD = 64  # micro-batches whose order is computed at once, for little more than the cost of one
+ENDS_AT_ONCE = 1 << 16  # documents per index entry of within_documents
 
 
 class Batch(NamedTuple):
     """One micro-batch. Each tensor is (B, n)."""
 
     input_ids: Tensor  # int64, corrupted
-    labels: Tensor  # int64, the original token where it was chosen, else -100
+    labels: Tensor  # int64, the original token where one was chosen, else -100
     real: Tensor  # bool, false on padding
+    has_padding: bool = True  # false: every token is real, and no attention mask is needed
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch there. To a GPU by pinned memory, so that the CPU goes on meanwhile."""
-        pinned = (tensor.pin_memory() if device.type == "cuda" else tensor for tensor in self)
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in pinned))
+        """The batch on a device; to a GPU through pinned memory, without waiting."""
+        pinned = (tensor.pin_memory() if device.type == "cuda" else tensor for tensor in self[:3])
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in pinned), self.has_padding)
 
 
 class Blocks:
-    """The full blocks of one part of a prepared corpus, each read from disk when it is asked for.
+    """The full blocks of one part (train, held-out) of a prepared corpus, read from disk on access.
 
-    within_documents: no block crosses from one document into the next; what is left over of each is not trained on.
-    Memory holds a number or two a shard (with within_documents, one for 65,536 documents).
-    Raises DataError for a folder that holds no such corpus, or whose files are not those of its manifest.
+    within_documents: no block continues into the next document; the rest of each document is not used.
+    Memory holds one or two numbers per shard (with within_documents, one per 65,536 documents).
+    Raises DataError for a folder without a prepared corpus, or files that do not match its manifest.
     """
 
     def __init__(self, folder: str | Path, part: str, block_size: int, bos_id: int, within_documents: bool = False):
         self.folder, self.part, self.block_size, self.bos_id = Path(folder), part, block_size, bos_id
-        manifest = open_manifest(self.folder)
-        shards = manifest["shards"][part]
-        self.dtype = numpy.dtype(manifest["dtype"])
+        self.manifest = open_manifest(self.folder)
+        shards = self.manifest["shards"][part]
+        self.dtype = numpy.dtype(self.manifest["dtype"])
         self.tokens, self.ends, self.starts = [], [], [0]
         for shard in shards:
             self.tokens.append(self._map(shard["name"] + ".bin", self.dtype, shard["tokens"]))
@@ -57,7 +59,7 @@ class Blocks:
         self.within_documents = within_documents
         self.length = self.starts[-1] // (block_size - 1)
         if within_documents:
-            self.length, self.groups = 0, []  # a stretch of documents: its first block, its shard, its first document
+            self.length, self.groups = 0, []  # of ENDS_AT_ONCE documents: first block, shard, first document
             for shard, ends in enumerate(self.ends):
                 for first in range(0, len(ends), ENDS_AT_ONCE):
                     self.groups.append((self.length, shard, first))
@@ -69,14 +71,18 @@ class Blocks:
             if path.stat().st_size == count * dtype.itemsize:
                 return numpy.memmap(path, dtype, mode="r") if count else numpy.empty(0, dtype)
         except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}. Prepare the corpus anew.") from None
-        raise DataError(f"{path} has not the size that {MANIFEST} says. Copy it, or prepare the corpus anew.")
+            raise DataError(f"{path} cannot be read: {error.strerror}. Prepare the corpus again.") from None
+        raise DataError(f"{path} does not have the size given in {MANIFEST}. Copy it again, or prepare the corpus again.")
 
     def __len__(self) -> int:
         return self.length
 
+    def hashes(self) -> list[str]:
+        """Of all shards of the corpus: they identify it."""
+        return [shard["sha256"] for part in self.manifest["shards"].values() for shard in part]
+
     def read(self, numbers: numpy.ndarray) -> Tensor:
-        """(B,) numbers of blocks -> (B, block_size) int64"""
+        """Block numbers (B,) -> (B, block_size) int64"""
         result = numpy.empty((len(numbers), self.block_size), numpy.int64)
         result[:, 0] = self.bos_id
         for row, number in zip(result, numbers.tolist()):
@@ -84,7 +90,7 @@ class Blocks:
         return torch.from_numpy(result)
 
     def _stretch(self, start: int) -> numpy.ndarray:
-        """block_size - 1 tokens from a place in the stream of all shards."""
+        """block_size - 1 tokens from a position in the stream of all shards."""
         shard, stop = bisect_right(self.starts, start) - 1, start + self.block_size - 1
         pieces = []
         while start < stop:
@@ -104,38 +110,36 @@ class Blocks:
         return self.tokens[shard][start : start + self.block_size - 1]
 
     def _blocks_of(self, shard: int, first: int) -> numpy.ndarray:
-        """How many full blocks each of a stretch of documents has."""
+        """The number of full blocks in each of ENDS_AT_ONCE documents."""
         ends = numpy.asarray(self.ends[shard][first : first + ENDS_AT_ONCE]).astype(numpy.int64)
         before = int(self.ends[shard][first - 1]) if first else 0
         return numpy.diff(ends, prepend=before) // (self.block_size - 1)
 
 
-def is_prepared(path: str | Path) -> bool:
-    return (Path(path) / MANIFEST).is_file()
-
-
-def check_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
-    """Raises DataError if the corpus was prepared with another tokenizer."""
-    if open_manifest(folder)["tokenizer"]["sha256"] != tokenizer.sha256():
-        raise DataError(
-            f"The corpus {folder} was prepared with another tokenizer than {tokenizer.path}, the teacher's: its "
-            "numbers stand for other words. Prepare it with the teacher's."
-        )
+def prepared_folder(paths: Sequence[str], tokenizer: Tokenizer, cache: str) -> Path:
+    """The folder of a prepared corpus: the one given, or text prepared into the cache now.  Raises DataError."""
+    if len(paths) == 1 and (Path(paths[0]) / MANIFEST).is_file():
+        return Path(paths[0])
+    return prepare_into_cache(paths, tokenizer, cache)
 
 
 def open_blocks(
     folder: Path, tokenizer: Tokenizer, block_size: int, within_documents: bool = False
 ) -> tuple[Blocks, Blocks]:
-    """-> blocks to train on, blocks to measure on.  Raises DataError, also where either has not one block."""
-    check_tokenizer(folder, tokenizer)
+    """-> training blocks, held-out blocks.  Raises DataError for another tokenizer's corpus, or without one block."""
     train, held_out = (
         Blocks(folder, part, block_size, tokenizer.bos_id, within_documents) for part in (TRAIN, HELD_OUT)
     )
+    if train.manifest["tokenizer"]["sha256"] != tokenizer.sha256():
+        raise DataError(
+            f"The corpus {folder} was prepared with another tokenizer than the teacher's, {tokenizer.path}. Prepare "
+            "it with the teacher's."
+        )
     for blocks in (train, held_out):
         if not len(blocks):
             more = "text" if blocks is train else "text, prepare it with a larger --held-out,"
             raise DataError(
-                f"The corpus has only {blocks.starts[-1]} {blocks.part} tokens, less than one block of {block_size}. "
+                f"The corpus has {blocks.starts[-1]} {blocks.part} tokens, which give no block of {block_size}. "
                 f"Add {more} or choose a smaller --block-size."
             )
     return train, held_out
@@ -147,17 +151,18 @@ def open_blocks(
 def make_batch(blocks: Tensor, masking: Masking, keys: numpy.ndarray) -> Batch:
     """Blocks (B, n) -> the corrupted micro-batch."""
     corrupted, labels = masking(blocks, keys)
-    return Batch(corrupted, labels, blocks != masking.tokenizer.pad_id)
+    real = blocks != masking.tokenizer.pad_id  # all of it, unless the text itself has a literal <pad>
+    return Batch(corrupted, labels, real, has_padding=not real.all())
 
 
 def training_batches(
     blocks: Blocks, masking: Masking, batch_size: int, seed: int, position: int = 0, stride: int | None = None
 ) -> Iterator[Batch]:
-    """Micro-batches for ever, from a position in the stream of all epochs.
+    """Micro-batches without end, from a position in the stream of all epochs.
 
-    Position p is block p of the order of its epoch, p // len(blocks); each epoch has its own order, and a block its own
-    mask in each. stride: blocks from one micro-batch's first to the next one's (default: batch_size). So what stands
-    at a position depends on the seed alone, and not on who reads it, or what was read before.
+    Position p is block p of its epoch, p // len(blocks). Each epoch has its own order, and a block its own mask in
+    each epoch. stride: from one micro-batch's first position to the next one's (default: batch_size). So the content
+    of a position depends on the seed alone, not on which rank reads it or on what was read before.
     """
     stride = stride or batch_size
     while True:
@@ -171,8 +176,8 @@ def training_batches(
         position += AHEAD * stride
 
 
-def measuring_batches(blocks: Blocks, masking: Masking, count: int, batch_size: int = 16) -> list[Batch]:
-    """At most `count` blocks spread evenly, with the same masks for every seed, so that runs can be compared."""
+def validation_batches(blocks: Blocks, masking: Masking, count: int, batch_size: int = 16) -> list[Batch]:
+    """At most `count` evenly spread blocks, masked the same for every seed, so that runs can be compared."""
     numbers = numpy.unique(numpy.linspace(0, len(blocks) - 1, min(count, len(blocks))).astype(numpy.int64))
     parts = [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
     return [make_batch(blocks.read(part), masking, key_of(0, 0, part)) for part in parts]

@@ -7,19 +7,17 @@ tokenizer is the one that the corpus was prepared with. --verify reads all of it
 """
 
 import hashlib
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy
 
 from .blocks import Blocks, make_batch
-from .errors import DataError, OptionError
-from .masking import CHOICES, Masking
-from .options import check_bounds, option, parse_options
+from .cli import DataError, check_bounds, option, parse_options, run_command
+from .corpus.shards import TRAIN, open_manifest
+from .corpus.shuffle import key_of, permute
+from .masking import STRATEGIES, Masking
 from .prepare import describe
-from .shards import TRAIN, open_manifest
-from .shuffle import key_of, permute
 from .tokenizer import Tokenizer
 
 SHARES = (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1)
@@ -31,7 +29,7 @@ class Options:
     tokenizer: str | None = option(None, "one to compare with (default: the one in the folder)", metavar="FILE")
     examples: int = option(3, "documents, and masked blocks, that are shown", least=0, most=1000)
     block_size: int = option(64, "tokens of a masked block", least=3, most=10**5)
-    masking: str = option(CHOICES[0], "how they are masked", choices=CHOICES)
+    masking: str = option(STRATEGIES[0], "how they are masked", choices=STRATEGIES)
     seed: int = option(0, "which are shown, and their masks", least=0, most=2**63 - 1)
     verify: bool = option(False, "read every file and compare its hash")
 
@@ -115,8 +113,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (DataError, OptionError) as error:
-        print(f"data.inspect: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command("data.inspect", main)

@@ -4,13 +4,14 @@ import numpy
 import torch
 from torch import Tensor
 
-from .shuffle import uniform
+from losses import IGNORE_INDEX
+
+from .corpus.shuffle import uniform
 from .tokenizer import Tokenizer
 
 CHOSEN, MASKED, REPLACED = 0.15, 0.80, 0.10  # of the tokens; of the chosen ones (the last 10 % stay as they are)
-NOT_CHOSEN = -100  # the label that equation (12) leaves out
 SMOOTHING = 0.7  # of the peer's choice, by frequency
-CHOICES = ("tokens", "words", "rare")
+STRATEGIES = ("tokens", "words", "rare")
 
 
 class Masking:
@@ -25,7 +26,7 @@ class Masking:
     random token, drawn evenly from the whole ordinary vocabulary, and 10 % stay.
     """
 
-    def __init__(self, tokenizer: Tokenizer, choice: str = CHOICES[0], counts: numpy.ndarray | None = None):
+    def __init__(self, tokenizer: Tokenizer, choice: str = STRATEGIES[0], counts: numpy.ndarray | None = None):
         self.tokenizer, self.choice = tokenizer, choice
         ids = range(len(tokenizer))
         if choice == "words":
@@ -47,7 +48,7 @@ class Masking:
         masked = chosen & (fate < MASKED)
         replaced = chosen & (fate >= MASKED) & (fate < MASKED + REPLACED)
         corrupted = numpy.where(masked, self.tokenizer.mask_id, numpy.where(replaced, random, ids))
-        return torch.from_numpy(corrupted), torch.from_numpy(numpy.where(chosen, ids, NOT_CHOSEN))
+        return torch.from_numpy(corrupted), torch.from_numpy(numpy.where(chosen, ids, IGNORE_INDEX))
 
     def _tokens(self, ids: numpy.ndarray, can_be: numpy.ndarray, draw: numpy.ndarray) -> numpy.ndarray:
         return draw < CHOSEN

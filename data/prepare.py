@@ -33,13 +33,11 @@ from typing import NamedTuple
 
 import numpy
 
-from .corpus import STDIN, Part, Place, Source, corpus_files, find_sources, read_parts, reading
-from .documents import documents
-from .duplicates import Seen, text_hash
-from .errors import DataError, OptionError
-from .options import check_bounds, dashed, option, parse_options
-from .progress import Progress
-from .shards import FORMAT, HELD_OUT, MANIFEST, TRAIN, UNFINISHED, ShardFile, read_manifest, write_manifest
+from .cli import DataError, Progress, check_bounds, dashed, option, parse_options, run_command
+from .corpus.documents import documents
+from .corpus.duplicates import Seen, text_hash
+from .corpus.files import STDIN, Part, Place, Source, corpus_files, find_sources, read_parts, reading
+from .corpus.shards import FORMAT, HELD_OUT, MANIFEST, TRAIN, UNFINISHED, ShardFile, read_manifest, write_manifest
 from .tokenizer import FILE_NAME, Tokenizer
 
 OWN = re.compile(
@@ -433,11 +431,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (DataError, OptionError) as error:
-        print(f"data.prepare: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\ndata.prepare: interrupted; the same command goes on after the last finished shard.", file=sys.stderr)
-        sys.exit(130)
+    run_command("data.prepare", main, on_interrupt="the same command resumes after the last finished shard")

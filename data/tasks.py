@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from .corpus import PACKED, open_packed
-from .errors import DataError, OptionError
+from .cli import DataError, OptionError
+from .corpus.files import PACKED, open_packed
 
 
 class TextExample(NamedTuple):  # sentiment

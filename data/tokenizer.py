@@ -25,7 +25,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from .errors import DataError
+from .cli import DataError
 
 FILE_NAME = "sentencepiece.bpe.model"  # how the hub calls it
 SHIFT = 4

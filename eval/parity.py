@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from convert_weights import load_checkpoint, opened
 from data import OptionError, Tokenizer
-from data.checkpoints.names import CLASSES, CONFIG_KEYS
 from data.tokenizer import tokenizer_beside
 from model import Encoder, EncoderConfig
+from model.checkpoints.load import load_checkpoint, unpacked
+from model.checkpoints.names import CLASSES, CONFIG_KEYS
 
 SENTENCES = ("Le camembert est délicieux !", "J'aime le camembert.", "À l'instar des réseaux de neurones récurrents, "
              "les transformeurs sont conçus pour gérer des données séquentielles.")  # fmt: skip
@@ -28,7 +28,7 @@ def compare(source: str | Path, folder: str | Path) -> int:
     Raises ModelError, DataError, OptionError where either cannot be read.
     """
     ours = load_checkpoint(source)
-    with opened(Path(source)) as place:
+    with unpacked(Path(source)) as place:
         beside = tokenizer_beside(folder) or tokenizer_beside(place)
         tokenizer = None if beside is None else Tokenizer(beside)
     tolerance = TOLERANCES[next(ours.parameters()).dtype]

@@ -14,9 +14,7 @@ from pathlib import Path
 import torch
 
 from data import OptionError
-from model.checkpoint import atomic_file
-
-from .checkpoints import sha256
+from model.checkpoints.native import atomic_file, sha256
 
 # Of a character, or a byte of an argument that is not UTF-8: no tokenizer takes it.
 HALF = re.compile("[\ud800-\udfff]")

@@ -1,11 +1,12 @@
-"""Equation (13) without ever holding the logits: what training runs. `distillation.py` is the form to read first.
+"""Equation (13) without holding the logits: what training runs. `distillation.py` is the form to read first.
 
 The logits of N tokens are N × 32,005 numbers, and the plain form keeps about ten such tensors alive. Here the
-tokens go through the two decoders in chunks. A chunk's logits give its share of the sums and are then overwritten
-by the gradient with respect to them, which is multiplied into the gradients of state, decoder and bias at once;
-the next chunk takes the same memory. The backward pass has nothing left to do but to scale.
+tokens go through the two decoders in chunks. A chunk's logits give its part of the sums and are then overwritten by
+the gradient with respect to them, which is multiplied into the gradients of state, decoder and bias at once; the
+next chunk reuses the memory. The backward pass only has to scale the result.
 
-Legend: N tokens, M of them count, C in a chunk, R in a block; d_s, d_t widths of student and teacher; V = |W| words.
+Shapes: N tokens, M of them count, C in a chunk, R in a block of a chunk; d_s, d_t widths of student and teacher;
+V = |W| vocabulary size.
 """
 
 import functools
@@ -18,39 +19,40 @@ from torch.autograd.function import once_differentiable
 
 from .cosine import cosine_loss
 from .distillation import WEIGHTS, DistillationLoss, at_least_1
-from .mlm import IGNORED
+from .mlm import IGNORE_INDEX
 from .soft_label import DIRECTIONS, at_least_float32, check_divergence
 
-CHUNK_BYTES = 128 * 2**20  # for a chunk's logits of both models; the default is by measurement (eval/LOG.md)
-BLOCK_BYTES = {"cpu": 2**20, "cuda": 2**25}  # of a model's logits in one sweep; on a CPU, what its cache holds
-HIDDEN_ROWS = 2048  # in a part of (11), whose tensors are narrow
-ALIGNED = 64  # a row starts at a multiple of so many numbers: a CPU's product into rows of 32,005 takes a third longer
+CHUNK_BYTES = 128 * 2**20  # of a chunk's logits, both models together; the default is measured (eval/LOG.md)
+BLOCK_BYTES = {"cpu": 2**20, "cuda": 2**25}  # of one model's logits per sweep; on a CPU, what fits its cache
+HIDDEN_ROWS = 2048  # tokens per part of (11)
+ALIGNMENT = 64  # rows of logits start at a multiple of it: unaligned rows of 32,005 make a CPU's product a third slower
 
 
 class Decoder(NamedTuple):
-    """One model's way to the logits: state @ weight.T + bias."""
+    """One model's decoder and its input: logits = state @ weight.T + bias."""
 
-    state: Tensor  # (N, d), before the decoder
+    state: Tensor  # (N, d)
     weight: Tensor  # (V, d), the word embeddings
     bias: Tensor  # (V,)
 
 
 class Tokens(NamedTuple):
-    """The tokens that count, the masked ones first, so that later blocks need no label."""
+    """The tokens that count, the masked ones first, so that later blocks need no labels."""
 
-    rows: Tensor  # (M,) int64, where they stand among the N
-    labels: Tensor  # (M,) int64, -100 where not masked
+    rows: Tensor  # (M,) int64, their indices among the N
+    labels: Tensor  # (M,) int64, IGNORE_INDEX where not masked
     real: Tensor  # (M,) bool
     num_masked: int
 
 
-class Manner(NamedTuple):
-    """How it is computed."""
+class LossSettings(NamedTuple):
+    """The keyword arguments of fused_distillation_loss that stay the same during a run."""
 
-    direction: str
-    temperature: float
-    chunk_bytes: int
-    compiled: bool
+    direction: str = DIRECTIONS[0]
+    temperature: float = 1.0
+    weights: Sequence[float] = WEIGHTS
+    chunk_bytes: int = CHUNK_BYTES
+    compiled: bool = False
 
 
 def fused_distillation_loss(
@@ -74,40 +76,40 @@ def fused_distillation_loss(
     chunk_bytes: int = CHUNK_BYTES,
     compiled: bool = False,
 ) -> tuple[Tensor, DistillationLoss]:
-    """Equation (13), section 3.2.  0.5 L_soft + 0.3 L_cos + 0.2 L_mlm, from states instead of logits.
+    """Equation (13), section 3.2.  Loss = 0.5 × SoftLabelLoss + 0.3 × CosineLoss + 0.2 × MLMLoss
 
-    student_state, teacher_state: (N, d_s), (N, d_t), the states before the decoders, `MaskedLM.transform(H_L)`;
+    student_state, teacher_state: (N, d_s), (N, d_t), the decoders' inputs `MaskedLM.transform(H_L)`;
     student_decoder, teacher_decoder: (V, d_s), (V, d_t); student_bias, teacher_bias: (V,);
-    labels: (N,) int64 with -100 where not masked; real: (N,) bool;
-    student_hidden, teacher_hidden: (N, d_h), the last hidden states H_L of (11); left out, that term is 0
-    -> the total (), which has the gradients, and its terms as sums with counts, which have none.
+    labels: (N,) int64, IGNORE_INDEX where not masked; real: (N,) bool;
+    student_hidden, teacher_hidden: (N, d_h), the last hidden states of (11); without them that term is 0
+    -> the total, (), which carries the gradients, and its terms as sums with counts, which carry none.
 
-    - Which tokens count, direction, T²: as in `distillation_loss`. A token that is neither real nor masked goes
-      through no decoder, and nothing of it is read.
-    - Denominators: real_tokens for (10) and (11), masked_tokens for (12), those of the whole optimiser step when
+    - Tokens, direction, T²: as in `distillation_loss`. A token that is neither real nor masked goes through no
+      decoder, and nothing of it is read. All terms are computed, also those of weight 0.
+    - Denominators: real_tokens for (10) and (11), masked_tokens for (12): the counts of the whole optimiser step if
       this is one of its micro-batches; by default the counts of this call.
-    - Gradients: of the student's state, decoder, bias and hidden. Computed here, in the forward, and only for what
-      asks for them; what reaches the total from behind multiplies them.
-    - loss_scale: the factor that will reach the total from behind (a GradScaler's). It is inside the logits'
-      gradient when that is rounded to half precision; else small ones are lost before the scale can help.
-    - Precision: products in autocast's type where autocast is on, else in the state's. Softmaxes, sums, and the
-      gradients of decoder and bias across chunks in float32 (float64 for float64).
-    - With labels and real on the CPU, the host never waits for a GPU. On the GPU, it waits once, to count them.
-    - compiled: sweeps go through torch.compile, whose first call takes its time.
+    - Gradients: of the student's state, decoder, bias and hidden states, computed in the forward pass and only if
+      required. The backward pass multiplies them by the incoming gradient.
+    - loss_scale: the GradScaler's scale, applied before the logits' gradient is rounded to half precision, where
+      small gradients would otherwise underflow.
+    - Precision: products in autocast's dtype if enabled, else in the state's. Softmaxes, sums, and the gradients of
+      decoder and bias over the chunks in float32 (float64 for float64).
+    - With labels and real on the CPU, the host never waits for a GPU; with them on the GPU, it waits once.
+    - compiled: the pass over the logits goes through torch.compile; the first call takes longer.
 
-    Raises ValueError for a direction, a temperature or shapes that do not fit.
+    Raises ValueError for an unknown direction, a temperature that is not above 0, or shapes that do not match.
     """
     check_divergence(direction, temperature)
     student = Decoder(student_state, student_decoder, student_bias)
     teacher = Decoder(*(tensor.detach() for tensor in (teacher_state, teacher_decoder, teacher_bias)))
     check_shapes(student, teacher, labels, real)
     if (student_hidden is None) != (teacher_hidden is None):
-        raise ValueError("student_hidden and teacher_hidden go together: give both, or neither.")
+        raise ValueError("student_hidden and teacher_hidden belong together: give both, or neither.")
 
     device = student_state.device
-    masked = labels != IGNORED
+    masked = labels != IGNORE_INDEX
     counts = real.sum(), masked.sum()
-    per_real, per_masked = (  # 1 / the denominators, in float64 so that none of float64's digits is lost
+    per_real, per_masked = (  # 1 / denominator, in float64, so that a float64 loss loses no digit
         1 / at_least_1(torch.as_tensor(own if given is None else given, dtype=torch.float64))
         for own, given in zip(counts, (real_tokens, masked_tokens), strict=True)
     )
@@ -115,7 +117,7 @@ def fused_distillation_loss(
     rows = torch.cat([masked_rows, other_rows])  # (M,)
     tokens = Tokens(*(to_device(x, device) for x in (rows, labels[rows], real[rows])), len(masked_rows))
 
-    total, *sums = InChunks.apply(
+    total, *sums = FusedDistillation.apply(
         *student,
         student_hidden,
         teacher,
@@ -123,14 +125,14 @@ def fused_distillation_loss(
         tokens,
         (weights[0] * per_real, weights[1] * per_real, weights[2] * per_masked),
         loss_scale,
-        Manner(direction, temperature, chunk_bytes, compiled),
+        LossSettings(direction, temperature, weights, chunk_bytes, compiled),
         torch.is_grad_enabled(),
     )
     return total, DistillationLoss(*sums, *counts)
 
 
-class InChunks(torch.autograd.Function):
-    """The total, whose gradient is computed in the forward, chunk by chunk."""
+class FusedDistillation(torch.autograd.Function):
+    """The total, whose gradient is computed chunk by chunk in the forward pass."""
 
     @staticmethod
     def forward(
@@ -142,94 +144,96 @@ class InChunks(torch.autograd.Function):
         teacher: Decoder,
         teacher_hidden: Tensor | None,
         tokens: Tokens,
-        weights: tuple[Tensor, Tensor, Tensor],
+        token_weights: tuple[Tensor, Tensor, Tensor],
         loss_scale: float | Tensor,
-        manner: Manner,
+        settings: LossSettings,
         differentiate: bool,
     ) -> tuple[Tensor, ...]:
-        """-> the total, the sums of (10), (11), (12), each ().
+        """-> the total and the sums of (10), (11), (12), each ().
 
-        weights: what a token's term of (10), (11), (12) adds to the total, () in float64.
+        token_weights: what one token's term of (10), (11), (12) contributes to the total, () in float64.
         """
         student = Decoder(student_state, student_decoder, student_bias)
         wanted = [differentiate and needed for needed in ctx.needs_input_grad[:4]]
-        scaled = [weight * loss_scale for weight in weights]
+        scaled = [weight * loss_scale for weight in token_weights]
         device_type, dtype = student_state.device.type, student_state.dtype
         if torch.is_autocast_enabled(device_type):
             dtype = torch.get_autocast_dtype(device_type)
-        with torch.autocast(device_type, enabled=False):  # every type is chosen by hand in there
-            soft_label, mlm, gradients = through_decoders(
-                student, teacher, tokens, scaled[::2], dtype, wanted[:3], manner
+        with torch.autocast(device_type, enabled=False):  # every dtype is explicit in here
+            soft_label, mlm, gradients = decode_in_chunks(
+                student, teacher, tokens, scaled[::2], dtype, wanted[:3], settings
             )
             cosine, hidden_gradient = soft_label.new_zeros(()), None
             if student_hidden is not None:
-                cosine, hidden_gradient = over_hidden(student_hidden, teacher_hidden, tokens, scaled[1], wanted[3])
+                cosine, hidden_gradient = cosine_in_parts(student_hidden, teacher_hidden, tokens, scaled[1], wanted[3])
         hidden = student_state if student_hidden is None else student_hidden
         ctx.dtypes, ctx.loss_scale = [tensor.dtype for tensor in (*student, hidden)], loss_scale
         ctx.save_for_backward(*gradients, hidden_gradient)
         sums = soft_label, cosine, mlm
         ctx.mark_non_differentiable(*sums)
-        total = sum(weight * term for weight, term in zip(weights, sums, strict=True))
+        total = sum(weight * term for weight, term in zip(token_weights, sums, strict=True))
         return total.to(soft_label.dtype), *sums
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_total: Tensor, *_):
         factor = grad_total / ctx.loss_scale
-        as_it_is = not factor.is_cuda and factor == 1  # in training; a CPU is spared a pass over (V, d_s)
+        is_one = not factor.is_cuda and factor == 1  # as in training; it saves a CPU a pass over (V, d_s)
         gradients = (
-            None if gradient is None else (gradient if as_it_is else gradient * factor).to(dtype)
+            None if gradient is None else (gradient if is_one else gradient * factor).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
         return *gradients, *(None,) * 7
 
 
-def over_hidden(
+def cosine_in_parts(
     student_hidden: Tensor, teacher_hidden: Tensor, tokens: Tokens, weight: Tensor, wanted: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The sum of (11), (), and its gradient times weight, (N, d_h), if wanted: by `cosine_loss` on many small parts."""
-    exact = torch.promote_types(student_hidden.dtype, torch.float32)
-    total = torch.zeros((), dtype=exact, device=student_hidden.device)
-    gradient = torch.zeros_like(student_hidden, dtype=exact) if wanted else None
+    """The sum of (11), (), and its gradient times weight, (N, d_h), if wanted; by `cosine_loss` in small parts."""
+    accum_dtype = torch.promote_types(student_hidden.dtype, torch.float32)
+    total = torch.zeros((), dtype=accum_dtype, device=student_hidden.device)
+    gradient = torch.zeros_like(student_hidden, dtype=accum_dtype) if wanted else None
     for rows, real in zip(tokens.rows.split(HIDDEN_ROWS), tokens.real.split(HIDDEN_ROWS), strict=True):
         with torch.enable_grad():
-            part = student_hidden[rows].detach().to(exact).requires_grad_(wanted)  # (C, d_h)
-            cosine, _ = cosine_loss(part, teacher_hidden[rows].to(exact), real)
+            part = student_hidden[rows].detach().to(accum_dtype).requires_grad_(wanted)  # (C, d_h)
+            cosine, _ = cosine_loss(part, teacher_hidden[rows].to(accum_dtype), real)
         total += cosine.detach()
         if wanted:
-            gradient[rows] = torch.autograd.grad(cosine, part)[0] * weight.to(exact)
+            gradient[rows] = torch.autograd.grad(cosine, part)[0] * weight.to(accum_dtype)
     return total, gradient
 
 
-def through_decoders(
+def decode_in_chunks(
     student: Decoder,
     teacher: Decoder,
     tokens: Tokens,
-    weights: Sequence[Tensor],
+    token_weights: Sequence[Tensor],
     dtype: torch.dtype,
     wanted: Sequence[bool],
-    manner: Manner,
+    settings: LossSettings,
 ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-    """Chunk after chunk: the sums of (10) and (12), and the gradients that are wanted of state, weight and bias.
+    """Chunk by chunk: the sums of (10) and (12), and the wanted gradients of state, weight and bias.
 
-    weights: of a token's term of (10) and of (12), times the loss scale; dtype: of the products.
-    -> (), (), and (N, d_s), (V, d_s), (V,), in float32 at least.
+    token_weights: of one token's term of (10) and of (12), times the loss scale; dtype: of the products
+    -> (), (), and (N, d_s), (V, d_s), (V,), at least in float32.
     """
     device = student.state.device
-    exact = torch.promote_types(dtype, torch.float32)
+    accum_dtype = torch.promote_types(dtype, torch.float32)
     student_weight, teacher_weight = student.weight.to(dtype), teacher.weight.to(dtype)
-    biases = student.bias.to(exact), teacher.bias.to(exact)
-    soft_weight, mlm_weight = tokens.real * weights[0].to(exact), weights[1].to(exact)  # (M,), ()
+    biases = student.bias.to(accum_dtype), teacher.bias.to(accum_dtype)
+    soft_weight = tokens.real * token_weights[0].to(accum_dtype)  # (M,)
+    mlm_weight = token_weights[1].to(accum_dtype)  # ()
     state_gradient, weight_gradient, bias_gradient = gradients = [
-        torch.zeros(tensor.shape, dtype=exact, device=device) if wants else None
+        torch.zeros(tensor.shape, dtype=accum_dtype, device=device) if wants else None
         for tensor, wants in zip(student, wanted, strict=True)
     ]
-    num_words, num_tokens = len(student_weight), len(tokens.rows)
-    stride = -(-num_words // ALIGNED) * ALIGNED
-    chunk_rows = max(1, manner.chunk_bytes // (2 * stride * dtype.itemsize))
-    block_rows = max(1, min(chunk_rows, BLOCK_BYTES.get(device.type, BLOCK_BYTES["cuda"]) // (stride * exact.itemsize)))
+    vocab_size, num_tokens = len(student_weight), len(tokens.rows)
+    stride = -(-vocab_size // ALIGNMENT) * ALIGNMENT
+    chunk_rows = max(1, settings.chunk_bytes // (2 * stride * dtype.itemsize))
+    block_bytes = BLOCK_BYTES.get(device.type, BLOCK_BYTES["cuda"])
+    block_rows = max(1, min(chunk_rows, block_bytes // (stride * accum_dtype.itemsize)))
     chunk_rows -= chunk_rows % block_rows
-    memory = torch.empty(2, min(chunk_rows, num_tokens), stride, dtype=dtype, device=device)[..., :num_words]
+    memory = torch.empty(2, min(chunk_rows, num_tokens), stride, dtype=dtype, device=device)[..., :vocab_size]
     divergences, cross_entropies = [], []
 
     for start in range(0, num_tokens, chunk_rows):
@@ -241,32 +245,32 @@ def through_decoders(
         for top in range(0, len(rows), block_rows):
             here = slice(start + top, min(start + top + block_rows, num_tokens))
             block = slice(top, top + block_rows)
-            full = here.stop - here.start == block_rows
-            form = compiled_sweep() if manner.compiled and full else sweep  # so that it is compiled for one shape
-            divergence, cross_entropy = form(
+            is_full = here.stop - here.start == block_rows
+            sweep_block = compiled_sweep() if settings.compiled and is_full else sweep  # compiled for one shape only
+            divergence, cross_entropy = sweep_block(
                 student_logits[block],
                 teacher_logits[block],
                 *biases,
                 soft_weight[here],
                 mlm_weight,
                 tokens.labels[here] if here.start < tokens.num_masked else None,
-                manner.direction,
-                manner.temperature,
+                settings.direction,
+                settings.temperature,
                 any(wanted),
             )
             divergences.append(divergence)
             cross_entropies.append(cross_entropy)
-        logits_gradient = student_logits  # written over the logits by the sweeps
+        logits_gradient = student_logits  # overwritten by the sweeps
         if state_gradient is not None:
-            state_gradient[rows] = torch.mm(logits_gradient, student_weight).to(exact)  # (C, d_s)
+            state_gradient[rows] = torch.mm(logits_gradient, student_weight).to(accum_dtype)  # (C, d_s)
         if weight_gradient is not None:
             add_product(weight_gradient, logits_gradient.T, student_state)  # (V, d_s)
         if bias_gradient is not None:
-            bias_gradient += logits_gradient.sum(dim=0, dtype=exact)  # (V,)
+            bias_gradient += logits_gradient.sum(dim=0, dtype=accum_dtype)  # (V,)
 
-    nothing = torch.zeros(0, dtype=exact, device=device)
-    soft_label = torch.where(tokens.real, torch.cat([nothing, *divergences]), 0).sum()
-    return soft_label, torch.cat([nothing, *cross_entropies]).sum(), gradients
+    empty = torch.zeros(0, dtype=accum_dtype, device=device)
+    soft_label = torch.where(tokens.real, torch.cat([empty, *divergences]), 0).sum()
+    return soft_label, torch.cat([empty, *cross_entropies]).sum(), gradients
 
 
 def sweep(
@@ -281,15 +285,15 @@ def sweep(
     temperature: float,
     differentiate: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Equations (10) and (12) on a block, token by token, with the gradient written over the student's logits.
+    """The terms of (10) and (12) of a block, token by token; their gradient overwrites the student's logits.
 
     student_logits, teacher_logits: (R, V), without their biases (V,); soft_weight: (R,); mlm_weight: ();
-    labels: (R,), or None where no token is masked -> divergences (R,), cross-entropies (R,) or (0,)
+    labels: (R,), or None if no token is masked -> divergences (R,), cross-entropies (R,) or (0,)
 
-    With p = softmax(z^s / T), q = softmax(z^t / T), and their terms as in `soft_label_loss` and `mlm_loss`:
-      T² D_KL(p || q)  has the gradient  T p (log p - log q - D_KL)  with respect to z^s;
-      T² D_KL(q || p)  has  T (p - q);
-      - log softmax(z^s)_label  has  softmax(z^s) - 1[w = label].
+    With p = softmax(z^s / T), q = softmax(z^t / T), and the terms of `soft_label_loss` and `mlm_loss`:
+      T² D_KL(p ‖ q)  has the gradient  T p (log p − log q − D_KL)  with respect to z^s;
+      T² D_KL(q ‖ p)  has  T (p − q);
+      − log softmax(z^s)_label  has  softmax(z^s) − 1[w = label].
     """
     student = at_least_float32(student_logits) + student_bias
     teacher = at_least_float32(teacher_logits) + teacher_bias
@@ -306,7 +310,7 @@ def sweep(
     cross_entropy = divergence[:0]
     if labels is not None:
         log_p = log_p if temperature == 1 else student.log_softmax(dim=-1)
-        masked = labels != IGNORED
+        masked = labels != IGNORE_INDEX
         cross_entropy = -log_p.gather(1, labels.clamp(min=0)[:, None]).squeeze(1) * masked
         is_label = torch.arange(log_p.shape[1], device=labels.device) == labels[:, None]
         gradient = gradient + (mlm_weight * masked)[:, None] * (log_p.exp() - is_label.to(log_p.dtype))
@@ -317,22 +321,22 @@ def sweep(
 
 @functools.cache
 def compiled_sweep() -> Callable:
-    """`sweep` as one pass over a block by torch.compile, for each shape, type and manner that it meets."""
+    """`sweep` as one pass over a block, compiled for each shape, dtype and setting that it meets."""
     return torch.compile(sweep, dynamic=False)
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, with half-precision factors too.  total: (V, d) in float32 at least."""
+    """total += left @ right, also with half-precision factors.  total: (V, d), at least in float32."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
     elif total.is_cuda:
         torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
-    else:  # PyTorch's CPU has no such product: each chunk's is rounded once, the sum over chunks is not
+    else:  # PyTorch's CPU has no such product: each chunk is rounded once, their sum is not
         total += left @ right
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor there. From the CPU to a GPU by pinned memory, so that the host does not wait."""
+    """The tensor on a device; from the CPU to a GPU through pinned memory, without waiting."""
     if tensor.device == device:
         return tensor
     if device.type == "cuda" and tensor.device.type == "cpu":
@@ -341,7 +345,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def check_shapes(student: Decoder, teacher: Decoder, labels: Tensor, real: Tensor) -> None:
-    """Raises ValueError where states, weights, biases, labels and real do not fit together."""
+    """Raises ValueError if states, weights, biases, labels and real do not match."""
     for name, (state, weight, bias) in (("student", student), ("teacher", teacher)):
         if state.ndim != 2 or weight.ndim != 2 or state.shape[1] != weight.shape[1] or bias.shape != weight.shape[:1]:
             raise ValueError(
@@ -349,9 +353,11 @@ def check_shapes(student: Decoder, teacher: Decoder, labels: Tensor, real: Tenso
                 f"{tuple(bias.shape)} must be (N, d), (|W|, d) and (|W|,)."
             )
     if len(student.weight) != len(teacher.weight):
-        raise ValueError(f"The student has {len(student.weight)} words, the teacher {len(teacher.weight)}.")
+        raise ValueError(
+            f"The student's vocabulary has {len(student.weight)} tokens, the teacher's {len(teacher.weight)}."
+        )
     if not len(student.state) == len(teacher.state) == len(labels) == len(real) or labels.ndim != 1 or real.ndim != 1:
         raise ValueError(
             f"student_state {tuple(student.state.shape)}, teacher_state {tuple(teacher.state.shape)}, labels "
-            f"{tuple(labels.shape)} and real {tuple(real.shape)} must have a row a token."
+            f"{tuple(labels.shape)} and real {tuple(real.shape)} must have one row per token."
         )

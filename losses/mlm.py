@@ -1,26 +1,32 @@
-"""Equation (12): the student also learns the teacher's own task, to guess the hidden tokens."""
+"""Equation (12): the teacher's own pre-training task, masked language modelling.
+
+Shapes: |W| vocabulary size; … any leading dimensions, for example (B, n).
+"""
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from .soft_label import at_least_float32
 
-IGNORED = -100  # the label of a token that was not chosen by the corruption
+IGNORE_INDEX = -100  # the label of a token that does not count in a cross-entropy
 
 
 def mlm_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Equation (12), section 3.2.  - log softmax(z)_label, summed over masked tokens.
+    """Equation (12), section 3.2.  MLMLoss = −1 / Σ_k |M_k| · Σ_k Σ_{i ∈ M_k} p_{k,i}^w log(p_{k,i}^s)
 
-    logits z: (…, |W|); labels: (…) int64, the original token where the corruption chose one, else -100
-    -> sum (), count ().  In nats.
+    p^w is the hard label, so each term is − log softmax(z)_label, in nats.
+    logits z: (…, |W|); labels: (…) int64, the original token where it was masked, else IGNORE_INDEX
+    -> the sum over the masked tokens, (), and their number, ().
 
-    - Which tokens count: those that the corruption chose, also the ones that it kept or replaced at random.
-    - Denominator: their number, returned as the count (not the number of all tokens).
+    - Tokens: those chosen by the corruption, also those that it kept or replaced at random.
+    - Denominator: Σ_k |M_k|, the number of masked tokens (not of all tokens), returned as the count.
     - Direction: the label against the student. Temperature: always 1.
 
-    Raises ValueError for shapes that do not fit.
+    Raises ValueError for shapes that do not match.
     """
     if logits.shape[:-1] != labels.shape:
-        raise ValueError(f"labels {tuple(labels.shape)} must be logits {tuple(logits.shape)} without the vocabulary.")
-    masked = labels != IGNORED
+        raise ValueError(
+            f"labels {tuple(labels.shape)} must have the shape of logits {tuple(logits.shape)} without the vocabulary."
+        )
+    masked = labels != IGNORE_INDEX
     return F.cross_entropy(at_least_float32(logits[masked]), labels[masked], reduction="sum"), masked.sum()

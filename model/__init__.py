@@ -1,9 +1,13 @@
-"""Section 2 of the paper: the architecture. Knows no loss, no training and no file format of others."""
+"""Sections 2 and 3.1 of the paper: the Transformer encoder, its heads, its parameter count, the student's start.
 
-from .checkpoint import load_model, save_model
-from .config import EncoderConfig, ModelError
+`checkpoints/` reads and writes weight files, `training/` has what a training run needs around the equations.
+"""
+
+from .checkpoints.native import load_model, save_model
+from .config import EncoderConfig, ModelError, count_parameters
 from .encoder import Encoder
 from .heads import MaskedLM, QuestionAnswerer, SequenceClassifier, TokenClassifier
+from .packed import encode_packed
 from .student import choose_layers, initialise_student
 
 __all__ = [
@@ -16,17 +20,8 @@ __all__ = [
     "TokenClassifier",
     "choose_layers",
     "count_parameters",
+    "encode_packed",
     "initialise_student",
     "load_model",
     "save_model",
 ]
-
-
-def __getattr__(name: str):
-    # model.parameters is also a command. Imported here at once, `python -m model.parameters` would warn that
-    # the module it is about to run is there already.
-    if name == "count_parameters":
-        from .parameters import count_parameters
-
-        return count_parameters
-    raise AttributeError(f"module 'model' has no attribute {name!r}")

@@ -1,7 +1,7 @@
-"""What stands on top of the encoder: the masked-LM head of pre-training and the three heads of section 4.
+"""Heads on top of the encoder: the masked-LM head of pre-training and the three task heads of section 4.
 
-Each model has `.encoder`, `.config` and, where it has classes, `.labels`: their names, in the order of its
-outputs. C is the number of classes.
+Each model has `.encoder`, `.config` and, if it has classes, `.labels`, their names in the order of its outputs.
+Shapes: B sequences, n tokens, d_h hidden size, |W| vocabulary size, C classes.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ class MaskedLM(nn.Module):
     """The masked language model: teacher and student of section 3.
 
     input_ids: (B, n), attention_mask: (B, n) bool or None -> logits over the vocabulary, (B, n, |W|).
-    The decoder is tied to the word embeddings: it *is* that matrix, so no copy can come apart from it.
+    The decoder is tied to the word embeddings: it *is* that matrix, so the two cannot diverge.
     """
 
     def __init__(self, config: EncoderConfig):
@@ -34,13 +34,13 @@ class MaskedLM(nn.Module):
         return self.head(self.encoder(input_ids, attention_mask))
 
     def head(self, hidden: Tensor) -> Tensor:
-        """H_L -> logits.  (…, d_h) -> (…, |W|).  The bias is added here, once."""
+        """H_L -> logits.  (…, d_h) -> (…, |W|).  The bias is added once, here."""
         return F.linear(self.transform(hidden), self.decoder, self.bias)
 
     def transform(self, hidden: Tensor) -> Tensor:
-        """H_L -> the state before the decoder, LayerNorm(GELU(W h + b)).  (…, d_h) -> (…, d_h)
+        """H_L -> the decoder's input, LayerNorm(GELU(W h + b)).  (…, d_h) -> (…, d_h)
 
-        RoBERTa's head has GELU whatever the encoder's activation is.
+        RoBERTa's head uses GELU whatever the encoder's activation is.
         """
         return self.norm(F.gelu(self.dense(hidden)))
 
@@ -51,9 +51,9 @@ class MaskedLM(nn.Module):
 
 
 class SequenceClassifier(nn.Module):
-    """One class a text (sentiment, NLI): the state of the first token, `<s>`.  -> logits (B, C)
+    """One class per sequence (sentiment, NLI), from the state of the first token, `<s>`.  -> logits (B, C)
 
-    dropout, dense, tanh, dropout, linear, as RoBERTa's.
+    dropout, dense, tanh, dropout, linear, as in RoBERTa.
     """
 
     def __init__(self, config: EncoderConfig, num_labels: int, labels: Sequence[str] | None = None):
@@ -71,12 +71,12 @@ class SequenceClassifier(nn.Module):
         return self.head(self.encoder(input_ids, attention_mask)[:, 0])
 
     def head(self, first: Tensor) -> Tensor:
-        """The states of the `<s>`, (B, d_h) -> (B, C)"""
+        """The states of `<s>`, (B, d_h) -> (B, C)"""
         return self.output(self.dropout(torch.tanh(self.dense(self.dropout(first)))))
 
 
 class TokenClassifier(nn.Module):
-    """One class a token (named entities): dropout, linear.  -> logits (B, n, C)"""
+    """One class per token (named entities): dropout, linear.  -> logits (B, n, C)"""
 
     def __init__(self, config: EncoderConfig, num_labels: int, labels: Sequence[str] | None = None):
         super().__init__()
@@ -96,7 +96,7 @@ class TokenClassifier(nn.Module):
 
 
 class QuestionAnswerer(nn.Module):
-    """Where the answer starts and ends (extractive questions): linear.  -> logits (B, n, 2): start, end"""
+    """Start and end of the answer in the context (extractive question answering): linear.  -> logits (B, n, 2)"""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -114,7 +114,7 @@ class QuestionAnswerer(nn.Module):
 
 
 def label_names(num_labels: int, labels: Sequence[str] | None) -> tuple[str, ...]:
-    """The names given, or LABEL_0, LABEL_1, … as Hugging Face calls them.  Raises ModelError if they do not fit."""
+    """The given names, or Hugging Face's default LABEL_0, LABEL_1, …  Raises ModelError if they do not fit."""
     if isinstance(num_labels, bool) or not isinstance(num_labels, int) or num_labels < 1:
         raise ModelError(f"num_labels is {num_labels!r}; a classifier needs at least 1.")
     names = tuple(f"LABEL_{i}" for i in range(num_labels)) if labels is None else tuple(labels)

@@ -53,7 +53,7 @@ def transformers_tokenizer(folder: Path):
 
 def convert(theirs):
     """A transformers model as ours, without the detour over a file."""
-    from convert_weights import from_huggingface
+    from model.checkpoints.huggingface import from_huggingface
 
     return from_huggingface(dict(theirs.state_dict()), theirs.config.to_dict(), Path("memory"), lambda line: None)
 

@@ -13,9 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import convert_weights
-from convert_weights import export_huggingface, load_checkpoint
 from data import Tokenizer, demo
-from data.checkpoints.names import CLASSES, from_huggingface_key, to_huggingface_key
 from model import (
     Encoder,
     EncoderConfig,
@@ -26,7 +24,10 @@ from model import (
     load_model,
     save_model,
 )
-from model.checkpoint import KINDS
+from model.checkpoints.export import export_huggingface
+from model.checkpoints.load import load_checkpoint
+from model.checkpoints.names import CLASSES, from_huggingface_key, to_huggingface_key
+from model.checkpoints.native import KINDS
 from tests.helpers import MINI, huggingface_model, needs, padded_batch, run_command
 
 CLASSIFIERS = (SequenceClassifier, TokenClassifier)
@@ -548,7 +549,7 @@ def test_an_interrupted_command_says_so(tmp_path, monkeypatch):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("data.checkpoints.hub.download", interrupted)
+    monkeypatch.setattr("data.download.hub.download", interrupted)
     result = run("--download", "a/b", tmp_path / "out")
     assert result.returncode == 130 and "interrupted; nothing was written" in result.stderr
     assert not os.listdir(tmp_path)

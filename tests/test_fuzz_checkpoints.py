@@ -18,8 +18,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from convert_weights import load_checkpoint
 from model import ModelError
+from model.checkpoints.load import load_checkpoint
 from tests.helpers import huggingface_model, run_command
 
 MARK = "/tmp/distilcamembert-fuzz-ran-code"

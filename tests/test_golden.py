@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from convert_weights import load_checkpoint
 from data import Tokenizer
-from model import count_parameters
+from model.checkpoints.load import load_checkpoint
+from model.config import count_parameters
 
 pytestmark = pytest.mark.golden
 

@@ -8,9 +8,10 @@ import pytest
 
 import convert_weights
 import train
-from data.options import parse_options
+from data.cli import parse_options
 from data.tasks import TASKS
-from model import EncoderConfig, count_parameters
+from model import EncoderConfig
+from model.config import count_parameters
 from tests.helpers import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

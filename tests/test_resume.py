@@ -22,9 +22,10 @@ import torch
 
 import losses
 from data import demo
-from eval.checkpoints import fingerprint, read
-from eval.progress import Screen
 from model import EncoderConfig, MaskedLM, load_model, save_model
+from model.checkpoints.native import fingerprint
+from model.training.log import MetricsLogger
+from model.training.run_state import read
 from tests.helpers import REPOSITORY, relative_norm, run_command
 
 TEXTS = list(itertools.islice(demo.texts(), 300))
@@ -516,13 +517,13 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written(place, whole, half):
 
 def memory(place, out, **changed):
     """A run in this process -> megabytes that are resident at each logged step."""
-    resident, show = {}, Screen.show
+    resident, show = {}, MetricsLogger.show
 
     def watch(self, record, time_left):
         resident[record["step"]] = int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1e3
         return show(self, record, time_left)
 
-    with mock.patch.object(Screen, "show", watch):
+    with mock.patch.object(MetricsLogger, "show", watch):
         assert run(place, out, **changed).returncode == 0
     return resident
 
@@ -587,13 +588,13 @@ def test_the_death_of_one_process_ends_all(place, tmp_path):
 
 
 def test_micro_steps_that_cannot_be_shared_out_are_a_sentence(place, tmp_path, monkeypatch):
-    from eval import processes
+    from model.training import distributed
 
     @contextlib.contextmanager
     def three(device):
-        yield processes.Processes(0, 3), device
+        yield distributed.World(0, 3), device
 
-    monkeypatch.setattr(processes, "join_processes", three)
+    monkeypatch.setattr(distributed, "join_world", three)
     result = run(place, tmp_path / "out")
     assert result.returncode == 2
     assert "--accumulate 2 cannot be shared out among 3 processes: take a multiple." in result.stderr

@@ -18,16 +18,16 @@ from safetensors import safe_open
 import train
 from data import Tokenizer, demo
 from data.blocks import Batch, make_batch
+from data.corpus.shuffle import key_of
 from data.masking import Masking
-from data.shuffle import key_of
-from eval.machine import Machine
 from losses import DistillationLoss
 from model import EncoderConfig, MaskedLM, initialise_student, load_model, save_model
+from model.training.device import Runtime
 from tests.helpers import MINI, REAL_TEXT, REAL_TOKENIZER, needs, packed, relative_norm, run_command
 
 TOKENIZER = Tokenizer(demo.FOLDER)
 TEXTS = list(itertools.islice(demo.texts(), 300))
-MACHINE = Machine(torch.device("cpu"))
+MACHINE = Runtime(torch.device("cpu"))
 DISABLED = torch.amp.GradScaler("cpu", enabled=False)
 
 
@@ -78,8 +78,8 @@ def uneven_batches():
 
 def gradients(student, teacher, batches, options):
     student.zero_grad()
-    trainee = train.Trainee(student, teacher, options)
-    sums = train.accumulate_gradients(trainee, teacher, batches, options, MACHINE, DISABLED)
+    distiller = train.Distiller(student, teacher, options)
+    sums = train.accumulate_gradients(distiller, teacher, batches, options, MACHINE, DISABLED)
     return DistillationLoss(*sums), {name: parameter.grad.clone() for name, parameter in student.named_parameters()}
 
 
@@ -110,13 +110,13 @@ def test_accumulation_equals_one_batch(teacher, with_teacher):
 class Shared(torch.nn.Module):
     """As DistributedDataParallel: says which of the micro-steps it would not have reduced."""
 
-    def __init__(self, trainee):
+    def __init__(self, distiller):
         super().__init__()
-        self.trainee, self.local, self.calls = trainee, False, []
+        self.distiller, self.local, self.calls = distiller, False, []
 
     def forward(self, *arguments):
         self.calls.append("local" if self.local else "all")
-        return self.trainee(*arguments)
+        return self.distiller(*arguments)
 
     @contextlib.contextmanager
     def no_sync(self):
@@ -132,7 +132,7 @@ def test_only_the_last_micro_step_is_reduced_over_processes(teacher):
     student = initialise_student(teacher, [0, 2])
     _, alone = gradients(student, teacher, parts, options)
     student.zero_grad()
-    shared = Shared(train.Trainee(student, teacher, options))
+    shared = Shared(train.Distiller(student, teacher, options))
     train.accumulate_gradients(shared, teacher, parts, options, MACHINE, DISABLED, two)
     assert shared.calls == ["local", "local", "all"]
     assert relative_norm(flat({name: p.grad for name, p in student.named_parameters()}), flat(alone)) < 1e-6
@@ -373,14 +373,14 @@ def test_a_compiler_that_does_not_work(place, monkeypatch):
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_the_teachers_matrices_are_cast_once(teacher, precision):
     """To what autocast makes of them at every product: the same outputs, but for rounded word rows."""
-    machine = Machine(torch.device("cpu"), precision)
+    runtime = Runtime(torch.device("cpu"), precision)
     input_ids = packed(TEXTS, TOKENIZER, 24)[:8]
-    with machine.autocast():
+    with runtime.autocast():
         expected = teacher(input_ids).float()
-        train.make_ready(teacher, teacher, machine)
+        train.make_ready(teacher, teacher, runtime)
         actual = teacher(input_ids).float()
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    assert teacher.decoder.dtype == teacher.encoder.layers[0].feed_forward.expand.weight.dtype == half
+    assert teacher.decoder.dtype == teacher.encoder.layers[0].feed_forward.feed.weight.dtype == half
     assert teacher.norm.weight.dtype == torch.float32
     assert relative_norm(actual, expected) < 4 * torch.finfo(half).eps
 
@@ -432,13 +432,13 @@ def test_the_gradient_with_a_projection_is_that_of_equation_11(teacher):
     torch.manual_seed(2)
     student = MaskedLM(EncoderConfig(2, 16, 2, 24, 1005, dropout=0.0))
     options = train.Options(weights=(0.0, 1.0, 0.0))
-    trainee = train.Trainee(student, teacher, options)
-    train.accumulate_gradients(trainee, teacher, [batch], options, MACHINE, DISABLED)
-    actual = trainee.projection.weight.grad.clone(), student.encoder.embeddings.word.weight.grad.clone()
-    trainee.zero_grad()
-    hidden = trainee.projection(student.encoder(*batch[::2]))[batch.real]
+    distiller = train.Distiller(student, teacher, options)
+    train.accumulate_gradients(distiller, teacher, [batch], options, MACHINE, DISABLED)
+    actual = distiller.projection.weight.grad.clone(), student.encoder.embeddings.word.weight.grad.clone()
+    distiller.zero_grad()
+    hidden = distiller.projection(student.encoder(*batch[::2]))[batch.real]
     F.cosine_embedding_loss(hidden, teacher.encoder(*batch[::2])[batch.real], torch.ones(1)).backward()
-    expected = trainee.projection.weight.grad, student.encoder.embeddings.word.weight.grad
+    expected = distiller.projection.weight.grad, student.encoder.embeddings.word.weight.grad
     for one, other in zip(actual, expected):
         assert relative_norm(one, other) < 1e-5 and other.norm() > 0
 

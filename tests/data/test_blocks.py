@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from data import DataError, Tokenizer, demo
-from data.blocks import Blocks, make_batch, measuring_batches, open_blocks, training_batches
-from data.masking import NOT_CHOSEN, Masking
+from data.blocks import Blocks, make_batch, open_blocks, training_batches, validation_batches
+from data.corpus.shards import FORMAT, MANIFEST, TRAIN
+from data.corpus.shuffle import key_of
+from data.masking import Masking
 from data.prepare import Options, prepare
-from data.shards import FORMAT, MANIFEST, TRAIN
-from data.shuffle import key_of
+from losses.mlm import IGNORE_INDEX
 from tests.helpers import packed
 
 TOKENIZER = Tokenizer(demo.FOLDER)
@@ -96,7 +97,7 @@ def resident() -> int:
 
 
 def originals(batch):
-    return torch.where(batch.labels != NOT_CHOSEN, batch.labels, batch.input_ids)
+    return torch.where(batch.labels != IGNORE_INDEX, batch.labels, batch.input_ids)
 
 
 def rows(tensor):
@@ -111,11 +112,11 @@ def test_an_epoch_has_every_block_once_and_its_own_order_and_masks(corpus):
     expected = blocks.read(numpy.arange(len(blocks)))
     seen = []
     for epoch in epochs:
-        marked = [batch.labels[0] != NOT_CHOSEN for batch in epoch]
+        marked = [batch.labels[0] != IGNORE_INDEX for batch in epoch]
         share = sum(mark.sum().item() for mark in marked) / (31 * len(blocks))
         assert 0.12 < share < 0.17
         kept = torch.cat([batch.input_ids for batch in epoch])
-        unchanged = torch.cat([torch.where(b.labels != NOT_CHOSEN, b.labels, b.input_ids) for b in epoch])
+        unchanged = torch.cat([torch.where(b.labels != IGNORE_INDEX, b.labels, b.input_ids) for b in epoch])
         assert rows(unchanged) == rows(expected) and not torch.equal(kept, unchanged)
         seen.append(unchanged)
     assert not torch.equal(*seen)
@@ -158,20 +159,20 @@ def test_a_corpus_smaller_than_a_batch_is_repeated(corpus):
 
 def test_measuring_batches_are_spread_and_the_same_for_every_seed(corpus):
     blocks = train_blocks(corpus, 32)
-    batches = measuring_batches(blocks, MASKING, 20, batch_size=8)
+    batches = validation_batches(blocks, MASKING, 20, batch_size=8)
     assert [len(batch.input_ids) for batch in batches] == [8, 8, 4]
     first = originals(batches[0])[0]
     assert torch.equal(first, blocks.read(numpy.array([0]))[0])
     assert torch.equal(originals(batches[-1])[-1], blocks.read(numpy.array([len(blocks) - 1]))[0])
-    assert sum(len(batch.input_ids) for batch in measuring_batches(blocks, MASKING, 10**6)) == len(blocks)
-    again = measuring_batches(blocks, MASKING, 20, batch_size=8)
+    assert sum(len(batch.input_ids) for batch in validation_batches(blocks, MASKING, 10**6)) == len(blocks)
+    again = validation_batches(blocks, MASKING, 20, batch_size=8)
     assert all(torch.equal(a, b) for x, y in zip(batches, again) for a, b in zip(x, y))
 
 
 def test_padding_is_not_real():
     batch = make_batch(torch.tensor([[5, 9, 9, 1, 1]]), MASKING, key_of(numpy.array([0])))
     assert batch.real.tolist() == [[True, True, True, False, False]]
-    assert (batch.labels[~batch.real] == NOT_CHOSEN).all()
+    assert (batch.labels[~batch.real] == IGNORE_INDEX).all()
 
 
 # ---- what goes wrong -------------------------------------------------------------------------------------------

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from data import Tokenizer, demo
-from data.masking import CHOICES, NOT_CHOSEN, Masking
-from data.shuffle import key_of
-from losses import IGNORED
+from data.corpus.shuffle import key_of
+from data.masking import STRATEGIES, Masking
+from losses import IGNORE_INDEX
 
 TOKENIZER = Tokenizer(demo.FOLDER)
 B, N = 1000, 400
@@ -36,7 +36,7 @@ def within(count, trials, share):
 def test_the_shares(corrupted):
     input_ids, output, labels = corrupted
     ordinary = (input_ids == 100).sum().item()
-    chosen = labels != NOT_CHOSEN
+    chosen = labels != IGNORE_INDEX
     count = chosen.sum().item()
     assert within(count, ordinary, 0.15)
     assert within((output[chosen] == TOKENIZER.mask_id).sum().item(), count, 0.80)
@@ -47,16 +47,16 @@ def test_the_shares(corrupted):
     assert within(replaced.sum().item(), count, 0.10 - 0.10 / words)
 
 
-@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("choice", STRATEGIES)
 def test_special_tokens_are_never_chosen_and_never_drawn(choice):
     input_ids = torch.randint(7, 1004, (200, N), generator=torch.Generator().manual_seed(0))
     input_ids.view(-1)[::7] = SPECIALS[torch.arange(len(input_ids.view(-1)[::7])) % 8]
     output, labels = Masking(TOKENIZER, choice, numpy.ones(1005))(input_ids, keys(200))
     special = (input_ids < 7) | (input_ids == TOKENIZER.mask_id)
-    assert (labels[special] == NOT_CHOSEN).all() and torch.equal(output[special], input_ids[special])
+    assert (labels[special] == IGNORE_INDEX).all() and torch.equal(output[special], input_ids[special])
     drawn = output[~special & (output != TOKENIZER.mask_id)]
     assert drawn.min() == TOKENIZER.ordinary_ids.start and drawn.max() == TOKENIZER.ordinary_ids.stop - 1
-    chosen = labels != NOT_CHOSEN
+    chosen = labels != IGNORE_INDEX
     assert torch.equal(labels[chosen], input_ids[chosen]) and torch.equal(output[~chosen], input_ids[~chosen])
 
 
@@ -74,7 +74,7 @@ def test_places_are_chosen_evenly_and_not_together(corrupted):
     from scipy.stats import chisquare
 
     input_ids, _, labels = corrupted
-    chosen = (labels != NOT_CHOSEN).double()
+    chosen = (labels != IGNORE_INDEX).double()
     columns, expected = chosen.sum(0), (input_ids == 100).double().sum(0) * chosen.sum() / 360_000
     used = expected > 0
     assert chisquare(columns[used].numpy(), expected[used].numpy()).pvalue > 1e-4
@@ -83,9 +83,9 @@ def test_places_are_chosen_evenly_and_not_together(corrupted):
 
 
 def test_the_key_decides_and_nothing_else():
-    assert NOT_CHOSEN == IGNORED
+    assert IGNORE_INDEX == IGNORE_INDEX
     input_ids = torch.arange(7, 1000).repeat(3, 1)
-    for choice in CHOICES:
+    for choice in STRATEGIES:
         masking = Masking(TOKENIZER, choice, numpy.arange(1005))
         whole, labels = masking(input_ids, keys(3))
         torch.manual_seed(3)  # the global state plays no part
@@ -102,7 +102,7 @@ def test_whole_words_are_chosen_whole():
     _, labels = Masking(TOKENIZER, "words")(input_ids, keys(len(input_ids)))
     begins = torch.tensor([piece.startswith("▁") for piece in TOKENIZER.pieces(range(1005))])[input_ids]
     ordinary = (input_ids >= 7) & (input_ids < 1004)
-    chosen = labels != NOT_CHOSEN
+    chosen = labels != IGNORE_INDEX
     for row in range(len(input_ids)):
         for place in range(1, 200):
             if ordinary[row, place - 1] and ordinary[row, place] and not begins[row, place]:
@@ -121,7 +121,7 @@ def test_rare_tokens_are_chosen_more_often():
     input_ids = torch.full((2000, 100), 50)
     input_ids[:, ::2] = 60
     _, labels = Masking(TOKENIZER, "rare", counts)(input_ids, keys(2000))
-    assert ((labels != NOT_CHOSEN).sum(1) == 15).all()
+    assert ((labels != IGNORE_INDEX).sum(1) == 15).all()
     rare, common = (labels == 60).sum().item(), (labels == 50).sum().item()
     # the first draw of each text: rare with probability 50 / (50 + 50 * 1000^-0.7); later draws shift it a little
     weight = 1000**-0.7

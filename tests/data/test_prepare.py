@@ -23,7 +23,9 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from data import DataError, Tokenizer, corpus, demo, prepare, shards
+from data import DataError, Tokenizer, demo, prepare
+from data.corpus import files as corpus
+from data.download.hub import shards
 from data.prepare import prepare_into_cache
 from tests import torture_prepare as torture
 from tests.data.prepared import (

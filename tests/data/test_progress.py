@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from data import progress
-from data.progress import Progress
+from data import cli as progress
+from data.cli import Progress
 
 
 @pytest.fixture

@@ -7,12 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from convert_weights import load_checkpoint
 from data import demo
-from data.checkpoints.names import CLASSES
 from model import save_model
-from tests.data.checkpoints.test_fairseq import arguments, to_fairseq
+from model.checkpoints.fairseq import arguments
+from model.checkpoints.load import load_checkpoint
+from model.checkpoints.names import CLASSES
 from tests.helpers import MINI, huggingface_model, needs, run_command
+from tests.model.checkpoints.test_fairseq import to_fairseq
 
 
 def check(*arguments):

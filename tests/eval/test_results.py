@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from data import OptionError
-from eval.results import check_writable, command_line, provenance, sha256, show, warn, write_json
+from eval.results import check_writable, command_line, provenance, show, warn, write_json
 from model import ModelError
+from model.checkpoints.native import sha256
 
 
 @dataclass

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from losses import IGNORED, WEIGHTS, cosine_loss, distillation_loss, mlm_loss, soft_label_loss
+from losses import IGNORE_INDEX, WEIGHTS, cosine_loss, distillation_loss, mlm_loss, soft_label_loss
 
 
 @pytest.fixture
@@ -13,7 +13,7 @@ def tensors():
     student_logits, teacher_logits = torch.randn(2, 3, 6, 11, dtype=torch.float64)
     student_hidden, teacher_hidden = torch.randn(2, 3, 6, 8, dtype=torch.float64)
     real = torch.arange(6) < torch.tensor([[6], [4], [1]])
-    labels = torch.full((3, 6), IGNORED)
+    labels = torch.full((3, 6), IGNORE_INDEX)
     labels[0, 2], labels[0, 4], labels[1, 1] = 3, 9, 0
     return dict(
         student_logits=student_logits.requires_grad_(), teacher_logits=teacher_logits,
@@ -31,7 +31,7 @@ def naive(student_logits, teacher_logits, student_hidden, teacher_hidden, labels
                 soft.append(sum(p[w] * (p[w].log() - q[w].log()) for w in range(11)))
                 h, k = student_hidden[b, i], teacher_hidden[b, i]
                 cosine.append(1 - (h @ k) / (h @ h).sqrt() / (k @ k).sqrt())
-            if labels[b, i] != IGNORED:
+            if labels[b, i] != IGNORE_INDEX:
                 mlm.append(-student_logits[b, i].softmax(-1)[labels[b, i]].log())
     assert len(soft) == len(cosine) == 11 and len(mlm) == 3
     return 0.5 * sum(soft) / 11 + 0.3 * sum(cosine) / 11 + 0.2 * sum(mlm) / 3
@@ -129,7 +129,7 @@ def test_parts_of_a_batch_add_up(tensors):
 
 
 def test_no_token_at_all_is_zero_and_not_nan(tensors):
-    nothing = {**tensors, "real": torch.zeros(3, 6, dtype=torch.bool), "labels": torch.full((3, 6), IGNORED)}
+    nothing = {**tensors, "real": torch.zeros(3, 6, dtype=torch.bool), "labels": torch.full((3, 6), IGNORE_INDEX)}
     total = distillation_loss(**nothing).total()
     total.backward()
     assert total == 0 and (tensors["student_logits"].grad == 0).all()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from losses import DIRECTIONS, IGNORED, distillation_loss, fused, fused_distillation_loss
+from losses import DIRECTIONS, IGNORE_INDEX, distillation_loss, fused, fused_distillation_loss
 from model import EncoderConfig, MaskedLM, initialise_student
 from tests.helpers import relative_norm
 
@@ -43,7 +43,7 @@ class Case:
 
         real = torch.rand(num_tokens, generator=generator) >= padding
         chosen = (torch.rand(num_tokens, generator=generator) < masked) & real
-        labels = torch.where(chosen, torch.randint(words, (num_tokens,), generator=generator), IGNORED)
+        labels = torch.where(chosen, torch.randint(words, (num_tokens,), generator=generator), IGNORE_INDEX)
         return cls(
             draw(num_tokens, 24), draw(words, 24, deviation=0.3), draw(words),
             draw(num_tokens, 40), draw(words, 40, deviation=0.3), draw(words),
@@ -71,20 +71,20 @@ class Case:
             self.student_state.dtype.itemsize)  # fmt: skip
         return fused_distillation_loss(**vars(self), chunk_bytes=chunk * 2 * ROW * itemsize, **settings)
 
-    def plain(self, **manner):
+    def plain(self, **settings):
         """The reference, from logits."""
         return distillation_loss(
             F.linear(self.student_state, self.student_decoder, self.student_bias),
             F.linear(self.teacher_state, self.teacher_decoder, self.teacher_bias),
-            self.student_hidden, self.teacher_hidden, self.labels, self.real, **manner,
+            self.student_hidden, self.teacher_hidden, self.labels, self.real, **settings,
         )  # fmt: skip
 
 
-def assert_alike(case, tolerance, chunk=8, compiled=False, **manner):
+def assert_alike(case, tolerance, chunk=8, compiled=False, **settings):
     """Total, sums, counts and every gradient of the fused loss are those of the plain one."""
     one, other = case.leaves(), case.leaves()
-    total, terms = one.fused(chunk, compiled=compiled, **manner)
-    expected = other.plain(**manner)
+    total, terms = one.fused(chunk, compiled=compiled, **settings)
+    expected = other.plain(**settings)
     assert total.dtype == expected.total().dtype
     assert total.item() == pytest.approx(expected.total().item(), rel=tolerance, abs=1e-30)
     for actual, wanted in zip(terms, expected, strict=True):
@@ -108,7 +108,7 @@ def assert_alike(case, tolerance, chunk=8, compiled=False, **manner):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-6)])
 def test_it_is_equation_13(direction, temperature, dtype, tolerance, device):
     case = Case.random(dtype=dtype).leaves(device=device)
-    assert (~case.real).any() and 0 < (case.labels != IGNORED).sum() < case.real.sum()
+    assert (~case.real).any() and 0 < (case.labels != IGNORE_INDEX).sum() < case.real.sum()
     assert_alike(case, tolerance, direction=direction, temperature=temperature)
 
 
@@ -149,7 +149,7 @@ def test_blocks_smaller_than_a_chunk(monkeypatch):
 @pytest.mark.parametrize(("direction", "temperature"), MANNERS)
 def test_gradcheck(direction, temperature):
     case = Case.random(num_tokens=5, words=7, masked=0.6).leaves()
-    assert (case.labels != IGNORED).any()
+    assert (case.labels != IGNORE_INDEX).any()
 
     def total(state, decoder, bias, hidden):
         changed = replace(case, student_state=state, student_decoder=decoder, student_bias=bias, student_hidden=hidden)
@@ -194,17 +194,17 @@ def test_compiled_equals_eager(direction, temperature):
 # ---- numerics --------------------------------------------------------------------------------------------------
 
 
-def errors(case, form, dtype, scale=1.0, **manner):
+def errors(case, form, dtype, scale=1.0, **settings):
     """Relative errors of the total and of each gradient in half precision, against float64."""
     truth = case.leaves(torch.float64)
-    expected = truth.plain(**manner).total()
+    expected = truth.plain(**settings).total()
     expected.backward()
     half = case.leaves(torch.float32)
     with torch.autocast("cpu", dtype):
         if form == "plain":
-            total = half.plain(**manner).total()
+            total = half.plain(**settings).total()
         else:
-            total, _ = half.fused(loss_scale=scale, **manner)
+            total, _ = half.fused(loss_scale=scale, **settings)
     (total * scale).backward()
     return [abs(total.item() / expected.item() - 1)] + [
         relative_norm(actual.grad.double() / scale, wanted.grad)
@@ -217,9 +217,9 @@ def errors(case, form, dtype, scale=1.0, **manner):
 def test_half_precision_is_no_worse_than_the_plain_form(dtype, direction, temperature):
     """Error against float64 at most 1.5 times that of the plain form in the same precision; over 64 chunks."""
     scale = 1024.0 if dtype == torch.float16 else 1.0
-    manner = dict(direction=direction, temperature=temperature)
+    settings = dict(direction=direction, temperature=temperature)
     case = Case.random(num_tokens=512, dtype=torch.float32, padding=0.0)
-    plain, ours = (errors(case, form, dtype, scale, **manner) for form in ("plain", "fused"))
+    plain, ours = (errors(case, form, dtype, scale, **settings) for form in ("plain", "fused"))
     resolution = torch.finfo(dtype).eps
     assert ours[0] < max(1.5 * plain[0], resolution)  # of a number that is a sum of many, errors cancel by chance
     for ours_error, plain_error in zip(ours[1:], plain[1:], strict=True):
@@ -391,7 +391,7 @@ def model_inputs(num_texts=6):
     generator = torch.Generator().manual_seed(1)
     input_ids = torch.randint(5, WORDS, (num_texts, 16), generator=generator)
     real = torch.arange(16) < torch.randint(3, 17, (num_texts, 1), generator=generator)
-    labels = torch.where((torch.rand(input_ids.shape, generator=generator) < 0.3) & real, input_ids, IGNORED)
+    labels = torch.where((torch.rand(input_ids.shape, generator=generator) < 0.3) & real, input_ids, IGNORE_INDEX)
     return input_ids.where(real, 1), labels, real
 
 
@@ -438,7 +438,7 @@ def test_micro_batches_add_up_to_one_batch():
     (one, teacher), (other, _) = models(), models()
     input_ids, labels, real = model_inputs()
     Step(one, teacher)(input_ids, labels, real).backward()
-    counts = dict(real_tokens=int(real.sum()), masked_tokens=int((labels != IGNORED).sum()))
+    counts = dict(real_tokens=int(real.sum()), masked_tokens=int((labels != IGNORE_INDEX).sum()))
     for part in zip(input_ids.split(4), labels.split(4), real.split(4)):
         Step(other, teacher)(*part, **counts).backward()
     assert_same_gradients(parameter_gradients(other), parameter_gradients(one), 1e-5)
@@ -459,7 +459,7 @@ def ddp_worker(rank, folder):
     student, teacher = models()
     step = nn.parallel.DistributedDataParallel(Step(student, teacher))
     whole = model_inputs()
-    counts = dict(real_tokens=int(whole[2].sum()), masked_tokens=int((whole[1] != IGNORED).sum()))
+    counts = dict(real_tokens=int(whole[2].sum()), masked_tokens=int((whole[1] != IGNORE_INDEX).sum()))
     total = step(*(tensor.split(4)[rank] for tensor in whole), **counts)
     (2 * total).backward()  # the ranks' gradients are averaged, and are to be summed
     torch.save(parameter_gradients(student), f"{folder}/{rank}.pt")
@@ -468,12 +468,12 @@ def ddp_worker(rank, folder):
 
 def test_two_processes_equal_one(tmp_path):
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=ddp_worker, args=(rank, tmp_path)) for rank in range(2)]
-    for process in processes:
+    world = [context.Process(target=ddp_worker, args=(rank, tmp_path)) for rank in range(2)]
+    for process in world:
         process.start()
     student, teacher = models()
     Step(student, teacher)(*model_inputs(), form="plain").backward()
-    for process in processes:
+    for process in world:
         process.join(timeout=120)
         assert process.exitcode == 0
     for rank in range(2):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import log_loss
 
-from losses import IGNORED, mlm_loss
+from losses import IGNORE_INDEX, mlm_loss
 
 
 @pytest.fixture
@@ -15,14 +15,14 @@ def tensors():
     torch.manual_seed(0)
     logits = 3 * torch.randn(3, 5, 11, dtype=torch.float64)
     labels = torch.randint(0, 11, (3, 5))
-    labels[:, 1:4] = IGNORED
+    labels[:, 1:4] = IGNORE_INDEX
     return logits, labels
 
 
 def test_by_hand():
     """softmax(0, ln 3) = (1/4, 3/4): a label 0 costs ln 4, a label 1 costs ln 4/3, one of -100 nothing."""
     logits = torch.tensor([[0.0, log(3.0)]] * 3)
-    total, count = mlm_loss(logits, torch.tensor([0, 1, IGNORED]))
+    total, count = mlm_loss(logits, torch.tensor([0, 1, IGNORE_INDEX]))
     assert count == 2
     assert total.item() == pytest.approx(log(4) + log(4 / 3), rel=1e-6)
 
@@ -30,7 +30,7 @@ def test_by_hand():
 def test_the_value_agrees_with_scikit_learn(tensors):
     logits, labels = tensors
     total, count = mlm_loss(logits, labels)
-    chosen = labels != IGNORED
+    chosen = labels != IGNORE_INDEX
     probabilities = logits[chosen].softmax(dim=-1).numpy()
     expected = log_loss(labels[chosen].numpy(), probabilities, normalize=False, labels=numpy.arange(11))
     assert count == 6
@@ -41,7 +41,7 @@ def test_the_gradient_is_softmax_minus_one_hot(tensors):
     logits, labels = tensors
     logits.requires_grad_()
     mlm_loss(logits, labels)[0].backward()
-    chosen = labels != IGNORED
+    chosen = labels != IGNORE_INDEX
     expected = logits.detach().softmax(dim=-1)
     expected[chosen] -= torch.nn.functional.one_hot(labels[chosen], 11)
     expected[~chosen] = 0
@@ -57,16 +57,16 @@ def test_what_is_not_masked_changes_nothing(tensors):
     logits, labels = tensors
     expected, _ = mlm_loss(logits, labels)
     logits = logits.clone()
-    logits[labels == IGNORED] = float("nan")
+    logits[labels == IGNORE_INDEX] = float("nan")
     logits.requires_grad_()
     total, _ = mlm_loss(logits, labels)
     total.backward()
     assert torch.equal(total, expected)
-    assert (logits.grad[labels == IGNORED] == 0).all()
+    assert (logits.grad[labels == IGNORE_INDEX] == 0).all()
 
 
 def test_a_perfect_student_has_no_loss_and_no_gradient():
-    labels = torch.tensor([2, 0, IGNORED])
+    labels = torch.tensor([2, 0, IGNORE_INDEX])
     logits = torch.zeros(3, 4, dtype=torch.float64)
     logits[0, 2] = logits[1, 0] = 1e3
     logits.requires_grad_()
@@ -85,7 +85,7 @@ def test_half_precision_is_summed_in_float32():
 
 def test_no_token_is_no_loss():
     logits = torch.ones(2, 3, requires_grad=True)
-    total, count = mlm_loss(logits, torch.full((2,), IGNORED))
+    total, count = mlm_loss(logits, torch.full((2,), IGNORE_INDEX))
     total.backward()
     assert total == 0 and count == 0 and (logits.grad == 0).all()
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from convert_weights import load_checkpoint
-from data.checkpoints.names import from_huggingface_key
 from model import EncoderConfig, MaskedLM, ModelError
 from model.attention import scaled_dot_product
+from model.checkpoints.load import load_checkpoint
+from model.checkpoints.names import from_huggingface_key
 from tests.helpers import convert, huggingface_model, padded_batch, relative_norm
 
 BASE = dict(
@@ -105,12 +105,12 @@ def test_equation_5_literally_equals_what_runs(dropout):
     attention = model.encoder.layers[0].attention
     hidden = torch.randn(3, 11, 48, dtype=torch.float64)
     mask = torch.arange(11) < torch.tensor([[11], [4], [1]])
-    context, maps = scaled_dot_product(*attention.heads(hidden), mask)
-    assert (attention.mix_heads(context) - attention(hidden, mask)).abs().max() < 1e-12
+    context, maps = scaled_dot_product(attention.queries(hidden), attention.keys(hidden), attention.values(hidden), mask)
+    assert (attention.out(attention.concatenate_heads(context)) - attention(hidden, mask)).abs().max() < 1e-12
     assert maps.shape == (3, 4, 11, 11)
     assert (maps.sum(dim=-1) - 1).abs().max() < 1e-12
     assert maps[1, :, :, 4:].max() == 0  # nobody looks at padding
-    assert torch.equal(maps, attention.maps(hidden, mask))
+    assert torch.equal(maps, attention.attention_maps(hidden, mask))
 
 
 def test_attention_maps_are_those_of_transformers():
@@ -170,7 +170,7 @@ def test_initial_values():
         assert (table.weight[1] == 0).all()
         assert (table.weight[2:].abs().sum(dim=1) > 0).all()
     narrow = MaskedLM(EncoderConfig(1, 48, 4, 3072, 1000))
-    assert 0.079 < narrow.encoder.layers[0].feed_forward.expand.weight.std() < 0.081  # 0.02 sqrt(768 / 48)
+    assert 0.079 < narrow.encoder.layers[0].feed_forward.feed.weight.std() < 0.081  # 0.02 sqrt(768 / 48)
 
 
 def test_dropout_acts_in_training_only():

@@ -5,8 +5,8 @@ import torch
 from transformers import CamembertConfig, CamembertForQuestionAnswering, CamembertForSequenceClassification
 from transformers import CamembertForTokenClassification as TheirTokenClassifier
 
-from data.checkpoints.names import from_huggingface_key
 from model import EncoderConfig, MaskedLM, ModelError, QuestionAnswerer, SequenceClassifier, TokenClassifier
+from model.checkpoints.names import from_huggingface_key
 from tests.helpers import padded_batch
 
 CONFIG = EncoderConfig(2, 48, 4, 80, 211)

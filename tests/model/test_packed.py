@@ -3,9 +3,18 @@
 import pytest
 import torch
 
-from eval.inference import packed_outputs
-from model import EncoderConfig, MaskedLM, ModelError, QuestionAnswerer, SequenceClassifier, TokenClassifier
-from model.attention import packed_attention, scaled_dot_product
+from eval.tasks.batching import packed_outputs
+from model import (
+    EncoderConfig,
+    MaskedLM,
+    ModelError,
+    QuestionAnswerer,
+    SequenceClassifier,
+    TokenClassifier,
+    encode_packed,
+)
+from model.attention import scaled_dot_product
+from model.packed import packed_attention
 from tests.helpers import convert, huggingface_model, padded_batch, relative_norm
 
 LENGTHS = {
@@ -41,7 +50,7 @@ def batch(lengths):
 def test_packed_equals_padded(theirs, dtype, tolerance, name):
     encoder = convert(theirs).eval().to(dtype).encoder
     padded, mask, packed = batch(LENGTHS[name])
-    hidden = encoder.packed(packed, LENGTHS[name])
+    hidden = encode_packed(encoder, packed, LENGTHS[name])
     assert hidden.shape == (len(packed), 48) and hidden.dtype == dtype
     assert (hidden - encoder(padded, mask)[mask]).abs().max() < tolerance
 
@@ -50,7 +59,7 @@ def test_packed_equals_padded(theirs, dtype, tolerance, name):
 @torch.no_grad()
 def test_packed_equals_transformers_text_by_text(theirs, ours, name):
     _, _, packed = batch(LENGTHS[name])
-    hidden = ours.encoder.packed(packed, LENGTHS[name])
+    hidden = encode_packed(ours.encoder, packed, LENGTHS[name])
     for text, state in zip(packed.split(LENGTHS[name]), hidden.split(LENGTHS[name]), strict=True):
         assert (state - theirs.roberta(text[None]).last_hidden_state[0]).abs().max() < 1e-12
 
@@ -60,7 +69,7 @@ def test_gradients_are_those_of_the_padded_form(ours, name):
     padded, mask, packed = batch(LENGTHS[name])
     weights = torch.randn(len(packed), 48, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     found = []
-    for output in (lambda: ours.encoder.packed(packed, LENGTHS[name]), lambda: ours.encoder(padded, mask)[mask]):
+    for output in (lambda: encode_packed(ours.encoder, packed, LENGTHS[name]), lambda: ours.encoder(padded, mask)[mask]):
         ours.zero_grad()
         (output() * weights).sum().backward()
         found.append({key: p.grad.clone() for key, p in ours.encoder.named_parameters()})
@@ -78,12 +87,12 @@ def test_gradients_are_those_of_the_padded_form(ours, name):
 @torch.no_grad()
 def test_no_text_sees_another(ours, lengths):
     _, _, packed = batch(lengths)
-    before = ours.encoder.packed(packed, lengths).split(lengths)
+    before = encode_packed(ours.encoder, packed, lengths).split(lengths)
     for changed in range(len(lengths)):
         start = sum(lengths[:changed])
         other = packed.clone()
         other[start : start + lengths[changed]] = (other[start : start + lengths[changed]] + 5) % 200 + 7
-        after = ours.encoder.packed(other, lengths).split(lengths)
+        after = encode_packed(ours.encoder, other, lengths).split(lengths)
         for place, (one, two) in enumerate(zip(before, after)):
             difference = (one - two).abs().max()
             assert difference > 1e-3 if place == changed else difference < 1e-12
@@ -93,8 +102,8 @@ def test_no_text_sees_another(ours, lengths):
 def test_the_first_tokens_alone_are_the_same(ours, lengths):
     generator = torch.Generator().manual_seed(0)
     input_ids = torch.randint(7, 200, (sum(lengths),), generator=generator)
-    states = ours.encoder.packed(input_ids, lengths).split(lengths)
-    first = ours.encoder.packed(input_ids, lengths, first_only=True)
+    states = encode_packed(ours.encoder, input_ids, lengths).split(lengths)
+    first = encode_packed(ours.encoder, input_ids, lengths, first_only=True)
     torch.testing.assert_close(first, torch.stack([state[0] for state in states]), atol=1e-12, rtol=0)
 
 
@@ -105,7 +114,7 @@ def test_no_gradient_reaches_another_text(ours):
     ours.zero_grad()
     seen = {}
     handle = ours.encoder.embeddings.norm.register_forward_hook(lambda _, inputs, output: seen.update(h=inputs[0]))
-    hidden = ours.encoder.packed(packed, lengths)
+    hidden = encode_packed(ours.encoder, packed, lengths)
     handle.remove()
     (gradient,) = torch.autograd.grad(hidden[5:8].square().sum(), seen["h"])
     gradient = gradient.reshape(11, 48).norm(dim=1)
@@ -119,7 +128,7 @@ def test_a_pad_inside_a_text_has_the_positions_of_transformers(theirs, ours):
     text = torch.tensor([5, 9, 1, 17, 1, 1, 30, 6])
     expected = theirs.roberta(text[None], attention_mask=torch.ones(1, 8)).last_hidden_state[0]
     other = torch.tensor([5, 40, 41, 6])
-    hidden = ours.encoder.packed(torch.cat([other, text, other]), (4, 8, 4))
+    hidden = encode_packed(ours.encoder, torch.cat([other, text, other]), (4, 8, 4))
     assert (hidden[4:12] - expected).abs().max() < 1e-12
     assert (hidden[:4] - theirs.roberta(other[None]).last_hidden_state[0]).abs().max() < 1e-12
     assert (hidden[:4] - hidden[12:]).abs().max() < 1e-12
@@ -127,18 +136,18 @@ def test_a_pad_inside_a_text_has_the_positions_of_transformers(theirs, ours):
 
 def test_too_long_a_text_is_a_sentence():
     encoder = MaskedLM(EncoderConfig(1, 8, 2, 8, 20)).eval().encoder
-    assert encoder.packed(torch.full((1024,), 9), (512, 512)).shape == (1024, 8)  # together they may be longer
+    assert encode_packed(encoder, torch.full((1024,), 9), (512, 512)).shape == (1024, 8)  # together they may be longer
     with pytest.raises(ModelError, match="513 tokens is longer than the model's 512"):
-        encoder.packed(torch.full((520,), 9), (7, 513))
+        encode_packed(encoder, torch.full((520,), 9), (7, 513))
 
 
 def test_dropout_acts_in_training_only():
     torch.manual_seed(0)
     encoder = MaskedLM(EncoderConfig(2, 16, 2, 16, 30, dropout=0.3)).encoder
     input_ids, lengths = torch.arange(7, 19), (4, 4, 3, 1)
-    assert not torch.equal(encoder.packed(input_ids, lengths), encoder.packed(input_ids, lengths))
+    assert not torch.equal(encode_packed(encoder, input_ids, lengths), encode_packed(encoder, input_ids, lengths))
     encoder.eval()
-    assert torch.equal(encoder.packed(input_ids, lengths), encoder.packed(input_ids, lengths))
+    assert torch.equal(encode_packed(encoder, input_ids, lengths), encode_packed(encoder, input_ids, lengths))
 
 
 def test_dropout_reaches_the_attention():

@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 
-from model import Encoder, EncoderConfig, MaskedLM, ModelError, SequenceClassifier, count_parameters, save_model
-from model.parameters import account
+from model import Encoder, EncoderConfig, MaskedLM, ModelError, SequenceClassifier, save_model
+from model.config import count_parameters
+from model.parameters import parameter_report
 from tests.helpers import REPOSITORY
 
 
@@ -49,19 +50,19 @@ def test_the_account_adds_up():
     with torch.device("meta"):
         model = MaskedLM(EncoderConfig.distilcamembert())
         classifier = SequenceClassifier(EncoderConfig(2, 48, 4, 80, 211), 3)
-    text = account(model)
+    text = parameter_report(model)
     for figure in ("24,579,840", "394,752", "7,087,872", "67,503,360", "32,005", "590,592", "68,127,493", "tied"):
         assert figure in text
     assert text.count("7,087,872") == 2 * 6  # a line a layer, with what the equation says and what is there
-    assert "SequenceClassifier head, output" in account(classifier)
-    assert "left out" not in account(model.encoder)
+    assert "SequenceClassifier head, output" in parameter_report(classifier)
+    assert "left out" not in parameter_report(model.encoder)
 
 
 def test_an_encoder_that_differs_is_reported():
     model = MaskedLM(EncoderConfig(2, 48, 4, 80, 211))
-    model.encoder.layers[1].feed_forward.expand.bias = None
+    model.encoder.layers[1].feed_forward.feed.bias = None
     with pytest.raises(ModelError, match="not what equation \\(9\\) says: layer 2"):
-        account(model)
+        parameter_report(model)
 
 
 def run(*arguments):

@@ -6,7 +6,8 @@ import pytest
 
 from data import Tokenizer, demo
 from data.demo import __main__ as command
-from model import count_parameters, load_model
+from model import load_model
+from model.config import count_parameters
 
 
 def test_teacher_tokenizer_and_text_belong_together():

@@ -1,1 +1,0 @@
-"""Others' checkpoint files, to tensors with names and back. Knows no model."""

@@ -1,0 +1,168 @@
+"""Command lines, the same for every command: options from a dataclass, errors and exit statuses, a progress line."""
+
+import argparse
+import dataclasses
+import io
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import NoReturn, TypeVar
+
+T = TypeVar("T")
+MB = 1e6
+
+# ---- errors ----------------------------------------------------------------------------------------------------
+
+
+class DataError(ValueError):
+    """A text, a tokenizer or a data set cannot be used. The message says which, where, and what to do."""
+
+
+class OptionError(ValueError):
+    """An option makes no sense. The message names it and the values it takes."""
+
+
+def run_command(
+    name: str, main: Callable[[], int | None], *user_errors: type[Exception], on_interrupt: str = ""
+) -> NoReturn:
+    """Runs main() and exits with its status, 0 if it returns none.
+
+    DataError, OptionError, OSError and user_errors are printed as "name: message", without a traceback; the status
+    is the error's `exit_status`, by default 2. Ctrl-C exits with 130. A closed standard output is no error.
+    on_interrupt: what Ctrl-C leaves behind, for its message.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # French and the paper's symbols, whatever the locale
+            stream.reconfigure(encoding="utf-8")
+    status = 0
+    try:
+        status = main() or 0
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it again at exit
+    except (DataError, OptionError, *user_errors) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        status = getattr(error, "exit_status", 2)
+    except OSError as error:  # a full disk, a folder without permission
+        print(f"{name}: {error.filename or 'a file'}: {error.strerror or error}.", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print(f"\n{name}: interrupted{on_interrupt and '; '}{on_interrupt}.", file=sys.stderr)
+        status = 130
+    sys.exit(status)
+
+
+# ---- options ---------------------------------------------------------------------------------------------------
+
+
+def option(default, help: str, group: str | None = None, *, least=None, above=None, most=None, below=None, **settings):
+    """A field of a dataclass of options.
+
+    group: its heading in --help, by default that of the field before. least, above, most, below: bounds that
+    check_bounds enforces. settings: argparse's choices, nargs, metavar and type; positional=True for an argument
+    without dashes.
+    """
+    bounds = {"least": least, "above": above, "most": most, "below": below}
+    return dataclasses.field(default=default, metadata=dict(help=help, group=group, bounds=bounds, settings=settings))
+
+
+def parse_options(options: type[T], arguments: Sequence[str] | None, usage: str, description: str) -> T:
+    """The dataclass filled from the command line; arguments: those of sys.argv if None.
+
+    Exits with status 2 and a message for an argument that cannot be parsed. Raises OptionError from the dataclass's
+    own checks.
+    """
+    parser = argparse.ArgumentParser(
+        usage=usage,
+        description=description,
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28, width=110),
+    )
+    group = parser
+    for field in dataclasses.fields(options):
+        if field.metadata["group"]:
+            group = parser.add_argument_group(field.metadata["group"])
+        settings, help = dict(field.metadata["settings"]), field.metadata["help"]
+        if settings.pop("positional", False):
+            group.add_argument(field.name, help=help, **settings)
+            continue
+        if field.type is bool:
+            settings["action"] = argparse.BooleanOptionalAction
+        else:
+            settings.setdefault("type", field.type if field.type in (int, float) else str)
+            if field.default is not None and "default" not in help:
+                help += f" (default: {format_default(field.default)})"
+        group.add_argument(dashed(field.name), default=field.default, help=help, **settings)
+    values = vars(parser.parse_args(arguments))
+    return options(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def format_default(default) -> str:
+    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
+def dashed(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def check(condition: bool, message: str) -> None:
+    """Raises OptionError with the message unless the condition holds."""
+    if not condition:
+        raise OptionError(message)
+
+
+def check_bounds(options) -> None:
+    """Raises OptionError for a number outside its field's bounds, for infinity and NaN, and for an empty string."""
+    for field in dataclasses.fields(options):
+        bounds = {word: bound for word, bound in field.metadata["bounds"].items() if bound is not None}
+        values = getattr(options, field.name)
+        for value in values if isinstance(values, tuple) else (values,):
+            check(value != "", f"{dashed(field.name)} is empty.")
+            if value is not None and bounds:
+                words = {"least": "at least", "above": "above", "most": "at most", "below": "below"}
+                wanted = " and ".join(f"{words[word]} {bound:g}" for word, bound in bounds.items())
+                check(within(value, **bounds), f"{dashed(field.name)} must be {wanted}, not {value}.")
+
+
+def within(value: float, least=-math.inf, above=-math.inf, most=math.inf, below=math.inf) -> bool:
+    finite = isinstance(value, int) or math.isfinite(value)
+    return finite and least <= value <= most and above < value < below
+
+
+# ---- progress --------------------------------------------------------------------------------------------------
+
+
+class Progress:
+    """The progress of work measured in bytes, on stderr: one line that is redrawn on a terminal, else a line now
+    and then."""
+
+    def __init__(self, name: str, size: int, done: int = 0):
+        """size: total bytes, 0 if unknown; done: bytes of an earlier run."""
+        self.name, self.size, self.start = name, size, done
+        self.begun = self.shown = time.monotonic()
+        self.terminal = sys.stderr.isatty()
+
+    def show(self, done: int) -> None:
+        """Reports the bytes done so far, at most five times a second (every five seconds in a log)."""
+        now = time.monotonic()
+        if done == self.size or now - self.shown > (0.2 if self.terminal else 5.0):
+            self.shown = now
+            self._print(done, (done - self.start) / max(now - self.begun, 1e-9))
+
+    def _print(self, done: int, speed: float) -> None:
+        parts = [self.name, f"{done / MB:,.1f} MB", f"{speed / MB:,.1f} MB/s"]
+        if self.size:
+            minutes, seconds = divmod(round((self.size - done) / max(speed, 1.0)), 60)
+            parts[1] = f"{done / MB:,.1f} of {self.size / MB:,.1f} MB  {100 * done // self.size} %"
+            parts.append(f"ETA {minutes}:{seconds:02}")
+        line = "  ".join(parts)
+        width = shutil.get_terminal_size().columns - 1
+        end = "" if self.terminal else "\n"
+        print(f"\r{line[:width]:<{width}}" if self.terminal else line, end=end, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.terminal:
+            print(file=sys.stderr)

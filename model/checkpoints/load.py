@@ -1,0 +1,166 @@
+"""Reads a model from anyone's checkpoint, its tokenizer, and a frozen teacher."""
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from data import DataError, Tokenizer
+from data.tokenizer import FILE_NAME, tokenizer_beside
+
+from ..config import EncoderConfig, ModelError
+from ..encoder import Encoder
+from ..heads import SequenceClassifier, TokenClassifier
+from . import fairseq, huggingface, pickles, tarball
+from .huggingface import Report
+from .native import check_file, is_native, is_safetensors, load_model, read_metadata, read_safetensors
+
+WEIGHTS = (  # in the order in which a folder's files are preferred
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "model.pt",
+    "student.safetensors",  # of a run of train.py
+)
+
+
+def print_note(line: str) -> None:
+    print(f"note: {line}", file=sys.stderr)
+
+
+def load_checkpoint(
+    path: str | Path, report: Report = print_note, kind: type | None = None, fresh_head: bool = False
+) -> nn.Module:
+    """A model from anyone's checkpoint, in evaluation mode and in the precision of the file.
+
+    path: a file of this project; a folder, .safetensors, index of shards or .bin of Hugging Face transformers;
+    a model.pt, folder or tarball of fairseq. Pickles are read as tensors only: no code in them can run. The kind of
+    model is recognised by its tensors.
+    report: called with a sentence for everything that is assumed or left out.
+    kind: the class that is required. An Encoder can be taken out of any model; a bare encoder becomes a MaskedLM or
+    a QuestionAnswerer only with fresh_head, whose weights are random.
+    Raises ModelError, with the file and what to do.
+    """
+    place = path = Path(path)
+
+    def with_path(sentence: object) -> str:  # of the tarball, not of the folder that it is unpacked into
+        return str(sentence).replace(str(place), str(path))
+
+    def report_with_path(line: str) -> None:
+        report(with_path(line))
+
+    try:
+        with unpacked(path) as place:
+            model = load_file(weights_in(place, report_with_path), report_with_path)
+            return as_kind(model, kind, fresh_head, path, report)
+    except ModelError as error:
+        raise ModelError(with_path(error)) from None
+
+
+@contextlib.contextmanager
+def unpacked(path: Path) -> Iterator[Path]:
+    """The path itself; for a tarball, a temporary folder with its content.  Raises ModelError."""
+    if not path.is_file() or not tarball.is_tarball(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield tarball.open_tarball(path, Path(folder)).parent
+
+
+def weights_in(path: Path, report: Report) -> Path:
+    """The file itself; of a folder, its weight file.  Raises ModelError."""
+    if path.is_dir():
+        names = [name for name in WEIGHTS if (path / name).is_file()]
+        if not names:
+            raise ModelError(f"The folder {path} contains none of {', '.join(WEIGHTS)}.")
+        if names[1:]:
+            report(f"{path} contains {' and '.join(names)}; {names[0]} is used.")
+        path = path / names[0]
+    check_file(path)
+    return path
+
+
+def load_file(path: Path, report: Report) -> nn.Module:
+    """The model in a file, of whatever kind it is.  Raises ModelError."""
+    if path.name.endswith(".index.json"):
+        tensors = read_shards(path)
+    elif is_safetensors(path):
+        if is_native(read_metadata(path)):
+            return load_model(path)
+        tensors = read_safetensors(path)[1]
+    else:
+        tensors = pickles.read_pickle(path, report)
+    values = huggingface.read_config(path.parent)
+    if fairseq.is_fairseq(tensors):
+        tensors, own = fairseq.to_huggingface_names(tensors, path, report)
+        for key in sorted(key for key in own.keys() & values.keys() if own[key] != values[key]):
+            report(f"{path} says {key} {own[key]}, which is used; {path.parent / 'config.json'} says {values[key]}.")
+        values = {**values, **own}
+    return huggingface.from_huggingface(tensors, values, path, report)
+
+
+def read_shards(index: Path) -> dict[str, Tensor]:
+    """The tensors of all files listed in an index.  Raises ModelError."""
+    result = {}
+    for name, keys in huggingface.shard_files(index).items():
+        tensors = read_safetensors(index.parent / name)[1]
+        for key in sorted({*keys} ^ tensors.keys()):
+            raise ModelError(f"{index.parent / name} and {index} disagree about the tensor {key}. Download both again.")
+        result.update(tensors)
+    return result
+
+
+def as_kind(model: nn.Module, kind: type | None, fresh_head: bool, path: str | Path, report: Report) -> nn.Module:
+    """The model as another kind, where that is possible.  Raises ModelError."""
+    if kind is None or isinstance(model, kind):
+        if fresh_head:
+            report(f"{path} has the head of a {type(model).__name__}, which is kept; no new head is made.")
+        return model
+    if kind is Encoder:
+        return model.encoder
+    if not isinstance(model, Encoder):
+        raise ModelError(f"{path} is a {type(model).__name__}, not a {kind.__name__}.")
+    if kind in (SequenceClassifier, TokenClassifier):
+        raise ModelError(f"{path} is a bare encoder: it has no head of a {kind.__name__}, and no labels.")
+    if not fresh_head:
+        raise ModelError(
+            f"{path} is a bare encoder: it has no head of a {kind.__name__}. Use a file that has one, or add an "
+            "untrained one with --fresh-head."
+        )
+    fresh = kind(model.config).to(next(model.parameters()).dtype)
+    fresh.encoder = model
+    return fresh.eval()
+
+
+# ---- teachers and tokenizers -----------------------------------------------------------------------------------
+
+
+def load_teacher(path: str | Path, kind: type, device: torch.device) -> nn.Module:
+    """A frozen model of this kind, in float32 and evaluation mode, on the device.  Raises ModelError."""
+    return load_checkpoint(path, kind=kind).float().to(device).eval().requires_grad_(False)
+
+
+def load_tokenizer(path: str | Path | None, model_path: str | Path | None) -> Tokenizer:
+    """The tokenizer at `path`, else the one beside the model.  Raises DataError if there is none."""
+    path = path or (model_path and tokenizer_beside(model_path))
+    if not path:
+        beside = f"beside {model_path}" if model_path else "given"
+        raise DataError(
+            f"There is no {FILE_NAME} {beside}. Name the model's own with --tokenizer (the file is in every "
+            "CamemBERT folder on the hub)."
+        )
+    return Tokenizer(path)
+
+
+def check_vocabulary(config: EncoderConfig, tokenizer: Tokenizer) -> None:
+    """Raises DataError if the tokenizer's ids are not the model's."""
+    if len(tokenizer) != config.vocab_size or tokenizer.pad_id != config.pad_id:
+        raise DataError(
+            f"The tokenizer {tokenizer.path} does not match the model: it has {len(tokenizer)} tokens and pads with "
+            f"{tokenizer.pad_id}, the model has {config.vocab_size} and {config.pad_id}. Name the model's own with "
+            "--tokenizer."
+        )

@@ -1,0 +1,247 @@
+"""The native format: one .safetensors file with the configuration, the labels and the provenance in its metadata.
+
+Reading one runs no code. Writing is atomic: a file is complete under its name, or not there.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..config import EncoderConfig, ModelError
+from ..encoder import Encoder
+from ..heads import MaskedLM, QuestionAnswerer, SequenceClassifier, TokenClassifier
+
+FORMAT, OLD_FORMAT = "distilcamembert-2", "distilcamembert-1"
+OLD_NAMES = {".mix.": ".out.", ".expand.": ".feed.", ".contract.": ".forward_proj."}  # of OLD_FORMAT's tensors
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = (torch.float64, *PRECISIONS.values())  # that a weight file may hold
+UMASK = os.umask(0o077)  # read once: reading it means setting it, for every thread
+os.umask(UMASK)
+TENSORS_PER_LAYER, PLAUSIBLE_LAYERS = 16, 100  # a file that claims more layers must hold their tensors
+KINDS = {kind.__name__: kind for kind in (MaskedLM, SequenceClassifier, TokenClassifier, QuestionAnswerer, Encoder)}
+
+
+def save_model(model: nn.Module, path: str | Path, provenance: Mapping | None = None) -> None:
+    """Writes a model to one file, atomically.
+
+    provenance: how it was made (options, versions, results), stored in the metadata as JSON.
+    Raises ModelError if the file cannot be written.
+    """
+    tensors, metadata = contents(model, provenance)
+    with atomic_file(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+
+
+def contents(model: nn.Module, provenance: Mapping | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """-> the tensors and the metadata of a model's file.  Raises ModelError for a class without a file format."""
+    if type(model).__name__ not in KINDS:
+        raise ModelError(f"{type(model).__name__} cannot be saved; a model file holds one of {', '.join(KINDS)}.")
+    metadata = {
+        "format": FORMAT,
+        "kind": type(model).__name__,
+        "config": json.dumps(asdict(model.config)),
+        "labels": json.dumps(getattr(model, "labels", None)),
+        "provenance": json.dumps(provenance),
+    }
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, metadata
+
+
+def load_model(path: str | Path) -> nn.Module:
+    """A model of this project, in evaluation mode, in the precision of its file.
+
+    Raises ModelError, with the file and what to do, for anything else.
+    """
+    path = Path(path)
+    metadata, tensors = read_safetensors(path)
+    if not is_native(metadata):
+        raise ModelError(
+            f"{path} is not a model file of this project. If it is Hugging Face's or fairseq's, convert it: "
+            f"python convert_weights.py {path} model.safetensors"
+        )
+    try:
+        kind = KINDS[metadata["kind"]]
+        values = json.loads(metadata["config"])
+        config = EncoderConfig(**{field.name: values[field.name] for field in fields(EncoderConfig)})
+        labels = json.loads(metadata["labels"])
+        if labels is not None and not (isinstance(labels, list) and all(isinstance(name, str) for name in labels)):
+            raise ValueError("labels must be a list of strings")
+        head = () if labels is None else (len(labels), labels)
+    except ModelError as error:
+        raise ModelError(f"{path} is damaged: its configuration is invalid. {error}") from None
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is damaged: its metadata cannot be read ({error!r}). Copy it again.") from None
+    return assemble(kind, config, head, current_names(tensors), path)
+
+
+def is_native(metadata: Mapping[str, str]) -> bool:
+    return metadata.get("format") in (FORMAT, OLD_FORMAT)
+
+
+def current_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a native file under today's names; OLD_FORMAT had other names for three of a layer's matrices."""
+    result = {}
+    for name, tensor in tensors.items():
+        for old, new in OLD_NAMES.items():
+            name = name.replace(old, new)
+        result[name] = tensor
+    return result
+
+
+def assemble(
+    kind: type,
+    config: EncoderConfig,
+    head: tuple,
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    names: Mapping[str, str] | None = None,
+) -> nn.Module:
+    """A model made of these tensors, in evaluation mode, without copying them or drawing random numbers.
+
+    head: what `kind` needs beside the configuration. names: the file's own names of the tensors, for messages.
+    Raises ModelError, naming the tensor, if one is missing, unknown, of a wrong shape or not finite.
+    """
+    if config.num_layers > max(PLAUSIBLE_LAYERS, len(tensors) // TENSORS_PER_LAYER):  # before they are built
+        raise ModelError(f"{path} claims {config.num_layers} layers, but holds only {len(tensors)} tensors.")
+    try:
+        with torch.device("meta"):
+            model = kind(config, *head)
+    except (RuntimeError, OverflowError, TypeError, ModelError) as error:
+        raise ModelError(f"{path} is damaged: its configuration is invalid ({error}).") from None
+    expected = model.state_dict()
+    called = {name: (names or {}).get(name, name) for name in (*expected, *tensors)}
+    for name in expected:
+        if name not in tensors:
+            raise ModelError(f"{path} lacks the tensor {called[name]}: it is truncated or holds another model.")
+    for name, tensor in tensors.items():
+        if name not in expected:
+            raise ModelError(f"{path} has a tensor {called[name]}, which a {kind.__name__} does not have.")
+        if tensor.shape != expected[name].shape:
+            raise ModelError(
+                f"{path}: the tensor {called[name]} has shape {tuple(tensor.shape)}, "
+                f"but the configuration requires {tuple(expected[name].shape)}."
+            )
+        if tensor.dtype not in DTYPES:
+            raise ModelError(f"{path}: the tensor {called[name]} holds {tensor.dtype}, not floating-point numbers.")
+        if not is_finite(tensor):
+            raise ModelError(f"{path}: the tensor {called[name]} contains NaN or infinity.")
+    model.load_state_dict(tensors, assign=True)
+    return model.eval()
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file starts like a .safetensors file, whatever its name: a length of eight bytes, then JSON."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and not start.startswith(b"{")  # the second is a JSON file
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all values are finite; without the copy that isfinite() makes."""
+    return not tensor.numel() or all(bound.isfinite() for bound in tensor.aminmax())
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The metadata of a .safetensors file, without its tensors.  Raises ModelError."""
+    with open_safetensors(path) as file:
+        return file.metadata() or {}
+
+
+def read_safetensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a .safetensors file, which may come from anywhere.  Raises ModelError."""
+    with open_safetensors(path) as file:
+        return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+
+
+@contextlib.contextmanager
+def open_safetensors(path: str | Path) -> Iterator:
+    check_file(Path(path))
+    try:
+        with safe_open(path, framework="pt") as file:  # checks every length in the header against the file
+            yield file
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
+        raise ModelError(f"{path} is not a complete .safetensors file ({error}). Download or copy it again.") from None
+
+
+def check_file(path: Path) -> None:
+    """Raises ModelError unless path is a readable file that is not empty."""
+    try:
+        if path.is_dir():
+            raise ModelError(f"{path} is a folder; a file is needed.")
+        if not path.is_file():
+            raise ModelError(f"There is no file {path}. Check the path.")
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise ModelError(f"{path} is empty. Download or copy it again.")
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success it is flushed and renamed to `path`, else removed.
+
+    Raises ModelError if the folder cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            flush(temporary)
+            apply_umask(temporary)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.") from None
+
+
+def flush(path: Path) -> None:
+    """fsync of a file or a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def apply_umask(path: Path) -> None:
+    """Gives a temporary file or folder, private to its owner, the permissions of a normal new one."""
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~UMASK)
+
+
+# ---- provenance ------------------------------------------------------------------------------------------------
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version(), "torch": torch.__version__}
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash of a model's weights, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,162 @@
+"""The device of a run, its precision, torch.compile, and the device's peak speed."""
+
+import re
+import sys
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from data.cli import OptionError
+
+from ..checkpoints.native import PRECISIONS
+from ..config import EncoderConfig
+
+GPU_PEAKS = {  # floating-point operations per second of dense matrix products, from the data sheets: fp32, bf16/fp16
+    "H200 NVL": (60e12, 835e12),
+    "H200": (67e12, 989e12),
+    "H100 NVL": (60e12, 835e12),
+    "H100 PCIe": (51e12, 756e12),
+    "H100": (67e12, 989e12),
+    "A100": (19.5e12, 312e12),
+    "V100-PCIE": (14e12, 112e12),
+    "V100": (15.7e12, 125e12),
+    "L40S": (91.6e12, 362e12),
+    "L40": (90.5e12, 181e12),
+    "L4": (30.3e12, 121e12),
+    "A10G": (31.2e12, 70e12),
+    "T4": (8.1e12, 65e12),
+    "TITAN RTX": (16.3e12, 130.5e12),
+    "RTX 4090": (82.6e12, 165e12),
+    "RTX 3090": (35.6e12, 71e12),
+}
+OTHER_VARIANTS = "D|Ti|SUPER|Laptop|Mobile|Max-Q"  # GPUs of the same name with other peaks
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Device, precision and compilation of a run."""
+
+    device: torch.device
+    precision: str = "fp32"
+    compiled: bool = False
+
+    def to_json(self) -> dict:
+        return {"device": str(self.device), "precision": self.precision, "compiled": self.compiled}
+
+    def autocast(self) -> AbstractContextManager:
+        return torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32")
+
+    def cast_linears(self, model: nn.Module) -> None:
+        """Casts a frozen model's matrices to this precision once; autocast would cast them at every call."""
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                module.to(PRECISIONS[self.precision])
+
+    def grad_scaler(self) -> torch.amp.GradScaler:
+        """Enabled in fp16 only."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+
+def choose_device(name: str) -> torch.device:
+    """auto is CUDA if available, else the CPU.  Raises OptionError for a device that this machine lacks."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        raise OptionError(
+            f"--device {name} is not available on this machine or in this PyTorch ({first_line(error)})."
+        ) from None
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """fp32, bf16 or fp16. auto: bf16 if the hardware supports it, else fp16 on CUDA, else fp32.
+
+    Raises OptionError for a precision that the device does not support.
+    """
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        has_bf16 = device.type == "cpu" and any(capabilities.get(key) for key in ("amx_bf16", "avx512_bf16", "bf16"))
+    if name == "auto":
+        return "bf16" if has_bf16 else "fp16" if device.type == "cuda" else "fp32"
+    if name == "bf16" and device.type == "cuda" and not has_bf16:
+        raise OptionError(
+            f"--precision bf16 is not supported by {torch.cuda.get_device_name(device)}. Use fp16 or fp32."
+        )
+    if name != "fp32":
+        try:
+            with torch.autocast(device.type, PRECISIONS[name]):
+                ones = torch.ones(8, 8, device=device)
+                torch.nn.functional.linear(ones, ones).sum().item()
+        except RuntimeError as error:
+            raise OptionError(f"--precision {name} is not supported by {device} ({first_line(error)}).") from None
+    if name == "bf16" and device.type == "cpu" and not has_bf16:
+        print("note: this processor emulates bf16; fp32 is faster.", file=sys.stderr)
+    return name
+
+
+def choose_compiled(name: str, device: torch.device, worth_it: bool) -> bool:
+    """Whether to use torch.compile: on, off, or auto (if worth_it, and a compiler works here). Prints the choice.
+
+    Raises OptionError for "on" where no compiler works.
+    """
+    if name == "off" or (name == "auto" and not worth_it):
+        print("compile   off" + (" (short run)" if name == "auto" else ""))
+        return False
+    try:
+        torch.compile(torch.exp)(torch.zeros(8, device=device)).sum().item()
+    except Exception as error:  # a missing or outdated compiler can raise nearly anything
+        reason = first_line(error)
+        if name == "on":
+            raise OptionError(f"--compile on: torch.compile does not work for {device} ({reason}).") from None
+        print(f"compile   off: torch.compile does not work here ({reason})")
+        return False
+    print("compile   on; the first step takes longer")
+    return True
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:120]
+
+
+def peak_flops(device_name: str, precision: str) -> float | None:
+    """Peak operations per second of a GPU by its name, None if it is not in the table.
+
+    Names match as whole words: an L40 is not an L4, a T400 not a T4.
+    """
+    for name, (fp32, half) in GPU_PEAKS.items():
+        if re.search(rf"\b{name}\b(?!.*\b({OTHER_VARIANTS})\b)", device_name, re.IGNORECASE):
+            return fp32 if precision == "fp32" else half
+    return None
+
+
+def peak_tokens_per_second(runtime: Runtime, world_size: int, flops_per_token: float) -> float | None:
+    """Tokens per second of all ranks at their GPUs' peak; None where the peak is unknown."""
+    if runtime.device.type != "cuda":
+        return None
+    peak = peak_flops(torch.cuda.get_device_name(runtime.device), runtime.precision)
+    return peak and world_size * peak / flops_per_token
+
+
+def training_flops(student: EncoderConfig, teacher: EncoderConfig | None, block_size: int, masked: float) -> float:
+    """Operations per token of a training step's matrix products; a multiplication with its addition counts as 2.
+
+    The student's forward pass, twice that for its backward pass, and the teacher's forward pass. With a teacher all
+    tokens go through the LM heads; for masked LM alone only the masked ones do, a fraction `masked` of the tokens.
+    Dropout, norms, softmaxes and the optimiser are not counted.
+    """
+
+    def forward(config: EncoderConfig, in_head: float) -> float:
+        d, e = config.hidden_size, config.intermediate_size
+        layer = 4 * d**2 + 2 * d * e + 2 * block_size * d  # projections, feed-forward, attention
+        return 2 * (config.num_layers * layer + in_head * (d**2 + config.vocab_size * d))
+
+    if teacher is None:
+        return 3 * forward(student, masked)
+    return 3 * forward(student, 1.0) + forward(teacher, 1.0)

@@ -1,0 +1,127 @@
+"""Several processes as one run, with DistributedDataParallel; and what ends a run before its last step.
+
+    torchrun --nproc-per-node N train.py …
+
+Each process takes its rank from torchrun's environment. The ranks share the micro-batches of a step; the result is
+that of one process, to rounding. Rank 0 writes and prints.
+"""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from data.cli import OptionError
+
+TIMEOUT = timedelta(minutes=20)  # longer than rank 0 takes to prepare a small corpus or to validate
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # SLURM is often asked to send SIGUSR1 before the time limit
+SAME_SIGNAL = 1.0  # seconds in which a second signal is the same one: launchers forward what the terminal sent to all
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's rank among all ranks, and small exchanges between them, on the CPU."""
+
+    rank: int = 0
+    size: int = 1
+    group: object = None
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of a small tensor over all ranks."""
+        if self.size > 1:
+            values = values.detach().cpu().clone()
+            dist.all_reduce(values, group=self.group)
+        return values
+
+    def max(self, value: float) -> float:
+        """The largest value of all ranks."""
+        if self.size == 1:
+            return value
+        values = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.group)
+        return values.item()
+
+    def barrier(self) -> None:
+        """Returns when all ranks have called it."""
+        if self.size > 1:
+            dist.barrier(group=self.group)
+
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Rank 0 runs the block alone, then the others: they find what it has written."""
+        if not self.is_main:
+            self.barrier()
+        yield
+        if self.is_main:
+            self.barrier()
+
+
+SINGLE = World()
+
+
+@contextlib.contextmanager
+def join_world(device: str) -> Iterator[tuple[World, str]]:
+    """This process among those that torchrun started, else SINGLE; and the name of its device.
+
+    device: auto and cuda become this process's own GPU. Raises OptionError if the ranks cannot connect.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1 or not torch.distributed.is_available():
+        yield SINGLE, device
+        return
+    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if on_gpu:
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device in ("auto", "cuda") else device
+        torch.cuda.set_device(device)
+    try:
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        raise OptionError(f"The ranks cannot connect to one another: {error}. Start them with torchrun.") from None
+    try:
+        yield World(dist.get_rank(), size, dist.new_group(backend="gloo", timeout=TIMEOUT)), device
+    finally:
+        dist.destroy_process_group()
+
+
+class Stop:
+    """Whether the run should end after this step: on a signal, or after max_hours.
+
+    A second signal ends the process at once.
+    """
+
+    def __init__(self, max_hours: float | None):
+        self.signal = 0
+        self._received = 0.0
+        self._deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
+
+    def __enter__(self) -> "Stop":
+        self._before = {}
+        with contextlib.suppress(ValueError):  # not the main thread: a run inside another program
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame) -> None:
+        if self.signal and time.monotonic() - self._received > SAME_SIGNAL:
+            os._exit(128 + number)
+        if not self.signal:
+            self.signal, self._received = number, time.monotonic()
+
+    def now(self, world: World) -> int | None:
+        """None to continue; else the exit status to end with, the same on all ranks."""
+        over = self._deadline is not None and time.monotonic() > self._deadline
+        status = int(world.max(128 + self.signal if self.signal else 1 if over else 0))
+        return None if status == 0 else 0 if status == 1 else status

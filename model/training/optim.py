@@ -1,0 +1,42 @@
+"""AdamW, the learning rate, and the optimiser step."""
+
+import torch
+from torch import nn
+
+BETAS, EPSILON = (0.9, 0.98), 1e-6  # of AdamW; the paper names none, these are the DistilBERT script's
+
+
+def make_optimiser(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW, fused; weight decay on matrices only, not on biases and LayerNorms."""
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, betas=BETAS, eps=EPSILON, fused=True)
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
+    """Of step 1, 2, …, steps: linear warm-up to the peak over a fraction of the steps, then linear decay to 0."""
+    warmup_steps = round(warmup * steps)
+    if step <= warmup_steps:
+        return peak * step / warmup_steps
+    return peak * (steps - step + 1) / (steps - warmup_steps)
+
+
+def optimiser_step(
+    model: nn.Module, optimiser: torch.optim.AdamW, scaler: torch.amp.GradScaler, lr: float, clip: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Clips the gradient, steps and clears it; a step with a non-finite gradient is skipped.
+
+    -> the gradient norm before clipping, whether the step was skipped, both ().  Nothing here waits for a GPU.
+    """
+    for group in optimiser.param_groups:
+        group["lr"] = lr
+    scaler.unscale_(optimiser)
+    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
+    skipped = ~grad_norm.isfinite()
+    if not scaler.is_enabled():  # an enabled scaler finds non-finite gradients itself, and halves its scale
+        optimiser.found_inf = skipped.float()  # read by the fused AdamW
+    scaler.step(optimiser)
+    scaler.update()
+    optimiser.zero_grad(set_to_none=True)
+    return grad_norm, skipped

@@ -1,0 +1,296 @@
+"""A run's files: its identity and its checkpoints, from which it resumes as if it had never stopped.
+
+OUT/run.json identifies the run. OUT/checkpoints/step-N/ is written completely or not at all: student.safetensors (a
+model file like any other), state.safetensors (the optimiser's tensors and the projection) and state.json (all numbers,
+with the hashes of the other two and its own). Reading a checkpoint runs no code.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from data.cli import DataError, OptionError, check, dashed
+from data.tokenizer import FILE_NAME, Tokenizer
+
+from ..checkpoints.native import (
+    apply_umask,
+    atomic_file,
+    contents,
+    current_names,
+    flush,
+    read_safetensors,
+    save_model,
+    sha256,
+)
+from ..config import ModelError
+from .state import TrainState
+
+FOLDER = "checkpoints"
+STUDENT, TENSORS, VALUES = "student.safetensors", "state.safetensors", "state.json"
+RUN, BEST, METRICS = "run.json", "best.safetensors", "metrics.jsonl"
+NAME = re.compile(r"step-\d{9,}")
+
+
+class Checkpoint(NamedTuple):
+    """What a run resumes from."""
+
+    path: Path
+    student: dict[str, Tensor]
+    tensors: dict[str, Tensor]
+    values: dict
+
+
+# ---- the output folder -----------------------------------------------------------------------------------------
+
+
+def check_out_folder(out: Path, resume: bool) -> None:
+    """Raises OptionError if the folder holds files that no run can resume from, or cannot be written."""
+    is_run = (out / RUN).exists()
+    for name in (STUDENT, METRICS, RUN):
+        if (out / name).exists() and not (is_run and resume):
+            raise OptionError(f"{out} already holds the {name} of a run. Choose another --out, or remove it.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise OptionError(f"--out {out} cannot be written: {error.strerror}.") from None
+
+
+def check_no_other_tokenizer(out: Path, tokenizer: Tokenizer) -> None:
+    """Raises OptionError if the folder already holds another tokenizer than the run's."""
+    copy = out / FILE_NAME
+    same = not copy.exists() or copy.read_bytes() == tokenizer.path.read_bytes()
+    check(same, f"{copy} differs from the tokenizer {tokenizer.path}. Choose another --out, or remove it.")
+
+
+def copy_tokenizer(out: Path, tokenizer: Tokenizer) -> None:
+    if not (out / FILE_NAME).exists():
+        shutil.copyfile(tokenizer.path, out / FILE_NAME)
+
+
+def check_same_run(out: Path, run: Mapping, may_differ: tuple[str, ...]) -> None:
+    """Writes run.json in a new folder; in that of a run, raises OptionError, naming what differs, unless it is the same.
+
+    run: {"options": …, "inputs": …}; the options in may_differ do not affect the student.
+    Raises DataError for a run.json that cannot be read, ModelError for one that cannot be written.
+    """
+    path = out / RUN
+    if not path.exists():
+        with atomic_file(path) as partial:
+            partial.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+        return
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        options, inputs = stored["options"], stored["inputs"]
+        if type(options) is not dict or type(inputs) is not dict:
+            raise TypeError(RUN)
+        new = json.loads(json.dumps(run))
+        names = [name for name in new["options"] if name not in may_differ]
+        differ = [dashed(name) for name in names if options.get(name) != new["options"][name]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise DataError(f"{path} cannot be read. Choose another --out.") from None
+    if differ:
+        raise OptionError(
+            f"{out} holds a run with different {', '.join(differ)}. Use the same options to resume it, or choose "
+            "another --out."
+        )
+    for name, value in new["inputs"].items():
+        if inputs.get(name) != value:
+            raise OptionError(
+                f"{out} holds a run with another {name}, which has changed since. Restore it, or choose another --out."
+            )
+
+
+def is_finished(out: Path) -> bool:
+    return (out / STUDENT).exists() and (out / RUN).exists()
+
+
+def keep_best(out: Path, student: nn.Module, state: TrainState, loss: float, is_main: bool) -> None:
+    """best.safetensors: the student with the lowest validation loss so far."""
+    if state.best_loss is None or loss < state.best_loss:
+        state.best_loss = loss
+        if is_main:
+            save_model(student, out / BEST, {"step": state.step, "held_out_loss": loss})
+
+
+def remove_partial_files(out: Path) -> None:
+    """Removes the temporary files of a killed run."""
+    for path in (out / FOLDER).glob(".step-*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for name in (STUDENT, BEST, RUN):
+        for path in out.glob(f".{name}.*"):
+            path.unlink(missing_ok=True)
+
+
+# ---- writing checkpoints ---------------------------------------------------------------------------------------
+
+
+class CheckpointWriter:
+    """Writes checkpoints in a thread: a step waits only for the copy to memory, and for the checkpoint before."""
+
+    def __init__(self, out: Path, keep: int):
+        self.folder, self.keep = out / FOLDER, keep
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def save(self, step: int, student: nn.Module, tensors: Mapping[str, Tensor], values: Mapping) -> Path:
+        """Copies the state and starts writing it -> its path.  Raises DataError if the one before failed."""
+        self.wait()
+        weights, metadata = contents(student)
+        copies = ({name: copy_to_cpu(tensor) for name, tensor in each.items()} for each in (weights, tensors))
+        path = self.folder / f"step-{step:09}"
+        self._thread = threading.Thread(target=self._write, args=(path, *copies, metadata, dict(values)))
+        self._thread.start()
+        return path
+
+    def wait(self) -> None:
+        """Returns when the last checkpoint is on the disk.  Raises DataError if it could not be written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise DataError(
+                f"The checkpoint could not be written to {self.folder}: {getattr(error, 'strerror', None) or error}. "
+                "The earlier ones are intact: free some space, and the same command resumes from them."
+            )
+
+    def _write(self, path: Path, student: dict, tensors: dict, metadata: dict, values: dict) -> None:
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            save_file(student, partial / STUDENT, metadata=metadata)
+            save_file(tensors, partial / TENSORS)
+            values = {"hashes": {name: sha256(partial / name) for name in (STUDENT, TENSORS)}, **values}
+            content = json.dumps({"sha256": hash_json(values), "state": values}) + "\n"
+            (partial / VALUES).write_text(content, encoding="utf-8")
+            for name in (STUDENT, TENSORS, VALUES, "."):
+                apply_umask(partial / name)
+                flush(partial / name)
+            for later in list_checkpoints(self.folder):  # damaged ones that this run has skipped
+                if step_of(later) >= step_of(path):
+                    remove(later)
+            partial.rename(path)
+            flush(self.folder)
+            for old in list_checkpoints(self.folder)[self.keep :]:
+                remove(old)
+        except Exception as error:  # reported by wait(): an exception in a thread would go unnoticed
+            self._error = error
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def copy_to_cpu(tensor: Tensor) -> Tensor:
+    """A copy on the CPU, also of a tensor that is there already and goes on being trained."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def remove(path: Path) -> None:
+    """Renames a checkpoint before deleting it, so that a half-deleted one is never taken for a complete one."""
+    hidden = path.with_name(f".{path.name}.old")
+    shutil.rmtree(hidden, ignore_errors=True)
+    path.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, newest first."""
+    found = [path for path in folder.glob("step-*") if NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def hash_json(values: object) -> str:
+    """Of anything JSON can hold, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+# ---- reading checkpoints ---------------------------------------------------------------------------------------
+
+
+def newest(out: Path, report: Callable[[str], None]) -> Checkpoint | None:
+    """The newest intact checkpoint, None if there are none.
+
+    report: called with a sentence for each damaged one that is skipped. Raises DataError if all are damaged.
+    """
+    paths = list_checkpoints(out / FOLDER)
+    for path in paths:
+        try:
+            return read(path)
+        except (DataError, ModelError) as error:
+            report(f"{error} Resuming from the one before.")
+    if paths:
+        raise DataError(f"Every checkpoint in {out / FOLDER} is damaged. Restore one, or choose another --out.")
+    return None
+
+
+def read(path: Path) -> Checkpoint:
+    """Raises DataError, ModelError for a checkpoint that differs from what was written."""
+    try:
+        table = json.loads((path / VALUES).read_text(encoding="utf-8"))
+        values = table["state"]
+        if hash_json(values) != table["sha256"] or path.name != f"step-{values['step']:09}":
+            raise ValueError(f"{VALUES} does not match its hash")
+        for name in (STUDENT, TENSORS):
+            if sha256(path / name) != values["hashes"][name]:
+                raise ValueError(f"{name} does not match its hash")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"The checkpoint {path} is damaged ({str(error)[:200]}).") from None
+    student, tensors = (read_safetensors(path / name)[1] for name in (STUDENT, TENSORS))
+    return Checkpoint(path, current_names(student), tensors, values)
+
+
+# ---- what a checkpoint holds -----------------------------------------------------------------------------------
+
+
+def gather(
+    distiller: nn.Module, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler, values: Mapping
+) -> tuple[dict[str, Tensor], dict]:
+    """What a checkpoint holds beside the student: the tensors of optimiser and projection, and the values as JSON.
+
+    Dropout, order and masks are computed from seed, step and block: there is no random state to store.
+    """
+    tensors = {
+        f"optimiser.{number}.{name}": tensor
+        for number, state in optimiser.state_dict()["state"].items()
+        for name, tensor in state.items()
+    }
+    if distiller.projection is not None:
+        tensors |= {f"projection.{name}": tensor for name, tensor in distiller.projection.state_dict().items()}
+    return tensors, {**values, "scaler": scaler.state_dict()}
+
+
+def restore(
+    checkpoint: Checkpoint, distiller: nn.Module, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> dict:
+    """Loads student, projection, optimiser and scaler -> the values.  Raises DataError for another run's checkpoint."""
+    try:
+        distiller.student.load_state_dict(checkpoint.student)
+        if distiller.projection is not None:
+            names = distiller.projection.state_dict()
+            distiller.projection.load_state_dict({name: checkpoint.tensors[f"projection.{name}"] for name in names})
+        states: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in checkpoint.tensors.items():
+            if key.startswith("optimiser."):
+                _, number, name = key.split(".")
+                states.setdefault(int(number), {})[name] = tensor
+        optimiser.load_state_dict({"state": states, "param_groups": optimiser.state_dict()["param_groups"]})
+        scaler.load_state_dict(checkpoint.values["scaler"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"The checkpoint {checkpoint.path} belongs to another run: {' '.join(str(error).split())[:300]}"
+        ) from None
+    return checkpoint.values

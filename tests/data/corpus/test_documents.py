@@ -1,0 +1,197 @@
+"""Parts to documents: what a plain reading of the whole file gives, whatever it is packed in."""
+
+import gzip
+import json
+import random
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from data.corpus import files as corpus
+from data.corpus.documents import CONTROL, documents, has_control
+from data.corpus.files import BEGINNING, Part, find_sources, read_parts
+from tests.data.prepared import PACKINGS, write, write_parquet
+
+CONTROLS = {chr(code) for code in [*range(0x20), *range(0x7F, 0xA0)]} - set("\t\n\r")  # Unicode's category Cc
+
+
+def read(*paths: Path, kind: str = "line", field: str | None = None, drop_control: bool = False):
+    """-> documents, what was counted."""
+    found, counts = [], Counter()
+    for part in read_parts(find_sources(map(str, paths), kind), field=field):
+        found += documents(part, field, drop_control, counts)
+        counts.update(part.counts)
+    return found, counts
+
+
+def of(content: bytes | str | list[str], kind: str, field: str | None = None, drop_control: bool = False):
+    """The documents of one part -> them, what was counted."""
+    counts = Counter()
+    content = content.encode() if isinstance(content, str) else content
+    return list(documents(Part(kind, content, BEGINNING, 0, {}), field, drop_control, counts)), dict(counts)
+
+
+def plainly(content: bytes, kind: str) -> tuple[list[list[str]], int]:
+    """The whole file at once, line by line -> documents, lines that are not UTF-8."""
+    lines, bad = [], 0
+    for line in re.split(rb"\r\n|\r|\n", content):
+        try:
+            lines.append(line.decode().removeprefix("\ufeff"))
+        except UnicodeDecodeError:
+            bad += 1
+    if kind == "line":
+        return [[line] for line in lines if line.strip()], bad
+    found, document = [], []
+    for line in [*lines, ""]:
+        if line.strip():
+            document.append(line)
+        elif document:
+            found.append(document)
+            document = []
+    return found, bad
+
+
+PIECES = ["\n", "\n", "\r\n", "\r", "\n\n", "\r\n\r\n", "\r\r", "\n \t\n", "\n\u00a0\r\n", "\n\r\n", "\v", "\x0c"]
+PIECES += [" ", "  ", "\t", "a", "b", "mot", "un mot", "é", "œ", "€", "😀", "\u2028", "\x85", "\x1c", "\ufeff"]
+BROKEN = [b"\xff", b"\xc3", b"\xe2\x82", b"\x80", b"\xed\xa0\x80"]
+
+
+@pytest.mark.parametrize("kind", ["line", "blank"])
+def test_every_content_gives_the_documents_of_a_plain_reading(tmp_path, monkeypatch, kind):
+    """Of 600 random files, cut at random: every end of a line, blank lines and blanks, broken characters."""
+    chance, several, cuts = random.Random(kind), 0, 0
+    for number in range(600):
+        pieces = [piece.encode() for piece in chance.sample(PIECES, chance.randrange(1, len(PIECES)))]
+        pieces += BROKEN * (number % 3 == 0)
+        content = b"".join(chance.choices(pieces, k=chance.randrange(120)))
+        content = b"" if content[:2] in corpus.UTF16 else content
+        monkeypatch.setattr(corpus, "PART_BYTES", chance.randrange(1, 80))
+        monkeypatch.setattr(corpus, "READ_BYTES", chance.randrange(1, 80))
+        path = tmp_path / ("a.txt.gz" if number % 5 == 0 else "a.txt")
+        path.write_bytes(gzip.compress(content, 1) if number % 5 == 0 else content)
+        expected, bad = plainly(content, kind)
+        found, counts = read(path, kind=kind)
+        assert found == expected, content
+        assert counts["lines that are not UTF-8"] == bad
+        several += len(expected) > 1
+        cuts += sum(1 for _ in read_parts(find_sources([str(path)], kind))) > 2
+    assert several > 300 and cuts > 200  # there was something to be wrong
+
+
+def test_the_same_documents_whatever_the_packing(tmp_path):
+    expected = [["Un été.", "Deux mots"], ["  Trois\tfois ", "«\u00a0Oui\u00a0»"], ["😀"]] * 7
+    texts = ["\n".join(document) for document in expected]
+    texts[3] = texts[3].replace("\n", "\r\n")
+    texts[4] = texts[4].replace("\n", "\r")
+    for suffix in PACKINGS:
+        blank = write(tmp_path / f"a.txt{suffix}", "\n\n".join(texts).encode())
+        assert read(blank, kind="auto") == (expected, {}), suffix
+        for ascii_only in (True, False):
+            rows = "".join(json.dumps({"id": 1, "text": text}, ensure_ascii=ascii_only) + "\n" for text in texts)
+            assert read(write(tmp_path / f"b.jsonl{suffix}", rows.encode())) == (expected, {}), suffix
+    assert read(write_parquet(tmp_path / "c.parquet", {"text": texts})) == (expected, {})
+    several = read(blank, tmp_path / "b.jsonl", tmp_path / "c.parquet", kind="blank")
+    assert several == (3 * expected, {})
+
+
+# ---- plain text ------------------------------------------------------------------------------------------------
+
+
+def test_one_document_a_line_whatever_ends_it():
+    content = "\ufeffUn été.\r\n\n   \n  Deux\tmots. \rTrois.\nfin sans retour"
+    assert of(content, "line") == ([["Un été."], ["  Deux\tmots. "], ["Trois."], ["fin sans retour"]], {})
+
+
+def test_blank_lines_are_between_documents_however_many_and_whatever_blanks_they_have():
+    content = "\n\na\n  b\n\n\n \t\nc\r\n\u00a0\r\n  d\n\n\n"
+    assert of(content, "blank") == ([["a", "  b"], ["c"], ["  d"]], {})
+
+
+def test_lines_that_are_not_utf8_are_counted_and_dropped_and_no_others():
+    content = b"bon\n" + "été\n".encode("latin-1") + "été\n".encode() + b"cou\xc3\np\xc3\xa9\n\xe2\x82\n\xed\xa0\x80"
+    assert of(content, "line") == ([["bon"], ["été"], ["pé"]], {"lines that are not UTF-8": 4})
+    assert of(content, "blank") == ([["bon", "été", "pé"]], {"lines that are not UTF-8": 4})
+
+
+def test_a_byte_order_mark_is_no_text_wherever_files_were_joined():
+    for broken, counts in ((b"", {}), (b"\xff\n", {"lines that are not UTF-8": 1})):
+        content = "\ufeffa\n\ufeff\ufeffb\ufeff\n\ufeff\nc\n".encode() + broken
+        assert of(content, "line") == ([["a"], ["\ufeffb\ufeff"], ["c"]], counts)
+
+
+def test_nothing_gives_nothing():
+    for kind in ("line", "blank", "json"):
+        for content in (b"", b"\n", b" \n\t\r\n\x0c\n \n\n", b"\xef\xbb\xbf"):
+            assert of(content, kind) == ([], {})
+    assert of(["", " \n\t"], "parquet") == ([], {})
+
+
+# ---- control characters ----------------------------------------------------------------------------------------
+
+
+def test_control_characters_are_unicodes_but_for_tab_and_line_ends():
+    for code in range(0x500):
+        assert bool(CONTROL.search(f"a{chr(code)}b")) == (chr(code) in CONTROLS)
+        assert has_control(f"a{chr(code)}b".encode()) == (chr(code) in CONTROLS)
+        assert has_control(chr(code).encode()) == (chr(code) in CONTROLS)
+
+
+@pytest.mark.parametrize("control", ["\x00", "\x08", "\x0c", "\x1b", "\x7f", "\x80", "\x9f"])
+def test_paragraphs_with_control_characters_are_counted_or_dropped_and_no_others(control):
+    bad, worse = f"a{control}b", f"{control}{control} c"
+    texts = [f"one\n{bad}\ntab\t", worse, "two"]
+    as_json = [json.dumps({"text": text}) for text in texts]
+    in_capitals = [re.sub(r"u00..", lambda code: code[0].upper().replace("U", "u"), line) for line in as_json]
+    name = "paragraphs with control characters"
+    for kind, content in (
+        ("blank", "\n\n".join(texts)),
+        ("json", "\n".join(as_json)),
+        ("json", "\n".join(in_capitals)),
+        ("parquet", texts),
+    ):
+        assert of(content, kind) == ([["one", bad, "tab\t"], [worse], ["two"]], {name: 2})
+        assert of(content, kind, drop_control=True) == ([["one", "tab\t"], ["two"]], {f"{name} dropped": 2})
+    lines = f"one\n{bad}\ntab\t\n{worse}"
+    assert of(lines, "line", drop_control=True) == ([["one"], ["tab\t"]], {f"{name} dropped": 2})
+
+
+# ---- JSON lines ------------------------------------------------------------------------------------------------
+
+
+def test_the_text_is_in_the_field_named_else_in_text_else_in_content():
+    line = json.dumps({"content": "c", "text": "t", "body": "b"})
+    assert of(line, "json") == ([["t"]], {})
+    assert of(line, "json", field="body") == ([["b"]], {})
+    assert of('{"content": "c"}\n{"body": "b"}', "json") == ([["c"]], {"JSON lines without a text": 1})
+    assert of('{"content": "c"}\n{"text": "t"}', "json", field="body") == ([], {"JSON lines without a text": 2})
+
+
+def test_lines_without_a_text_are_counted():
+    lines = ['{"text": null}', '{"text": 3}', '{"text": ["a"]}', "{}", "[]", '["text"]', '"text"', "3", "null", "NaN"]
+    assert of("\n".join(["", *lines, '{"text": "a"}']), "json") == ([["a"]], {"JSON lines without a text": len(lines)})
+
+
+def test_lines_that_are_no_json_are_counted():
+    lines = [
+        '{"text": "a"',
+        "{text: 'a'}",
+        "text",
+        '{"text": "a"} x',
+        "[" * 99_999,
+        '{"n": ' + "9" * 5000 + "}",
+        "\x00",
+    ]
+    content = "\n".join([*lines, "  ", '{"text": "été"}'])
+    assert of(content, "json") == ([["été"]], {"lines that are no JSON": len(lines)})
+    broken = b'{"text": "\xff"}\n{"text": "a"}'
+    assert of(broken, "json") == ([["a"]], {"lines that are not UTF-8": 1})
+
+
+def test_half_a_surrogate_pair_becomes_a_question_mark():
+    assert of('{"text": "a \\ud83d b \\ud83d\\ude00"}', "json") == ([["a ? b 😀"]], {})
+
+
+def test_a_text_in_json_has_its_own_lines():
+    assert of('{"text": "a\\n\\nb\\r\\n \\rc"}\r\n{"text": "d"}\r\n', "json") == ([["a", "b", "c"], ["d"]], {})

@@ -1,0 +1,178 @@
+"""python -m eval TASK: figures by hand, labels by other names, and a sentence for whatever does not fit."""
+
+import json
+import shutil
+from itertools import islice
+
+import pytest
+import torch
+
+from data import Tokenizer, demo
+from data.tokenizer import FILE_NAME
+from model import EncoderConfig, MaskedLM, QuestionAnswerer, SequenceClassifier, TokenClassifier, save_model
+from model.checkpoints.native import fingerprint, sha256
+from tests.helpers import run_command
+
+pytestmark = pytest.mark.filterwarnings("ignore:'eval")
+CONFIG = EncoderConfig(1, 16, 2, 16, 1005, max_positions=66)
+TEXTS = ["Le film est long.", "Il habite à Brest.", "Oui.", "Non, le film est court."]
+STARS = ("1 star", "2 stars", "3 stars")
+
+
+def write(path, *values):
+    path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
+    return path
+
+
+def evaluate(task, *arguments):
+    return run_command("-m eval", task, "--precision", "fp32", "--device", "cpu", *arguments)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A model that always says the same of a text, its tokenizer beside it."""
+
+    def save(model):
+        shutil.copyfile(demo.FOLDER / FILE_NAME, tmp_path / FILE_NAME)
+        save_model(model.eval(), tmp_path / "model.safetensors")
+        return tmp_path / "model.safetensors"
+
+    return save
+
+
+def constant(kind, labels, biases):
+    torch.manual_seed(0)
+    model = kind(CONFIG, len(labels), labels)
+    with torch.no_grad():
+        model.output.weight.zero_()
+        model.output.bias.copy_(torch.tensor(biases).log())
+    return model
+
+
+def test_the_figures_and_the_file(saved, tmp_path):
+    model = constant(SequenceClassifier, STARS, [0.3, 0.5, 0.2])
+    path = saved(model)
+    test = write(tmp_path / "t.jsonl", *({"text": t, "label": STARS[i % 3]} for i, t in enumerate(TEXTS)))
+    out = tmp_path / "new" / "r.json"
+    result = evaluate("sentiment", "--model", path, "--test", test, "--seed", 7, "--out", out)
+    assert result.returncode == 0, result.stderr
+    written = json.loads(out.read_text())
+    assert written["figures"]["accuracy"]["value"] == 0.25
+    assert written["task"] == "sentiment" and written["seeds"] == [7]
+    assert written["model"] == fingerprint(model)
+    assert written["files"] == {str(test): sha256(test)}
+    assert written["versions"]["torch"] == torch.__version__
+    assert f"--model {path}" in written["command"] and written["command"].startswith("python -m eval sentiment")
+    assert f"Written: {out}" in result.stdout and "0.2500" in result.stdout
+    again = evaluate("sentiment", "--model", path, "--test", test, "--seed", 7, "--out", tmp_path / "2.json")
+    assert again.returncode == 0
+    assert json.loads((tmp_path / "2.json").read_text())["figures"] == written["figures"]
+
+
+def test_labels_that_are_added_up(saved, tmp_path):
+    """0.3 + 0.3 for one star or two is more than 0.4 for three."""
+    path = saved(constant(SequenceClassifier, STARS, [0.3, 0.3, 0.4]))
+    test = write(tmp_path / "t.jsonl", *({"text": t, "polarity": i % 2} for i, t in enumerate(TEXTS[:3])))
+    out = tmp_path / "r.json"
+    arguments = ("sentiment", "--model", path, "--test", test, "--out", out)
+    result = evaluate(*arguments)
+    assert result.returncode == 2 and "label '0'" in result.stderr and "--label-map" in result.stderr
+    assert not out.exists()
+    result = evaluate(*arguments, "--label-map", "0=1 star,2 stars", "1=3 stars")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(out.read_text())["figures"]["accuracy"]["value"] == pytest.approx(2 / 3)
+    for wrong in (["0=4 stars"], ["0"], ["0=1 star", "0=2 stars"], ["0=1 star"]):
+        result = evaluate(*arguments, "--label-map", *wrong)
+        assert result.returncode == 2 and "Traceback" not in result.stderr, wrong
+        assert result.stderr.startswith("python -m eval: ")
+
+
+def test_types_by_other_names(saved, tmp_path):
+    path = saved(constant(TokenClassifier, ("O", "I-lieu"), [0.2, 0.8]))
+    test = write(tmp_path / "t.jsonl", {"words": ["Brest", "Nantes"], "tags": ["B-LOC", "I-LOC"]})
+    arguments = ("ner", "--model", path, "--test", test, "--out", tmp_path / "r.json")
+    result = evaluate(*arguments)
+    assert result.returncode == 2 and "label 'LOC'" in result.stderr and "--label-map" in result.stderr
+    result = evaluate(*arguments, "--label-map", "LOC=lieu")
+    assert result.returncode == 0, result.stderr
+    figures = json.loads((tmp_path / "r.json").read_text())["figures"]
+    assert figures["entity_f1"]["value"] == figures["subword_f1"]["value"] == 1
+
+
+def test_an_answer(saved, tmp_path):
+    torch.manual_seed(0)
+    model = QuestionAnswerer(CONFIG)
+    with torch.no_grad():
+        model.output.weight.zero_()
+    path = saved(model)
+    context = "Brest est une ville."
+    test = write(
+        tmp_path / "t.jsonl",
+        {"context": context, "question": "Où ?", "answers": [{"text": "Brest", "answer_start": 0}]},
+    )
+    result = evaluate("qa", "--model", path, "--test", test, "--out", tmp_path / "r.json", "--max-answer", 1)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "r.json").read_text())["figures"]["count"] == 1
+    result = evaluate("qa", "--model", path, "--test", test, "--label-map", "a=b")
+    assert result.returncode == 2 and "--label-map goes with tasks that have labels" in result.stderr
+
+
+WRONG = {
+    "no model": (["--test", "{test}"], "--model names"),
+    "no test": (["--model", "{model}"], "--test names"),
+    "missing model": (["--model", "{folder}/none", "--test", "{test}"], "none"),
+    "missing test": (["--model", "{model}", "--test", "{folder}/none"], "There is no file"),
+    "a folder": (["--model", "{model}", "--test", "{folder}"], "is a folder"),
+    "a text for a model": (["--model", "{test}", "--test", "{test}"], "t.jsonl"),
+    "too long": (["--model", "{model}", "--test", "{test}", "--max-length", "65"], "at most 64 tokens"),
+    "too short": (["--model", "{model}", "--test", "{test}", "--max-length", "15"], "at least 16"),
+    "no number": (["--model", "{model}", "--test", "{test}", "--max-length", "x"], "invalid int"),
+    "no such option": (["--model", "{model}", "--test", "{test}", "--nothing"], "unrecognized"),
+    "no such device": (["--model", "{model}", "--test", "{test}", "--device", "tpux"], "--device tpux"),
+    "no tokenizer": (["--model", "{model}", "--test", "{test}", "--tokenizer", "{folder}/none"], "no tokenizer"),
+    "another tokenizer": (["--model", "{model}", "--test", "{test}", "--tokenizer", "{folder}/small"], "do not belong"),
+    "another kind": (["--model", "{folder}/lm.safetensors", "--test", "{test}"], "MaskedLM"),
+    "another task's file": (["--model", "{model}", "--test", "{folder}/qa.jsonl"], "has no"),
+    "a number out of bounds": (["--model", "{model}", "--test", "{test}", "--batch-tokens", "0"], "at least 1"),
+    "a place that is none": (["--model", "{model}", "--test", "{test}", "--out", "{model}/r.json"], "r.json"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_a_sentence(saved, tmp_path, name):
+    import sentencepiece
+
+    model = saved(constant(SequenceClassifier, ("a", "b"), [0.5, 0.5]))
+    test = write(tmp_path / "t.jsonl", {"text": "Oui.", "label": "a"})
+    write(tmp_path / "qa.jsonl", {"context": "c", "question": "q", "answers": []})
+    save_model(MaskedLM(CONFIG), tmp_path / "lm.safetensors")
+    if name == "another tokenizer":
+        (tmp_path / "small").mkdir()
+        with (tmp_path / "small" / FILE_NAME).open("wb") as file:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=islice(demo.texts(), 300), model_writer=file, vocab_size=200, minloglevel=2
+            )
+    given, words = WRONG[name]
+    arguments = [argument.format(model=model, test=test, folder=tmp_path) for argument in given]
+    default_out = [] if "--out" in given else ["--out", tmp_path / "r.json"]
+    result = evaluate("sentiment", *arguments, *default_out)
+    assert result.returncode == 2, result.stderr
+    assert words in result.stderr and "Traceback" not in result.stderr, result.stderr
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_no_tokenizer_beside_the_model(tmp_path):
+    save_model(constant(SequenceClassifier, ("a", "b"), [0.5, 0.5]), tmp_path / "model.safetensors")
+    test = write(tmp_path / "t.jsonl", {"text": "Oui.", "label": "a"})
+    arguments = ("sentiment", "--model", tmp_path / "model.safetensors", "--test", test, "--out", tmp_path / "r.json")
+    result = evaluate(*arguments)
+    assert result.returncode == 2 and "--tokenizer" in result.stderr
+    assert evaluate(*arguments, "--tokenizer", demo.FOLDER).returncode == 0
+    assert len(Tokenizer(demo.FOLDER)) == CONFIG.vocab_size
+
+
+def test_no_command_is_a_sentence():
+    for arguments in ([], ["nothing"]):
+        result = run_command("-m eval", *arguments)
+        assert result.returncode == 2 and "commands:" in result.stderr
+    assert run_command("-m eval", "--help").returncode == 0

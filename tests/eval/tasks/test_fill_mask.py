@@ -1,0 +1,99 @@
+"""python -m eval fill-mask: transformers' pipeline on the same weights, and what has no mask."""
+
+import shutil
+
+import pytest
+import torch
+import transformers
+
+from data import Tokenizer, demo
+from data.tokenizer import FILE_NAME
+from model import EncoderConfig, MaskedLM, SequenceClassifier, save_model
+from model.checkpoints.export import export_huggingface
+from tests.helpers import run_command
+
+pytestmark = pytest.mark.filterwarnings("ignore:'eval")
+CONFIG = EncoderConfig(2, 32, 2, 32, 1005, max_positions=66)
+TEXTS = ["Le film est <mask>.", "Elle habite à <mask>, et elle aime <mask>.", "<mask>", "<mask> <mask> 🎬 <mask>"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random model in our form and in transformers'."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    model = MaskedLM(CONFIG).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    save_model(model, folder / "model.safetensors")
+    shutil.copyfile(demo.FOLDER / FILE_NAME, folder / FILE_NAME)
+    export_huggingface(model, folder / "theirs", demo.FOLDER / FILE_NAME)
+    return folder
+
+
+def candidates(stdout: str) -> list[list[tuple[float, str, str]]]:
+    """Of each mask: share, piece, the text with it."""
+    blocks = stdout.removesuffix("\n\n").split("\n\n")
+    lines = [[line.split(maxsplit=2) for line in block.split("\n")] for block in blocks]
+    return [[(float(share), piece, *text) for share, piece, *text in block] for block in lines]
+
+
+def test_what_transformers_says(folder):
+    tokenizer = Tokenizer(demo.FOLDER)
+    pipeline = transformers.pipeline("fill-mask", model=str(folder / "theirs"), device="cpu")
+    for model in (folder / "model.safetensors", folder / "theirs"):
+        result = run_command("-m eval", "fill-mask", *TEXTS, "--model", model, "--top", 4)
+        assert result.returncode == 0, result.stderr
+        found = candidates(result.stdout)
+        assert len(found) == sum(text.count("<mask>") for text in TEXTS)
+        for text in TEXTS:
+            theirs = pipeline(text, top_k=4)
+            for expected in theirs if text.count("<mask>") > 1 else [theirs]:
+                for actual, one in zip(found.pop(0), expected, strict=True):
+                    assert actual[0] == pytest.approx(one["score"], abs=2e-5)
+                    assert actual[1] == tokenizer.pieces([one["token"]])[0]
+
+
+def test_the_text_with_each_candidate(folder):
+    result = run_command("-m eval", "fill-mask", TEXTS[0], "--model", folder / "model.safetensors", "--top", 2000)
+    (found,) = candidates(result.stdout)
+    assert len(found) == 1005
+    assert sum(share for share, *_ in found) == pytest.approx(1, abs=1e-2)
+    texts = [text[0] for _, piece, *text in found if piece == "▁Brest"]
+    assert texts == ["Le film est Brest ."]  # what follows <mask> is a text of its own
+
+
+def test_the_demo_knows_its_world():
+    result = run_command("-m eval", "fill-mask", "Elle habite à <mask>.")
+    assert result.returncode == 0 and "Elle habite à " in result.stdout
+    assert candidates(result.stdout)[0][0][0] > 0.01
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["Le film est long."], "There is no <mask> in 'Le film est long.'"),
+        ([TEXTS[0], "Oui."], "There is no <mask> in 'Oui.'"),
+        ([""], "is empty"),
+        ([TEXTS[0], "--top", 0], "--top must be at least 1"),
+        ([TEXTS[0], "--model", "/none"], "There is no file /none"),
+        ([TEXTS[0], "--model", "CLASSIFIER"], "is a SequenceClassifier, not a MaskedLM"),
+        ([TEXTS[0], "--model", "MODEL", "--tokenizer", "/none"], "There is no tokenizer /none"),
+        ([TEXTS[0] + " Oui." * 64, "--model", "MODEL"], "longer than the model's 64"),
+        (["Le film est \udcff <mask>.", "--model", "MODEL"], "is not UTF-8"),
+    ],
+)
+def test_what_cannot_be(folder, tmp_path, arguments, sentence):
+    save_model(SequenceClassifier(CONFIG, 2), tmp_path / "classifier.safetensors")
+    there = {"MODEL": folder / "model.safetensors", "CLASSIFIER": tmp_path / "classifier.safetensors"}
+    result = run_command("-m eval", "fill-mask", *(there.get(argument, argument) for argument in arguments))
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.startswith("python -m eval: ") and sentence in result.stderr
+
+
+def test_no_text_and_no_tokenizer(tmp_path):
+    assert run_command("-m eval", "fill-mask").returncode == 2
+    save_model(MaskedLM(CONFIG), tmp_path / "model.safetensors")
+    result = run_command("-m eval", "fill-mask", "<mask>", "--model", tmp_path / "model.safetensors")
+    assert result.returncode == 2 and "No sentencepiece.bpe.model lies beside" in result.stderr

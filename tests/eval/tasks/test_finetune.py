@@ -1,0 +1,372 @@
+"""Fine-tuning from end to end on toy tasks: it learns, repeats itself, says what it did, and what is wrong."""
+
+import contextlib
+import json
+import random
+import shutil
+
+import pytest
+import torch
+
+from data import DataError, Tokenizer, demo
+from data.features import budget_batches
+from data.tasks import read_task
+from data.tokenizer import FILE_NAME
+from eval.tasks.batching import TaskSettings
+from eval.tasks.evaluate import TASK_CLASSES, predict
+from eval.tasks.finetune import Options, mean_and_deviation, plan
+from eval.tasks.finetune import finetune as module
+from model import EncoderConfig, MaskedLM, SequenceClassifier, load_model, save_model
+from model.checkpoints.load import load_checkpoint
+from model.checkpoints.native import sha256
+from model.training.device import Runtime
+from tests.helpers import run_command
+
+pytestmark = pytest.mark.filterwarnings("ignore:'eval")
+CONFIG = EncoderConfig(1, 32, 2, 32, 1005, max_positions=66, dropout=0.0)
+FILL = ["le", "film", "est", "une", "ville", "de", "la", "dans", "et", "habite"]
+TOWNS, PEOPLE = ["Brest", "Nantes", "Lille"], ["Jean", "Marie", "Paul"]
+RELATIONS = {"entailment": "oui", "neutral": "peut", "contradiction": "non"}
+SETTINGS = ("--precision", "fp32", "--device", "cpu", "--lr", "1e-2", "--step-tokens", "256", "--warmup", "0.1")
+
+
+def examples_of(task: str, seed: int, count: int = 60) -> list[dict]:
+    """What a word gives away."""
+    rng = random.Random(seed)
+    found = []
+    for number in range(count):
+        words = rng.choices(FILL, k=rng.randrange(2, 7))
+        place = rng.randrange(len(words) + 1)
+        if task == "sentiment":
+            words.insert(place, ("beau", "triste")[number % 2])
+            found.append({"text": " ".join(words), "label": ("pos", "neg")[number % 2]})
+        elif task == "nli":
+            label = list(RELATIONS)[number % 3]
+            found.append({"premise": " ".join(words), "hypothesis": RELATIONS[label], "label": label})
+        elif task == "ner":
+            tags = ["O"] * len(words)
+            words.insert(place, rng.choice(TOWNS if number % 2 else PEOPLE))
+            tags.insert(place, ("B-PER", "B-LOC")[number % 2])
+            found.append({"words": words, "tags": tags})
+        else:
+            town = rng.choice(TOWNS)
+            start = len(" ".join([*words[:place], ""])) if place else 0
+            words.insert(place, town)
+            context = " ".join(words)
+            assert context[start:].startswith(town)
+            answers = [{"text": town, "answer_start": start}]
+            found.append({"id": str(number), "context": context, "question": "Où ?", "answers": answers})
+    return found
+
+
+def write(path, values):
+    path.write_text("".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values), encoding="utf-8")
+    return path
+
+
+def command(*arguments):
+    return run_command("-m eval", "finetune", *arguments)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a masked LM that knows nothing, its tokenizer, of each task a file to learn from and to test."""
+    folder = tmp_path_factory.mktemp("toy")
+    torch.manual_seed(0)
+    save_model(MaskedLM(CONFIG), folder / "lm.safetensors")
+    shutil.copyfile(demo.FOLDER / FILE_NAME, folder / FILE_NAME)
+    for task in TASK_CLASSES:
+        write(folder / f"{task}.train", examples_of(task, 0))
+        write(folder / f"{task}.dev", examples_of(task, 1, 20))
+    return folder
+
+
+def inputs(place, task):
+    return (
+        task,
+        "--model",
+        place / "lm.safetensors",
+        "--train",
+        place / f"{task}.train",
+        "--dev",
+        place / f"{task}.dev",
+    )
+
+
+@pytest.fixture(scope="module")
+def learnt(place):
+    """Of a task -> the folder of its result, made once."""
+    made = {}
+
+    def of(task):
+        if task not in made:
+            made[task] = place / f"out-{task}"
+            epochs = "40" if task == "qa" else "20"
+            arguments = ("--out", made[task], "--epochs", epochs, "--test", place / f"{task}.dev", *SETTINGS)
+            result = command(*inputs(place, task), *arguments)
+            assert result.returncode == 0, result.stderr
+            assert f"Written: {made[task]}" in result.stdout
+        return made[task]
+
+    return of
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+# ---- it learns -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", TASK_CLASSES)
+def test_a_toy_task_is_learnt_and_evaluated(place, learnt, tmp_path, task):
+    found = results(learnt(task))
+    (run,) = found["runs"]
+    assert run["dev"][TASK_CLASSES[task].headline]["value"] == 1
+    assert run["dev"] == run["test"] and run["seed"] == 0
+    model = load_model(learnt(task) / "model.safetensors")
+    assert type(model) is TASK_CLASSES[task].model
+    evaluation = run_command(
+        "-m eval", task, "--model", learnt(task), "--test", place / f"{task}.dev", "--precision", "fp32", "--device",
+        "cpu", "--seed", 0, "--out", tmp_path / "r.json",
+    )  # fmt: skip
+    assert evaluation.returncode == 0, evaluation.stderr
+    assert json.loads((tmp_path / "r.json").read_text())["figures"] == run["test"]
+
+
+def test_what_is_written(place, learnt):
+    folder = learnt("sentiment")
+    found = results(folder)
+    assert found["task"] == "sentiment" and found["seeds"] == [0] and found["teacher"] is None
+    assert found["command"].startswith("python -m eval finetune sentiment --model ")
+    assert found["versions"].keys() >= {"python", "torch"}
+    train, dev = place / "sentiment.train", place / "sentiment.dev"
+    assert found["files"] == {str(train): sha256(train), str(dev): sha256(dev)}
+    assert found["options"]["lr"] == 0.01 and found["options"]["epochs"] == 20
+    assert found["over_seeds"]["test"]["accuracy"] == {"mean": 1.0, "deviation": None}
+    assert load_model(folder / "model.safetensors").labels == ("neg", "pos")
+    assert Tokenizer(folder).sha256() == Tokenizer(demo.FOLDER).sha256()
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["model.safetensors", "results.json", FILE_NAME])
+
+
+def test_seeds_have_a_mean_and_a_deviation_and_the_same_seed_the_same_bits(place, tmp_path):
+    few = (*SETTINGS, "--steps", "6", "--dropout", "0.2")
+    for name, seeds in (("both", (3, 4)), ("first", (3,)), ("second", (4,))):
+        result = command(*inputs(place, "sentiment"), "--out", tmp_path / name, "--seeds", *seeds, *few)
+        assert result.returncode == 0, result.stderr
+    both, first, second = (results(tmp_path / name) for name in ("both", "first", "second"))
+    assert [run["seed"] for run in both["runs"]] == both["seeds"] == [3, 4]
+    assert both["runs"] == first["runs"] + second["runs"]
+    values = [run["dev"]["accuracy"]["value"] for run in both["runs"]]
+    figure = both["over_seeds"]["dev"]["accuracy"]
+    assert figure["mean"] == pytest.approx(sum(values) / 2)
+    assert figure["deviation"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    best = "second" if values[1] > values[0] else "first"
+    models = {
+        name: load_model(tmp_path / name / "model.safetensors").state_dict() for name in ("both", "first", "second")
+    }
+    assert all(torch.equal(tensor, models["both"][key]) for key, tensor in models[best].items())
+    assert any(not torch.equal(tensor, models["first"][key]) for key, tensor in models["second"].items())
+
+
+def test_the_deviation_is_that_of_a_sample():
+    runs = [{"dev": {"f1": {"value": value}, "count": 3, "by_type": {"LOC": {}}}} for value in (0.5, 0.7, 0.9)]
+    assert mean_and_deviation(runs, "dev") == {"f1": {"mean": pytest.approx(0.7), "deviation": pytest.approx(0.2)}}
+
+
+def test_the_best_epoch_is_kept(place, tmp_path, monkeypatch):
+    """With figures that fall after the second epoch, the model is that of the second."""
+    seen, real = [], TASK_CLASSES["sentiment"].report
+    values = iter((0.2, 0.8, 0.8, 0.1))
+
+    def report(self, predictions, examples, seed):
+        figures = real(self, predictions, examples, seed)
+        seen.append(torch.stack([prediction.scores for prediction in predictions]))
+        return figures | {"accuracy": {"value": next(values), "low": 0, "high": 1}}
+
+    monkeypatch.setattr(TASK_CLASSES["sentiment"], "report", report)
+    source = load_model(place / "lm.safetensors")
+    arguments = dict(model="m", train=("t",), dev=("d",), out="o", lr=1e-2, step_tokens=256, epochs=4, precision="fp32")
+    task = TASK_CLASSES["sentiment"](TaskSettings(Tokenizer(place), 64), ("neg", "pos"))
+    train, dev = (read_task("sentiment", [place / f"sentiment.{part}"], print) for part in ("train", "dev"))
+    runtime, options = Runtime(torch.device("cpu")), Options(**arguments)
+    model = module.make_model(source, task, options)
+    best = module.fine_tune(model, None, task, train, dev, runtime, options, 0)
+    assert best["epoch"] == 2 and best["dev"]["accuracy"]["value"] == 0.8
+    scores = torch.stack([prediction.scores for prediction in predict(model.eval(), task, dev, runtime, 4096)])
+    assert torch.equal(scores, seen[1]) and not torch.equal(scores, seen[3])
+
+
+# ---- the teacher -----------------------------------------------------------------------------------------------
+
+
+def outputs_of(folder, place, task):
+    model = load_checkpoint(folder, lambda line: None)
+    reader = TASK_CLASSES[task](TaskSettings(Tokenizer(place), 64), getattr(model, "labels", ()))
+    examples = read_task(task, [place / f"{task}.dev"], print)
+    return predict(model, reader, examples, Runtime(torch.device("cpu")), 4096)
+
+
+@pytest.mark.parametrize("task", ["sentiment", "ner", "qa"])
+def test_the_teachers_probabilities_are_learnt_whatever_the_labels_say(place, learnt, tmp_path, task):
+    """With --soft-weight 1, and labels that are all wrong."""
+    values = examples_of(task, 0)
+    for value in values:
+        if task == "sentiment":
+            value["label"] = {"pos": "neg", "neg": "pos"}[value["label"]]
+        elif task == "ner":
+            value["tags"] = [{"O": "B-LOC"}.get(tag, "O") for tag in value["tags"]]
+        else:
+            first = value["context"].split()[0]
+            value["answers"] = [{"text": first, "answer_start": 0}]
+    train = write(tmp_path / "wrong.train", values)
+    arguments = [*inputs(place, task)]
+    arguments += [
+        "--train",
+        *[train] * (30 if task == "sentiment" else 60),
+        "--epochs",
+        "1",
+    ]  # the last step's model is kept
+    settings = ("--teacher", learnt(task), "--soft-weight", "1", "--temperature", "1", *SETTINGS)
+    result = command(*arguments, "--out", tmp_path / "out", *settings)
+    assert result.returncode == 0, result.stderr
+    found = results(tmp_path / "out")
+    assert found["runs"][0]["dev"][TASK_CLASSES[task].headline]["value"] == 1
+    assert found["teacher"] == results(tmp_path / "out")["teacher"] is not None
+    ours, theirs = outputs_of(tmp_path / "out", place, task), outputs_of(learnt(task), place, task)
+    differences = []
+    for one, two in zip(ours, theirs, strict=True):
+        if task == "qa":
+            assert one.answer == two.answer
+            differences.append(abs(one.score - two.score))
+        else:
+            differences.append((one.scores - two.scores).abs().mean().item())
+    assert sum(differences) / len(differences) < 0.05
+
+
+def test_the_labels_are_those_of_all_files(place, tmp_path):
+    other = write(tmp_path / "other", [{"text": "Oui.", "label": "autre"}])
+    arguments = (*inputs(place, "sentiment"), "--dev", other, "--out", tmp_path / "out", "--steps", "1", *SETTINGS)
+    assert command(*arguments).returncode == 0
+    assert load_model(tmp_path / "out" / "model.safetensors").labels == ("autre", "neg", "pos")
+
+
+def test_the_labels_and_their_order_are_the_teachers(place, tmp_path):
+    torch.manual_seed(0)
+    save_model(SequenceClassifier(CONFIG, 3, ("pos", "autre", "neg")), tmp_path / "teacher.safetensors")
+    settings = ("--teacher", tmp_path / "teacher.safetensors", "--steps", "1", *SETTINGS)
+    result = command(*inputs(place, "sentiment"), "--out", tmp_path / "out", *settings)
+    assert result.returncode == 0, result.stderr
+    assert load_model(tmp_path / "out" / "model.safetensors").labels == ("pos", "autre", "neg")
+
+
+# ---- the plan --------------------------------------------------------------------------------------------------
+
+
+def options(**values):
+    return Options(**dict(model="m", train=("t",), dev=("d",), out="o") | values)
+
+
+def test_the_plan():
+    lengths = [10] * 40
+    epochs = plan(lengths, options(step_tokens=100, epochs=3), random.Random(0))
+    assert [len(batches) for batches in epochs] == [4, 4, 4]
+    assert epochs[0] != epochs[1]
+    for steps, expected in ((9, [4, 4, 1]), (8, [4, 4]), (1, [1])):
+        epochs = plan(lengths, options(step_tokens=100, steps=steps), random.Random(0))
+        assert [len(batches) for batches in epochs] == expected
+
+
+def test_a_plan_without_anything_to_learn_ends(monkeypatch):
+    """As of questions whose offsets are all wrong."""
+    calls = []
+
+    def counted(*arguments):
+        calls.append(arguments)
+        assert len(calls) < 100, "it goes on for ever"
+        return budget_batches(*arguments)
+
+    monkeypatch.setattr(module, "budget_batches", counted)
+    with contextlib.suppress(DataError):
+        plan([], options(steps=5), random.Random(0))
+
+
+def test_nothing_to_learn_is_a_sentence(place, tmp_path):
+    values = examples_of("qa", 0, 3)
+    for value in values:
+        value["answers"][0] = {"text": "ailleurs", "answer_start": 0}
+    train = write(tmp_path / "t", values)
+    arguments = [train if argument == place / "qa.train" else argument for argument in inputs(place, "qa")]
+    result = command(*arguments, "--out", tmp_path / "out", *SETTINGS)
+    assert result.returncode == 2
+    assert "--steps must be" not in result.stderr  # nobody gave --steps
+    assert str(train) in result.stderr or "--train" in result.stderr
+
+
+# ---- what is wrong ---------------------------------------------------------------------------------------------
+
+WRONG = {
+    "no task": ([], "Name a task"),
+    "no such task": (["parsing"], "Name a task"),
+    "no model": (["sentiment", "--train", "{train}", "--dev", "{dev}", "--out", "{out}"], "--model is missing"),
+    "no out": (["sentiment", "--model", "{model}", "--train", "{train}", "--dev", "{dev}"], "--out is missing"),
+    "no dev": (["sentiment", "--model", "{model}", "--train", "{train}", "--out", "{out}"], "--dev names"),
+    "a missing file": (["{all}", "--train", "{out}/none"], "There is no file"),
+    "a missing model": (["{all}", "--model", "{out}/none"], "none"),
+    "a text for a model": (["{all}", "--model", "{train}"], "sentiment.train"),
+    "another task's file": (["{all}", "--dev", "{place}/qa.dev"], "has no"),
+    "a teacher of another task": (["{all}", "--teacher", "{model}"], "MaskedLM"),
+    "a teacher without the labels": (["{all}", "--teacher", "{teacher}"], "label 'neg', which the model does not know"),
+    "a missing teacher": (["{all}", "--teacher", "{out}/none"], "none"),
+    "the same seed twice": (["{all}", "--seeds", "1", "1"], "--seeds has the same seed twice"),
+    "too long": (["{all}", "--max-length", "65"], "at most 64 tokens"),
+    "a weight above 1": (["{all}", "--soft-weight", "1.5"], "--soft-weight must be"),
+    "another tokenizer": (["{all}", "--tokenizer", "{place}/lm.safetensors"], "not a SentencePiece model"),
+    "a temperature of 0": (["{all}", "--temperature", "0"], "--temperature must be"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_a_sentence(place, tmp_path, name):
+    torch.manual_seed(0)
+    save_model(SequenceClassifier(CONFIG, 2, ("pos", "x")), tmp_path / "teacher.safetensors")
+    names = {
+        "place": place, "model": place / "lm.safetensors", "train": place / "sentiment.train",
+        "dev": place / "sentiment.dev", "out": tmp_path / "out", "teacher": tmp_path / "teacher.safetensors",
+    }  # fmt: skip
+    given, words = WRONG[name]
+    arguments = [argument.format(**names) for argument in given if argument != "{all}"]
+    if "{all}" in given:
+        arguments = [*inputs(place, "sentiment"), "--out", tmp_path / "out", "--steps", "1", *SETTINGS, *arguments]
+    result = command(*arguments)
+    assert result.returncode == 2, result.stderr
+    assert words in result.stderr and "Traceback" not in result.stderr, result.stderr
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_a_loss_that_is_no_number_is_a_sentence(place, tmp_path):
+    settings = (*SETTINGS, "--lr", "1e30", "--clip", "1e30", "--steps", "20", "--log-every", "1", "--warmup", "0")
+    result = command(*inputs(place, "sentiment"), "--out", tmp_path / "out", *settings)
+    assert result.returncode not in (0, None)
+    assert "is no number" in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_result_is_not_overwritten(place, learnt):
+    folder = learnt("sentiment")
+    before = sha256(folder / "model.safetensors"), sha256(folder / "results.json")
+    result = command(*inputs(place, "sentiment"), "--out", folder, *SETTINGS, "--epochs", "1")
+    assert result.returncode == 2 and str(folder) in result.stderr and "Choose another --out" in result.stderr
+    assert before == (sha256(folder / "model.safetensors"), sha256(folder / "results.json"))
+
+
+def test_seeds_are_added_to_a_result(place, tmp_path):
+    arguments = (*inputs(place, "sentiment"), "--out", tmp_path / "out", *SETTINGS, "--steps", "3")
+    assert command(*arguments, "--seeds", "5").returncode == 0
+    first = results(tmp_path / "out")["runs"]
+    result = command(*arguments, "--seeds", "5", "6")
+    assert result.returncode == 0 and "has the results of 1 seed already" in result.stdout
+    assert "seed 5  epoch" not in result.stdout and "seed 6  epoch" in result.stdout
+    found = results(tmp_path / "out")
+    assert found["seeds"] == [5, 6] and found["runs"][:1] == first and len(found["runs"]) == 2
+    assert command(*arguments, "--seeds", "6", "5").returncode == 2

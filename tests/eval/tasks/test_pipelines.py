@@ -1,0 +1,210 @@
+"""What our models say of real texts is what transformers says: its pipelines, and for questions its model.
+
+A model of transformers on the mini CamemBERT, with a head drawn at random, is fine-tuned as far as such a comparison
+sees. It is opened by us; then ours is exported, and opened by transformers.
+"""
+
+import random
+from collections import Counter
+
+import pytest
+import torch
+import transformers
+
+from data import Tokenizer
+from data.features import trim_answer
+from data.tasks import TextExample, read_task
+from eval.tasks.batching import TaskSettings, infer
+from eval.tasks.evaluate import predict
+from eval.tasks.ner import NerTask, entities_in
+from eval.tasks.qa import QaTask
+from eval.tasks.sequences import SequenceTask
+from model.checkpoints.export import export_huggingface
+from model.checkpoints.load import load_checkpoint
+from model.training.device import Runtime
+from tests.helpers import MINI, REAL_TOKENIZER, SHARED, needs, transformers_tokenizer
+
+DATA = SHARED / "data"
+TWEETS, XNLI = DATA / "sentiment/xlm-t_french/test_text.txt", DATA / "nli/xnli.fr.dev.tsv"
+WIKINEURAL, PIAF = DATA / "ner/wikineural.fr.val.conllu", DATA / "qa/piaf-v1.0.json"
+pytestmark = needs(MINI, REAL_TOKENIZER, TWEETS, XNLI, WIKINEURAL, PIAF)
+COUNT, EXPORTED_COUNT = 500, 100  # items; of the model that we exported, fewer
+TOLERANCE = 1e-4
+MACHINE = Runtime(torch.device("cpu"))
+STARS = ["1 star", "2 stars", "3 stars", "4 stars", "5 stars"]
+RELATIONS = ["entailment", "neutral", "contradiction"]
+TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC", "B-ORG", "I-ORG", "I-MISC"]
+TASK_CLASSES = {
+    "sentiment": (transformers.AutoModelForSequenceClassification, STARS),
+    "nli": (transformers.AutoModelForSequenceClassification, RELATIONS),
+    "ner": (transformers.AutoModelForTokenClassification, TAGS),
+    "qa": (transformers.AutoModelForQuestionAnswering, None),
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer(REAL_TOKENIZER)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Of each task, where save_pretrained put a model of transformers, and where we exported what we read of that."""
+    tokenizer = transformers_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+    found = {}
+    for name, (kind, labels) in TASK_CLASSES.items():
+        names = {} if labels is None else {"id2label": dict(enumerate(labels)), "num_labels": len(labels)}
+        model = kind.from_pretrained(MINI, num_hidden_layers=3, **names).eval()  # half of its layers, for time
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for key, parameter in model.named_parameters():
+                if "roberta" not in key:
+                    size = 3 * parameter.shape[-1] ** -0.5 if parameter.ndim == 2 else 0.1
+                    parameter.copy_(size * torch.randn(parameter.shape, generator=generator))
+            if name == "sentiment":  # so that no label has nearly all tweets
+                tweets = [example.text for example in sample("sentiment", TWEETS, 40)]
+                model.classifier.out_proj.bias -= torch.cat(
+                    [model(**tokenizer(t, return_tensors="pt")).logits for t in tweets]
+                ).mean(dim=0)
+        folder = tmp_path_factory.mktemp(name)
+        model.save_pretrained(folder / "theirs")
+        tokenizer.save_pretrained(folder / "theirs")
+        ours = load_checkpoint(folder / "theirs", lambda line: None)
+        export_huggingface(ours, folder / "exported", REAL_TOKENIZER, "")
+        found[name] = folder / "theirs", folder / "exported"
+    return found
+
+
+def sample(task: str, path, count: int = COUNT):
+    return random.Random(0).sample(read_task(task, [path], lambda sentence: None), count)
+
+
+def pipeline(task: str, folder):
+    return transformers.pipeline(task, model=str(folder), device="cpu")
+
+
+def predictions(folder, task, examples):
+    return predict(load_checkpoint(folder, lambda line: None), task, examples, MACHINE, 4096)
+
+
+def check_scores(ours, theirs, labels):
+    """A list of {label, score} for each text."""
+    assert len(ours) == len(theirs)
+    for prediction, found in zip(ours, theirs):
+        scores = {one["label"]: one["score"] for one in found}
+        assert scores.keys() == set(labels)
+        assert all(abs(scores[label] - score) < TOLERANCE for label, score in zip(labels, prediction.scores.tolist()))
+        assert prediction.label == found[0]["label"]  # the first is the best
+
+
+def is_spread(names) -> bool:
+    """Whether no class has nearly everything, so that the comparison says something."""
+    counts = Counter(names)
+    return len(counts) > 1 and counts.most_common(1)[0][1] < 0.9 * counts.total()
+
+
+def test_sentiment_of_tweets(folders, tokenizer):
+    examples = sample("sentiment", TWEETS)
+    task = SequenceTask(TaskSettings(tokenizer, 512), STARS)
+    ours = predictions(folders["sentiment"][0], task, examples)
+    assert is_spread(prediction.label for prediction in ours)
+    for folder, count in zip(folders["sentiment"], (COUNT, EXPORTED_COUNT)):
+        check_scores(
+            ours[:count],
+            pipeline("text-classification", folder)([e.text for e in examples[:count]], top_k=None),
+            STARS,
+        )
+
+
+def test_inference_on_pairs(folders, tokenizer):
+    examples = sample("nli", XNLI)
+    ours = predictions(folders["nli"][0], SequenceTask(TaskSettings(tokenizer, 512), RELATIONS), examples)
+    assert is_spread(prediction.label for prediction in ours)
+    for folder, count in zip(folders["nli"], (COUNT, EXPORTED_COUNT)):
+        pairs = [{"text": example.premise, "text_pair": example.hypothesis} for example in examples[:count]]
+        check_scores(ours[:count], pipeline("text-classification", folder)(pairs, top_k=None), RELATIONS)
+
+
+def test_long_texts_are_cut_alike(folders, tokenizer):
+    tweets = [example.text for example in sample("sentiment", TWEETS)]
+    texts = [" ".join(tweets[start : start + 40]) for start in range(0, 120, 40)]
+    ours = predictions(
+        folders["sentiment"][0], SequenceTask(TaskSettings(tokenizer, 128), STARS), [TextExample(text, "") for text in texts]
+    )
+    options = {"truncation": True, "max_length": 128}
+    check_scores(ours, pipeline("text-classification", folders["sentiment"][0])(texts, top_k=None, **options), STARS)
+
+
+def test_entities_of_sentences(folders, tokenizer):
+    """Type, score, and the characters: both leave the space before an entity out."""
+    texts = [" ".join(example.words) for example in sample("ner", WIKINEURAL)]
+    task = NerTask(TaskSettings(tokenizer, 512), TAGS)
+    ours = predictions(folders["ner"][0], task, [TextExample(text, "") for text in texts])
+    entities = [entities_in(prediction, TAGS) for prediction in ours]
+    assert is_spread(entity.type for found in entities for entity in found)
+    assert sum(map(len, entities)) > COUNT
+    for folder, count in zip(folders["ner"], (COUNT, EXPORTED_COUNT)):
+        theirs = pipeline("token-classification", folder)(texts[:count], aggregation_strategy="simple")
+        unsettled = 0
+        for prediction, actual, expected in zip(ours[:count], entities[:count], theirs, strict=True):
+            best, second = prediction.scores.topk(2).values.T
+            if (best - second).min() < 1e-5:  # rounding decides which tag is best
+                unsettled += 1
+                continue
+            places = [(one["entity_group"], one["start"], one["end"]) for one in expected]
+            assert [(entity.type, entity.start, entity.end) for entity in actual] == places
+            assert all(abs(a.score - one["score"]) < TOLERANCE for a, one in zip(actual, expected))
+        assert unsettled <= count / 50
+
+
+def best_answer(starts, ends, offsets, most: int) -> tuple[float, int, int]:
+    """Straight from the logits of a window's context: the best sum, its first character, one past its last."""
+    count = len(starts)
+    sums = starts[:, None] + ends[None, :]
+    lengths = torch.arange(count)[None, :] - torch.arange(count)[:, None] + 1
+    sums[(lengths < 1) | (lengths > most)] = -torch.inf
+    first, last = divmod(sums.argmax().item(), count)
+    return sums.max().item(), offsets[first][0], offsets[last][1]
+
+
+@torch.no_grad()
+def test_answers_to_questions(folders, tokenizer):
+    """transformers 5 has no pipeline for it: its tokenizer's windows, its model's logits, the best span of all."""
+    examples = [example._replace(context=example.context[:300]) for example in sample("qa", PIAF)]  # for time
+    most, stride, longest = 80, 16, 20  # more than twice the longest question: ours would cut it
+    for folder, count in zip(folders["qa"], (COUNT, EXPORTED_COUNT)):
+        theirs = transformers.AutoModelForQuestionAnswering.from_pretrained(folder).eval()
+        their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        task = QaTask(TaskSettings(tokenizer, most, doc_stride=stride, max_answer=longest))
+        items = task.encode(examples[:count], lambda line: None)
+        outputs = infer(load_checkpoint(folders["qa"][0], lambda line: None), [i.ids for i in items], MACHINE)
+        answers = task.decode(outputs, items, examples[:count])
+        encoded = their_tokenizer(
+            [example.question for example in examples[:count]], [example.context for example in examples[:count]],
+            truncation="only_second", max_length=most, stride=stride, return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )  # fmt: skip
+        assert len(encoded["input_ids"]) == len(items) > 1.5 * count
+        best = {}
+        order = sorted(range(len(items)), key=lambda place: len(items[place].ids))
+        for begin in range(0, len(order), 16):
+            places = order[begin : begin + 16]
+            batch = their_tokenizer.pad({"input_ids": [encoded["input_ids"][i] for i in places]}, return_tensors="pt")
+            result = theirs(**batch)
+            for row, place in enumerate(places):
+                item, output = items[place], outputs[place]
+                assert item.ids == encoded["input_ids"][place]
+                assert item.example == encoded["overflow_to_sample_mapping"][place]
+                length = len(item.ids)
+                assert (output[:, 0] - result.start_logits[row, :length]).abs().max() < TOLERANCE
+                assert (output[:, 1] - result.end_logits[row, :length]).abs().max() < TOLERANCE
+                context = [i for i, part in enumerate(encoded.sequence_ids(place)) if part == 1]
+                offsets = [encoded["offset_mapping"][place][i] for i in context]
+                starts, ends = result.start_logits[row, context], result.end_logits[row, context]
+                found = best_answer(starts, ends, offsets, longest)
+                best[item.example] = max(best.get(item.example, found), found)
+        for number, answer in enumerate(answers):
+            context = examples[number].context
+            start, end = trim_answer(context, *best[number][1:])
+            assert (answer.answer, answer.start, answer.end) == (context[start:end], start, end)
+        assert len({answer.start for answer in answers}) > count / 10

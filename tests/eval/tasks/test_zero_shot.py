@@ -1,0 +1,188 @@
+"""Equation (15): by hand, beside transformers' pipeline, and as the command."""
+
+import io
+import json
+import math
+import shlex
+import shutil
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers
+
+import eval.tasks.zero_shot as module
+from data import demo
+from data.tokenizer import FILE_NAME
+from eval.tasks.zero_shot import Options, ZeroShot, candidate_scores
+from model import EncoderConfig, SequenceClassifier, save_model
+from model.checkpoints.export import export_huggingface
+from model.checkpoints.native import sha256
+from tests.helpers import run_command
+
+pytestmark = pytest.mark.filterwarnings("ignore:'eval")
+CONFIG = EncoderConfig(2, 32, 2, 32, 1005, max_positions=130)
+RELATIONS = ("contradiction", "entailment", "neutral")
+TEXTS = ["Le film est long.", "Elle habite à Brest, et elle aime la mer.", "", "Quel joli 🎬 !", "Oui."]
+CANDIDATES = ["cinéma", "voyage", "la vie à Brest"]
+TEMPLATE = "Ce texte parle de {}."
+
+
+def save(folder, labels=RELATIONS):
+    """A random inference model that is rather sure of itself."""
+    torch.manual_seed(1)
+    model = SequenceClassifier(CONFIG, len(labels), labels).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    shutil.copyfile(demo.FOLDER / FILE_NAME, folder / FILE_NAME)
+    save_model(model, folder / "nli.safetensors")
+    return model
+
+
+@pytest.fixture
+def path(tmp_path):
+    save(tmp_path)
+    return tmp_path / "nli.safetensors"
+
+
+def command(*arguments):
+    return run_command("-m eval", "zero-shot", *arguments, "--device", "cpu", "--precision", "fp32")
+
+
+def options(path, **settings):
+    return Options(model=str(path), labels=tuple(CANDIDATES), device="cpu", precision="fp32", **settings)
+
+
+# ---- equation (15) ---------------------------------------------------------------------------------------------
+
+
+def test_by_hand():
+    logits = torch.tensor([[0.0, 1.0, 2.0], [5.0, 2.0, -1.0]])
+    e = math.exp
+    assert candidate_scores(logits, 1).tolist() == pytest.approx([e(1) / (e(1) + e(2)), e(2) / (e(1) + e(2))])
+    one, two = e(1) / (1 + e(1) + e(2)), e(2) / (e(5) + e(2) + e(-1))
+    assert candidate_scores(logits, 1, printed=True).tolist() == pytest.approx(
+        [e(one) / (e(one) + e(two)), e(two) / (e(one) + e(two))]
+    )
+
+
+def test_as_printed_all_is_nearly_equal():
+    """Why the released models take logits: of two candidates, none can have more than e / (e + 1)."""
+    sure = torch.tensor([[-50.0, 50.0, -50.0], [50.0, -50.0, 0.0]])
+    assert candidate_scores(sure, 1, printed=True)[0].item() == pytest.approx(math.e / (math.e + 1))
+    assert candidate_scores(sure, 1)[0].item() == pytest.approx(1)
+
+
+# ---- beside transformers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("labels", [RELATIONS, ("entailment", "neutral", "contradiction"), ("No", "Entailment")])
+def test_scores_are_transformers(tmp_path, labels, monkeypatch):
+    monkeypatch.setattr(module, "WINDOW", 2)
+    model = save(tmp_path, labels)
+    export_huggingface(model, tmp_path / "theirs", demo.FOLDER / FILE_NAME)
+    pipeline = transformers.pipeline("zero-shot-classification", model=str(tmp_path / "theirs"), device="cpu")
+    texts = [text for text in TEXTS if text]  # the pipeline refuses an empty one
+    for ours in (tmp_path / "nli.safetensors", tmp_path / "theirs"):
+        scores = ZeroShot(options(ours)).scores(texts)
+        assert scores.shape == (len(texts), len(CANDIDATES)) and len(scores.argmax(dim=-1).unique()) > 1
+        for row, theirs in zip(scores, pipeline(texts, CANDIDATES, hypothesis_template=TEMPLATE)):
+            expected = dict(zip(theirs["labels"], theirs["scores"]))
+            assert row.tolist() == pytest.approx([expected[name] for name in CANDIDATES], abs=1e-5)
+
+
+# ---- the command: lines ----------------------------------------------------------------------------------------
+
+
+def test_lines(path, tmp_path, monkeypatch):
+    file = tmp_path / "texts"
+    file.write_text("\n".join([*TEXTS, json.dumps({"text": "Non."}), '{"text": 1}', '{"text": ' + "[" * 10**5]))
+    result = command(file, "--model", path, "--labels", *CANDIDATES)
+    assert result.returncode == 0
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line["line"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    scores = ZeroShot(options(path)).scores([*TEXTS, "Non."])
+    for line, row in zip(lines, scores):
+        assert list(line["scores"]) == CANDIDATES and line["label"] == CANDIDATES[row.argmax()]
+        assert list(line["scores"].values()) == pytest.approx(row.tolist(), abs=2e-6)
+    assert "line 7 is left out" in result.stderr and "line 8 is left out: its JSON is nested" in result.stderr
+    assert result.stderr.endswith("2 of 8 lines were left out.\n")
+    for name in ((), ("-",)):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(file.read_bytes())))
+        assert command(*name, "--model", path, "--labels", *CANDIDATES).stdout == result.stdout
+    printed = command(file, "--model", path, "--labels", *CANDIDATES, "--printed")
+    first = json.loads(printed.stdout.splitlines()[0])["scores"]
+    assert list(first.values()) == pytest.approx(
+        ZeroShot(options(path, printed=True)).scores(TEXTS[:1])[0].tolist(), abs=2e-6
+    )
+    assert max(first.values()) < math.e / (math.e + 2) and first != lines[0]["scores"]
+
+
+def test_a_long_text_keeps_its_hypothesis(path, tmp_path):
+    file = tmp_path / "texts"
+    file.write_text("Le film est long. " * 5000)
+    result = command(file, "--model", path, "--labels", *CANDIDATES)
+    assert result.returncode == 0 and "longer than 128 tokens and were cut" in result.stderr
+    assert len(set(json.loads(result.stdout)["scores"].values())) == 3
+
+
+# ---- the command: --test ---------------------------------------------------------------------------------------
+
+
+def test_measured(path, tmp_path):
+    test = tmp_path / "test.jsonl"
+    texts = TEXTS * 3
+    guesses = [CANDIDATES[i] for i in ZeroShot(options(path)).scores(texts).argmax(dim=-1)]
+    gold = [CANDIDATES[i % 3] for i in range(len(texts))]
+    right = sum(a == b for a, b in zip(guesses, gold)) / len(gold)
+    names = dict(zip(CANDIDATES, "210"))
+    for given, called in (((), dict(zip(CANDIDATES, CANDIDATES))), (("--names", *"210"), names)):
+        test.write_text("".join(json.dumps({"text": t, "label": called[g]}) + "\n" for t, g in zip(texts, gold)))
+        out = tmp_path / f"{len(given)}.json"
+        result = command("--model", path, "--labels", *CANDIDATES, "--test", test, "--out", out, "--seed", 3, *given)
+        assert result.returncode == 0, result.stderr
+        written = json.loads(out.read_text())
+        assert written["figures"]["accuracy"]["value"] == pytest.approx(right)
+        assert list(written["figures"]["by_label"]) == list(called.values())
+        assert written["files"] == {str(test): sha256(test)} and written["seeds"] == [3]
+        words = shlex.split(written["command"])
+        assert words[:4] == ["python", "-m", "eval", "zero-shot"] and CANDIDATES[2] in words
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--labels", "a", "b"], "--model names"),
+        (["--model", "MODEL"], "two different candidates"),
+        (["--model", "MODEL", "--labels", "a"], "two different candidates"),
+        (["--model", "MODEL", "--labels", "a", "a"], "two different candidates"),
+        (["--model", "MODEL", "--labels", "a", ""], "--labels is empty"),
+        (["--model", "MODEL", "--labels", "a", "b\udcff"], "must be UTF-8"),
+        (["--model", "MODEL", "--labels", "a", "b", "--template", "Oui."], "must have {} in it, once"),
+        (["--model", "MODEL", "--labels", "a", "b", "--template", "{} {}"], "must have {} in it, once"),
+        (["--model", "MODEL", "--labels", "a", "b", "--names", "0"], "as many names"),
+        (["--model", "MODEL", "--labels", "a", "b", "--names", "0", "1"], "go with --test"),
+        (["--model", "MODEL", "--labels", "a", "b", "--out", "x.json"], "go with --test"),
+        (["--model", "MODEL", "--labels", "a", "b", "--test", "T", "--names", "0", "0"], "same name twice"),
+        (["--model", "MODEL", "--labels", "a", "b", "--test", "TEST"], "has the label '0', which is none of a, b"),
+        (["--model", "MODEL", "--labels", "0", "b", "--test", "TEST", "--out", "/proc/x/y"], "cannot be written"),
+        (["--model", "MODEL", "--labels", "0", "b", "--test", "TEST", "--out", "tests"], "tests is a folder"),
+        (["FILE", "--model", "MODEL", "--labels", "a", "b", "--test", "TEST"], "leave FILE out"),
+        (["/none", "--model", "MODEL", "--labels", "a", "b"], "/none cannot be read"),
+    ],
+)
+def test_what_cannot_be(path, tmp_path, arguments, sentence):
+    (tmp_path / "t.jsonl").write_text('{"text": "a", "label": "0"}\n')
+    there = {"MODEL": path, "TEST": tmp_path / "t.jsonl"}
+    result = command(*(there.get(argument, argument) for argument in arguments))
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.startswith("python -m eval: ") and sentence in result.stderr
+
+
+def test_a_model_that_knows_no_entailment(tmp_path):
+    save(tmp_path, ("0", "1"))
+    (tmp_path / "texts").write_text("a\n")
+    result = command(tmp_path / "texts", "--model", tmp_path / "nli.safetensors", "--labels", "a", "b")
+    assert result.returncode == 2 and "is entailment: it has 0, 1" in result.stderr
