@@ -2,7 +2,8 @@
 
 python train.py
     a demo without any input, about a minute on two cores
-python train.py --teacher camembert-base --corpus texts/ --steps 100000 --accumulate 16 --out runs/distilcamembert
+python train.py --teacher camembert-base --corpus texts/ --steps 100000 --accumulate 16 \\
+                --out runs/distilcamembert
     the real model. A large corpus is best prepared beforehand with python -m data.prepare
 python train.py --teacher none --tokenizer sentencepiece.bpe.model --corpus texts/
     masked LM without a teacher: the baseline without distillation
@@ -30,16 +31,7 @@ from data.cli import check, check_bounds, dashed, option, parse_options, run_com
 from data.corpus.shuffle import key_of
 from data.masking import CHOSEN, STRATEGIES, Masking
 from eval.validation import validate
-from losses import (
-    CHUNK_BYTES,
-    DIRECTIONS,
-    IGNORE_INDEX,
-    WEIGHTS,
-    DistillationLoss,
-    LossSettings,
-    fused_distillation_loss,
-    mlm_loss,
-)
+from losses import DIRECTIONS, IGNORE_INDEX, DistillationLoss, LossSettings, fused_distillation_loss, mlm_loss
 from model import EncoderConfig, MaskedLM, ModelError, choose_layers, initialise_student, save_model
 from model.checkpoints.load import check_vocabulary, load_checkpoint, load_teacher, load_tokenizer
 from model.checkpoints.native import PRECISIONS, fingerprint, versions
@@ -50,12 +42,14 @@ from model.training.device import (
     choose_device,
     choose_precision,
     peak_tokens_per_second,
+    prepare_models,
     training_flops,
 )
 from model.training.distributed import SINGLE, Stop, World, join_world
 from model.training.optim import learning_rate, make_optimiser, optimiser_step
-from model.training.state import Diverged, PendingLosses, TrainState
+from model.training.state import Diverged, PendingLosses
 
+DEFAULTS = LossSettings()
 COMPILE_STEPS = 1000  # shorter runs end before compilation has paid off
 VALIDATION_BLOCKS = 256  # at most
 SIZES = ("num_layers", "hidden_size", "num_heads", "intermediate_size")  # options for --teacher none
@@ -72,37 +66,31 @@ class Options:
     """Every option of a run with its default. Stored with the student."""
 
     teacher: str = option(
-        "demo",
-        "model to distil: a file or folder, this project's or Hugging Face's; demo; or none for masked LM alone",
-        "input and output",
-        metavar="PATH",
+        "demo", "model file or folder to distil; demo; or none: masked LM alone", "input and output", metavar="PATH"
     )
-    tokenizer: str | None = option(
-        None, "SentencePiece model or its folder (default: beside the teacher)", metavar="PATH"
-    )
-    corpus: tuple[str, ...] = option(
-        ("demo",), "folder written by data.prepare; or text, which is prepared first", nargs="+", metavar="PATH"
-    )
-    cache: str = option("runs/corpora", "folder for corpora that this command prepares", metavar="FOLDER")
+    tokenizer: str | None = option(None, "SentencePiece model (default: beside the teacher)", metavar="PATH")
+    corpus: tuple[str, ...] = option(("demo",), "folder from data.prepare, or text", nargs="+", metavar="PATH")
+    cache: str = option("runs/corpora", "folder where text given as --corpus is prepared", metavar="FOLDER")
     out: str = option("runs/student", "folder for the student, metrics.jsonl and checkpoints", metavar="FOLDER")
-    student: str | None = option(
-        None, "masked LM that the student starts from (default: --layers of the teacher)", metavar="PATH"
-    )
 
+    student: str | None = option(
+        None, "masked LM to start from (default: --layers of the teacher)", "student and loss", metavar="PATH"
+    )
     layers: tuple[str, ...] = option(
         ("alternate",),
-        "teacher layers that the student starts from: alternate (0, 2, 4, …), distilbert (0, 2, 4, 7, 9, 11), or indices",
-        "student and loss",
+        "teacher layers to copy: alternate (0, 2, …), distilbert (0, 2, 4, 7, 9, 11), indices",
         nargs="+",
     )
-    direction: str = option(
-        DIRECTIONS[0], "of the KL divergence of equation (10), as printed D_KL(student || teacher)", choices=DIRECTIONS
-    )
-    temperature: float = option(1.0, "of the softmaxes of equation (10)", above=0)
-    weights: tuple[float, ...] = option(
-        WEIGHTS, "of the losses in equation (13)", nargs=3, type=float, metavar=("SOFT", "COS", "MLM"), least=0
-    )
     dropout: float | None = option(None, "of the student (default: the teacher's)", type=float, least=0, below=1)
+    direction: str = option(
+        DEFAULTS.direction,
+        "of the KL divergence of equation (10), as printed D_KL(student || teacher)",
+        choices=DIRECTIONS,
+    )
+    temperature: float = option(DEFAULTS.temperature, "of the softmaxes of equation (10)", above=0)
+    weights: tuple[float, ...] = option(
+        DEFAULTS.weights, "of the losses in equation (13)", nargs=3, type=float, metavar=("SOFT", "COS", "MLM"), least=0
+    )
 
     steps: int = option(300, "optimiser steps", "optimisation", least=1, most=10**9)
     batch_size: int = option(8, "blocks per micro-batch", least=1, most=10**6)
@@ -110,9 +98,7 @@ class Options:
     block_size: int = option(128, "tokens per block", least=3, most=10**5)
     within_documents: bool = option(False, "let no block cross a document boundary; the rest of a document is unused")
     masking: str = option(
-        STRATEGIES[0],
-        "mask tokens, whole words, or rare tokens more often (as DistilBERT's script)",
-        choices=STRATEGIES,
+        STRATEGIES[0], "what is masked: single tokens, whole words, or rare tokens more often", choices=STRATEGIES
     )
     lr: float = option(5e-4, "peak learning rate", above=0, most=1e30)
     warmup: float = option(0.05, "warm-up fraction; the learning rate then decays linearly", least=0, most=1)
@@ -127,23 +113,21 @@ class Options:
     compile: str = option(
         "auto", f"torch.compile; auto: for runs of at least {COMPILE_STEPS:,} steps", choices=("auto", "on", "off")
     )
-    chunk_mb: int = option(CHUNK_BYTES >> 20, "memory for the loss's logits, in MiB", least=1, most=10**6)
+    chunk_mb: int = option(DEFAULTS.chunk_bytes >> 20, "memory for the loss's logits, in MiB", least=1, most=10**6)
 
     log_every: int = option(10, "steps between progress lines", "checkpoints and logging", least=1)
     eval_every: int = option(0, "steps between validations, 0: only at the end", least=0)
     checkpoint_every: int = option(1000, "steps between checkpoints, 0: only when the run is stopped", least=0)
     keep: int = option(2, "checkpoints to keep", least=1)
     resume: bool = option(True, "resume the run in --out if its options are the same")
-    max_hours: float | None = option(
-        None, "save a checkpoint and exit after this time; the same command resumes", type=float, above=0
-    )
+    max_hours: float | None = option(None, "save a checkpoint and exit after this time", type=float, above=0)
     max_skipped: int = option(20, "steps in a row with a non-finite gradient before the run gives up", least=1)
     tensorboard: bool = option(False, "also log to TensorBoard (needs tensorboard)")
 
     num_layers: int | None = option(
         None,
         "layers",
-        "student size, only with --teacher none (default: DistilCamemBERT's)",
+        "student size, for --teacher none only (default: DistilCamemBERT's)",
         type=int,
         least=1,
         most=1000,
@@ -175,17 +159,6 @@ def make_student(options: Options, teacher: MaskedLM | None, vocab_size: int) ->
     sizes = {name: getattr(options, name) for name in (*SIZES, "dropout") if getattr(options, name) is not None}
     default = asdict(EncoderConfig.distilcamembert()) if options.tokenizer else demo.STUDENT
     return MaskedLM(EncoderConfig(**{**default, "vocab_size": vocab_size, **sizes})), "random initial values"
-
-
-def prepare_models(student: MaskedLM, teacher: MaskedLM | None, runtime: Runtime) -> None:
-    """Casts the teacher's matrices to the run's precision once, which autocast would do at every step; compiles."""
-    if teacher:
-        runtime.cast_linears(teacher)
-        teacher.encoder.embeddings.word.to(PRECISIONS[runtime.precision])  # also the decoder
-    if runtime.compiled:
-        on_cpu = runtime.device.type == "cpu"  # there PyTorch's own generator keeps dropout the same as uncompiled
-        for model in filter(None, (student, teacher)):
-            model.encoder.compile(dynamic=False, options={"fallback_random": on_cpu})
 
 
 # ---- the distillation step -------------------------------------------------------------------------------------
@@ -295,7 +268,7 @@ def run(options: Options, world: World, device: torch.device) -> int:
     # ---- teacher and student
     is_demo = options.teacher == "demo" or (options.teacher == "none" and options.corpus == ("demo",))
     teacher_path = {"none": None, "demo": demo.TEACHER}.get(options.teacher, options.teacher)
-    tokenizer = load_tokenizer(options.tokenizer or (demo.FOLDER if is_demo else None), teacher_path)
+    tokenizer = load_tokenizer(options.tokenizer or (is_demo and demo.FOLDER), teacher_path)
     run_state.check_no_other_tokenizer(out, tokenizer)
     teacher = load_teacher(teacher_path, MaskedLM, device) if teacher_path else None
     student, start = make_student(options, teacher, len(tokenizer))
@@ -305,13 +278,8 @@ def run(options: Options, world: World, device: torch.device) -> int:
         check(options.block_size <= longest, f"--block-size {options.block_size} exceeds the model's {longest} tokens.")
     log.print_models(options.teacher, teacher and teacher.config, student.config, start)
     log.print_loss(options.weights if teacher else None, options.direction, options.temperature)
-    tokens = options.batch_size * options.accumulate * options.block_size
-    ranks = f", {world.size} ranks" if world.size > 1 else ""
-    print(
-        f"run       {steps} steps of {tokens:,} tokens on {device}, {runtime.precision}, torch {torch.__version__}{ranks}"
-    )
-    if options.corpus == ("demo",):
-        print("note      the corpus is a demo: sentences about a small invented world. Use --corpus for real text.")
+    blocks_per_step = options.batch_size * options.accumulate
+    log.print_run(steps, blocks_per_step * options.block_size, runtime, world.size, options.corpus == ("demo",))
 
     # ---- data
     with world.main_first():
@@ -335,24 +303,17 @@ def run(options: Options, world: World, device: torch.device) -> int:
     weights, chunk_bytes = options.weights if teacher else (0.0, 0.0, 1.0), options.chunk_mb << 20
     settings = LossSettings(options.direction, options.temperature, weights, chunk_bytes, runtime.compiled)
     distiller = Distiller(student.train(), teacher, settings, runtime).to(device)
-    optimiser = make_optimiser(distiller, options.lr, options.weight_decay)
-    scaler, state = runtime.grad_scaler(), TrainState()
-    if checkpoint := run_state.newest(out, log.warn):
-        values = run_state.restore(checkpoint, distiller, optimiser, scaler)
-        state = TrainState.from_json(values)
-        print(f"resumed   after step {state.step:,}, from {checkpoint.path}")
-        log.warn_if_changed(values.get("runtime", {}), runtime.to_json())
+    optimiser, scaler = make_optimiser(distiller, options.lr, options.weight_decay), runtime.grad_scaler()
+    state = run_state.resume(out, distiller, optimiser, scaler, runtime)
     prepare_models(student, teacher, runtime)
     engine = distiller
     if world.size > 1:
-        unused = not (weights[0] or weights[2])  # with the cosine loss alone, the LM head
-        engine = nn.parallel.DistributedDataParallel(distiller, find_unused_parameters=unused)
-    first_block = (state.step * options.accumulate + world.rank) * options.batch_size
-    micro_batches = training_batches(
-        blocks, masking, options.batch_size, options.seed, first_block, world.size * options.batch_size
-    )
+        engine = nn.parallel.DistributedDataParallel(distiller)
+    first, stride = state.step * blocks_per_step + world.rank * options.batch_size, world.size * options.batch_size
+    micro_batches = training_batches(blocks, masking, options.batch_size, options.seed, first, stride)
     flops = training_flops(student.config, teacher and teacher.config, options.block_size, CHOSEN)
     peak = peak_tokens_per_second(runtime, world.size, flops)
+    about = {"options": asdict(options), "runtime": runtime.to_json(), "versions": versions()}
 
     def validate_now() -> dict[str, float]:
         return validate(student, teacher, validation, settings, runtime, world)
@@ -384,7 +345,6 @@ def run(options: Options, world: World, device: torch.device) -> int:
                 pending.read_into(state, options.max_skipped, world)
                 state.add_seconds(time.monotonic() - clock)
             if logs:
-                blocks_per_step = options.batch_size * options.accumulate
                 record = log.metrics_record(state, grad_norm, lr, weights, blocks_per_step, peak)
                 if validates:
                     record["held_out"] = validate_now()
@@ -392,8 +352,7 @@ def run(options: Options, world: World, device: torch.device) -> int:
                 state.metrics_bytes = logger.log(record, state.seconds / step * (steps - step))
                 state.new_line()
             if saves and world.is_main:
-                values = {"options": asdict(options), "runtime": runtime.to_json(), "versions": versions()}
-                values |= state.to_json()
+                values = {**about, **state.to_json()}
                 saved = writer.save(step, student, *run_state.gather(distiller, optimiser, scaler, values))
             if logs or saves:
                 clock = time.monotonic()
@@ -407,10 +366,9 @@ def run(options: Options, world: World, device: torch.device) -> int:
     results = record["held_out"] if record else validate_now()  # if it was killed after the last step
     if world.is_main:
         accuracy = {**state.baseline, "student after": results["accuracy"]}
-        provenance = {"options": asdict(options), "runtime": runtime.to_json(), "versions": versions()}
-        provenance |= {"held_out_accuracy": accuracy, "held_out": results}
         run_state.copy_tokenizer(out, tokenizer)
-        save_model(student, out / run_state.STUDENT, provenance)
+        about |= {"held_out_accuracy": accuracy, "held_out": results}
+        save_model(student, out / run_state.STUDENT, about)
         log.print_summary(accuracy, results)
         log.draw_curves(out)
         log.print_next_steps(out, is_demo)

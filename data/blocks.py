@@ -1,6 +1,6 @@
 """Blocks of equal length from a prepared corpus, as RoBERTa packs them, and the micro-batches made of them.
 
-The documents are concatenated, each with </s> at its end; the stream is cut every block_size - 1 tokens, and each
+The documents are concatenated, each with </s> at its end; the stream is split every block_size - 1 tokens, and each
 piece gets <s> in front. A block may begin inside a document and continue into the next, and there is no padding.
 """
 
@@ -20,20 +20,20 @@ from .masking import Masking
 from .prepare import prepare_into_cache
 from .tokenizer import Tokenizer
 
-AHEAD = 64  # micro-batches whose order is computed at once, for little more than the cost of one
-ENDS_AT_ONCE = 1 << 16  # documents per index entry of within_documents
+AHEAD = 64  # micro-batches whose order is computed together, for little more than the cost of one
+GROUP = 1 << 16  # documents per index entry of within_documents
 
 
 class Batch(NamedTuple):
     """One micro-batch. Each tensor is (B, n)."""
 
     input_ids: Tensor  # int64, corrupted
-    labels: Tensor  # int64, the original token where one was chosen, else -100
+    labels: Tensor  # int64, the original id of each chosen token, elsewhere IGNORE_INDEX
     real: Tensor  # bool, false on padding
     has_padding: bool = True  # false: every token is real, and no attention mask is needed
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on a device; to a GPU through pinned memory, without waiting."""
+        """The batch on a device; copies to a GPU are asynchronous, from pinned memory."""
         pinned = (tensor.pin_memory() if device.type == "cuda" else tensor for tensor in self[:3])
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in pinned), self.has_padding)
 
@@ -59,11 +59,11 @@ class Blocks:
         self.within_documents = within_documents
         self.length = self.starts[-1] // (block_size - 1)
         if within_documents:
-            self.length, self.groups = 0, []  # of ENDS_AT_ONCE documents: first block, shard, first document
+            self.length, self.groups = 0, []  # for each GROUP of documents: first block, shard, first document
             for shard, ends in enumerate(self.ends):
-                for first in range(0, len(ends), ENDS_AT_ONCE):
+                for first in range(0, len(ends), GROUP):
                     self.groups.append((self.length, shard, first))
-                    self.length += int(self._blocks_of(shard, first).sum())
+                    self.length += int(self._count_blocks(shard, first).sum())
 
     def _map(self, name: str, dtype: numpy.dtype, count: int) -> numpy.ndarray:
         path = self.folder / name
@@ -72,25 +72,27 @@ class Blocks:
                 return numpy.memmap(path, dtype, mode="r") if count else numpy.empty(0, dtype)
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}. Prepare the corpus again.") from None
-        raise DataError(f"{path} does not have the size given in {MANIFEST}. Copy it again, or prepare the corpus again.")
+        raise DataError(f"{path} does not have the size given in {MANIFEST}. Copy or prepare the corpus again.")
 
     def __len__(self) -> int:
         return self.length
 
     def hashes(self) -> list[str]:
-        """Of all shards of the corpus: they identify it."""
+        """The sha256 of every shard of both parts, which identify the corpus."""
         return [shard["sha256"] for part in self.manifest["shards"].values() for shard in part]
 
     def read(self, numbers: numpy.ndarray) -> Tensor:
         """Block numbers (B,) -> (B, block_size) int64"""
         result = numpy.empty((len(numbers), self.block_size), numpy.int64)
         result[:, 0] = self.bos_id
+        read = self._read_within_document if self.within_documents else self._read_from_stream
         for row, number in zip(result, numbers.tolist()):
-            row[1:] = self._within(number) if self.within_documents else self._stretch(number * (self.block_size - 1))
+            row[1:] = read(number)
         return torch.from_numpy(result)
 
-    def _stretch(self, start: int) -> numpy.ndarray:
-        """block_size - 1 tokens from a position in the stream of all shards."""
+    def _read_from_stream(self, number: int) -> numpy.ndarray:
+        """The block_size - 1 tokens of a block, which may lie in several shards."""
+        start = number * (self.block_size - 1)
         shard, stop = bisect_right(self.starts, start) - 1, start + self.block_size - 1
         pieces = []
         while start < stop:
@@ -99,25 +101,26 @@ class Blocks:
             start, shard = start + len(piece), shard + 1
         return pieces[0] if len(pieces) == 1 else numpy.concatenate(pieces)
 
-    def _within(self, number: int) -> numpy.ndarray:
+    def _read_within_document(self, number: int) -> numpy.ndarray:
+        """The same within documents: finds the group, the document, and the block's start in it."""
         before, shard, first = self.groups[bisect_right(self.groups, (number, len(self.starts), 0)) - 1]
-        counts = self._blocks_of(shard, first)
+        counts = self._count_blocks(shard, first)
         sums = numpy.cumsum(counts)
-        place = int(numpy.searchsorted(sums, number - before, side="right"))
-        inside = number - before - int(sums[place] - counts[place])
-        document = first + place
-        start = (int(self.ends[shard][document - 1]) if document else 0) + inside * (self.block_size - 1)
+        index = int(numpy.searchsorted(sums, number - before, side="right"))  # of the document in its group
+        block = number - before - int(sums[index] - counts[index])  # in the document
+        document = first + index
+        start = (int(self.ends[shard][document - 1]) if document else 0) + block * (self.block_size - 1)
         return self.tokens[shard][start : start + self.block_size - 1]
 
-    def _blocks_of(self, shard: int, first: int) -> numpy.ndarray:
-        """The number of full blocks in each of ENDS_AT_ONCE documents."""
-        ends = numpy.asarray(self.ends[shard][first : first + ENDS_AT_ONCE]).astype(numpy.int64)
+    def _count_blocks(self, shard: int, first: int) -> numpy.ndarray:
+        """The number of full blocks in each document of the group that begins with document `first`."""
+        ends = numpy.asarray(self.ends[shard][first : first + GROUP]).astype(numpy.int64)
         before = int(self.ends[shard][first - 1]) if first else 0
         return numpy.diff(ends, prepend=before) // (self.block_size - 1)
 
 
 def prepared_folder(paths: Sequence[str], tokenizer: Tokenizer, cache: str) -> Path:
-    """The folder of a prepared corpus: the one given, or text prepared into the cache now.  Raises DataError."""
+    """The folder of the prepared corpus: the path itself, or, for text, a folder in the cache.  Raises DataError."""
     if len(paths) == 1 and (Path(paths[0]) / MANIFEST).is_file():
         return Path(paths[0])
     return prepare_into_cache(paths, tokenizer, cache)
@@ -126,7 +129,7 @@ def prepared_folder(paths: Sequence[str], tokenizer: Tokenizer, cache: str) -> P
 def open_blocks(
     folder: Path, tokenizer: Tokenizer, block_size: int, within_documents: bool = False
 ) -> tuple[Blocks, Blocks]:
-    """-> training blocks, held-out blocks.  Raises DataError for another tokenizer's corpus, or without one block."""
+    """-> training blocks, held-out blocks.  Raises DataError for another tokenizer, or a part without a full block."""
     train, held_out = (
         Blocks(folder, part, block_size, tokenizer.bos_id, within_documents) for part in (TRAIN, HELD_OUT)
     )
@@ -149,27 +152,27 @@ def open_blocks(
 
 
 def make_batch(blocks: Tensor, masking: Masking, keys: numpy.ndarray) -> Batch:
-    """Blocks (B, n) -> the corrupted micro-batch."""
+    """Blocks (B, n) int64, one key (B,) for the mask of each -> the corrupted micro-batch."""
     corrupted, labels = masking(blocks, keys)
-    real = blocks != masking.tokenizer.pad_id  # all of it, unless the text itself has a literal <pad>
+    real = blocks != masking.tokenizer.pad_id  # all of it, unless the text contains a literal <pad>
     return Batch(corrupted, labels, real, has_padding=not real.all())
 
 
 def training_batches(
     blocks: Blocks, masking: Masking, batch_size: int, seed: int, position: int = 0, stride: int | None = None
 ) -> Iterator[Batch]:
-    """Micro-batches without end, from a position in the stream of all epochs.
+    """Endless micro-batches of `batch_size` blocks, from a position in the stream of all epochs.
 
-    Position p is block p of its epoch, p // len(blocks). Each epoch has its own order, and a block its own mask in
-    each epoch. stride: from one micro-batch's first position to the next one's (default: batch_size). So the content
-    of a position depends on the seed alone, not on which rank reads it or on what was read before.
+    Position p is in epoch p // len(blocks). Each epoch has its own order and its own masks. The block and the mask at
+    a position depend on the seed alone, not on the rank that reads it or on what was read before.
+    stride: distance between the first positions of successive micro-batches (default: batch_size).
     """
     stride = stride or batch_size
     while True:
         firsts = position + stride * numpy.arange(AHEAD)
         positions = firsts[:, None] + numpy.arange(batch_size)  # (AHEAD, B)
-        epochs, places = numpy.divmod(positions.flatten(), len(blocks))
-        numbers = permute(places, len(blocks), key_of(seed, epochs))
+        epochs, indices = numpy.divmod(positions.flatten(), len(blocks))
+        numbers = permute(indices, len(blocks), key_of(seed, epochs))
         keys = key_of(seed, epochs, numbers)
         for batch, own in zip(numbers.reshape(positions.shape), keys.reshape(positions.shape)):
             yield make_batch(blocks.read(batch), masking, own)
@@ -177,7 +180,7 @@ def training_batches(
 
 
 def validation_batches(blocks: Blocks, masking: Masking, count: int, batch_size: int = 16) -> list[Batch]:
-    """At most `count` evenly spread blocks, masked the same for every seed, so that runs can be compared."""
+    """At most `count` evenly spaced blocks, masked in the same way for every seed, so that runs are comparable."""
     numbers = numpy.unique(numpy.linspace(0, len(blocks) - 1, min(count, len(blocks))).astype(numpy.int64))
     parts = [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
     return [make_batch(blocks.read(part), masking, key_of(0, 0, part)) for part in parts]

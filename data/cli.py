@@ -36,7 +36,7 @@ def run_command(
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # French and the paper's symbols, whatever the locale
-            stream.reconfigure(encoding="utf-8")
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     status = 0
     try:
         status = main() or 0
@@ -93,7 +93,7 @@ def parse_options(options: type[T], arguments: Sequence[str] | None, usage: str,
             settings["action"] = argparse.BooleanOptionalAction
         else:
             settings.setdefault("type", field.type if field.type in (int, float) else str)
-            if field.default is not None and "default" not in help:
+            if field.default not in (None, ()) and "default" not in help:
                 help += f" (default: {format_default(field.default)})"
         group.add_argument(dashed(field.name), default=field.default, help=help, **settings)
     values = vars(parser.parse_args(arguments))

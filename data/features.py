@@ -1,59 +1,61 @@
 """Examples of section 4's tasks to token ids, and from tokens back to words and characters. Knows no model.
 
-A model reads at most `most` tokens at once, <s> and </s> among them. What is longer is cut, or read by windows.
+`max_length` is the largest number of tokens in an input, special tokens included. Longer texts are truncated or
+split into windows.
 """
 
 import random
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 from .tokenizer import Tokenizer
 
-LEFT_JOINED = tuple(",.)]…")  # a word that begins so stands behind the one before without a space
-RIGHT_JOINED = ("'", "’", "(", "[")  # and one that ends so before the one after
+LEFT_JOINED = tuple(",.)]…")  # no space before a word that begins so
+RIGHT_JOINED = ("'", "’", "(", "[")  # no space after a word that ends so
+OPENING, CLOSING = "([«“", ")]»”"
 
 
 # ---- texts and pairs -------------------------------------------------------------------------------------------
 
 
-def text_windows(tokenizer: Tokenizer, text: str, most: int) -> list[list[int]]:
-    """`<s> … </s>`, as many as the text needs, one after the other without overlap."""
+def text_windows(tokenizer: Tokenizer, text: str, max_length: int) -> list[list[int]]:
+    """The text in windows `<s> … </s>` without overlap; an empty text is one window."""
     (ids,) = tokenizer.encode_plain([text])
-    room = most - 2
-    parts = [ids[start : start + room] for start in range(0, max(len(ids), 1), room)]
+    capacity = max_length - 2
+    parts = [ids[start : start + capacity] for start in range(0, max(len(ids), 1), capacity)]
     return [[tokenizer.bos_id, *part, tokenizer.eos_id] for part in parts]
 
 
-def pair_ids(tokenizer: Tokenizer, first: str, second: str, most: int) -> tuple[list[int], bool]:
-    """`<s> first </s></s> second </s>`, the longer one cut at its end until they fit; whether anything was cut."""
+def pair_ids(tokenizer: Tokenizer, first: str, second: str, max_length: int) -> tuple[list[int], bool]:
+    """-> `<s> first </s></s> second </s>`, the longer text truncated until both fit; whether any was truncated."""
     first_ids, second_ids = tokenizer.encode_plain([first, second])
-    room = most - 4
-    cut = len(first_ids) + len(second_ids) > room
-    if cut:
-        if len(first_ids) <= room // 2:
-            second_ids = second_ids[: room - len(first_ids)]
-        elif len(second_ids) <= room // 2:
-            first_ids = first_ids[: room - len(second_ids)]
+    capacity = max_length - 4
+    truncated = len(first_ids) + len(second_ids) > capacity
+    if truncated:
+        if len(first_ids) <= capacity // 2:
+            second_ids = second_ids[: capacity - len(first_ids)]
+        elif len(second_ids) <= capacity // 2:
+            first_ids = first_ids[: capacity - len(second_ids)]
         else:
-            first_ids, second_ids = first_ids[: room - room // 2], second_ids[: room // 2]
+            first_ids, second_ids = first_ids[: capacity - capacity // 2], second_ids[: capacity // 2]
     bos, eos = tokenizer.bos_id, tokenizer.eos_id
-    return [bos, *first_ids, eos, eos, *second_ids, eos], cut
+    return [bos, *first_ids, eos, eos, *second_ids, eos], truncated
 
 
 # ---- words -----------------------------------------------------------------------------------------------------
 
 
 class Pieces(NamedTuple):
-    """Token ids without <s> and </s>, and which word each belongs to, which characters it is made of."""
+    """Token ids without <s> and </s>; for each, the index of its word and its characters text[start:end]."""
 
     ids: list[int]
-    words: list[int]
+    word_ids: list[int]
     spans: list[tuple[int, int]]
 
 
 def join_words(words: Sequence[str]) -> tuple[str, list[int]]:
-    """The words as French writes them, "l'" and "été" without a space between; where in the text each begins."""
+    """-> the words as a text with French spacing ("l'" and "été" make "l'été"); the offset of each word in it."""
     text, starts = "", []
     for word in words:
         if text and not text.endswith(RIGHT_JOINED) and not word.startswith(LEFT_JOINED):
@@ -64,110 +66,109 @@ def join_words(words: Sequence[str]) -> tuple[str, list[int]]:
 
 
 def word_pieces(tokenizer: Tokenizer, words: Sequence[str]) -> Pieces:
-    """The words of a sentence, at least one piece each, and no piece of two words.
+    """The pieces of a sentence given as words: at least one per word, and none that spans two words.
 
-    They are read as the text that they come from would be. Where that gives a piece of two words ("2006,"), or a word
-    without a piece, each word is read alone; one of nothing but characters that the tokenizer drops becomes <unk>.
+    The words are tokenized together, as the running text that they came from. If that gives a piece that spans two
+    words ("2006,"), or a word without a piece, each word is tokenized on its own; a word that the tokenizer drops
+    altogether becomes <unk>.
     """
     text, starts = join_words(words)
     ids, spans = tokenizer.encode_spans(text)
-    owners, word = [], 0
-    borders = [*starts[1:], len(text) + 1]
+    word_ids, word = [], 0
+    ends = [*starts[1:], len(text) + 1]
     for start, end in spans:
-        while start >= borders[word]:
+        while start >= ends[word]:
             word += 1
-        if end > borders[word]:
+        if end > ends[word]:
             break
-        owners.append(word)
-    if len(owners) == len(ids) and set(owners) == set(range(len(words))):
-        return Pieces(ids, owners, spans)
-    alone = [part or [tokenizer.unk_id] for part in tokenizer.encode_plain(words)]
-    owners = [word for word, part in enumerate(alone) for _ in part]
-    spans = [(starts[word], starts[word] + len(words[word])) for word in owners]
-    return Pieces([i for part in alone for i in part], owners, spans)
+        word_ids.append(word)
+    if len(word_ids) == len(ids) and set(word_ids) == set(range(len(words))):
+        return Pieces(ids, word_ids, spans)
+    alone = [word or [tokenizer.unk_id] for word in tokenizer.encode_plain(words)]
+    word_ids = [i for i, word in enumerate(alone) for _ in word]
+    spans = [(starts[i], starts[i] + len(words[i])) for i in word_ids]
+    return Pieces(list(chain.from_iterable(alone)), word_ids, spans)
 
 
 def text_pieces(tokenizer: Tokenizer, text: str) -> Pieces:
-    """The pieces of running text, whose words are what stands between spaces."""
+    """The pieces of running text, whose words are separated by spaces."""
     ids, spans = tokenizer.encode_spans(text)
-    owners, word = [], -1
+    word_ids, word = [], -1
     for piece in tokenizer.pieces(ids):
         word += piece.startswith("▁") or word < 0
-        owners.append(word)
-    return Pieces(ids, owners, spans)
+        word_ids.append(word)
+    return Pieces(ids, word_ids, spans)
 
 
-def word_windows(words: Sequence[int], room: int) -> Iterator[tuple[int, int]]:
-    """Cuts pieces into windows of at most `room`, between words where that can be; -> from which piece to which."""
-    borders = [place for place, (one, two) in enumerate(pairwise(words), 1) if one != two]
+def word_windows(word_ids: Sequence[int], capacity: int) -> Iterator[tuple[int, int]]:
+    """Windows of at most `capacity` pieces, as ranges (start, end), split between words; a longer word is split."""
+    boundaries = [index for index, (one, two) in enumerate(pairwise(word_ids), 1) if one != two]
     start, last = 0, 0
-    for border in [*borders, len(words)]:
-        if border - start > room and last > start:
+    for boundary in [*boundaries, len(word_ids)]:
+        if boundary - start > capacity and last > start:
             yield start, last
             start = last
-        while border - start > room:  # a single word of more pieces than fit
-            yield start, start + room
-            start += room
-        last = border
-    if start < len(words) or not words:
-        yield start, len(words)
+        while boundary - start > capacity:
+            yield start, start + capacity
+            start += capacity
+        last = boundary
+    if start < len(word_ids) or not word_ids:
+        yield start, len(word_ids)
 
 
-# ---- questions -------------------------------------------------------------------------------------------------
+# ---- question answering ----------------------------------------------------------------------------------------
 
 
 class Window(NamedTuple):
-    """`<s> question </s></s> a part of the context </s>`; ids[first + i] are the context's characters spans[i]."""
+    """`<s> question </s></s> part of the context </s>`; ids[context_start + i] is context[start:end] of spans[i]."""
 
     ids: list[int]
-    first: int
+    context_start: int
     spans: list[tuple[int, int]]
+    offset: int = 0  # number of context tokens before this window
 
 
-def question_windows(tokenizer: Tokenizer, question: str, context: str, most: int, stride: int) -> list[Window]:
-    """The context in windows, of which neighbours share `stride` tokens, each behind the question.
+def question_windows(tokenizer: Tokenizer, question: str, context: str, max_length: int, stride: int) -> list[Window]:
+    """The context in windows, each after the question; neighbouring windows share `stride` tokens.
 
-    A question of more than half the model's length is cut, a stride of more than half a window is half a window.
+    A question longer than half of max_length is truncated; a stride above half of a window's context is reduced to it.
     """
     (question_ids,) = tokenizer.encode_plain([question])
-    question_ids = question_ids[: (most - 4) // 2]
+    question_ids = question_ids[: (max_length - 4) // 2]
     head = [tokenizer.bos_id, *question_ids, tokenizer.eos_id, tokenizer.eos_id]
     ids, spans = tokenizer.encode_spans(context)
-    room = most - len(head) - 1
+    capacity = max_length - len(head) - 1
     windows, start = [], 0
     while True:
-        end = start + room
-        windows.append(Window([*head, *ids[start:end], tokenizer.eos_id], len(head), spans[start:end]))
+        end = start + capacity
+        windows.append(Window([*head, *ids[start:end], tokenizer.eos_id], len(head), spans[start:end], start))
         if end >= len(ids):
             return windows
-        start = end - min(stride, room // 2)
+        start = end - min(stride, capacity // 2)
 
 
 def token_span(window: Window, start: int, end: int) -> tuple[int, int] | None:
-    """The first and last of the window's ids that the characters start to end are in; None if some are elsewhere."""
+    """First and last index in window.ids of context[start:end]; None if the window has only part of it, or nothing."""
     inside = [i for i, (first, after) in enumerate(window.spans) if first < end and after > start]
-    whole = inside and window.spans[inside[0]][0] <= start and window.spans[inside[-1]][1] >= end
-    return (window.first + inside[0], window.first + inside[-1]) if whole else None
-
-
-OPENING, CLOSING = "([«“", ")]»”"
+    complete = inside and window.spans[inside[0]][0] <= start and window.spans[inside[-1]][1] >= end
+    return (window.context_start + inside[0], window.context_start + inside[-1]) if complete else None
 
 
 def trim_answer(text: str, start: int, end: int) -> tuple[int, int]:
-    """Without spaces and punctuation at its edges, which share a piece with the answer: "2006," -> "2006".
+    """text[start:end] without spaces and punctuation at its ends, which can share a piece with the answer ("2006,").
 
-    A bracket or quotation mark stays where its other half is inside.
+    A bracket or quotation mark stays if its counterpart is inside.
     """
 
-    def goes(character: str, others: str) -> bool:
+    def is_trimmed(character: str, punctuation: str) -> bool:
         if character in OPENING + CLOSING:
-            half = (CLOSING + OPENING)[(OPENING + CLOSING).index(character)]
-            return half not in text[start:end]
-        return character.isspace() or character in others
+            counterpart = (CLOSING + OPENING)[(OPENING + CLOSING).index(character)]
+            return counterpart not in text[start:end]
+        return character.isspace() or character in punctuation
 
-    while start < end and goes(text[start], ",.;:"):
+    while start < end and is_trimmed(text[start], ",.;:"):
         start += 1
-    while start < end and goes(text[end - 1], ",;:"):
+    while start < end and is_trimmed(text[end - 1], ",;:"):  # a final full stop can be an abbreviation's
         end -= 1
     return start, end
 
@@ -176,10 +177,10 @@ def trim_answer(text: str, start: int, end: int) -> tuple[int, int]:
 
 
 def budget_batches(lengths: Sequence[int], budget: int, rng: random.Random | None = None) -> list[list[int]]:
-    """The numbers of all texts in batches of at most `budget` tokens (one text at least), sorted by length.
+    """Batches of at most `budget` tokens (or one longer text), as indices into `lengths`, sorted by length.
 
-    With rng, in another order each time: texts are shuffled, sorted within pools of some batches, and the batches
-    shuffled again.
+    With rng, in random order: the texts are shuffled, sorted by length within pools of about 32 batches, and the
+    batches are shuffled.
     """
     order = list(range(len(lengths)))
     pool = len(order)

@@ -1,7 +1,7 @@
-"""The four downstream data sets of section 4: files to examples.
+"""The four downstream tasks of section 4: files to examples.
 
-Which form a file has is told by what stands in it; every file may be packed (.gz, .xz, .bz2, .zst).
-Lines end at \\n or \\r\\n and nowhere else: U+2028, U+0085 and the no-break space are part of a text.
+The format of a file is recognised by its content; any file may be compressed (.gz, .xz, .bz2, .zst).
+Lines end at \\n or \\r\\n only: U+2028, U+0085 and the no-break space are part of a text.
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .cli import DataError, OptionError
-from .corpus.files import PACKED, open_packed
+from .corpus.files import COMPRESSED, open_decompressed
 
 
 class TextExample(NamedTuple):  # sentiment
@@ -30,12 +30,12 @@ class PairExample(NamedTuple):  # nli
 
 class WordsExample(NamedTuple):  # ner
     words: tuple[str, ...]
-    tags: tuple[str, ...]  # a tag a word, "O", "B-PER", "I-PER", … as in the file
+    tags: tuple[str, ...]  # one per word, as in the file: "O", "B-PER", "I-PER", …
 
 
 class Answer(NamedTuple):
     text: str
-    start: int | None  # None where the file's offset is wrong
+    start: int | None  # offset in the context; None if the file's is wrong
 
 
 class QuestionExample(NamedTuple):  # qa
@@ -49,38 +49,38 @@ Example = TextExample | PairExample | WordsExample | QuestionExample
 Report = Callable[[str], None]
 
 TASKS = ("sentiment", "ner", "nli", "qa")
-TEXT = ("text", "review", "review_body", "sentence")
-SENTIMENT = ("label", "polarity", "stars")
-STARS = {"1": "1 star", "2": "2 stars", "3": "3 stars", "4": "4 stars", "5": "5 stars"}  # as the released model
-PREMISE, HYPOTHESIS, RELATION = ("premise", "sentence1"), ("hypothesis", "hypo", "sentence2"), ("label", "gold_label")
-RELATIONS = ("entailment", "neutral", "contradiction")  # in the order of the hub's integers
-WORDS, TAGS = ("tokens", "words"), ("ner_tags", "tags")
+TEXT_KEYS = ("text", "review", "review_body", "sentence")
+SENTIMENT_KEYS, NLI_KEYS = ("label", "polarity", "stars"), ("label", "gold_label")
+STARS = {"1": "1 star", "2": "2 stars", "3": "3 stars", "4": "4 stars", "5": "5 stars"}  # as in the released model
+PREMISE_KEYS, HYPOTHESIS_KEYS = ("premise", "sentence1"), ("hypothesis", "hypo", "sentence2")
+NLI_LABELS = ("entailment", "neutral", "contradiction")  # in the order of the integer labels of the hub's XNLI
+WORDS_KEYS, TAGS_KEYS = ("tokens", "words"), ("ner_tags", "tags")
 TAG = re.compile(r"O|[BI]-\S+")
-JSON_OBJECT = re.compile(r'\s*(\[\s*)?\{\s*"[^"]*"\s*:')  # a bracket alone can be the first word of a sentence
+JSON_OBJECT = re.compile(r'\s*(\[\s*)?\{\s*"[^"]*"\s*:')  # a [ or { alone may be the first word of a sentence
 
 
 def read_task(task: str, paths: Sequence[str | Path], report: Report) -> list[Example]:
-    """The examples of all files, one file after the other.
+    """The examples of all files, in order.
 
-    report: gets a sentence for each thing that is odd and no error.
-    Raises OptionError for a task that is none, DataError (with file and line) for a file that cannot be used.
+    report: called with a sentence for everything that is skipped or assumed.
+    Raises OptionError for an unknown task, DataError (with file and line) for a file that cannot be used.
     """
     if task not in TASKS:
-        raise OptionError(f"There is no task {task}: it is one of {', '.join(TASKS)}.")
+        raise OptionError(f"There is no task {task}. Choose one of {', '.join(TASKS)}.")
     if not paths:
-        raise DataError(f"Name at least one file of {task} examples.")
+        raise DataError(f"Give at least one file of {task} examples.")
     readers = {"sentiment": read_sentiment, "ner": read_ner, "nli": read_nli, "qa": read_qa}
     examples = []
     for path in map(str, paths):
-        found = list(readers[task](path, read(path), report))
+        found = list(readers[task](path, read_text(path), report))
         if not found:
-            raise DataError(f"{path} has no example of {task} in it.")
+            raise DataError(f"{path} contains no {task} example.")
         examples += found
     return examples
 
 
 def labels_of(examples: Sequence[TextExample | PairExample | WordsExample]) -> list[str]:
-    """The names of the labels, sorted; of tags, "O" first."""
+    """The names of the labels, sorted; tags with "O" first."""
     if examples and isinstance(examples[0], WordsExample):
         return sorted({tag for example in examples for tag in example.tags}, key=lambda tag: (tag != "O", tag))
     return sorted({example.label for example in examples})
@@ -89,14 +89,14 @@ def labels_of(examples: Sequence[TextExample | PairExample | WordsExample]) -> l
 # ---- files to rows ---------------------------------------------------------------------------------------------
 
 
-def read(path: str) -> str:
-    """A file's text, without byte order mark and last line end, with \\n for \\r\\n.  Raises DataError."""
+def read_text(path: str) -> str:
+    """The text of a file, without byte order mark and final line end, \\r\\n replaced by \\n.  Raises DataError."""
     if os.path.isdir(path):
-        raise DataError(f"{path} is a folder: name the file in it.")
+        raise DataError(f"{path} is a folder. Give a file in it.")
     if not os.path.exists(path):
         raise DataError(f"There is no file {path}. Check the path.")
     try:
-        with open_packed(path) as file:
+        with open_decompressed(path) as file:
             content = file.read().replace(b"\r\n", b"\n")
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
@@ -111,34 +111,35 @@ def read(path: str) -> str:
 
 
 def rows(path: str, text: str, *wanted: tuple[str, ...]) -> Iterator[tuple[str, dict, list[str]]]:
-    """JSON objects, or tab-separated lines below a header -> where it stands, its values, the name of each one wanted.
+    """The rows of a file of JSON objects, or of tab-separated lines below a header -> location, values, keys.
 
-    wanted: the names that each value may have, the first one first.
-    Raises DataError where one is missing, or a line has not as many columns as the header.
+    wanted: for each value needed, the keys it may have, in order of preference; keys: the one found for each.
+    location: file and line, for error messages.
+    Raises DataError for a missing key, or a line with another number of columns than the header.
     """
     if text.lstrip().startswith(("{", "[")):
-        for place, values in json_objects(path, text):
-            yield place, values, [pick(names, values, place) for names in wanted]
+        for location, values in json_objects(path, text):
+            yield location, values, [find_key(names, values, location) for names in wanted]
         return
-    header, *lines = (line.split("\t") for line in text.split("\n"))  # no quoting: a " is a character like any other
+    header, *lines = (line.split("\t") for line in text.split("\n"))  # no quoting
     header = [name.strip() for name in header]
-    keys = [pick(names, header, f"{path} line 1 (the header, with tabs between the names)") for names in wanted]
+    keys = [find_key(names, header, f"{path} line 1 (the tab-separated header)") for names in wanted]
     for number, columns in enumerate(lines, 2):
         if len(columns) == len(header):
             yield f"{path} line {number}", dict(zip(header, columns)), keys
         elif columns != [""]:
-            raise DataError(f"{path} line {number} has {len(columns)} columns, and the header {len(header)}.")
+            raise DataError(f"{path} line {number} has {len(columns)} columns, but the header has {len(header)}.")
 
 
-def pick(names: tuple[str, ...], there: dict | list[str], place: str) -> str:
-    """The first of the names that is there.  Raises DataError."""
-    if found := [name for name in names if name in there]:
-        return found[0]
-    raise DataError(f"{place} has no {' or '.join(names)}. It has {short(', '.join(there), 200)}.")
+def find_key(names: tuple[str, ...], keys: dict | list[str], location: str) -> str:
+    """The first of the names that is among the keys.  Raises DataError if none is."""
+    if not any(name in keys for name in names):
+        raise DataError(f"{location} has no {' or '.join(names)}. It has {short(', '.join(keys), 200)}.")
+    return next(name for name in names if name in keys)
 
 
 def json_objects(path: str, text: str) -> Iterator[tuple[str, dict]]:
-    """One object a line, or an array of them, or one over several lines -> where it stands, its values."""
+    """The objects of JSON lines, of an array, or a single one over several lines -> location, values of each."""
     first = text.strip().partition("\n")[0].rstrip()
     if first.startswith("[") or first.endswith(("{", "[", ",", ":")):
         whole = parse(text, path, 1)
@@ -147,37 +148,37 @@ def json_objects(path: str, text: str) -> Iterator[tuple[str, dict]]:
     else:
         lines = ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
         found = ((f"{path} line {number}", parse(line, path, number)) for number, line in lines)
-    for place, value in found:
-        yield place, of_type(dict, value, "this", place)
+    for location, value in found:
+        yield location, check_type(dict, value, "the value", location)
 
 
 def parse(text: str, path: str, line: int):
-    """JSON that begins in this line of the file.  Raises DataError."""
+    """The value of JSON that begins in this line of the file.  Raises DataError."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         where = f"{path} line {line + error.lineno - 1}, character {error.colno},"
-        raise DataError(f"{where} is no JSON: {error.msg}. Repair the line or leave it out.") from None
-    except (RecursionError, ValueError):  # ValueError: an integer of more digits than Python reads
-        what = "the JSON that begins here is nested too deeply, or has a number of thousands of digits"
-        raise DataError(f"{path} line {line}: {what}. Leave it out.") from None
+        raise DataError(f"{where} is not JSON: {error.msg}. Correct or remove the line.") from None
+    except (RecursionError, ValueError):  # ValueError: an integer with too many digits for Python
+        reason = "the JSON that begins here is nested too deeply, or has a number with thousands of digits"
+        raise DataError(f"{path} line {line}: {reason}. Remove it.") from None
 
 
-def of_type(wanted: type, value, name: str, place: str):
-    """The value; a text without lone surrogates, which JSON can spell and no tokenizer takes.  Raises DataError."""
+def check_type(wanted: type, value, name: str, location: str):
+    """The value, a string without the lone surrogates that JSON allows.  Raises DataError if it has another type."""
     if not isinstance(value, wanted):
-        kinds = {str: "a text", list: "a list", dict: "an object {…}"}
-        raise DataError(f"{place}: {name} should be {kinds[wanted]}, and is {type(value).__name__}.")
+        kinds = {str: "a string", list: "a list", dict: "an object"}
+        raise DataError(f"{location}: {name} must be {kinds[wanted]}, not {type(value).__name__}.")
     return value.encode("utf-8", "replace").decode() if wanted is str else value
 
 
-def take(wanted: type, values: dict, names: tuple[str, ...], place: str):
-    """The value with the first of the names that is there.  Raises DataError."""
-    name = pick(names, values, place)
-    return of_type(wanted, values[name], name, place)
+def get_value(wanted: type, values: dict, names: tuple[str, ...], location: str):
+    """The value of the first key that exists.  Raises DataError if none does, or if it has another type."""
+    key = find_key(names, values, location)
+    return check_type(wanted, values[key], key, location)
 
 
-def short(text: str, length: int = 60) -> str:  # for a message, which lone surrogates would break
+def short(text: str, length: int = 60) -> str:  # for error messages; lone surrogates cannot be printed
     return (text if len(text) <= length else text[: length - 1] + "…").encode("utf-8", "replace").decode()
 
 
@@ -185,34 +186,35 @@ def short(text: str, length: int = 60) -> str:  # for a message, which lone surr
 
 
 def read_sentiment(path: str, text: str, report: Report) -> Iterator[TextExample]:
-    """Allociné, Amazon reviews, or anything with a text and a label, as JSON or tab-separated; tweets in two files."""
-    stem, found, packing = path.rpartition("_text.txt")
-    if found and packing in ("", *PACKED):
-        yield from read_tweets(path, text.split("\n"), f"{stem}_labels.txt{packing}")
+    """Any file with a text and a label per row, as JSON or tab-separated (Allociné, Amazon); tweets in two files."""
+    stem, found, suffix = path.rpartition("_text.txt")
+    if found and suffix in ("", *COMPRESSED):
+        yield from read_tweets(path, text.split("\n"), f"{stem}_labels.txt{suffix}")
         return
-    for place, values, (key, label) in rows(path, text, TEXT, SENTIMENT):
-        name = label_name(values[label], label, place)
-        if label == "stars" and name not in STARS:
-            raise DataError(f"{place}: stars is {short(name)}, and should be 1, 2, 3, 4 or 5.")
-        yield TextExample(of_type(str, values[key], key, place), STARS[name] if label == "stars" else name)
+    for location, values, (text_key, label_key) in rows(path, text, TEXT_KEYS, SENTIMENT_KEYS):
+        label = check_label(values[label_key], label_key, location)
+        if label_key == "stars" and label not in STARS:
+            raise DataError(f"{location}: stars must be 1, 2, 3, 4 or 5, not {short(label)}.")
+        text = check_type(str, values[text_key], text_key, location)
+        yield TextExample(text, STARS[label] if label_key == "stars" else label)
 
 
 def read_tweets(path: str, texts: list[str], labels_path: str) -> Iterator[TextExample]:
-    """A text a line, and in the file beside it the label of each."""
+    """One text per line; their labels are the lines of another file."""
     if not os.path.exists(labels_path):
-        raise DataError(f"{path} has its labels in {labels_path}, and that file is not there.")
-    labels = read(labels_path).split("\n")
+        raise DataError(f"The labels of {path} must be in {labels_path}, which does not exist.")
+    labels = read_text(labels_path).split("\n")
     if len(texts) != len(labels):
-        raise DataError(f"{path} has {len(texts)} lines and {labels_path} {len(labels)}: it must be a label a text.")
+        raise DataError(f"{path} has {len(texts)} lines, {labels_path} {len(labels)}; one label per text is needed.")
     for number, (text, label) in enumerate(zip(texts, labels), 1):
-        yield TextExample(text, label_name(label, "label", f"{labels_path} line {number}"))
+        yield TextExample(text, check_label(label, "label", f"{labels_path} line {number}"))
 
 
-def label_name(value, name: str, place: str) -> str:
-    """A label that is a text or an integer.  Raises DataError, also if it is blank."""
-    label = str(value) if type(value) is int else of_type(str, value, name, place).strip()
+def check_label(value, name: str, location: str) -> str:
+    """The label, a string or an integer, as a string.  Raises DataError for another type and for an empty one."""
+    label = str(value) if type(value) is int else check_type(str, value, name, location).strip()
     if not label:
-        raise DataError(f"{place}: {name} is empty. Give the example a label or leave it out.")
+        raise DataError(f"{location}: {name} is empty. Add the label or remove the example.")
     return label
 
 
@@ -220,180 +222,181 @@ def label_name(value, name: str, place: str) -> str:
 
 
 def read_nli(path: str, text: str, report: Report) -> Iterator[PairExample]:
-    """XNLI in its official forms, that of the hub, or anything with premise, hypothesis, label; JSON or tab-separated.
+    """XNLI, official or from the hub, or any file with premise, hypothesis and label; JSON or tab-separated.
 
-    Where the rows say their language, the French ones.
+    If the rows have a language, only the French ones are read.
     """
-    languages, undecided, by_number = set(), 0, False
-    for place, values, (premise, hypothesis, key) in rows(path, text, PREMISE, HYPOTHESIS, RELATION):
-        languages.add(language := of_type(str, values.get("language", "fr"), "language", place))
+    languages, undecided, integer_labels = set(), 0, False
+    for location, values, (*text_keys, label_key) in rows(path, text, PREMISE_KEYS, HYPOTHESIS_KEYS, NLI_KEYS):
+        languages.add(language := check_type(str, values.get("language", "fr"), "language", location))
         if language != "fr":
             continue
-        label = values[key]
-        if type(label) is int and 0 <= label < len(RELATIONS):
-            label, by_number = RELATIONS[label], True
-        label = label_name(label, key, place)
+        label = values[label_key]
+        if type(label) is int and 0 <= label < len(NLI_LABELS):
+            label, integer_labels = NLI_LABELS[label], True
+        label = check_label(label, label_key, location)
         if label == "-":
             undecided += 1
             continue
-        label = "contradiction" if label == "contradictory" else label  # as XNLI's machine translations have it
-        if label not in RELATIONS:
-            raise DataError(f"{place}: {key} is {short(label)}, and should be one of {', '.join(RELATIONS)}.")
-        yield PairExample(*(of_type(str, values[name], name, place) for name in (premise, hypothesis)), label)
+        label = "contradiction" if label == "contradictory" else label  # in XNLI's machine translations
+        if label not in NLI_LABELS:
+            raise DataError(f"{location}: {label_key} must be one of {', '.join(NLI_LABELS)}, not {short(label)}.")
+        yield PairExample(*(check_type(str, values[key], key, location) for key in text_keys), label)
     if languages and "fr" not in languages:
-        raise DataError(f"{path} has no French example (language fr), but {short(', '.join(sorted(languages)))}.")
-    if by_number:
-        report(f"{path}: labels that are numbers are read as the hub's XNLI has them: {dict(enumerate(RELATIONS))}.")
+        raise DataError(f"{path} has no French example (language fr), only {short(', '.join(sorted(languages)))}.")
+    if integer_labels:
+        report(f"{path}: integer labels are read as in the hub's XNLI: {dict(enumerate(NLI_LABELS))}.")
     if undecided:
-        report(f"{path}: left out {undecided} examples on whose label the annotators did not agree (-).")
+        report(f"{path}: skipped {undecided} examples whose annotators did not agree on a label (-).")
 
 
 # ---- named entities --------------------------------------------------------------------------------------------
 
 
 def read_ner(path: str, text: str, report: Report) -> Iterator[WordsExample]:
-    """WikiNEuRal and other files of a word a line, WikiNER's aij, JSON lines."""
+    """Files with one word per line (WikiNEuRal, CoNLL), WikiNER's aij format, or JSON."""
     if JSON_OBJECT.match(text):
-        return json_words(path, text)
+        return read_json_ner(path, text)
     lines = text.split("\n")
-    first = next((line for line in lines if line.strip() and not has_no_word(line)), "")
+    first = next((line for line in lines if line.strip() and not is_comment(line)), "")
     if "\t" not in first and "|" in first.rstrip(" ").rpartition(" ")[2]:
-        return wikiner_words(path, lines)
-    return column_words(path, lines, first)
+        return read_wikiner(path, lines)
+    return read_columns(path, lines, first)
 
 
-def has_no_word(line: str) -> bool:
+def is_comment(line: str) -> bool:
     return (line.startswith("# ") and "\t" not in line) or line.startswith("-DOCSTART-")
 
 
-def words_example(found: list[tuple[str, str, str]]) -> WordsExample:
-    """Word, tag and place of each -> example.  Raises DataError."""
-    for word, tag, place in found:
+def ner_example(found: list[tuple[str, str, str]]) -> WordsExample:
+    """From (word, tag, location) of each word.  Raises DataError for an empty word or an invalid tag."""
+    for word, tag, location in found:
         if not word.strip():
-            raise DataError(f"{place} has an empty word. Give the tag {short(tag)} a word or leave it out.")
+            raise DataError(f"{location} has an empty word with the tag {short(tag)}. Add the word or remove the tag.")
         if not TAG.fullmatch(tag):
-            raise DataError(f"{place} has the tag {short(repr(tag))}: tags are O, B-TYPE (B-PER, …) and I-TYPE.")
+            raise DataError(f"{location} has the tag {short(repr(tag))}. Tags must be O, B-TYPE (B-PER, …) or I-TYPE.")
     return WordsExample(tuple(word for word, _, _ in found), tuple(tag for _, tag, _ in found))
 
 
-def json_words(path: str, text: str) -> Iterator[WordsExample]:
-    for place, values in json_objects(path, text):
-        words, tags = take(list, values, WORDS, place), take(list, values, TAGS, place)
+def read_json_ner(path: str, text: str) -> Iterator[WordsExample]:
+    for location, values in json_objects(path, text):
+        words, tags = get_value(list, values, WORDS_KEYS, location), get_value(list, values, TAGS_KEYS, location)
         if len(words) != len(tags):
-            raise DataError(f"{place} has {len(words)} words and {len(tags)} tags: it must be a tag a word.")
+            raise DataError(f"{location} has {len(words)} words and {len(tags)} tags; one tag per word is needed.")
         if any(type(tag) is int for tag in tags):
-            raise DataError(f"{place} has numbers for tags. Write their names (O, B-PER, …) into the file.")
+            raise DataError(f"{location} has integer tags. Replace them by their names (O, B-PER, …).")
         if words:
-            words, tags = ([of_type(str, x, "a word or tag", place) for x in found] for found in (words, tags))
-            yield words_example([(word, tag, place) for word, tag in zip(words, tags)])
+            words, tags = ([check_type(str, x, "a word or tag", location) for x in found] for found in (words, tags))
+            yield ner_example([(word, tag, location) for word, tag in zip(words, tags)])
 
 
-def wikiner_words(path: str, lines: list[str]) -> Iterator[WordsExample]:
-    """A sentence a line, of word|part of speech|tag, or word|tag; a word may have a | in it."""
-    sentences = [[] if has_no_word(line) else columns_of(line, tabs=False) for line in lines]
+def read_wikiner(path: str, lines: list[str]) -> Iterator[WordsExample]:
+    """One sentence per line, of word|part of speech|tag or word|tag; a word may contain |."""
+    sentences = [[] if is_comment(line) else split_columns(line, tabs=False) for line in lines]
     bars = [item.count("|") for items in sentences for item in items]
-    parts = 3 if 2 * sum(count >= 2 for count in bars) > len(bars) else 2  # what most words have
+    parts = 3 if 2 * sum(count >= 2 for count in bars) > len(bars) else 2  # as the majority, in spite of errors
     for number, items in enumerate(sentences, 1):
-        place, found = f"{path} line {number}", [item.rsplit("|", parts - 1) for item in items]
+        location, found = f"{path} line {number}", [item.rsplit("|", parts - 1) for item in items]
         for item, split in zip(items, found):
             if len(split) < parts:
-                raise DataError(f"{place}: {short(item)} should have {parts} parts with | between them.")
+                raise DataError(f"{location}: {short(item)} must have {parts} parts separated by |.")
         if found:
-            yield words_example([(split[0], split[-1], place) for split in found])
+            yield ner_example([(split[0], split[-1], location) for split in found])
 
 
-def column_words(path: str, lines: list[str], first: str) -> Iterator[WordsExample]:
-    """A word a line, blank lines between sentences: the word is the first column, the tag the last.
+def read_columns(path: str, lines: list[str], first: str) -> Iterator[WordsExample]:
+    """One word per line, blank lines between sentences: the word is the first column, the tag the last.
 
-    Where the first column counts the words, the word is the second.
-    first: the first line with a word: it tells what is between the columns, and how many there are.
+    If the first column is the word's index in the sentence, the word is the second.
+    first: the first line with a word, which determines the separator and the number of columns.
     """
     tabs = "\t" in first
-    width = len(columns_of(first, tabs))
+    width = len(split_columns(first, tabs))
     sentences = [[]]
     for number, line in enumerate(lines, 1):
-        columns = columns_of(line, tabs)
+        columns = split_columns(line, tabs)
         if not line.strip() or "-DOCSTART-" in columns[:2]:
             sentences.append([])
-        # between spaces, the word # is no comment: it has the columns of any other
-        elif not has_no_word(line) or (not tabs and len(columns) == width and TAG.fullmatch(columns[-1])):
+        # a space-separated line that begins with the word # is no comment if it has a word's columns
+        elif not is_comment(line) or (not tabs and len(columns) == width and TAG.fullmatch(columns[-1])):
             sentences[-1].append((columns, f"{path} line {number}"))
     sentences = [sentence for sentence in sentences if sentence]
     numbers = [columns[0] in (str(i), str(i + 1)) for words in sentences for i, (columns, _) in enumerate(words)]
-    counted = width > 2 and 2 * sum(numbers) > len(numbers)  # most, so that a fault does not decide
+    indexed = width > 2 and 2 * sum(numbers) > len(numbers)  # as the majority, in spite of errors
     for sentence in sentences:
-        for columns, place in sentence:
+        for columns, location in sentence:
             if len(columns) != width or width < 2:
-                raise DataError(f"{place} has {len(columns)} columns, not {max(width, 2)}: a word first, its tag last.")
-            if counted and not columns[0].isdecimal():
-                raise DataError(f"{place} begins with {short(columns[0])}, and should with the number of its word.")
-        yield words_example([(columns[int(counted)], columns[-1], place) for columns, place in sentence])
+                raise DataError(f"{location} has {len(columns)} columns, not {max(width, 2)} (word first, tag last).")
+            if indexed and not columns[0].isdecimal():
+                raise DataError(f"{location} must begin with the index of its word, not with {short(columns[0])}.")
+        yield ner_example([(columns[int(indexed)], columns[-1], location) for columns, location in sentence])
 
 
-def columns_of(line: str, tabs: bool) -> list[str]:  # a no-break space is part of a word
+def split_columns(line: str, tabs: bool) -> list[str]:  # a no-break space is part of a word
     return line.split("\t") if tabs else [column for column in line.split(" ") if column]
 
 
-# ---- questions -------------------------------------------------------------------------------------------------
+# ---- question answering ----------------------------------------------------------------------------------------
 
 
 def read_qa(path: str, text: str, report: Report) -> Iterator[QuestionExample]:
-    """SQuAD's JSON (FQuAD, PIAF), or JSON lines of a question each."""
+    """SQuAD's JSON (FQuAD, PIAF), or JSON lines with one question each."""
     unanswered = 0
-    for number, (place, context, values) in enumerate(questions(path, text), 1):
-        name, place = values.get("id"), f"{place}, question"
-        name = str(name) if type(name) is int else of_type(str, name or str(number), "id", f"{place} {number}")
-        place = f"{place} {short(name)}"
-        question = take(str, values, ("question",), place)
-        answers = [] if values.get("is_impossible") is True else answers_of(values, context, place, report)
+    for number, (location, context, values) in enumerate(read_questions(path, text), 1):
+        name, location = values.get("id"), f"{location}, question"
+        name = str(name) if type(name) is int else check_type(str, name or str(number), "id", f"{location} {number}")
+        location = f"{location} {short(name)}"
+        question = get_value(str, values, ("question",), location)
+        answers = [] if values.get("is_impossible") is True else read_answers(values, context, location, report)
         if answers:
             yield QuestionExample(name, context, question, tuple(answers))
         else:
             unanswered += 1
     if unanswered:
-        report(f"{path}: left out {unanswered} questions without an answer.")
+        report(f"{path}: skipped {unanswered} questions without an answer.")
 
 
-def questions(path: str, text: str) -> Iterator[tuple[str, str, dict]]:
-    """-> where it stands, context, the question's values.  Raises DataError."""
-    for place, values in json_objects(path, text):
+def read_questions(path: str, text: str) -> Iterator[tuple[str, str, dict]]:
+    """-> location, context and values of each question.  Raises DataError."""
+    for location, values in json_objects(path, text):
         if "data" not in values:
-            yield place, take(str, values, ("context",), place), values
+            yield location, get_value(str, values, ("context",), location), values
             continue
-        for article_place, article in inner(values, "data", path, "article"):
-            for paragraph_place, paragraph in inner(article, "paragraphs", article_place, "paragraph"):
-                context = take(str, paragraph, ("context",), paragraph_place)
-                for _, question in inner(paragraph, "qas", paragraph_place, "question"):
+        for article_location, article in objects_in(values, "data", path, "article"):
+            for paragraph_location, paragraph in objects_in(article, "paragraphs", article_location, "paragraph"):
+                context = get_value(str, paragraph, ("context",), paragraph_location)
+                for _, question in objects_in(paragraph, "qas", paragraph_location, "question"):
                     yield path, context, question
 
 
-def inner(values: dict, key: str, place: str, name: str) -> Iterator[tuple[str, dict]]:
-    """The objects of a list below a key -> where each stands, its values."""
-    for number, value in enumerate(take(list, values, (key,), place), 1):
-        yield f"{place}, {name} {number}", of_type(dict, value, f"{name} {number}", place)
+def objects_in(values: dict, key: str, location: str, name: str) -> Iterator[tuple[str, dict]]:
+    """The objects of the list under a key -> location and values of each.  Raises DataError."""
+    for number, value in enumerate(get_value(list, values, (key,), location), 1):
+        yield f"{location}, {name} {number}", check_type(dict, value, f"{name} {number}", location)
 
 
-def answers_of(values: dict, context: str, place: str, report: Report) -> list[Answer]:
-    """A list of objects, or an object of two lists; those without text are none.  Raises DataError."""
-    found = values[pick(("answers",), values, place)]
+def read_answers(values: dict, context: str, location: str, report: Report) -> list[Answer]:
+    """From a list of objects, or an object of two lists; empty answers are skipped.  Raises DataError."""
+    found = values.get("answers")
     if isinstance(found, dict):
-        texts, starts = take(list, found, ("text",), place), take(list, found, ("answer_start",), place)
+        texts, starts = (get_value(list, found, (key,), location) for key in ("text", "answer_start"))
         if len(texts) != len(starts):
-            raise DataError(f"{place} has {len(texts)} answers and {len(starts)} offsets: it must be one an answer.")
+            raise DataError(f"{location} has {len(texts)} answers and {len(starts)} offsets; one per answer is needed.")
     else:
-        objects = [of_type(dict, answer, "an answer", place) for answer in of_type(list, found, "answers", place)]
-        texts = [answer[pick(("text",), answer, place)] for answer in objects]
+        found = get_value(list, values, ("answers",), location)
+        objects = [check_type(dict, answer, "an answer", location) for answer in found]
+        texts = [answer[find_key(("text",), answer, location)] for answer in objects]
         starts = [answer.get("answer_start") for answer in objects]
     answers = []
     for text, start in zip(texts, starts):
-        text = of_type(str, text, "an answer", place)
+        text = check_type(str, text, "an answer", location)
         if not text.strip():
             continue
         if type(start) is not int or start < 0 or not context.startswith(text, start):
-            there = short(context[start : start + len(text)]) if type(start) is int and start >= 0 else ""
-            where = short(str(start)) if isinstance(start, int | float) else type(start).__name__
-            wrong = f"the answer «{short(text)}» is not at answer_start {where}, where there is «{there}»"
-            report(f"{place}: {wrong}. It is used for scoring only.")
+            actual = short(context[start : start + len(text)]) if type(start) is int and start >= 0 else ""
+            offset = short(str(start)) if isinstance(start, int | float) else type(start).__name__
+            reason = f"the answer «{short(text)}» is not at answer_start {offset}, where the context has «{actual}»"
+            report(f"{location}: {reason}. It is used for scoring only.")
             start = None
         answers.append(Answer(text, start))
     return answers

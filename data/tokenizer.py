@@ -1,19 +1,19 @@
-"""Text to CamemBERT's token ids and back: SentencePiece, renumbered.
+"""CamemBERT's tokenizer: SentencePiece pieces under fairseq's numbering. Text to token ids, and back.
 
-CamemBERT's vocabulary is fairseq's four special ids, one unused row, SentencePiece's pieces, and <mask> last:
+The vocabulary is four special tokens of fairseq, one unused row, SentencePiece's pieces, and <mask> last:
 
-    0 <s>NOTUSED   1 <pad>   2 </s>NOTUSED   3 <unk>   4 <unk>NOTUSED   5 <s>   6 </s>   7 … ordinary …   last <mask>
+    0 <s>NOTUSED   1 <pad>   2 </s>NOTUSED   3 <unk>   4 <unk>NOTUSED   5 <s>   6 </s>   7 … pieces …   last <mask>
 
-SentencePiece itself numbers <unk> 0, <s> 1, </s> 2, and its ordinary pieces from 3: one adds 4, but for <unk>.
-How many pieces there are is read from the file (camembert-base has 32,000, hence 32,005 ids).
+SentencePiece itself numbers <unk> 0, <s> 1, </s> 2 and the other pieces from 3; the token id is 4 more, except for
+<unk>. The number of pieces is read from the file (camembert-base: 32,000, hence 32,005 ids).
 
-SentencePiece gives the normalisation, the pieces and their log-probabilities; the best way to cut a word into
-pieces is found here. SentencePiece's own search adds in float32 over the whole line, so that where two cuts
-are equally good ("AA A" and "A AA") the one taken depends on everything to its left: one line of 10,000 in
-real text. Hugging Face searches word by word in float64, and so do we; a test holds every id equal to theirs.
+SentencePiece provides the normalisation, the pieces and their log-probabilities; the best segmentation of a word is
+computed here. SentencePiece's own search adds log-probabilities in float32 over the whole line, so that its choice
+between two equally good segmentations ("AA A" and "A AA") depends on the text before them; this affects one line in
+10,000 of real text. Hugging Face searches word by word in float64, and so does this file: a test compares every id.
 
-No rule of the normalisation has a space in it, no piece goes beyond a word: what stands between two spaces has its
-ids whatever stands around it. So they are found once a word and kept, and real text is mostly words seen before.
+No normalisation rule contains a space, and no piece crosses one. So the ids of the characters between two spaces do
+not depend on the context, and are computed once per word and cached.
 """
 
 import hashlib
@@ -27,19 +27,19 @@ import sentencepiece
 
 from .cli import DataError
 
-FILE_NAME = "sentencepiece.bpe.model"  # how the hub calls it
-SHIFT = 4
-UNKNOWN_PENALTY = 10.0  # an unknown character costs this much more than the rarest piece
-COMBINING = 0x300  # the first of Unicode's characters that combine with the one before
-CACHED_WORDS = 1 << 20  # 490,000 words, with their parts, were seen to take 133 MB
-CACHED_LENGTH = 100  # characters: what is longer is no word, and will not be seen again
+FILE_NAME = "sentencepiece.bpe.model"  # its name on the Hugging Face hub
+SHIFT = 4  # token id minus SentencePiece id, except for <unk>
+UNKNOWN_PENALTY = 10.0  # the log-probability of an unknown character is this much below that of the rarest piece
+COMBINING = 0x300  # the first combining character of Unicode
+CACHE_SIZE = 1 << 20  # entries; 490,000 words and their parts take 133 MB
+CACHED_LENGTH = 100  # characters; longer strings are not words and do not recur
 
 
 class Tokenizer:
     """CamemBERT's tokenizer.
 
     path: a SentencePiece model, or a folder with a sentencepiece.bpe.model.
-    Raises DataError for a file that is missing or is not such a model.
+    Raises DataError if the file is missing or is not a model of CamemBERT's kind.
     """
 
     pad_id, unk_id, bos_id, eos_id = 1, 3, 5, 6
@@ -49,18 +49,16 @@ class Tokenizer:
         if self.path.is_dir():
             self.path = self.path / FILE_NAME
         if not self.path.is_file():
-            raise DataError(f"There is no tokenizer {self.path}. It is the file {FILE_NAME} of a CamemBERT.")
+            raise DataError(f"There is no tokenizer {self.path}. Give the {FILE_NAME} of a CamemBERT.")
         try:
             self._sentencepiece = sentencepiece.SentencePieceProcessor(model_proto=self.path.read_bytes())
         except OSError as error:
             raise DataError(f"The tokenizer {self.path} cannot be read: {error.strerror}.") from None
         except RuntimeError:
-            raise DataError(
-                f"{self.path} is not a SentencePiece model. The tokenizer is the file {FILE_NAME} of a CamemBERT."
-            ) from None
+            raise DataError(f"{self.path} is not a SentencePiece model. Give the {FILE_NAME} of a CamemBERT.") from None
         first = [self._sentencepiece.id_to_piece(i) for i in range(min(3, len(self._sentencepiece)))]
         if first != ["<unk>", "<s>", "</s>"] or len(self._sentencepiece) < 4:
-            raise DataError(f"{self.path} is a SentencePiece model, but not numbered as CamemBERT's are: {first}.")
+            raise DataError(f"{self.path} is a SentencePiece model, but its ids, {first}…, are not CamemBERT's.")
         check_segmentation(self._sentencepiece, self.path)
         self.mask_id = len(self._sentencepiece) + SHIFT
         self.ordinary_ids = range(self.eos_id + 1, self.mask_id)
@@ -71,19 +69,19 @@ class Tokenizer:
             "<pad>": self.pad_id,
             "<mask>": self.mask_id,
         }
-        self.typecode = "H" if len(self) <= 1 << 16 else "I"  # of array.array, for encode_words()
-        self._words = Words(self._sentencepiece, self._special, self.typecode)
+        self.typecode = "H" if len(self) <= 1 << 16 else "I"  # array.array's code for uint16 or uint32
+        self._words = WordCache(self._sentencepiece, self._special, self.typecode)
 
     def __len__(self) -> int:
-        """|W|, every id that the model must have a row for."""
+        """|W|, the vocabulary size: the number of rows of the word embeddings."""
         return self.mask_id + 1
 
     def sha256(self) -> str:
-        """Of the file: what tells whether two corpora were prepared with the same."""
+        """Hash of the file, by which a prepared corpus identifies its tokenizer."""
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     def encode(self, text: str, pair: str | None = None) -> list[int]:
-        """`<s> text </s>`, or with a pair `<s> text </s></s> pair </s>`."""
+        """-> ids of `<s> text </s>`, or with a pair `<s> text </s></s> pair </s>`."""
         if pair is None:
             (ids,) = self.encode_plain([text])
             return [self.bos_id, *ids, self.eos_id]
@@ -91,30 +89,30 @@ class Tokenizer:
         return [self.bos_id, *first, self.eos_id, self.eos_id, *second, self.eos_id]
 
     def encode_plain(self, texts: Sequence[str]) -> list[list[int]]:
-        """Each text's ids, without `<s>` and `</s>` around it."""
+        """-> the ids of each text, without `<s>` and `</s>`."""
         return [array(self.typecode, self.encode_words(text)).tolist() for text in texts]
 
     def encode_words(self, text: str) -> bytes:
-        """The same of one text, as the bytes of an array of `typecode`: much faster where there is much text."""
+        """The same for one text, as the bytes of an array of `typecode`: much faster for a large corpus."""
         return b"".join(map(self._words.__getitem__, text.split(" ")))
 
     def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """The same ids, and of which characters each is made: text[start:end], without the space before it.
+        """-> ids without `<s>` and `</s>`; offsets: token i is text[start:end], without the space before it.
 
-        Where a character became several pieces, each has it; a lone ▁ has its word's first character.
+        Pieces that normalisation made of one character share its offsets; a lone ▁ has the first character of its word.
         """
         ids, spans, start = [], [], 0
-        for place, part in enumerate(self._words.special_pattern.split(whole(text))):
-            if place % 2:
+        for index, part in enumerate(self._words.special_pattern.split(replace_surrogates(text))):
+            if index % 2:  # split() alternates text and special tokens
                 ids.append(self._special[part])
                 spans.append((start, start + len(part)))
             elif part:
                 normalized, origins = self._sentencepiece.normalize(part, with_offsets=True)
                 end = 0
                 for word in re.findall("▁[^▁]*", normalized):
-                    cut = self._words.parts.cut(word)
-                    ids += cut
-                    for length in self._lengths(cut, word):
+                    piece_ids = self._words.segmenter.segment(word)
+                    ids += piece_ids
+                    for length in self._piece_lengths(piece_ids, word):
                         begin, end = end, end + length
                         first, after = origins[begin + (normalized[begin] == "▁")], end
                         while origins[after] <= first:
@@ -123,25 +121,25 @@ class Tokenizer:
             start += len(part)
         return ids, spans
 
-    def _lengths(self, ids: Sequence[int], word: str) -> Iterator[int]:
-        """How many characters of ▁word each of its ids stands for: <unk> for what is left between the others."""
-        place = 0
+    def _piece_lengths(self, ids: Sequence[int], word: str) -> Iterator[int]:
+        """The number of characters of ▁word per id; an <unk> covers all characters up to the next piece."""
+        start = 0
         for i, following in zip(ids, [*ids[1:], None]):
             if i != self.unk_id:
                 length = len(self._piece(i))
             elif following is None:
-                length = len(word) - place
+                length = len(word) - start
             else:
-                length = word.index(self._piece(following), place + 1) - place
-            place += length
+                length = word.index(self._piece(following), start + 1) - start
+            start += length
             yield length
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
-        """What each id stands for, with ▁ where a word begins.  Raises DataError for an id outside the vocabulary."""
+        """The string of each id, with ▁ where a word begins.  Raises DataError for an id outside the vocabulary."""
         return [self._piece(int(i)) for i in ids]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text again, up to SentencePiece's normalisation. `<s>`, `</s>` and `<pad>` leave no trace but a space."""
+        """The text, as SentencePiece normalises it. `<s>`, `</s>` and `<pad>` become a space."""
         text = ""
         for i, piece in zip(ids := list(ids), self.pieces(ids)):
             if i in (self.bos_id, self.eos_id, self.pad_id):
@@ -154,7 +152,7 @@ class Tokenizer:
 
     def _piece(self, i: int) -> str:
         if not 0 <= i < len(self):
-            raise DataError(f"There is no token {i}: the vocabulary has ids 0 to {len(self) - 1}.")
+            raise DataError(f"The token id {i} is outside the vocabulary, ids 0 to {len(self) - 1}.")
         if i == self.mask_id:
             return "<mask>"
         if i <= SHIFT:
@@ -163,75 +161,75 @@ class Tokenizer:
 
 
 def tokenizer_beside(model_path: str | Path) -> Path | None:
-    """The SentencePiece model in a model's folder, or in the folder of its file, if there is one."""
+    """The SentencePiece model in a model's folder, or in the folder of its file; None if there is none."""
     folder = Path(model_path)
     candidate = (folder if folder.is_dir() else folder.parent) / FILE_NAME
     return candidate if candidate.is_file() else None
 
 
 def check_segmentation(model: sentencepiece.SentencePieceProcessor, path: Path) -> None:
-    """Raises DataError unless the model cuts text as CamemBERT's does: a unigram model, word by word, ▁ in front."""
+    """Raises DataError unless the model is of CamemBERT's kind: unigram, ▁ before each word, no piece across words."""
     ordinary = range(3, len(model))
-    why = None
+    reason = None
     if model.normalize("a") != "▁a":
-        why = "it puts no ▁ before a word"
+        reason = "it puts no ▁ before a word"
     elif any("▁" in model.id_to_piece(i)[1:] for i in ordinary):
-        why = "it has pieces that go beyond a word"
+        reason = "it has pieces that span several words"
     elif any(model.is_byte(i) for i in ordinary):
-        why = "it has pieces for single bytes"
-    elif all(model.get_score(i).is_integer() for i in ordinary):  # the rank of a merge, not a log-probability
-        why = "it is a BPE model (CamemBERT's is a unigram model, whatever its file is called)"
-    if why:
-        raise DataError(f"{path} is a SentencePiece model, but not of CamemBERT's kind: {why}.")
+        reason = "it has byte pieces"
+    elif all(model.get_score(i).is_integer() for i in ordinary):  # ranks of merges, not log-probabilities
+        reason = "it is a BPE model (CamemBERT's is a unigram model, despite its file name)"
+    if reason:
+        raise DataError(f"{path} is a SentencePiece model, but not of CamemBERT's kind: {reason}.")
 
 
-class Words(dict):
-    """What stands between two spaces -> its token ids as bytes, found once and kept.
+class WordCache(dict):
+    """Maps the characters between two spaces to their token ids, as bytes; computed on first use.
 
-    `<mask>`, `<s>`, `</s>`, `<pad>` and `<unk>` written out are the special tokens, as Hugging Face has it: what
-    stands between them is tokenized as a text of its own, so that a word after `<mask>` begins with ▁ again.
+    As in Hugging Face, `<mask>`, `<s>`, `</s>`, `<pad>` and `<unk>` in a text are the special tokens, and the strings
+    between them are tokenized separately: a word after `<mask>` begins with ▁.
     """
 
     def __init__(self, model: sentencepiece.SentencePieceProcessor, special: dict[str, int], typecode: str):
         super().__init__()
         self._normalize, self._typecode = model.normalize, typecode
         self._special, self.special_pattern = special, re.compile(f"({'|'.join(map(re.escape, special))})")
-        # Most words need no normalisation: no rule changes these, alone or side by side (nothing here combines).
+        # Characters that normalisation leaves as they are, alone and side by side (none of these combines).
         latin = map(chr, range(ord("!"), COMBINING))
         self._unchanged = {each for each in latin if each != "<" and model.normalize(f"a{each}a") == f"▁a{each}a"}
-        self.parts = Parts(model, special["<unk>"])
+        self.segmenter = Segmenter(model, special["<unk>"])
 
     def __missing__(self, word: str) -> bytes:
-        word = whole(word)
+        word = replace_surrogates(word)
         if self._unchanged.issuperset(word) and word:
-            ids = self.parts.cut("▁" + word)
+            ids = self.segmenter.segment("▁" + word)
         else:
             ids = []
-            for place, text in enumerate(self.special_pattern.split(word)):
-                if place % 2:
+            for index, text in enumerate(self.special_pattern.split(word)):
+                if index % 2:
                     ids.append(self._special[text])
                     continue
                 for normalized in self._normalize(text).split("▁")[1:]:
-                    ids += self.parts.cut("▁" + normalized)
+                    ids += self.segmenter.segment("▁" + normalized)
         result = array(self._typecode, ids).tobytes()
-        keep(self, word, result)
+        store(self, word, result)
         return result
 
 
-class Parts(dict):
-    """What stands between two borders that every cut of a word has -> the ids of its pieces, found once and kept."""
+class Segmenter(dict):
+    """The best segmentation of words into pieces. Maps parts of a word (see `segment`) to the ids of their pieces."""
 
     def __init__(self, model: sentencepiece.SentencePieceProcessor, unk_id: int):
         super().__init__()
         self._unk_id = unk_id
-        self._neighbours = set()  # pairs of characters that stand side by side in a piece
-        self._pieces = {}  # a trie: character -> (what may follow, id, log-probability of the piece that ends here)
+        self._adjacent = set()  # pairs of adjacent characters that occur in a piece
+        self._pieces = {}  # trie: character -> (children, id, log-probability of the piece that ends here)
         self._longest, rarest = 1, 0.0
         for i in range(len(model)):
             if model.is_control(i) or model.is_unknown(i):
                 continue
             piece, log_probability = model.id_to_piece(i), model.get_score(i)
-            self._neighbours.update(pairwise(piece))
+            self._adjacent.update(pairwise(piece))
             self._longest, rarest = max(self._longest, len(piece)), min(rarest, log_probability)
             node = self._pieces
             for character in piece[:-1]:
@@ -240,31 +238,31 @@ class Parts(dict):
             node[piece[-1]] = following, i + SHIFT, log_probability
         self._unknown_score = rarest - UNKNOWN_PENALTY
 
-    def cut(self, word: str) -> list[int]:
-        """The best cut of ▁word into pieces, part by part.
+    def segment(self, word: str) -> list[int]:
+        """The ids of the best segmentation of ▁word.
 
-        Between two characters that stand side by side in no piece, every cut has a border. So the best cut of the
-        word is that of the parts between such borders, exactly: sums of a few float32 numbers in float64 are exact.
-        Characters that no piece covers are <unk>, neighbouring ones together one <unk>.
+        Two adjacent characters that are adjacent in no piece have a boundary between them in every segmentation. So
+        the best segmentation of the word is that of the parts between these boundaries. This is exact, because the sum
+        of a few float32 numbers in float64 is. Characters in no piece become <unk>, adjacent ones a single <unk>.
         """
-        neighbours, ids, start = self._neighbours, [], 0
+        adjacent, ids, start = self._adjacent, [], 0
         for end, pair in enumerate(pairwise(word), 1):
-            if pair not in neighbours:
+            if pair not in adjacent:
                 ids += self[word[start:end]]
                 start = end
         ids += self[word[start:]]
         if self._unk_id in ids:
-            ids = [i for place, i in enumerate(ids) if i != self._unk_id or ids[place - 1 : place] != [i]]
+            ids = [i for index, i in enumerate(ids) if i != self._unk_id or ids[index - 1 : index] != [i]]
         return ids
 
     def __missing__(self, part: str) -> list[int]:
-        """Viterbi: the pieces whose log-probabilities add up to most; of equals, the first found.
+        """Viterbi search for the highest sum of log-probabilities; of equal ones, the first found.
 
-        A character that is no piece itself can be taken as <unk>.
+        A character that is not a piece itself may be <unk>.
         """
         pieces, longest, length = self._pieces, self._longest, len(part)
-        score = [0.0] + [float("-inf")] * length  # of the best cut of part[:end]
-        origin, last = [0] * (length + 1), [0] * (length + 1)  # where its last piece begins, and its id
+        score = [0.0] + [float("-inf")] * length  # of the best segmentation of part[:end]
+        origin, last = [0] * (length + 1), [0] * (length + 1)  # start and id of its last piece
         for start in range(length):
             before, node, end = score[start], pieces, start
             for character in part[start : start + longest]:
@@ -283,18 +281,18 @@ class Parts(dict):
             ids.append(last[end])
             end = origin[end]
         ids.reverse()
-        keep(self, part, ids)
+        store(self, part, ids)
         return ids
 
 
-def whole(text: str) -> str:
-    """With "?" for each half of a surrogate pair that stands alone (JSON's \\ud800), which is no character."""
+def replace_surrogates(text: str) -> str:
+    """Replaces lone surrogates (JSON's \\ud800), which are no characters, by "?"."""
     return text.encode(errors="replace").decode()
 
 
-def keep(cache: dict, key: str, value) -> None:
-    """In a cache of bounded size: a full one begins anew."""
+def store(cache: dict, key: str, value) -> None:
+    """Adds an entry; a full cache is emptied first."""
     if len(key) <= CACHED_LENGTH:
-        if len(cache) >= CACHED_WORDS:
+        if len(cache) >= CACHE_SIZE:
             cache.clear()
         cache[key] = value

@@ -1,27 +1,30 @@
-"""python -m eval COMMAND [OPTIONS]
+"""usage: python -m eval COMMAND [OPTIONS]
+
+Evaluation, section 4 of the paper. The tasks are sentiment, ner, nli and qa.
 
 commands:
-  finetune TASK    a model for sentiment, ner, nli or qa, from a masked LM; with --teacher, the task is distilled too
-  TASK             figures of a fine-tuned model on labelled examples: sentiment, ner, nli, qa
-  predict TASK     JSON lines from a fine-tuned model for lines or JSON lines
-  zero-shot        labels by an inference model that has never seen them, equation (15)
-  fill-mask TEXT   what a masked LM puts in the place of <mask>
-  table2           teacher and student fine-tuned on all four tasks, beside the paper's figures; a demo by itself
-  speed            inference: student, teacher and transformers
-  throughput       speed and memory of the training step, against the script that the paper's authors used
+  finetune TASK    fine-tune a masked LM on a task, optionally distilling a teacher that is fine-tuned on it
+  TASK             evaluate a fine-tuned model on labelled examples
+  predict TASK     predictions of a fine-tuned model, from lines of text or JSON to JSON lines
+  zero-shot        classify texts by labels that an NLI model was not trained on, equation (15)
+  fill-mask TEXT   the most likely tokens for each <mask>
+  table2           fine-tune teacher and student on all tasks and compare them as in the paper's Table 2
+  speed            inference speed of student, teacher and their transformers versions
+  throughput       speed and memory of the training step, compared with the DistilBERT script's
+
+python -m eval COMMAND --help lists the options. table2 without options runs on an embedded demo.
 """
 
 import sys
 from functools import partial
 
-from data import OptionError
-from data.cli import run_command
+from data.cli import OptionError, run_command
 from model import ModelError
 from model.training.state import Diverged
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the command; each reads its own options, `python -m eval COMMAND --help` shows them.  Raises OptionError."""
+    """Runs a command with the rest of the arguments.  Raises OptionError for an unknown command."""
     match arguments:
         case ["throughput", *rest]:
             from .benchmarks.throughput import main as command

@@ -1,8 +1,6 @@
-"""What every measurement leaves: a JSON file with the figures and all that is needed to have them again."""
+"""Result files: the metrics of a measurement, with what is needed to reproduce it, as JSON and as lines on screen."""
 
 import json
-import platform
-import re
 import shlex
 import sys
 import tempfile
@@ -11,21 +9,12 @@ from dataclasses import asdict, is_dataclass
 from datetime import datetime
 from pathlib import Path
 
-import torch
-
-from data import OptionError
-from model.checkpoints.native import atomic_file, sha256
-
-# Of a character, or a byte of an argument that is not UTF-8: no tokenizer takes it.
-HALF = re.compile("[\ud800-\udfff]")
-
-
-def versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "torch": torch.__version__}
+from data.cli import OptionError
+from model.checkpoints.native import atomic_file, sha256, versions
 
 
 def provenance(command: str, options, files: Iterable[str | Path], seeds: Sequence[int]) -> dict:
-    """Command line, options, versions, the files' hashes, seeds, the time."""
+    """Command line, options, versions, hashes of the input files, seeds, date.  options: a dataclass or a dict"""
     return {
         "command": command,
         "options": asdict(options) if is_dataclass(options) else options,
@@ -37,12 +26,13 @@ def provenance(command: str, options, files: Iterable[str | Path], seeds: Sequen
 
 
 def command_line(name: str, arguments: Sequence[str] | None) -> str:
+    """The shell command that runs `python -m eval NAME` with these arguments, by default those of sys.argv."""
     given = sys.argv[2:] if arguments is None else arguments
     return f"python -m eval {shlex.join([name, *given])}"
 
 
 def check_writable(path: str | Path) -> None:
-    """Before anything is computed for a file of that name.  Raises OptionError where it could not be written."""
+    """Creates the parent folders.  Raises OptionError if the file could not be written, before anything is computed."""
     path = Path(path)
     try:
         if path.is_dir():
@@ -54,7 +44,7 @@ def check_writable(path: str | Path) -> None:
 
 
 def write_json(path: str | Path, values: Mapping) -> None:
-    """Atomically.  Raises ModelError where it cannot be written."""
+    """Writes atomically.  Raises ModelError if it cannot."""
     with atomic_file(path) as temporary:
         text = json.dumps(values, ensure_ascii=False, indent=1) + "\n"
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names need not be UTF-8
@@ -64,21 +54,17 @@ def warn(sentence: str) -> None:
     print(f"warning: {sentence}", file=sys.stderr)
 
 
-def show(figures: Mapping) -> str:
-    """The figures with their intervals, a line each; what is by label or type indented below."""
+def format_metrics(metrics: Mapping) -> str:
+    """One line per metric with its interval; scores per label or entity type are indented below their name."""
     lines = []
-    for name, value in figures.items():
-        if isinstance(value, Mapping) and "value" in value:
-            lines.append(f"{name:<24} {line(value)}")
-        elif isinstance(value, Mapping):
-            lines.append(f"{name}")
-            for label, inner in value.items():
-                cells = [f"{key} {v['value']:.4f}" for key, v in inner.items() if isinstance(v, Mapping)]
-                lines.append(f"  {label:<22} {'  '.join(cells)}  support {inner.get('support', '')}")
+    for name, metric in metrics.items():
+        if not isinstance(metric, Mapping):
+            lines.append(f"{name:<24} {metric}")
+        elif "value" in metric:
+            lines.append(f"{name:<24} {metric['value']:.4f}   [{metric['low']:.4f}, {metric['high']:.4f}]")
         else:
-            lines.append(f"{name:<24} {value}")
+            lines.append(name)
+            for label, scores in metric.items():
+                cells = [f"{key} {score['value']:.4f}" for key, score in scores.items() if isinstance(score, Mapping)]
+                lines.append(f"  {label:<22} {'  '.join(cells)}  support {scores.get('support', '')}")
     return "\n".join(lines)
-
-
-def line(figure: Mapping) -> str:
-    return f"{figure['value']:.4f}   [{figure['low']:.4f}, {figure['high']:.4f}]"

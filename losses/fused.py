@@ -1,4 +1,4 @@
-"""Equation (13) without holding the logits: what training runs. `distillation.py` is the form to read first.
+"""Equation (13): computed without holding the logits, as training runs it. `distillation.py` is the form to read first.
 
 The logits of N tokens are N × 32,005 numbers, and the plain form keeps about ten such tensors alive. Here the
 tokens go through the two decoders in chunks. A chunk's logits give its part of the sums and are then overwritten by

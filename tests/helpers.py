@@ -1,4 +1,4 @@
-"""What several tests share: where real data lies, and models that transformers makes."""
+"""Shared by the tests: paths of real data, random transformers models, batches, and commands run in this process."""
 
 import contextlib
 import io
@@ -17,23 +17,28 @@ SHARED = REPOSITORY.parent / "shared"
 REAL_TOKENIZER = SHARED / "data/tokenizer/sentencepiece.bpe.model"
 REAL_TEXT = SHARED / "data/text"
 MINI = SHARED / "camembert-mini"
+PAPER = SHARED / "paper/distilcamembert-cap2022.md"
+
+
+def source_files() -> list[Path]:
+    """Every Python file of the project but the tests."""
+    folders = [path for name in ("model", "losses", "data", "eval") for path in (REPOSITORY / name).rglob("*.py")]
+    return sorted([*folders, *REPOSITORY.glob("*.py")])
 
 
 def needs(*paths: Path):
-    """A mark that skips a test where real data is missing."""
+    """A mark that skips a test if real data is missing."""
     missing = [str(path) for path in paths if not path.exists()]
-    return pytest.mark.skipif(bool(missing), reason=f"real data is not here: {', '.join(missing)}")
+    return pytest.mark.skipif(bool(missing), reason=f"missing real data: {', '.join(missing)}")
 
 
 def huggingface_model(seed: int = 0, kind: str = "CamembertForMaskedLM", **sizes):
-    """A small random model of transformers in float64, every LayerNorm, bias and token-type row away from 1 and 0."""
+    """A small random transformers model in float64; no LayerNorm, bias or token-type row keeps its initial 1 or 0."""
     import transformers
 
-    settings = dict(
-        num_hidden_layers=2, hidden_size=48, num_attention_heads=4, intermediate_size=80, vocab_size=211,
-        max_position_embeddings=514, type_vocab_size=1, pad_token_id=1, bos_token_id=5, eos_token_id=6,
-        layer_norm_eps=1e-5,
-    ) | sizes  # fmt: skip
+    small = dict(num_hidden_layers=2, hidden_size=48, num_attention_heads=4, intermediate_size=80, vocab_size=211)
+    special = dict(type_vocab_size=1, pad_token_id=1, bos_token_id=5, eos_token_id=6, layer_norm_eps=1e-5)
+    settings = dict(max_position_embeddings=514) | special | small | sizes
     torch.manual_seed(seed)
     model = getattr(transformers, kind)(transformers.CamembertConfig(**settings)).double().eval()
     with torch.no_grad():
@@ -44,7 +49,7 @@ def huggingface_model(seed: int = 0, kind: str = "CamembertForMaskedLM", **sizes
 
 
 def transformers_tokenizer(folder: Path):
-    """CamemBERT's own, as transformers has it; its file is left in the folder."""
+    """CamemBERT's tokenizer of transformers, from a copy of its file in the folder."""
     from transformers import CamembertTokenizer
 
     shutil.copyfile(REAL_TOKENIZER, folder / REAL_TOKENIZER.name)
@@ -52,21 +57,21 @@ def transformers_tokenizer(folder: Path):
 
 
 def convert(theirs):
-    """A transformers model as ours, without the detour over a file."""
+    """A transformers model as a model of this project, through the converter but without a file."""
     from model.checkpoints.huggingface import from_huggingface
 
     return from_huggingface(dict(theirs.state_dict()), theirs.config.to_dict(), Path("memory"), lambda line: None)
 
 
-def packed(texts, tokenizer, block_size: int) -> torch.Tensor:
-    """Texts one after the other, </s> after each, cut into full blocks, <s> before each -> (blocks, block_size)"""
+def full_blocks(texts, tokenizer, block_size: int) -> torch.Tensor:
+    """Texts concatenated, each with </s> at its end, then split; <s> before each piece -> (blocks, block_size)"""
     stream = [i for text in texts for i in [*tokenizer.encode(text)[1:-1], tokenizer.eos_id]]
     body = torch.tensor(stream[: len(stream) // (block_size - 1) * (block_size - 1)]).view(-1, block_size - 1)
     return torch.cat([torch.full((len(body), 1), tokenizer.bos_id), body], dim=1)
 
 
 def padded_batch(lengths, vocab_size: int, seed: int = 0, pad_id: int = 1):
-    """Random texts of these lengths, padded on the right -> input_ids (B, n), attention_mask (B, n) bool."""
+    """Random sequences of these lengths, padded on the right -> input_ids (B, n), attention_mask (B, n) bool"""
     generator = torch.Generator().manual_seed(seed)
     input_ids = torch.full((len(lengths), max(lengths)), pad_id)
     for row, length in enumerate(lengths):
@@ -75,7 +80,7 @@ def padded_batch(lengths, vocab_size: int, seed: int = 0, pad_id: int = 1):
 
 
 def relative_norm(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """‖a - b‖ / ‖b‖: unlike an absolute tolerance, zeros do not pass it."""
+    """‖a − b‖ / ‖b‖, which zeros do not pass, unlike an absolute tolerance."""
     return ((actual - expected).norm() / expected.norm()).item()
 
 
@@ -86,7 +91,7 @@ class Finished(NamedTuple):
 
 
 def run_command(script: str, *arguments) -> Finished:
-    """`python SCRIPT ARGUMENTS…` (or `-m MODULE`) from the repository, in this process, which has torch already."""
+    """Runs `python SCRIPT ARGUMENTS…` (or `-m MODULE`) from the repository, in this process, which has torch loaded."""
     stdout, stderr = io.StringIO(), io.StringIO()
     with (
         mock.patch.object(sys, "argv", [script, *map(str, arguments)]),

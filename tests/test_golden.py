@@ -1,4 +1,4 @@
-"""The real weights, where a user has them: CAMEMBERT_DIR and DISTILCAMEMBERT_DIR name their folders.
+"""The released weights, if CAMEMBERT_DIR and DISTILCAMEMBERT_DIR name their folders, against published values.
 
 CAMEMBERT_DIR=camembert-base DISTILCAMEMBERT_DIR=distilcamembert-base python -m pytest -m golden
 """
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.golden
 def folder(variable):
     path = os.environ.get(variable)
     if not path:
-        pytest.skip(f"{variable} does not name a folder with the real weights")
+        pytest.skip(f"{variable} is not set to a folder with the released weights")
     return Path(path)
 
 
@@ -35,17 +35,17 @@ def test_hidden_states_of_camembert_base():
     assert torch.allclose(states[5][0, :3, :3], fifth, atol=1e-4)
 
 
-GUESSES = {
+TOP_5 = {
     "CAMEMBERT_DIR": {7200: 0.49091, 2183: 0.10557, 26202: 0.03453, 528: 0.03303, 1654: 0.03008},
     "DISTILCAMEMBERT_DIR": {7200: 0.38782, 2183: 0.06469, 1654: 0.04535, 26202: 0.04128, 1509: 0.02426},
 }
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("variable", GUESSES)
-def test_the_masked_word(variable):
+@pytest.mark.parametrize("variable", TOP_5)
+def test_the_top_5_for_a_masked_token(variable):
     place = folder(variable)
     model, tokenizer = load_checkpoint(place).float(), Tokenizer(place)
     input_ids = torch.tensor([tokenizer.encode("Le camembert est <mask> :)")])
     best = model(input_ids)[input_ids == tokenizer.mask_id].softmax(dim=-1)[0].topk(5)
-    assert dict(zip(best.indices.tolist(), best.values.tolist())) == pytest.approx(GUESSES[variable], abs=2e-4)
+    assert dict(zip(best.indices.tolist(), best.values.tolist())) == pytest.approx(TOP_5[variable], abs=2e-4)

@@ -17,7 +17,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 AGREES = "tests/model/test_encoder.py::test_every_hidden_state_and_the_logits_agree[two layers-float64]"
-LITERAL = "tests/model/test_encoder.py::test_equation_5_literally_equals_what_runs"
+LITERAL = "tests/model/test_encoder.py::test_the_literal_equation_5_equals_scaled_dot_product_attention"
 SOFT, COSINE, MLM, ALL_THREE, FUSED = (
     f"tests/losses/test_{name}.py" for name in ("soft_label", "cosine", "mlm", "distillation", "fused")
 )
@@ -26,37 +26,37 @@ EQUAL, HALF, SCALED = (
     for name in (
         "it_is_equation_13",
         "half_precision_is_no_worse_than_the_plain_form",
-        "a_real_loss_scale_saves_small_gradients_in_fp16",
+        "the_loss_scale_saves_small_gradients_in_fp16",
     )
 )
-PACKED = "tests/model/test_packed.py::test_no_text_sees_another"
-FIRST = "tests/model/test_packed.py::test_the_first_tokens_alone_are_the_same"
-ZERO_SHOT = "tests/eval/test_zero_shot.py::test_by_hand"
-TAUGHT = "tests/eval/test_tasks.py::test_what_no_target_says_of_a_token_its_teacher_does_not_teach_either"
-BEST_SPAN = "tests/eval/test_tasks.py::test_the_best_span_is_the_best_of_all"
+PACKED = "tests/model/test_packed.py::test_no_sequence_attends_to_another"
+FIRST = "tests/model/test_packed.py::test_first_only_gives_the_same_states_of_the_first_tokens"
+ZERO_SHOT = "tests/eval/tasks/test_zero_shot.py::test_by_hand"
+TAUGHT = "tests/eval/tasks/test_finetune_loss.py::test_tokens_without_a_target_are_not_distilled"
+BEST_SPAN = "tests/eval/tasks/test_qa.py::test_the_best_span_is_the_best_of_all"
 SECTION_4 = (PACKED, FIRST, ZERO_SHOT, TAUGHT, BEST_SPAN)
 MUTANTS = {  # what is changed, into what, and the test that must see it
     "none": ("train.py", "", "", [AGREES, LITERAL, SOFT, COSINE, MLM, ALL_THREE, EQUAL, HALF, SCALED, *SECTION_4]),
-    "position offset": ("model/embeddings.py", "* real + pad_id", "* real + pad_id + 1", [AGREES]),
-    "position of padding": ("model/embeddings.py", ".cumsum(dim=1) * real +", ".cumsum(dim=1) +", [AGREES]),
+    "position offset": ("model/embeddings.py", "* is_token + pad_id", "* is_token + pad_id + 1", [AGREES]),
+    "position of padding": ("model/embeddings.py", ".cumsum(dim=1) * is_token +", ".cumsum(dim=1) +", [AGREES]),
     "LayerNorm before the attention": (
         "model/encoder.py",
-        "self.dropout(self.attention(hidden, attention_mask, lengths, asking))",
-        "self.dropout(self.attention(self.attention_norm(hidden), attention_mask, lengths, asking))",
+        "self.attention(hidden, attention_mask)",
+        "self.attention(self.attention_norm(hidden), attention_mask)",
         [AGREES],
     ),
-    "token type left out": ("data/checkpoints/huggingface.py", "= position + rows[0]", "= position", [AGREES]),
-    "attention scale": ("model/attention.py", "dropout_p=dropout,", "scale=1.0, dropout_p=dropout,", [AGREES]),
+    "token type left out": ("model/checkpoints/huggingface.py", "= position + rows[0]", "= position", [AGREES]),
+    "attention scale": ("model/attention.py", "dropout_p=self", "scale=1.0, dropout_p=self", [AGREES]),
     "attention scale in (5)": ("model/attention.py", "/ math.sqrt(queries.shape[-1])", "", [LITERAL]),
     "attention mask in (5)": ("model/attention.py", "(~attention_mask[", "(attention_mask[", [LITERAL]),
-    "packed texts see each other": ("model/attention.py", "part.unflatten(1, (count, -1))", "part[:, None]", [PACKED]),
-    "the last token asked for the first": ("model/encoder.py", "*accumulate(lengths[:-1])]", "*lengths[:-1]]", [FIRST]),
-    "(15) as printed by default": ("eval/zero_shot.py", "if printed else", "if not printed else", [ZERO_SHOT]),
-    "special tokens taught": ("eval/finetune.py", "(targets != IGNORED).to", "(targets == targets).to", [TAUGHT]),
-    "an end before its start": ("eval/tasks.py", "ends[length:]", "ends[: len(ends) - length]", [BEST_SPAN]),
+    "packed sequences attend to each other": ("model/packed.py", "part.unflatten(1, (count, -1))", "part[:, None]", [PACKED]),
+    "the last layer for other tokens than the first": ("model/packed.py", "*accumulate(seqlens[:-1])]", "*seqlens[:-1]]", [FIRST]),
+    "(15) as printed by default": ("eval/tasks/zero_shot.py", "if printed else", "if not printed else", [ZERO_SHOT]),
+    "special tokens taught": ("eval/tasks/finetune.py", "(targets != IGNORE_INDEX).to", "(targets == targets).to", [TAUGHT]),
+    "an end before its start": ("eval/tasks/qa.py", "ends[length:]", "ends[: len(ends) - length]", [BEST_SPAN]),
     "LM bias left out": ("model/heads.py", "self.decoder, self.bias)", "self.decoder)", [AGREES]),
     "LM bias added twice": ("model/heads.py", "self.decoder, self.bias)", "self.decoder, 2 * self.bias)", [AGREES]),
-    "ReLU for GELU": ("model/encoder.py", 'if name == "relu"', 'if name != "relu"', [AGREES]),
+    "ReLU for GELU": ("model/encoder.py", 'activation == "relu"', 'activation != "relu"', [AGREES]),
     "sign of (11)": ("losses/cosine.py", "1 - F.cosine_similarity(", "F.cosine_similarity(", [COSINE]),
     "direction of (10)": ("losses/soft_label.py", 'direction == "student', 'direction != "student', [SOFT]),
     "T squared left out": ("losses/soft_label.py", "temperature**2 * divergence", "divergence", [SOFT]),
@@ -64,7 +64,7 @@ MUTANTS = {  # what is changed, into what, and the test that must see it
     "denominator of (12)": ("losses/mlm.py", ", masked.sum()", ", masked.numel()", [MLM]),
     "(12) over all real tokens": ("losses/distillation.py", "at_least_1(masked)", "at_least_1(real)", [ALL_THREE]),
     "mean of means": (
-        "train.py", "            real_tokens=real_tokens,\n            masked_tokens=masked_tokens,\n", "",
+        "train.py", "                real_tokens=real_tokens,\n                masked_tokens=masked_tokens,\n", "",
         ["tests/test_train.py::test_accumulation_equals_one_batch"],
     ),
     "fused: T squared left out": ("losses/fused.py", "return temperature**2 * div", "return div", [EQUAL]),
@@ -80,7 +80,7 @@ MUTANTS = {  # what is changed, into what, and the test that must see it
         [EQUAL],
     ),
     "fused: decoder's gradient in half precision": (
-        "losses/fused.py", "torch.zeros(tensor.shape, dtype=exact,", "torch.zeros(tensor.shape, dtype=dtype,", [HALF],
+        "losses/fused.py", "torch.zeros(tensor.shape, dtype=accum_dtype,", "torch.zeros(tensor.shape, dtype=dtype,", [HALF],
     ),
     "fused: the loss scale after rounding": (
         "losses/fused.py", "scaled = [weight * loss_scale for", "loss_scale = 1.0\n        scaled = [weight for",

@@ -1,10 +1,9 @@
-"""Kills data.prepare at random moments, over and over, and compares what it ends with, byte by byte.
+"""Kills data.prepare at random moments and checks that the output has the same bytes as without kills.
 
     python -m tests.torture_prepare [KILLS]
 
-Each start has one, two or three workers. A kill ends all processes, or the first one alone, whose workers must end
-by themselves. When a run finishes before its kill, its folder is compared with that of a run that nothing
-interrupted, and the next one begins in an empty folder.
+Each run has one to three workers. A kill ends all of its processes, or only the main process, whose workers must end by
+themselves. A run that finishes before its kill is compared with an uninterrupted one, and the next starts from nothing.
 """
 
 import bz2
@@ -29,18 +28,16 @@ OPTIONS = ["--shard-tokens", "100000", "--duplicates-mb", "1", "--held-out", "0.
 
 
 def write_corpus(folder: Path, copies: int) -> None:
-    """Some files of every packing; copies: how many times the demo's texts (1.9 MB), in a new order of sentences, are
-    in the largest, which must be cut into parts of 4 MB.
-    """
+    """Files of every compression.  copies: size of the largest, in multiples of the demo's texts (1.9 MB)."""
     chance = random.Random(0)
     folder.mkdir(parents=True)
     texts = list(demo.texts())
     sentences = [sentence for text in texts for sentence in text.split(". ")]
 
     def shuffled(count: int) -> list[str]:
-        """That many texts, one in twenty of which are paragraphs that may come twice."""
-        again = (". ".join(chance.sample(sentences, 6)) for _ in range(count))
-        return [chance.choice(texts) if chance.random() < 0.05 else text for text in again]
+        """Texts of random sentences; one in twenty is a text of the demo, so that there are duplicates."""
+        mixed = (". ".join(chance.sample(sentences, 6)) for _ in range(count))
+        return [chance.choice(texts) if chance.random() < 0.05 else text for text in mixed]
 
     lines = "".join(f"{text}\n" for text in shuffled(4000)).encode()
     (folder / "a.txt").write_text("".join(f"{text}\n" for text in shuffled(len(texts) * copies)), encoding="utf-8")
@@ -63,7 +60,7 @@ def command(inputs: Path, out: Path, workers: int, *options: str) -> list[str]:
 
 
 def start(*arguments) -> subprocess.Popen:
-    """In a session of its own, so that its workers are known by their group."""
+    """In its own session, so that its workers can be found by their process group."""
     pipe = subprocess.PIPE
     return subprocess.Popen(
         command(*arguments), cwd=REPOSITORY, start_new_session=True, stdout=pipe, stderr=pipe, text=True
@@ -71,7 +68,7 @@ def start(*arguments) -> subprocess.Popen:
 
 
 def run(*arguments) -> float:
-    """To its end -> the seconds it took."""
+    """Runs the command to its end -> seconds"""
     begun = time.monotonic()
     process = start(*arguments)
     stderr = process.communicate()[1]
@@ -80,7 +77,7 @@ def run(*arguments) -> float:
 
 
 def group(leader: int) -> list[int]:
-    """The processes of a group that still run."""
+    """The running processes of a group."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -93,12 +90,12 @@ def group(leader: int) -> list[int]:
 def wait_until_gone(leader: int, seconds: float = 20) -> None:
     until = time.monotonic() + seconds
     while left := group(leader):
-        assert time.monotonic() < until, f"processes {left} outlive the one that started them"
+        assert time.monotonic() < until, f"processes {left} outlive their main process"
         time.sleep(0.005)
 
 
 def kill(process: subprocess.Popen, alone: bool) -> None:
-    """The whole group, or the first process alone; either way, all of them are gone afterwards."""
+    """Kills the whole group, or the main process alone, and waits until all processes have ended."""
     if alone:
         process.kill()
     else:
@@ -117,35 +114,35 @@ def differences(folder: Path, expected: dict[str, bytes]) -> list[str]:
     return sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
 
 
-def torture(place: Path, kills: int, say=print, copies: int = 10, seed: int = 0) -> int:
-    """-> how many files of finished runs were not as they should be."""
+def torture(folder: Path, kills: int, copies: int = 10, seed: int = 0) -> int:
+    """-> the number of wrong files in all finished runs"""
     chance = random.Random(seed)
-    write_corpus(place / "corpus", copies)
-    seconds = run(place / "corpus", place / "whole", 1)
-    expected = content(place / "whole")
-    say(f"{len(expected)} files, {sum(map(len, expected.values())) / 1e6:.1f} MB, in {seconds:.1f} s without a kill")
+    write_corpus(folder / "corpus", copies)
+    seconds = run(folder / "corpus", folder / "whole", 1)
+    expected = content(folder / "whole")
+    print(f"{len(expected)} files, {sum(map(len, expected.values())) / 1e6:.1f} MB, in {seconds:.1f} s without a kill")
     killed = finished = wrong = 0
-    while killed < kills or (place / "out").exists():
-        process = start(place / "corpus", place / "out", chance.choice([1, 2, 2, 3]))
+    while killed < kills or (folder / "out").exists():
+        process = start(folder / "corpus", folder / "out", chance.choice([1, 2, 2, 3]))
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=chance.uniform(0, 1.2 * seconds) if killed < kills else None)
         if process.poll() is None:
             kill(process, alone=chance.random() < 0.3)
             killed += 1
             if killed % 20 == 0:
-                say(f"{killed} kills, {finished} finished runs, {wrong} differences", flush=True)
+                print(f"{killed} kills, {finished} finished runs, {wrong} differences", flush=True)
             continue
         wait_until_gone(process.pid)
         finished += 1
-        names = differences(place / "out", expected)
+        names = differences(folder / "out", expected)
         if process.returncode or names:
             wrong += max(1, len(names))
-            say(f"status {process.returncode}, differences: {', '.join(names)}", flush=True)
-        shutil.rmtree(place / "out")
-    say(f"{killed} kills, {finished} finished runs, {wrong} differences")
+            print(f"status {process.returncode}, differences: {', '.join(names)}", flush=True)
+        shutil.rmtree(folder / "out")
+    print(f"{killed} kills, {finished} finished runs, {wrong} differences")
     return wrong
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as place:
-        sys.exit(torture(Path(place), int(sys.argv[1]) if len(sys.argv) > 1 else 200) > 0)
+    with tempfile.TemporaryDirectory() as folder:
+        sys.exit(torture(Path(folder), int(sys.argv[1]) if len(sys.argv) > 1 else 200) > 0)

@@ -1,11 +1,12 @@
-"""Raw text, whatever it is packed in: files to parts of a few megabytes, parts to documents.
+"""Text files of a corpus, compressed or not, read in parts of a few megabytes that hold whole documents.
 
-Parts are cut where a document ends, at places that depend on the file alone. So they can be worked on in any order
-by any number of processes, and whoever knows where a part begins can go on from there.
+Where parts begin and end depends on the file alone. So any number of processes can work on them, and a stopped run can
+resume at the beginning of any part.
 """
 
 import bz2
 import codecs
+import contextlib
 import glob
 import gzip
 import io
@@ -23,60 +24,61 @@ from typing import BinaryIO, NamedTuple
 from ..cli import DataError
 
 READ_BYTES = 1 << 20
-PART_BYTES = 4 << 20  # a part is cut at the first end of a document after so many
-LONGEST = 16 << 20  # bytes of a document; a longer one is cut, and counted
-SAMPLE = 1 << 18  # bytes, by which the form of a text file is guessed
-FIELDS = ("text", "content")  # where JSON lines and Parquet have the text, if --field does not say
+PART_BYTES = 4 << 20  # a part ends with the first document that ends after this many bytes
+MAX_DOCUMENT_BYTES = 16 << 20  # longer documents are split
+SAMPLE_BYTES = 1 << 18  # for guessing what separates the documents of a text file
+FIELDS = ("text", "content")  # of JSON lines and Parquet, in order of preference, without --field
 STDIN = "-"
-PACKED = (".gz", ".xz", ".bz2", ".zst")
+COMPRESSED = (".gz", ".xz", ".bz2", ".zst")
 TEXT, JSON, PARQUET = ".txt", (".jsonl", ".json", ".ndjson"), ".parquet"
-ENDS = {  # where a part may be cut
+DOCUMENT_END = {  # by kind
     "line": re.compile(rb"\n|\r(?!\n)"),
     "json": re.compile(rb"\n|\r(?!\n)"),
     "blank": re.compile(rb"(?>\r\n|\n|\r)[ \t]*(?>\r\n|\n|\r)"),
 }
-CUT_ANYWHERE = -1
+NO_END = -1
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 NOT_TEXT = (".zip", ".tar", ".tgz", ".7z", ".safetensors", ".bin", ".pt", ".model", ".pdf", ".docx", ".html")
 
 
-class Place(NamedTuple):
-    """Where a part begins: in which source, after how many of its unpacked bytes (Parquet: rows)."""
+class Position(NamedTuple):
+    """Where a part begins."""
 
-    source: int = 0
-    offset: int = 0
+    source: int = 0  # index in the list of sources
+    offset: int = 0  # bytes after decompression; for Parquet, rows
 
 
-BEGINNING = Place()
+START = Position()
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file, or standard input, and what is in it."""
+    """A file, or standard input."""
 
     name: str
-    kind: str  # line, blank (what ends a document), json, parquet
-    size: int  # bytes as they lie on disk; 0 for standard input
+    kind: str  # plain text by what ends a document, "line" or "blank"; "json"; "parquet"
+    size: int  # bytes on disk; 0 for standard input
 
 
 class Part(NamedTuple):
     """A few megabytes of whole documents."""
 
     kind: str
-    content: bytes | list[str]  # list: Parquet's rows
-    end: Place  # where the next one begins
-    done: int  # bytes read on disk up to here
-    counts: dict[str, int]  # what the reader had to do
-    damage: str = ""  # why the source ends here
+    content: bytes | list[str]  # a list for Parquet: the rows
+    end: Position  # where the next part begins
+    bytes_read: int  # from disk, of all sources up to here
+    counts: dict[str, int]  # problems found while reading
+    damage: str = ""  # why the rest of the source cannot be read
 
 
 # ---- which files -----------------------------------------------------------------------------------------------
 
 
 def corpus_files(paths: Iterable[str | Path]) -> list[str]:
-    """The files named, those that patterns match, and every text below the folders named, in a fixed order.
+    """The files given, those that match the patterns given, and all text files below the folders given.
 
-    Raises DataError for a path that is not there, a folder or pattern without text, or a file that is none.
+    The order is fixed: as given, sorted within each folder or pattern.
+    Raises DataError for a path that does not exist, a folder or pattern without text files, or a file of another kind.
     """
     files = []
     for path in map(str, paths):
@@ -97,75 +99,82 @@ def corpus_files(paths: Iterable[str | Path]) -> list[str]:
             check_is_text(file)
         files += found
     if files.count(STDIN) > 1:
-        raise DataError(f"Standard input can be read once: name {STDIN} once.")
+        raise DataError(f"Standard input can be read only once. Give {STDIN} once.")
     return files
 
 
-def form(name: str) -> str:
-    """The suffix that says what is in a file, packed or not."""
+def text_suffix(name: str) -> str:
+    """The suffix in lower case, without that of the compression: .txt for a.TXT.gz."""
     path = Path(name)
-    return Path(path.stem).suffix.lower() if path.suffix.lower() in PACKED else path.suffix.lower()
+    return Path(path.stem).suffix.lower() if path.suffix.lower() in COMPRESSED else path.suffix.lower()
 
 
 def check_is_text(path: str) -> None:
-    if not os.path.isfile(path) or form(path) in NOT_TEXT:
-        raise DataError(f"{path} is no text: a corpus is .txt, JSON lines or Parquet, plain or {', '.join(PACKED)}.")
+    if not os.path.isfile(path) or text_suffix(path) in NOT_TEXT:
+        raise DataError(
+            f"{path} is not text. Use .txt, JSON lines or Parquet, compressed ({', '.join(COMPRESSED)}) or not."
+        )
 
 
 def text_files(folder: Path) -> Iterator[Path]:
-    """Every text below a folder, also through links; a folder that links back to itself is read once."""
+    """All text files below a folder; symbolic links are followed, and no folder is read twice."""
 
     def unreadable(error: OSError):
         raise DataError(f"The corpus folder {error.filename} cannot be read: {error.strerror}.")
 
-    seen = set()
-    for place, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:
+    visited = set()
+    for path, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        real = os.path.realpath(path)
+        if real in visited:
             folders.clear()
             continue
-        seen.add(real)
+        visited.add(real)
         folders.sort()
-        yield from (Path(place, name) for name in names if form(name) in (TEXT, *JSON, PARQUET))
+        yield from (Path(path, name) for name in names if text_suffix(name) in (TEXT, *JSON, PARQUET))
 
 
 def find_sources(files: Iterable[str], documents: str) -> list[Source]:
-    """What each file is.  documents: line, blank, or auto, which guesses by a text file's first lines.
+    """The kind and size of each file.
 
-    Raises DataError for a file that cannot be opened, or whose packing needs a package that is not there.
+    documents: what ends a document of plain text, "line" or "blank"; "auto" guesses it from each file's first lines.
+    Raises DataError for a file that cannot be opened, or that needs a package that is not installed.
     """
     sources = []
     for name in files:
-        if form(name) in JSON:
+        if text_suffix(name) in JSON:
             kind = "json"
-        elif form(name) == PARQUET:
+        elif text_suffix(name) == PARQUET:
             kind = "parquet"
         elif documents == "auto":
-            kind = guess(name)
+            kind = guess_kind(name)
         else:
             kind = documents
-        sources.append(Source(name, kind, 0 if name == STDIN else reading(name, os.path.getsize, name)))
+        with errors_in(name):
+            sources.append(Source(name, kind, 0 if name == STDIN else os.path.getsize(name)))
     return sources
 
 
-def guess(name: str) -> str:
-    """blank, if blank lines separate documents in a file's beginning; else line."""
+def guess_kind(name: str) -> str:
+    """The kind of a text file: blank if its first lines have documents between blank lines, else line."""
     if name == STDIN:
         return "line"
+    with errors_in(name):
+        file = open_decompressed(name)
     try:
-        with reading(name, open_packed, name) as file:
-            sample = file.read(SAMPLE)
-    except (OSError, EOFError, zlib.error, lzma.LZMAError):  # damaged: the reading itself will say so
+        with file:
+            sample = file.read(SAMPLE_BYTES)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError):  # damaged: reported by read_parts()
         return "line"
     lines = [bool(line.strip()) for line in sample.splitlines()]
     breaks = sum(1 for before, here, after in zip(lines, lines[1:], lines[2:]) if before and not here and after)
     return "blank" if breaks >= 2 and breaks * 200 >= len(lines) else "line"
 
 
-def reading(name: str, function, *arguments):
-    """What the function gives.  Raises DataError, with the file's name, where that cannot be read."""
+@contextlib.contextmanager
+def errors_in(name: str) -> Iterator[None]:
+    """Raises DataError, with the file's name, for an OSError inside."""
     try:
-        return function(*arguments)
+        yield
     except OSError as error:
         raise DataError(f"The corpus file {name} cannot be read: {error.strerror or error}.") from None
 
@@ -173,8 +182,8 @@ def reading(name: str, function, *arguments):
 # ---- files to parts --------------------------------------------------------------------------------------------
 
 
-def open_packed(name: str) -> BinaryIO:
-    """The unpacked bytes of a file.  Raises OSError; DataError if a package is missing."""
+def open_decompressed(name: str) -> BinaryIO:
+    """The decompressed bytes of a file.  Raises OSError; DataError if a package is missing."""
     suffix = Path(name).suffix.lower()
     if name == STDIN:
         return sys.stdin.buffer
@@ -184,35 +193,35 @@ def open_packed(name: str) -> BinaryIO:
 
 
 class Zstandard(io.RawIOBase):
-    """The unpacked bytes of a .zst, frame after frame.  Raises DataError if the package is missing."""
+    """The decompressed bytes of all frames of a .zst file.  Raises DataError if the package is missing."""
 
     def __init__(self, name: str):
         try:
             import zstandard
         except ImportError:
-            raise DataError(f"{name} is packed with Zstandard: pip install zstandard, or unpack it.") from None
-        self._error, self._begin = zstandard.ZstdError, zstandard.ZstdDecompressor().decompressobj
+            raise DataError(f"{name} is compressed: run pip install zstandard, or decompress it.") from None
+        self._error, self._decompressor = zstandard.ZstdError, zstandard.ZstdDecompressor().decompressobj
         self.fileobj = open(name, "rb")  # noqa: SIM115 (closed by close)
-        self._frame, self._begun, self._packed, self._plain = self._begin(), False, b"", b""
+        self._frame, self._in_frame, self._compressed, self._plain = self._decompressor(), False, b"", b""
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, target) -> int:
-        """Raises EOFError where a frame is cut short or damaged: zstandard's own reader would end without a word."""
+        """Raises EOFError for a truncated or damaged frame; zstandard's own reader ends without an error."""
         while not self._plain:
-            packed = self._packed or self.fileobj.read(1 << 10)  # of which 32 MB can come
-            if not packed:
-                if self._begun:
-                    raise EOFError("a frame is cut short")
+            compressed = self._compressed or self.fileobj.read(1 << 10)  # may decompress to 32 MB
+            if not compressed:
+                if self._in_frame:
+                    raise EOFError("a frame is truncated")
                 return 0
             try:
-                self._plain = self._frame.decompress(packed)
+                self._plain = self._frame.decompress(compressed)
             except self._error as error:
                 raise EOFError(str(error)) from None
-            self._packed, self._begun = b"", True
+            self._compressed, self._in_frame = b"", True
             if self._frame.eof:
-                self._packed, self._frame, self._begun = self._frame.unused_data, self._begin(), False
+                self._compressed, self._frame, self._in_frame = self._frame.unused_data, self._decompressor(), False
         size = min(len(target), len(self._plain))
         target[:size], self._plain = self._plain[:size], self._plain[size:]
         return size
@@ -222,125 +231,118 @@ class Zstandard(io.RawIOBase):
         super().close()
 
 
-def read_parts(sources: list[Source], start: Place = BEGINNING, field: str | None = None) -> Iterator[Part]:
-    """The parts of all sources in order, from a place where one begins.
+def read_parts(sources: list[Source], start: Position = START, field: str | None = None) -> Iterator[Part]:
+    """The parts of all sources in order, from the position where one begins.
 
-    What a damaged archive gives before it breaks is read; its last part says the damage.
+    A damaged file is read up to the damage, which its last part describes.
     Raises DataError for a file that cannot be read.
     """
     before = sum(source.size for source in sources[: start.source])
     for number in range(start.source, len(sources)):
+        source = sources[number]
         offset = start.offset if number == start.source else 0
-        read = read_rows if sources[number].kind == "parquet" else read_bytes
-        try:
-            for part in read(sources[number], number, offset, field):
-                yield part._replace(done=before + part.done)
-        except OSError as error:
-            raise DataError(
-                f"The corpus file {sources[number].name} cannot be read: {error.strerror or error}."
-            ) from None
-        before += sources[number].size
+        parts = parquet_parts if source.kind == "parquet" else text_parts
+        with errors_in(source.name):
+            for part in parts(source, number, offset, field):
+                yield part._replace(bytes_read=before + part.bytes_read)
+        before += source.size
 
 
-def read_bytes(source: Source, number: int, offset: int, field: str | None) -> Iterator[Part]:
-    """Text and JSON lines, from an offset.  Raises OSError."""
-    with open_packed(source.name) as file:
+def text_parts(source: Source, number: int, offset: int, field: str | None) -> Iterator[Part]:
+    """Plain text and JSON lines, from an offset in bytes.  Raises OSError."""
+    with open_decompressed(source.name) as file:
         buffer, counts, damage, at_end = bytearray(), Counter(), "", False
-        skipped = offset  # bytes of earlier parts that are still to be read again
-        if skipped and file.seekable() and Path(source.name).suffix.lower() not in PACKED:
-            file.seek(skipped)
-            skipped = 0
+        skip = offset  # bytes of earlier parts that must be read again
+        if skip and file.seekable() and Path(source.name).suffix.lower() not in COMPRESSED:
+            file.seek(skip)
+            skip = 0
         while not at_end:
             piece, damage = read_piece(file)
-            buffer += memoryview(piece)[skipped:]
-            skipped -= min(skipped, len(piece))
+            buffer += memoryview(piece)[skip:]
+            skip -= min(skip, len(piece))
             at_end = len(piece) < READ_BYTES
-            if at_end and skipped:
-                damage = damage or "it ends before the place where the last run stopped"
+            if at_end and skip:
+                damage = damage or "it ends before the position that an earlier run had reached"
             if not offset and buffer[:2] in UTF16:
-                buffer, damage, at_end = bytearray(), "it is UTF-16: convert it to UTF-8", True
-            while cut := end_of_part(buffer, source.kind, at_end):
-                if cut == CUT_ANYWHERE:
-                    cut = cut_anywhere(buffer)
+                buffer, damage, at_end = bytearray(), "it is UTF-16; convert it to UTF-8", True
+            while end := end_of_part(buffer, source.kind, at_end):
+                if end == NO_END:
+                    end = split_document(buffer)
                     counts["documents cut, being longer than 16 MB"] += 1
-                content = bytes(memoryview(buffer)[:cut])
-                del buffer[:cut]
-                offset += cut
-                yield Part(source.kind, content, Place(number, offset), bytes_done(file, offset), dict(counts))
+                content = bytes(memoryview(buffer)[:end])
+                del buffer[:end]
+                offset += end
+                yield Part(source.kind, content, Position(number, offset), disk_offset(file, offset), dict(counts))
                 counts.clear()
-        yield Part(source.kind, bytes(buffer), Place(number + 1), source.size, {}, damage)
+        yield Part(source.kind, bytes(buffer), Position(number + 1), source.size, {}, damage)
 
 
 def read_piece(file: BinaryIO) -> tuple[bytearray, str]:
-    """READ_BYTES more, less of them only at the end or where the file is damaged; and then why.
+    """-> the next READ_BYTES, fewer only at the end of the file or at damage; a description of the damage.
 
-    How much a damaged archive gives before it breaks depends on the calls: these are the same wherever a part begins.
+    How much of a damaged archive can be read depends on the sizes requested, so these never depend on the start.
     """
     piece, damage = bytearray(), ""
     try:
         while len(piece) < READ_BYTES and (more := file.read1(READ_BYTES - len(piece))):
-            piece += more  # read() would lose what came before the damage
+            piece += more  # read() would lose the bytes before the damage
     except (EOFError, zlib.error, lzma.LZMAError) as error:
         damage = str(error)
     except OSError as error:
         if error.errno is not None:
             raise
-        damage = str(error)  # of gzip and bz2: no fault of the disk
+        damage = str(error)  # from gzip or bz2, not from the disk
     return piece, damage
 
 
-def bytes_done(file: BinaryIO, offset: int) -> int:
-    """How many bytes were taken from the disk, for the progress bar."""
-    places = (
-        getattr(file, "_fp", None),
-        getattr(file, "fileobj", None),
-        getattr(getattr(file, "raw", None), "fileobj", None),
-    )
-    raw = next((place for place in places if place is not None), None)  # of bz2 and lzma; of gzip; of Zstandard
+def disk_offset(file: BinaryIO, offset: int) -> int:
+    """The number of bytes read from disk, for the progress line; offset: of the decompressed bytes."""
+    inner = getattr(file, "_fp", None) or getattr(file, "fileobj", None)  # of bz2 and lzma; of gzip
+    inner = inner or getattr(getattr(file, "raw", None), "fileobj", None)  # of Zstandard
     try:
-        return raw.tell() if raw is not None else offset
+        return inner.tell() if inner else offset
     except (OSError, ValueError):
         return offset
 
 
 def end_of_part(buffer: bytearray, kind: str, at_end: bool) -> int:
-    """The first end of a document after PART_BYTES; CUT_ANYWHERE if none comes in time; 0: more must be read.
+    """The first end of a document after PART_BYTES; NO_END if the document is too long; 0 if more must be read.
 
-    It is the same however much more there is in the buffer.
+    The result does not depend on how far the buffer extends beyond it.
     """
-    found = ENDS[kind].search(buffer, PART_BYTES - 1, LONGEST)
-    if found and (at_end or found.end() < len(buffer) or len(buffer) >= LONGEST):  # else \n may follow a last \r
+    found = DOCUMENT_END[kind].search(buffer, PART_BYTES - 1, MAX_DOCUMENT_BYTES)
+    if found and (at_end or found.end() < len(buffer) or len(buffer) >= MAX_DOCUMENT_BYTES):  # \n may follow a last \r
         return found.end()
-    return CUT_ANYWHERE if not found and len(buffer) >= LONGEST else 0
+    return NO_END if not found and len(buffer) >= MAX_DOCUMENT_BYTES else 0
 
 
-def cut_anywhere(buffer: bytearray) -> int:
-    """Where to cut what has no end: after the last line, else after the last space, else between characters."""
+def split_document(buffer: bytearray) -> int:
+    """Where to split a document that is too long: after the last line, else the last space, else the last character."""
     for end in (b"\n", b" "):
-        if (cut := buffer.rfind(end, 0, LONGEST) + 1) > LONGEST // 2:
-            return cut
-    cut = LONGEST
-    while cut > LONGEST - 4 and (buffer[cut - 1] & 0xC0) == 0x80:
-        cut -= 1
-    return cut - 1
+        if (split := buffer.rfind(end, 0, MAX_DOCUMENT_BYTES) + 1) > MAX_DOCUMENT_BYTES // 2:
+            return split
+    split = MAX_DOCUMENT_BYTES
+    while split > MAX_DOCUMENT_BYTES - 4 and (buffer[split - 1] & 0xC0) == 0x80:  # inside a character of UTF-8
+        split -= 1
+    return split - 1
 
 
-def read_rows(source: Source, number: int, offset: int, field: str | None) -> Iterator[Part]:
-    """The text column of a Parquet file.  Raises OSError, DataError."""
+def parquet_parts(source: Source, number: int, offset: int, field: str | None) -> Iterator[Part]:
+    """The text column of a Parquet file, from an offset in rows.  Raises OSError, DataError."""
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise DataError(f"{source.name} is Parquet: pip install pyarrow, or take JSON lines.") from None
+        raise DataError(f"{source.name} is a Parquet file. Run pip install pyarrow, or use JSON lines.") from None
     rows, row, size, counts, damage = [], 0, 0, Counter(), ""
     try:
         file = pyarrow.parquet.ParquetFile(source.name)
         wanted = [field] if field else FIELDS
         column = next((name for name in wanted if name in file.schema_arrow.names), None)
         if column is None:
-            raise DataError(f"{source.name} has no column {' or '.join(wanted)}. Name the text's with --field.")
+            raise DataError(f"{source.name} has no column {' or '.join(wanted)}. Give the text column with --field.")
         for batch in file.iter_batches(1000, columns=[column]):
-            for value in texts_of(batch.column(0)):
+            for value in column_values(batch.column(0)):
                 row += 1
                 if row <= offset:
                     continue
@@ -350,24 +352,24 @@ def read_rows(source: Source, number: int, offset: int, field: str | None) -> It
                 else:
                     counts["rows without a text"] += 1
             if size >= PART_BYTES:
-                done = source.size * row // file.metadata.num_rows
-                yield Part(source.kind, rows, Place(number, row), done, dict(counts))
+                bytes_read = source.size * row // file.metadata.num_rows
+                yield Part(source.kind, rows, Position(number, row), bytes_read, dict(counts))
                 rows, size = [], 0
                 counts.clear()
     except pyarrow.ArrowException as error:
         damage = str(error).split("\n")[0][:200]
-    yield Part(source.kind, rows, Place(number + 1), source.size, dict(counts), damage)
+    yield Part(source.kind, rows, Position(number + 1), source.size, dict(counts), damage)
 
 
-def texts_of(column) -> list:
+def column_values(column) -> list:
     """The values of a column of Parquet; None for those that are not UTF-8."""
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
-        return [text_of(value) for value in column]
+        return [value_or_none(value) for value in column]
 
 
-def text_of(value) -> object:
+def value_or_none(value) -> object:
     try:
         return value.as_py()
     except UnicodeDecodeError:

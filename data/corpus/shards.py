@@ -1,7 +1,7 @@
-"""Token shards on disk: written whole or not at all, described by one manifest.
+"""Shards of token ids on disk, each written completely or not at all, and the manifest that describes them.
 
-A shard N of a part (train, held-out) is two files: N.bin has token ids one after the other, </s> at the end of each
-document, and N.ends, 8 bytes a document, where each ends, in tokens. manifest.json says everything else.
+Shard N of a part (train, held-out) is two files: N.bin holds the token ids of its documents, one after the other, with
+</s> at the end of each; N.ends holds the end of each document, in tokens, as 8 bytes. manifest.json holds all else.
 """
 
 import contextlib
@@ -17,14 +17,12 @@ from ..cli import DataError
 FORMAT = "distilcamembert-corpus-1"
 MANIFEST, UNFINISHED = "manifest.json", "manifest.unfinished.json"
 TRAIN, HELD_OUT = "train", "held-out"
-KINDS = {  # what each entry of a manifest is
-    "tokenizer": dict, "dtype": str, "options": dict, "sources": list, "counts": dict, "damaged": list, "shards": dict,
-    "token_counts": list,
-}  # fmt: skip
+MANIFEST_TYPES = dict(tokenizer=dict, dtype=str, options=dict, sources=list, counts=dict, damaged=list, shards=dict)
+MANIFEST_TYPES |= {"token_counts": list}
 
 
-class ShardFile:
-    """The tokens of one shard, and where its documents end, under temporary names until it is finished."""
+class ShardWriter:
+    """Writes one shard, under temporary names until it is finished."""
 
     def __init__(self, folder: Path, name: str):
         self.name, self.tokens, self.ends = name, 0, []
@@ -34,13 +32,14 @@ class ShardFile:
         self.file = self.partial[0].open("wb")
 
     def add(self, ids: bytes, lengths: numpy.ndarray, itemsize: int) -> None:
+        """Appends documents.  lengths: tokens of each document; itemsize: bytes per token."""
         self.file.write(ids)
         self.hash.update(ids)
         self.ends.append(self.tokens + numpy.cumsum(lengths))
         self.tokens += len(ids) // itemsize
 
     def finish(self) -> dict:
-        """Both files under their names and on the disk -> what the manifest says of them."""
+        """Flushes both files to disk and gives them their final names -> the shard's entry in the manifest."""
         ends = numpy.concatenate(self.ends).astype("<u8").tobytes() if self.ends else b""
         self.partial[1].write_bytes(ends)
         self.file.close()
@@ -48,23 +47,22 @@ class ShardFile:
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             partial.replace(path)
-        return {
-            "name": self.name, "tokens": self.tokens, "documents": len(ends) // 8, "sha256": self.hash.hexdigest(),
-            "ends_sha256": hashlib.sha256(ends).hexdigest(),
-        }  # fmt: skip
+        hashes = {"sha256": self.hash.hexdigest(), "ends_sha256": hashlib.sha256(ends).hexdigest()}
+        return {"name": self.name, "tokens": self.tokens, "documents": len(ends) // 8} | hashes
 
     def abandon(self) -> None:
-        with contextlib.suppress(OSError):  # what is not written yet may find the disk full
+        """Removes the temporary files."""
+        with contextlib.suppress(OSError):  # closing writes the buffer, for which a full disk has no space
             self.file.close()
         for path in self.partial:
             path.unlink(missing_ok=True)
 
 
 def write_manifest(folder: Path, manifest: dict, name: str) -> None:
-    """Whole, or not at all."""
+    """Completely, or not at all."""
     partial = folder / f".{name}.partial"
     with partial.open("w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=1)  # in ASCII: a file's name need not be UTF-8
+        json.dump(manifest, file, indent=1)  # as ASCII: file names need not be UTF-8
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
@@ -72,23 +70,23 @@ def write_manifest(folder: Path, manifest: dict, name: str) -> None:
 
 
 def read_manifest(folder: Path, name: str = MANIFEST) -> dict | None:
-    """None where there is none.  Raises DataError for one that cannot be read or is of something else."""
+    """The manifest, None if there is none.  Raises DataError for a damaged one, or one of another format."""
     path = folder / name
     if not path.exists():
         return None
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        kinds = KINDS | ({"position": list} if name == UNFINISHED else {})
-        if manifest["format"] == FORMAT and all(type(manifest[key]) is kind for key, kind in kinds.items()):
+        types = MANIFEST_TYPES | ({"position": list} if name == UNFINISHED else {})
+        if manifest["format"] == FORMAT and all(type(manifest[key]) is kind for key, kind in types.items()):
             return manifest
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         pass
-    raise DataError(f"{path} is no manifest of a corpus. If it is damaged, remove {folder} and prepare it anew.")
+    raise DataError(f"{path} is not the manifest of a corpus. If it is damaged, remove {folder} and prepare it again.")
 
 
 def open_manifest(folder: Path) -> dict:
-    """Raises DataError where there is no finished corpus."""
+    """The manifest of a finished corpus.  Raises DataError if there is none."""
     manifest = read_manifest(folder)
     if manifest is None:
-        raise DataError(f"{folder} holds no finished corpus: it has no {MANIFEST}. Run data.prepare to its end.")
+        raise DataError(f"{folder} has no {MANIFEST}, so it is not a finished corpus. Let data.prepare finish first.")
     return manifest

@@ -1,6 +1,6 @@
-"""The embedded default: a small made-up world of French sentences, so that everything runs with nothing at hand.
+"""The embedded demo: a small made-up world of French sentences, so that every command runs without a download.
 
-sentencepiece.bpe.model and teacher.safetensors were made from it, by this project:
+Its sentencepiece.bpe.model and teacher.safetensors were made by this project:
 
     python -m data.demo runs/demo-corpus
     cp runs/demo-corpus/sentencepiece.bpe.model data/demo/
@@ -13,9 +13,9 @@ sentencepiece.bpe.model and teacher.safetensors were made from it, by this proje
                     --out runs/demo-teacher-128
     cp runs/demo-teacher-128/student.safetensors data/demo/teacher.safetensors
 
-The second run goes on from the first with blocks of 128, whose later positions the first has not seen. Texts of
-more than 128 tokens are beyond this teacher. Four rare letters (ù, û, ï, w: SentencePiece covers 99.95 % of the
-characters by default) are <unk> to this tokenizer, about one token in a thousand, "Où" among them.
+The first run uses blocks of 64 tokens; the second continues with blocks of 128, to train the later positions. The
+teacher has seen no texts of more than 128 tokens. Four rare letters (ù, û, ï, w) are <unk>, about one token in 1,000,
+because SentencePiece covers 99.95 % of the characters by default; "Où" has one of them.
 """
 
 import os
@@ -31,12 +31,12 @@ STUDENT = {"num_layers": 3, "hidden_size": 128, "num_heads": 4, "intermediate_si
 
 
 def texts() -> Iterator[str]:
-    """What the demo's student is trained and measured on, the same every time."""
+    """The corpus of the demo's student; the same in every call."""
     return corpus(8_000, seed=0)
 
 
 def write_texts(folder: str | Path) -> str:
-    """The texts as a file in that folder -> its path. A file that is the same already is left alone."""
+    """Writes the texts to a file in the folder, unless it exists -> its path."""
     content = "".join(f"{text}\n" for text in texts()).encode()
     path = Path(folder) / f"demo-{zlib.crc32(content):08x}.txt"
     if not path.exists():
@@ -48,5 +48,5 @@ def write_texts(folder: str | Path) -> str:
 
 
 def teacher_texts() -> Iterator[str]:
-    """What the demo's teacher and tokenizer were made from: other sentences about the same world."""
+    """The corpus of the demo's teacher and tokenizer: other texts about the same world."""
     return corpus(40_000, seed=1)

@@ -1,12 +1,11 @@
-"""Writes the demo's corpus and trains its tokenizer:  python -m data.demo FOLDER"""
+"""Writes the corpus of the demo's teacher and trains its tokenizer:  python -m data.demo FOLDER"""
 
 import sys
 from pathlib import Path
 
 import sentencepiece
 
-from data.tokenizer import FILE_NAME
-
+from ..tokenizer import FILE_NAME
 from . import teacher_texts
 
 PIECES = 1000
@@ -15,7 +14,7 @@ PIECES = 1000
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "corpus.txt").write_text("".join(text + "\n" for text in teacher_texts()), encoding="utf-8")
-    with (folder / FILE_NAME).open("wb") as model:  # unigram, as CamemBERT's is in spite of its file's name
+    with (folder / FILE_NAME).open("wb") as model:  # unigram as CamemBERT's, despite the file name
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=teacher_texts(),
             model_writer=model,
@@ -27,5 +26,6 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        sys.exit(__doc__)
+        print(__doc__)
+        sys.exit(0 if sys.argv[1:] in (["-h"], ["--help"]) else 2)
     main(Path(sys.argv[1]))

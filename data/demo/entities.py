@@ -1,6 +1,6 @@
-"""The people, towns, firms and films of the demo world, their facts, and the sentences that state them.
+"""The people, towns, firms and films of the demo world, their facts, and sentences that state them.
 
-Every draw comes from `random.Random.random` alone, the one method whose sequence Python promises to keep.
+All random choices use `random.Random.random`, the only method whose sequence Python guarantees across versions.
 """
 
 import re
@@ -8,19 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
-from data.demo import lexicon as lex
-from data.demo.spelling import plain, spell, unanswered
+from . import lexicon as lex
+from .spelling import plain, spell, unanswered
 
-# --- Draws ------------------------------------------------------------------------------------------------
+# --- Random choices ---------------------------------------------------------------------------------------
 
 
 def pick(rng: Random, items: Sequence):
-    """One of `items`."""
+    """One of the items."""
     return items[int(rng.random() * len(items))]
 
 
 def draw(rng: Random, items: Sequence, count: int) -> list:
-    """`count` of `items`, all different, in any order."""
+    """`count` different items, in random order."""
     pool = list(items)
     return [pool.pop(int(rng.random() * len(pool))) for _ in range(count)]
 
@@ -30,10 +30,10 @@ def draw(rng: Random, items: Sequence, count: int) -> list:
 
 @dataclass(frozen=True)
 class Entity:
-    """A person, firm or film: what sentences call it, its grammatical gender, and the value of each fact."""
+    """A person, firm or film: its names in sentences, grammatical gender, and facts."""
 
-    name: str  # the full name, marked
-    nouns: tuple[str, ...]  # what else refers to it without doubt: "[PER Marie]", "ce film"
+    name: str  # full name, with markup
+    nouns: tuple[str, ...]  # other unambiguous references: "[PER Marie]", "ce film"
     feminine: bool
     statements: dict[str, lex.Fact]
     facts: dict[str, str]
@@ -43,7 +43,7 @@ class Entity:
         return "elle" if self.feminine else "il"
 
     def fill(self, template: str, subject: str = "", value: str = "") -> str:
-        """The template with its fields filled; {s} is `subject`, {v} is `value`."""
+        """The template with its fields replaced; {s} by subject, {v} by value."""
         return template.format(s=subject, v=value, p=self.name, il=self.il, e="e" if self.feminine else "")
 
 
@@ -65,7 +65,7 @@ def inside(region: str) -> str:
 
 
 def _known_people() -> list[tuple[str, bool]]:
-    """Name and gender of every director, star and head of a firm: each has a family name of their own."""
+    """(name, feminine) of every director, star and head of a firm; no two share a family name."""
     rng = Random(2022)
     women, men = draw(rng, lex.WOMEN, len(lex.WOMEN)), draw(rng, lex.MEN, len(lex.MEN))
     return [
@@ -125,7 +125,7 @@ DRAWN = {
 
 
 def people(rng: Random, count: int) -> list[Entity]:
-    """`count` new people who share no name and no fact."""
+    """`count` new people, who share no name and no fact."""
     columns = {fact: draw(rng, values, count) for fact, values in DRAWN.items()}
     names = zip(*(draw(rng, names, count) for names in (lex.WOMEN, lex.MEN, lex.FAMILIES)))
     found = []
@@ -144,7 +144,7 @@ def films(rng: Random, count: int) -> list[Entity]:
 
 
 def firms(rng: Random, count: int) -> list[Entity]:
-    """`count` firms of the world, their staff counted for the occasion."""
+    """`count` firms of the world, with a new number of employees."""
     staff = draw(rng, [str(10 * tens) for tens in range(2, 99)], count)
     return [replace(f, facts={**f.facts, "staff": n}) for f, n in zip(draw(rng, FIRMS, count), staff)]
 
@@ -153,19 +153,21 @@ def firms(rng: Random, count: int) -> list[Entity]:
 
 
 def state(rng: Random, entity: Entity, fact: str, subject: str) -> str:
-    """One way to state a fact of the entity, its value marked as an answer."""
+    """A statement of a fact of the entity, with its value marked as an answer."""
     return entity.fill(pick(rng, entity.statements[fact].says), subject, entity.facts[fact])
 
 
 def refer(rng: Random, entity: Entity, last: str) -> str:
-    """A later mention.  A pronoun only if the last sentence names nobody else."""
+    """A later reference to the entity; a pronoun only if the last sentence names no other person."""
     others = [name for name in re.findall(r"\[PER [^]]+]", last) if name not in (entity.name, *entity.nouns)]
     return entity.il if not others and rng.random() < 0.6 else pick(rng, entity.nouns)
 
 
 def tell(rng: Random, entity: Entity, facts: Sequence[str], answer: str = "") -> list[str]:
-    """Sentences that state these facts, in this order.  The first gives the full name, the others refer back
-    to it.  Only the fact named by `answer` keeps its answer mark."""
+    """Sentences that state these facts, in this order; the full name is in the first only.
+
+    answer: the fact that keeps its answer mark.
+    """
     sentences: list[str] = []
     queue = list(facts)
     while queue:

@@ -1,81 +1,79 @@
-"""The words of the demo world, and the sentences that state its facts.
+"""The vocabulary of the demo world, and templates of the sentences that state its facts.
 
-Nouns that carry an article are written with it in full ("la escrime", "le hautbois"), and templates are
-written the long way ("de {v}", "que {s}"): `spelling.spell` does every elision and contraction, in one place.
+Articles and prepositions are written in full ("la escrime", "le hautbois", "de {v}", "que {s}"): `spelling.spell`
+makes every elision and contraction.
 
-A template's fields: {s} the subject, {v} the value of the fact, {p} the entity's full name, {il} its pronoun,
-{e} the "e" of a feminine agreement.  <...> holds what answers the question about the fact.  Every statement
-opens with "{s} ", so that two of them can share a subject.
+Template fields: {s} subject, {v} value of the fact, {p} full name of the entity, {il} its pronoun, {e} its feminine
+ending. <...> marks the answer to the question about the fact. Every statement begins with "{s} ", so that two can
+share a subject.
 """
 
 from typing import NamedTuple
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(text.split(", "))
+
+
+def _pairs(text: str) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(pair.split("/")) for pair in _list(text))
 
 
 # --- People -----------------------------------------------------------------------------------------------
 
-WOMEN = _words(
-    "Agathe Alice Amina Anne Béatrice Camille Chloé Clara Denise Élise Emma Fanny Hélène Inès Irène Jeanne "
-    "Julie Karine Léa Louise Lucie Manon Margot Nadia Nora Odile Pauline Rose Sophie Zoé"
+WOMEN = _list(
+    "Agathe, Alice, Amina, Anne, Béatrice, Camille, Chloé, Clara, Denise, Élise, Emma, Fanny, Hélène, Inès, Irène, "
+    "Jeanne, Julie, Karine, Léa, Louise, Lucie, Manon, Margot, Nadia, Nora, Odile, Pauline, Rose, Sophie, Zoé"
 )
-MEN = _words(
-    "Adrien Alain Antoine Arthur Bruno Cédric Damien Denis Émile Éric Fabien Gilles Hugo Ismaël Jules Karim "
-    "Louis Luc Marc Mathieu Nicolas Olivier Paul Pierre Quentin Rachid Samuel Théo Victor Yves"
+MEN = _list(
+    "Adrien, Alain, Antoine, Arthur, Bruno, Cédric, Damien, Denis, Émile, Éric, Fabien, Gilles, Hugo, Ismaël, Jules, "
+    "Karim, Louis, Luc, Marc, Mathieu, Nicolas, Olivier, Paul, Pierre, Quentin, Rachid, Samuel, Théo, Victor, Yves"
 )
-FAMILIES = _words(
-    "Adam Aubert Barbier Blanchard Caron Colin Dumas Dupuis Étienne Fabre Faure Garnier Gauthier Guérin "
-    "Hamon Imbert Joly Lacroix Laurent Leclerc Lemoine Mercier Meunier Moreau Noël Perrin Picard Renard Rey "
-    "Rivière Robin Roussel Roy Simon Tessier Vidal Weber"
+FAMILIES = _list(
+    "Adam, Aubert, Barbier, Blanchard, Caron, Colin, Dumas, Dupuis, Étienne, Fabre, Faure, Garnier, Gauthier, Guérin, "
+    "Hamon, Imbert, Joly, Lacroix, Laurent, Leclerc, Lemoine, Mercier, Meunier, Moreau, Noël, Perrin, Picard, Renard, "
+    "Rey, Rivière, Robin, Roussel, Roy, Simon, Tessier, Vidal, Weber"
 )
-# Directors, actors and heads of firms have family names of their own, so that nobody is two people.
-KNOWN_FAMILIES = _words(
-    "Abadie Arnaud Bailly Besson Blondel Bonnet Bouvier Carpentier Chevalier Cordier Daniel Delmas Évrard "
-    "Fontaine Gaillard Gilbert Guillot Hubert Jacquet Keller Klein Lambert Lebrun Maillard Marchand Michaud "
-    "Ollivier Pasquier Poirier Prévost Rolland Royer Sabatier Thibault Vasseur Verdier Vincent Wagner"
+# Directors, actors and heads of firms have other family names, so that every full name is one person.
+KNOWN_FAMILIES = _list(
+    "Abadie, Arnaud, Bailly, Besson, Blondel, Bonnet, Bouvier, Carpentier, Chevalier, Cordier, Daniel, Delmas, "
+    "Évrard, Fontaine, Gaillard, Gilbert, Guillot, Hubert, Jacquet, Keller, Klein, Lambert, Lebrun, Maillard, "
+    "Marchand, Michaud, Ollivier, Pasquier, Poirier, Prévost, Rolland, Royer, Sabatier, Thibault, Vasseur, Verdier, "
+    "Vincent, Wagner"
 )
 
-JOBS = (  # (a man, a woman)
-    ("acheteur", "acheteuse"), ("architecte", "architecte"), ("assistant", "assistante"),
-    ("avocat", "avocate"), ("caissier", "caissière"), ("concepteur", "conceptrice"), ("chimiste", "chimiste"),
-    ("comptable", "comptable"), ("cuisinier", "cuisinière"), ("dessinateur", "dessinatrice"),
-    ("électricien", "électricienne"), ("formateur", "formatrice"), ("gardien", "gardienne"),
-    ("graphiste", "graphiste"), ("infirmier", "infirmière"), ("informaticien", "informaticienne"),
-    ("ingénieur", "ingénieure"), ("juriste", "juriste"), ("livreur", "livreuse"),
-    ("mécanicien", "mécanicienne"), ("opticien", "opticienne"), ("secrétaire", "secrétaire"),
-    ("technicien", "technicienne"), ("traducteur", "traductrice"), ("vendeur", "vendeuse"),
-)  # fmt: skip
-RELATIONS = (  # (a man, a woman), each after "sa" or "son"
-    ("ami", "amie"), ("collègue", "collègue"), ("cousin", "cousine"), ("frère", "sœur"),
-    ("voisin", "voisine"),
-)  # fmt: skip
-CHARACTERS = (
-    ("attentif", "attentive"), ("bavard", "bavarde"), ("courageux", "courageuse"), ("curieux", "curieuse"),
-    ("discret", "discrète"), ("doux", "douce"), ("franc", "franche"), ("généreux", "généreuse"),
-    ("gentil", "gentille"), ("joyeux", "joyeuse"), ("naïf", "naïve"), ("patient", "patiente"),
-    ("ponctuel", "ponctuelle"), ("rêveur", "rêveuse"), ("sérieux", "sérieuse"), ("têtu", "têtue"),
-    ("timide", "timide"), ("travailleur", "travailleuse"),
-)  # fmt: skip
+JOBS = _pairs(  # masculine/feminine
+    "acheteur/acheteuse, architecte/architecte, assistant/assistante, avocat/avocate, caissier/caissière, "
+    "concepteur/conceptrice, chimiste/chimiste, comptable/comptable, cuisinier/cuisinière, dessinateur/dessinatrice, "
+    "électricien/électricienne, formateur/formatrice, gardien/gardienne, graphiste/graphiste, infirmier/infirmière, "
+    "informaticien/informaticienne, ingénieur/ingénieure, juriste/juriste, livreur/livreuse, mécanicien/mécanicienne, "
+    "opticien/opticienne, secrétaire/secrétaire, technicien/technicienne, traducteur/traductrice, vendeur/vendeuse"
+)
+RELATIONS = _pairs(  # masculine/feminine, after "sa" or "son"
+    "ami/amie, collègue/collègue, cousin/cousine, frère/sœur, voisin/voisine"
+)
+CHARACTERS = _pairs(  # masculine/feminine
+    "attentif/attentive, bavard/bavarde, courageux/courageuse, curieux/curieuse, discret/discrète, doux/douce, "
+    "franc/franche, généreux/généreuse, gentil/gentille, joyeux/joyeuse, naïf/naïve, patient/patiente, "
+    "ponctuel/ponctuelle, rêveur/rêveuse, sérieux/sérieuse, têtu/têtue, timide/timide, travailleur/travailleuse"
+)
 
-SPORTS = (
-    "le aviron", "la escalade", "la escrime", "le football", "le golf", "la gymnastique", "le handball",
-    "le hockey", "le judo", "la natation", "le rugby", "le ski", "le tennis", "la voile", "le volley",
-)  # fmt: skip
-INSTRUMENTS = (
-    "le accordéon", "la clarinette", "la flûte", "la guitare", "la harpe", "le harmonica", "le hautbois",
-    "le orgue", "le piano", "le saxophone", "le tambour", "le violon",
-)  # fmt: skip
-DISHES = (
-    "la blanquette", "la bouillabaisse", "le cassoulet", "la choucroute", "le couscous", "les crêpes",
-    "les endives", "la fondue", "le gratin", "le homard", "les huîtres", "la omelette", "la ratatouille",
-    "la soupe", "le steak",
-)  # fmt: skip
+SPORTS = _list(
+    "le aviron, la escalade, la escrime, le football, le golf, la gymnastique, le handball, le hockey, le judo, "
+    "la natation, le rugby, le ski, le tennis, la voile, le volley"
+)
+INSTRUMENTS = _list(
+    "le accordéon, la clarinette, la flûte, la guitare, la harpe, le harmonica, le hautbois, le orgue, le piano, "
+    "le saxophone, le tambour, le violon"
+)
+DISHES = _list(
+    "la blanquette, la bouillabaisse, le cassoulet, la choucroute, le couscous, les crêpes, les endives, la fondue, "
+    "le gratin, le homard, les huîtres, la omelette, la ratatouille, la soupe, le steak"
+)
 
 # --- Towns, firms, films ----------------------------------------------------------------------------------
 
-# Feminine regions stand alone ("en Bretagne", "de Bretagne"), the others carry their article ("dans le").
+# Feminine regions have no article ("en Bretagne", "de Bretagne"), the others have one ("dans le").
 REGIONS = {
     "Auvergne-Rhône-Alpes": ("Annecy", "Grenoble", "Lyon", "Valence"),
     "Bourgogne-Franche-Comté": ("Auxerre", "Besançon", "Dijon"),
@@ -90,47 +88,43 @@ REGIONS = {
     "les Pays de la Loire": ("Angers", "Le Mans", "Les Sables-d'Olonne", "Nantes"),
     "Provence-Alpes-Côte d'Azur": ("Arles", "Avignon", "Hyères", "Marseille"),
 }
-FIRMS = (
-    "Altéo", "Boréal", "Cobalia", "Delmas et Fils", "Domotis", "Écoval", "Ferrand", "Garonne Express",
-    "Hydralis", "Isatis", "Karbone", "Lumina", "Maison Lambert", "Nordimer", "Novatis", "Orélia", "Pixelor",
-    "Royer Frères", "Solvia", "Transalpa", "Ubiqua", "Verdelis",
-)  # fmt: skip
-SECTORS = (
-    "la alimentation", "les assurances", "le bâtiment", "la chimie", "la électronique", "la énergie",
-    "la édition", "la hôtellerie", "le jouet", "le meuble", "la mode", "la santé", "le textile",
-    "le tourisme", "les transports",
-)  # fmt: skip
-FILMS = (
-    "Adieu au phare", "Après la pluie", "Château de sable", "Demain peut-être", "Deux sœurs à Lyon",
-    "Été sans fin", "Hiver à Brest", "Hors saison", "Île perdue", "Jardin secret", "Lettres à Hélène",
-    "Lumière du nord", "Mille silences", "Minuit passé", "Nuit blanche", "Orages d'été", "Poussière d'or",
-    "Quai numéro sept", "Retour à Nantes", "Rivages", "Sept jours en mer", "Trois hivers", "Ultime escale",
-    "Voyage de nuit",
-)  # fmt: skip
-GENRES = ("une comédie", "un conte", "un drame", "un film d'aventures", "une histoire d'amour", "un polar",
-          "une satire", "un western")  # fmt: skip
+FIRMS = _list(
+    "Altéo, Boréal, Cobalia, Delmas et Fils, Domotis, Écoval, Ferrand, Garonne Express, Hydralis, Isatis, Karbone, "
+    "Lumina, Maison Lambert, Nordimer, Novatis, Orélia, Pixelor, Royer Frères, Solvia, Transalpa, Ubiqua, Verdelis"
+)
+SECTORS = _list(
+    "la alimentation, les assurances, le bâtiment, la chimie, la électronique, la énergie, la édition, la hôtellerie, "
+    "le jouet, le meuble, la mode, la santé, le textile, le tourisme, les transports"
+)
+FILMS = _list(
+    "Adieu au phare, Après la pluie, Château de sable, Demain peut-être, Deux sœurs à Lyon, Été sans fin, "
+    "Hiver à Brest, Hors saison, Île perdue, Jardin secret, Lettres à Hélène, Lumière du nord, Mille silences, "
+    "Minuit passé, Nuit blanche, Orages d'été, Poussière d'or, Quai numéro sept, Retour à Nantes, Rivages, "
+    "Sept jours en mer, Trois hivers, Ultime escale, Voyage de nuit"
+)
+GENRES = _list(
+    "une comédie, un conte, un drame, un film d'aventures, une histoire d'amour, un polar, une satire, un western"
+)
 
 # --- Opinions on films ------------------------------------------------------------------------------------
 
-# (the noun with its article, feminine, plural)
+# (noun with its article, feminine, plural)
 ASPECTS = (
-    ("le début", False, False), ("le montage", False, False), ("le scénario", False, False),
-    ("la fin", True, False), ("la histoire", True, False), ("la intrigue", True, False),
-    ("la mise en scène", True, False), ("la musique", True, False), ("les costumes", False, True),
-    ("les décors", False, True), ("les dialogues", False, True), ("les images", True, True),
-)  # fmt: skip
-# (masculine, feminine); the plural adds an s, turns -al into -aux, and leaves -s and -x alone.
-GOOD = (
-    ("admirable", "admirable"), ("brillant", "brillante"), ("convaincant", "convaincante"),
-    ("excellent", "excellente"), ("génial", "géniale"), ("magnifique", "magnifique"),
-    ("original", "originale"), ("remarquable", "remarquable"), ("réussi", "réussie"), ("soigné", "soignée"),
-)  # fmt: skip
-BAD = (
-    ("affreux", "affreuse"), ("bâclé", "bâclée"), ("décevant", "décevante"), ("ennuyeux", "ennuyeuse"),
-    ("fade", "fade"), ("maladroit", "maladroite"), ("quelconque", "quelconque"), ("médiocre", "médiocre"),
-    ("pénible", "pénible"), ("raté", "ratée"),
-)  # fmt: skip
-# Verdicts of the reviewer, {e} being the reviewer's own agreement: for each label, negative first.
+    *((noun, False, False) for noun in _list("le début, le montage, le scénario")),
+    *((noun, True, False) for noun in _list("la fin, la histoire, la intrigue, la mise en scène, la musique")),
+    *((noun, False, True) for noun in _list("les costumes, les décors, les dialogues")),
+    *((noun, True, True) for noun in _list("les images")),
+)
+# masculine/feminine; reviews.plural makes the plural.
+GOOD = _pairs(
+    "admirable/admirable, brillant/brillante, convaincant/convaincante, excellent/excellente, génial/géniale, "
+    "magnifique/magnifique, original/originale, remarquable/remarquable, réussi/réussie, soigné/soignée"
+)
+BAD = _pairs(
+    "affreux/affreuse, bâclé/bâclée, décevant/décevante, ennuyeux/ennuyeuse, fade/fade, maladroit/maladroite, "
+    "quelconque/quelconque, médiocre/médiocre, pénible/pénible, raté/ratée"
+)
+# Verdicts of the reviewer: (negative, positive); {e} is the feminine ending that agrees with the reviewer.
 VERDICTS = (
     ("je ne le recommande pas", "je le recommande"),
     ("je le déconseille", "je ne le déconseille à personne"),
@@ -151,18 +145,17 @@ VERDICTS = (
 
 DAYS = ("lundi", "mardi", "mercredi", "jeudi", "vendredi", "samedi", "dimanche")
 SEASONS = ("au printemps", "en été", "en automne", "en hiver")
-WEATHER = (  # (today, that day)
-    ("il pleut", "il pleuvait"), ("il neige", "il neigeait"), ("il gèle", "il gelait"),
-    ("il fait froid", "il faisait froid"), ("il fait doux", "il faisait doux"),
-    ("le soleil brille", "le soleil brillait"), ("le vent souffle", "le vent soufflait"),
-    ("le orage gronde", "le orage grondait"), ("le ciel est gris", "le ciel était gris"),
-)  # fmt: skip
+WEATHER = _pairs(  # today/that day
+    "il pleut/il pleuvait, il neige/il neigeait, il gèle/il gelait, il fait froid/il faisait froid, "
+    "il fait doux/il faisait doux, le soleil brille/le soleil brillait, le vent souffle/le vent soufflait, "
+    "le orage gronde/le orage grondait, le ciel est gris/le ciel était gris"
+)
 
 # --- Facts ------------------------------------------------------------------------------------------------
 
 
 class Fact(NamedTuple):
-    """How a fact is stated, denied and asked.  Two statements of one fact exclude each other."""
+    """Templates that state, deny and ask for a fact. Two different values of a fact contradict each other."""
 
     says: tuple[str, ...]
     denies: tuple[str, ...]
@@ -216,7 +209,7 @@ PERSON_FACTS = {
         ("quel est le film préféré de {p} ?", "quel film préfère {p} ?"),
     ),
 }
-# What living in a town entails: {v} is "en Bretagne", "dans le Grand Est"…
+# Entailed by living in a town: {v} is "en Bretagne", "dans le Grand Est", …
 REGION_FACT = Fact(
     ("{s} vit {v}", "{s} habite {v}"),
     ("{s} ne vit pas {v}", "{s} ne habite pas {v}"),

@@ -1,10 +1,10 @@
-"""Film reviews of the demo world: opinions with negations and concessions, and a verdict."""
+"""Film reviews of the demo world: opinions, with negations and concessions, and a verdict."""
 
 from random import Random
 
-from data.demo import lexicon as lex
-from data.demo.entities import TOWNS, Entity, draw, pick
-from data.demo.spelling import spell
+from . import lexicon as lex
+from .entities import TOWNS, Entity, draw, pick
+from .spelling import spell
 
 
 def plural(adjective: str) -> str:
@@ -15,7 +15,7 @@ def plural(adjective: str) -> str:
 
 
 class Opinions:
-    """What one review says of the aspects of a film: no aspect and no adjective comes twice."""
+    """The opinions in one review; no aspect and no adjective is repeated."""
 
     def __init__(self, rng: Random):
         self.rng = rng
@@ -35,11 +35,11 @@ class Opinions:
         return f"{noun} ne {verb} pas {adjective}" if denied else f"{noun} {verb} {adjective}"
 
     def pair(self, liked: bool) -> str:
-        """Two clauses that agree."""
+        """Two clauses of the same polarity."""
         return f"{self.clause(liked)} et {self.clause(liked)}"
 
     def concession(self, liked: bool) -> str:
-        """Two views that disagree, of which the reviewer keeps the one that `liked` names."""
+        """Two clauses of opposite polarity; the reviewer's own is `liked`."""
         shape = int(self.rng.random() * 7)
         if shape < 4:
             given, kept = self.clause(not liked), self.clause(liked)
@@ -57,8 +57,10 @@ class Opinions:
 
 
 def review(rng: Random, film: Entity, liked: bool, introduced: bool = False) -> list[str]:
-    """What someone thinks of a film: how they came to see it, opinions for and against, most often a verdict.
-    `introduced` says that sentences before this have already told what film it is."""
+    """The sentences of a review: an opening, opinions for and against, usually a verdict.
+
+    introduced: whether the sentences before it already describe the film.
+    """
     e = "e" if rng.random() < 0.5 else ""
     article, genre = film.facts["genre"].split(" ", 1)
     this = "cette" if article == "une" else "ce"

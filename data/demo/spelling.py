@@ -1,8 +1,7 @@
-"""French spelling of sentences written the long way, and the marks they carry.
+"""French spelling, and the markup of entities and answers in sentences.
 
-"la actrice de [LOC Le Havre]" -> "L'actrice du [LOC Havre]": `spell` does the elisions, the contractions and
-the capital.  "[LOC Le Havre]" is a named entity and "<...>" the answer to a question; `plain`, `tagged` and
-`span` take the marks off.
+`spell` makes elisions, contractions and the capital: "la actrice de [LOC Le Havre]" -> "L'actrice du [LOC Havre]".
+"[LOC Le Havre]" is a named entity, "<...>" the answer to a question. `plain`, `tagged` and `span` remove the markup.
 """
 
 import re
@@ -18,13 +17,13 @@ def _rule(pattern: str, replacement: str | Callable) -> tuple[re.Pattern, str | 
 
 
 def _contract(match: re.Match) -> str:
-    """ "de le" -> "du", "à le" -> "au", "de les" -> "des", "à les" -> "aux", marks and capital kept."""
+    """ "de le" -> "du", "à le" -> "au", "de les" -> "des", "à les" -> "aux", keeping marks and capital."""
     preposition, marks, article = match.groups()
     short = {"dele": "du", "deles": "des", "àle": "au", "àles": "aux"}[(preposition + article).lower()]
     return (short.capitalize() if preposition[0].isupper() else short) + " " + marks
 
 
-RULES = (  # in this order: "de le acteur" is "de l'acteur", never "du acteur"
+RULES = (  # the order matters: "de le acteur" is "de l'acteur", not "du acteur"
     _rule(rf"\b(l)[ea] {VOWEL}", r"\1'"),
     _rule(rf"\b([mts])a {VOWEL}", r"\1on "),
     _rule(rf"\b(ce) {VOWEL}", r"\1t "),
@@ -35,7 +34,7 @@ RULES = (  # in this order: "de le acteur" is "de l'acteur", never "du acteur"
 
 
 def spell(text: str) -> str:
-    """A sentence written the long way, with its elisions, contractions and capital."""
+    """The sentence with its elisions, contractions and capital."""
     for pattern, replacement in RULES:
         text = pattern.sub(replacement, text)
     return re.sub(rf"^({MARKS})(\w)", lambda match: match[1] + match[2].upper(), text)
@@ -52,7 +51,7 @@ def unanswered(text: str) -> str:
 
 
 def span(text: str) -> tuple[str, int]:
-    """The answer marked in the text, and where it starts once the marks are off."""
+    """The marked answer, and its offset in the text without marks."""
     before, rest = text.split("<")
     return plain(rest.split(">")[0]), len(plain(before))
 
@@ -61,7 +60,7 @@ WORD = re.compile(r"(?:jusqu|lorsqu|puisqu|qu|[cdjlmnst])'|\w+(?:[-']\w+)*|[^\w\
 
 
 def tagged(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The words of a marked text and their tags."""
+    """The words of a marked text, and one tag per word."""
     words, tags = [], []
     for kind, name, other in re.findall(r"\[([A-Z]+) ([^]]+)]|([^[]+)", unanswered(text)):
         found = WORD.findall(name or other)

@@ -1,19 +1,19 @@
-"""A small world of French sentences: the text and the labelled examples of the embedded demo.
+"""The demo world: its corpus of French documents, and labelled examples of the four tasks.
 
-Some facts hold in the whole world (a town's region; a firm's town, sector, year and head; a film's director,
-year, genre, star and setting), so a model can memorise them.  The others (where a person lives, how many
-people a firm employs…) are drawn anew for each document, so they can only be read there.
+Some facts are fixed (a town's region; a firm's town, sector, year and head; a film's director, year, genre, star and
+setting), so that a model can memorise them. The others (a person's town, a firm's number of employees, …) are random
+in every document, so that they can only be read there.
 
-Sentences are marked until they are handed out: "[LOC Brest]" is a named entity, "<...>" the answer to a
-question (`spelling`).  `entities` holds who and what there is, `reviews` what is said of films, `lexicon` the
-words.
+Internally, sentences have markup: "[LOC Brest]" is a named entity, "<...>" the answer to a question (`spelling`).
+`lexicon` has the vocabulary, `entities` the entities and their facts, `reviews` the film reviews.
 """
 
 from collections.abc import Iterator, Sequence
 from random import Random
 
-from data.demo import lexicon as lex
-from data.demo.entities import (
+from ..tasks import NLI_LABELS, Answer, PairExample, QuestionExample, TextExample, WordsExample
+from . import lexicon as lex
+from .entities import (
     FEMININE,
     FILMS,
     FIRM,
@@ -32,22 +32,17 @@ from data.demo.entities import (
     pick,
     state,
     tell,
-)  # fmt: skip
-from data.demo.reviews import review
-from data.demo.spelling import plain, span, spell, tagged, unanswered
-from data.tasks import Answer, PairExample, QuestionExample, TextExample, WordsExample
+)
+from .reviews import review
+from .spelling import plain, span, spell, tagged, unanswered
 
-NLI_LABELS = ("contradiction", "entailment", "neutral")
-
-
-# --- Questions and inferences ------------------------------------------------------------------------------
+# --- QA and NLI -------------------------------------------------------------------------------------------
 
 
-def question(rng: Random, most: int = 3) -> tuple[list[str], str, Entity, str]:
-    """Sentences on two to `most` entities of one kind, the answer marked; the question; the entity and the
-    fact that it asks about."""
-    gather = pick(rng, (people, people, films, firms))
-    entities = gather(rng, 2 + int(rng.random() * (most - 1)))
+def question(rng: Random, max_entities: int = 3) -> tuple[list[str], str, Entity, str]:
+    """-> sentences about 2 to max_entities entities of one kind, the answer marked; a question; its entity and fact."""
+    kind = pick(rng, (people, people, films, firms))
+    entities = kind(rng, 2 + int(rng.random() * (max_entities - 1)))
     facts = draw(rng, list(entities[0].facts), 2 + int(rng.random() * 2))
     about, fact = pick(rng, entities), pick(rng, facts)
     context = []
@@ -57,10 +52,12 @@ def question(rng: Random, most: int = 3) -> tuple[list[str], str, Entity, str]:
     return context, spell(about.fill(pick(rng, about.statements[fact].asks))), about, fact
 
 
-def inference(rng: Random, label: str, asserts: bool, easy: bool = False) -> tuple[list[str], Entity, str]:
-    """A premise about one or two people, the first of them, and a clause with the subject {s} that stands to
-    the premise as `label` says.  `asserts`: whether the clause asserts or denies, for any label.  `easy`: the
-    premise is about one person, the clause about their home or their age."""
+def premise_and_clause(rng: Random, label: str, asserts: bool, easy: bool = False) -> tuple[list[str], Entity, str]:
+    """-> a premise about one or two people; the first of them; a clause about that person with the subject {s}.
+
+    label: the relation of the clause to the premise. asserts: whether the clause is affirmative, for any label.
+    easy: the premise is about one person, the clause about their town or age.
+    """
     about, other = people(rng, 2)
     if easy:
         fact = pick(rng, ("town", "age"))
@@ -87,7 +84,7 @@ def inference(rng: Random, label: str, asserts: bool, easy: bool = False) -> tup
 
 
 def _portrait(rng: Random) -> list[str]:
-    """One person, the firm they work for, and a reminder of what was said."""
+    """A person and their firm; the last sentence repeats the person's job."""
     (person,) = people(rng, 1)
     facts = draw(rng, [fact for fact in person.facts if fact not in ("job", "firm")], 3)
     opening = tell(rng, person, ["job", "firm", *facts[:2]])
@@ -110,7 +107,7 @@ def _portrait(rng: Random) -> list[str]:
 
 
 def _pair(rng: Random) -> list[str]:
-    """Two people who know each other: one is told against the other, then both together."""
+    """Two people who know each other: their differences, then what they do together."""
     one, two = people(rng, 2)
     facts = draw(rng, ["town", "birthplace", "age", "sport", "instrument", "dish", "film", "job"], 2)
     relation = pick(rng, lex.RELATIONS)[two.feminine]
@@ -137,7 +134,7 @@ def _pair(rng: Random) -> list[str]:
 
 
 def _firm(rng: Random) -> list[str]:
-    """A firm of the world, its head, and someone who works there."""
+    """A firm, its head, and an employee."""
     (firm,), (person,) = firms(rng, 1), people(rng, 1)
     boss = firm.facts["boss"]
     title = "directrice" if FEMININE[boss] else "directeur"
@@ -157,7 +154,7 @@ def _firm(rng: Random) -> list[str]:
 
 
 def _film(rng: Random) -> list[str]:
-    """A film of the world, its director and its vedette."""
+    """A film, its director and its star."""
     (film,) = films(rng, 1)
     director, lead = film.facts["director"], film.facts["lead"]
     told = tell(rng, film, draw(rng, list(film.facts), 3))
@@ -176,7 +173,7 @@ def _film(rng: Random) -> list[str]:
 
 
 def _journey(rng: Random) -> list[str]:
-    """Someone leaves home, spends a day elsewhere and comes back to where they left from."""
+    """A person leaves home, spends a day in another town, and returns."""
     one, two = people(rng, 2)
     home, away = one.facts["town"], two.facts["town"]
     relation = pick(rng, lex.RELATIONS)[two.feminine]
@@ -208,7 +205,7 @@ def _journey(rng: Random) -> list[str]:
 
 
 def _town(rng: Random) -> list[str]:
-    """A town, its region, its weather, and what of the world happens there."""
+    """A town, its region, its weather, and people, a firm and a film there."""
     town, (person, friend) = pick(rng, TOWNS), people(rng, 2)
     trade = f"{'une' if friend.feminine else 'un'} {friend.facts['job']}"
     region = REGION_OF[town]
@@ -226,7 +223,7 @@ def _town(rng: Random) -> list[str]:
 
 
 def _quiz(rng: Random) -> list[str]:
-    """A context, a question on it and the answer."""
+    """A context, a question about it, and the answer."""
     context, asked, about, fact = question(rng, 2)
     (answer,) = [span(sentence)[0] for sentence in context if "<" in sentence]
     subject = about.il if about.statements is lex.PERSON_FACTS else about.nouns[0]
@@ -234,10 +231,10 @@ def _quiz(rng: Random) -> list[str]:
     return [unanswered(sentence) for sentence in [*context, asked, pick(rng, reply)]]
 
 
-def _inference(rng: Random) -> list[str]:
-    """A premise and a sentence that says what follows from it, what it excludes, or what it leaves open."""
-    label = pick(rng, NLI_LABELS)
-    premise, about, clause = inference(rng, label, label == "neutral" or rng.random() < 0.5)
+def _conclusion(rng: Random) -> list[str]:
+    """A premise, and a sentence with a clause that is true, false or undecided."""
+    label = pick(rng, sorted(NLI_LABELS))
+    premise, about, clause = premise_and_clause(rng, label, label == "neutral" or rng.random() < 0.5)
     frames = {
         "entailment": ("autrement dit, {}.", "on sait donc que {}.", "il est donc vrai que {}."),
         "contradiction": ("il est faux de dire que {}.", "on se trompe si l'on dit que {}."),
@@ -248,28 +245,28 @@ def _inference(rng: Random) -> list[str]:
 
 
 def _review(rng: Random) -> list[str]:
-    """A review with what the world knows of the film."""
+    """A review, sometimes after two facts about the film."""
     (film,) = films(rng, 1)
     told = tell(rng, film, draw(rng, list(film.facts), 2)) if rng.random() < 0.4 else []
     return told + review(rng, film, rng.random() < 0.5, introduced=bool(told))
 
 
-KINDS = (_portrait, _pair, _firm, _film, _journey, _town, _quiz, _inference, _review)
+KINDS = (_portrait, _pair, _firm, _film, _journey, _town, _quiz, _conclusion, _review)
 
 
 def document(rng: Random) -> list[str]:
-    """The marked sentences of one document: three to eight."""
+    """The three to eight sentences of a document, with markup."""
     while True:
         sentences = pick(rng, KINDS)(rng)
         if 3 <= len(sentences) <= 8:
             return sentences
 
 
-# --- What others call -------------------------------------------------------------------------------------
+# --- Corpus and tasks -------------------------------------------------------------------------------------
 
 
 def _balanced(rng: Random, names: Sequence, count: int) -> Iterator:
-    """`count` labels, balanced: each run of 2 * len(names) of them holds every name twice."""
+    """`count` labels in random order; each run of 2 * len(names) has every name twice."""
     deck: list = []
     for _ in range(count):
         deck = deck or draw(rng, [*names, *names], 2 * len(names))
@@ -277,22 +274,24 @@ def _balanced(rng: Random, names: Sequence, count: int) -> Iterator:
 
 
 def corpus(num_documents: int, seed: int) -> Iterator[str]:
-    """`num_documents` documents, each one line of three to eight sentences about a few entities."""
+    """Documents of one line each: three to eight sentences about a few entities."""
     rng = Random(seed)
     for _ in range(num_documents):
         yield plain(" ".join(document(rng)))
 
 
 def sentiment(count: int, seed: int) -> Iterator[TextExample]:
-    """`count` film reviews, half of them favourable (label 1, the others 0), with negations and concessions."""
+    """Film reviews with negations and concessions; half are favourable (label 1), half not (label 0)."""
     rng = Random(seed)
     for label in _balanced(rng, (0, 1), count):
         yield TextExample(plain(" ".join(review(rng, pick(rng, FILMS), bool(label)))), str(label))
 
 
 def ner(count: int, seed: int) -> Iterator[WordsExample]:
-    """`count` sentences, or pairs of neighbours, out of documents, their words as in a CoNLL file ("l'" and "." stand
-    alone). The types are PER (people), LOC (towns and regions), ORG (firms) and MISC (films)."""
+    """One or two consecutive sentences of a document, as words ("l'" and "." are words) and tags.
+
+    Types: PER (people), LOC (towns and regions), ORG (firms), MISC (films).
+    """
     rng = Random(seed)
     for _ in range(count):
         sentences = document(rng)
@@ -301,18 +300,17 @@ def ner(count: int, seed: int) -> Iterator[WordsExample]:
 
 
 def nli(count: int, seed: int, easy: bool = False) -> Iterator[PairExample]:
-    """`count` pairs, each label a third of them: "entailment" if the premise makes the hypothesis true,
-    "contradiction" if it makes it false, "neutral" if it says nothing of it. `easy`: of one person's home or age,
-    asserted."""
+    """Pairs, a third of each label: by the premise the hypothesis is true ("entailment"), false ("contradiction"),
+    or undecided ("neutral"). easy: affirmative hypotheses about one person's town or age."""
     rng = Random(seed)
-    for label in _balanced(rng, NLI_LABELS, count):
-        premise, about, clause = inference(rng, label, easy or rng.random() < 0.5, easy)
+    for label in _balanced(rng, sorted(NLI_LABELS), count):
+        premise, about, clause = premise_and_clause(rng, label, easy or rng.random() < 0.5, easy)
         hypothesis = spell(clause.format(s=about.name) + ".")
         yield PairExample(plain(" ".join(premise)), plain(hypothesis), label)
 
 
 def qa(count: int, seed: int) -> Iterator[QuestionExample]:
-    """`count` questions on a context where others have an answer of the same type."""
+    """Questions on contexts in which other entities have an answer of the same type."""
     rng = Random(seed)
     for number in range(count):
         sentences, asked, _about, _fact = question(rng)

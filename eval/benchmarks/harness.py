@@ -1,6 +1,6 @@
-"""Rows that are measured side by side: each in a process of its own, in turn, round by round; and their tables.
+"""Benchmarks whose rows are measured in alternation, each in its own process, and the tables of the results.
 
-What else the machine does so falls on all of them alike.
+Each round runs every row once, so that other load on the machine affects all rows alike.
 """
 
 import contextlib
@@ -18,14 +18,15 @@ from pathlib import Path
 
 import torch
 
-from data import OptionError
+from data.cli import OptionError
 from model import EncoderConfig
 from model.training.device import Runtime, choose_device
 
 from ..results import command_line
 
-LOG = Path(__file__).with_name("LOG.md")
-HUGE_PAGES = (("THP_MEM_ALLOC_ENABLE", "1"),)  # what train.py sets for itself
+LOG = Path(__file__).parent.parent / "LOG.md"
+Run = Callable[[], None]  # the function that a job measures
+HUGE_PAGES = (("THP_MEM_ALLOC_ENABLE", "1"),)  # as train.py sets it
 
 
 def configs(small: bool) -> tuple[EncoderConfig, EncoderConfig]:
@@ -36,15 +37,15 @@ def configs(small: bool) -> tuple[EncoderConfig, EncoderConfig]:
     return EncoderConfig.distilcamembert(), EncoderConfig.camembert()
 
 
-# ---- a row and its process -------------------------------------------------------------------------------------
+# ---- jobs and their processes -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a process makes ready, and then runs again and again."""
+    """A function to measure, which runs in its own process."""
 
     name: str
-    make: Callable[..., Callable[[], None]]  # make(options, machine, *arguments) -> run
+    make: Callable[..., Run]  # make(options, runtime, *arguments)
     precision: str
     arguments: tuple = ()
     environment: tuple[tuple[str, str], ...] = ()  # variables of its process
@@ -53,19 +54,19 @@ class Job:
 
 @dataclass
 class Row:
-    """What came of a job."""
+    """The measurements of a job."""
 
     name: str
-    first: float  # seconds of the first run, with compiling
-    seconds: list[float]  # of the others
-    peak: int  # bytes, the most that the process ever held
-    extra: int  # bytes, the most above what it held before its first run
+    first: float  # seconds of the first run, which may compile
+    seconds: list[float]  # of the later runs
+    peak: int  # bytes, peak memory of the process
+    extra: int  # bytes, peak memory of the runs minus the memory before the first run
 
 
-def work(connection, job: Job, options) -> None:
-    """A job's process: makes ready, then runs whenever it is asked to, and answers with what it took.
+def worker(connection, job: Job, options) -> None:
+    """The process of a job: makes its function, then runs it for each message and answers (seconds, peak, extra).
 
-    options: the command's; of theirs, threads and device are used here.
+    Uses the command's options threads and device. Without a package that the job needs, it answers the reason.
     """
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -74,57 +75,57 @@ def work(connection, job: Job, options) -> None:
     try:
         run = job.make(options, Runtime(device, job.precision, job.compiled), *job.arguments)
     except ImportError as error:
-        connection.send(f"{error.name or error} is missing")
+        connection.send(f"{error.name or error} is not installed")
         return
     connection.send("ready")
-    peak = peak_memory(device)
-    before = forget_peak(device)
-    with contextlib.suppress(EOFError, KeyboardInterrupt):  # the end of the parent is the end of this
+    peak_before = peak_memory(device)
+    before = reset_peak(device)
+    with contextlib.suppress(EOFError, KeyboardInterrupt):  # the parent has ended
         while True:
             connection.recv()
             start = time.monotonic()
             run()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            seconds, most = time.monotonic() - start, peak_memory(device)
-            connection.send((seconds, max(peak, most), most - before))
+            seconds, peak = time.monotonic() - start, peak_memory(device)
+            connection.send((seconds, max(peak_before, peak), peak - before))
 
 
 def measure(jobs: Sequence[Job], options) -> list[Row]:
-    """Each job in a process of its own; first runs, then options.repetitions rounds in which each runs once.
+    """Each job in its own process: first runs, then options.repetitions rounds in which each runs once.
 
-    Says what cannot run for a package that is missing.  Raises OptionError.
+    Skips a job that needs a package that is not installed, and says so.  Raises OptionError if a process dies.
     """
     context = multiprocessing.get_context("spawn")
-    rows, lines, started, processes = [], [], [], []
+    rows, connections, all_connections, processes = [], [], [], []
     try:
-        for job in jobs:  # all are made ready at once, and run one at a time
-            line, far_end = context.Pipe()
-            process = context.Process(target=work, args=(far_end, job, options), daemon=True)
+        for job in jobs:  # they start together, but run one at a time
+            connection, child = context.Pipe()
+            process = context.Process(target=worker, args=(child, job, options), daemon=True)
             with environment(job.environment):
                 process.start()
-            far_end.close()
+            child.close()
             processes.append(process)
-            started.append(line)
-        for job, line in zip(jobs, started):
-            if (answer := line.recv()) == "ready":
-                lines.append(line)
+            all_connections.append(connection)
+        for job, connection in zip(jobs, all_connections):
+            if (answer := connection.recv()) == "ready":
+                connections.append(connection)
                 rows.append(Row(job.name, 0.0, [], 0, 0))
             else:
-                print(f"note: no row for {job.name}: {answer}.")
-        for row, line in zip(rows, lines):
-            line.send("run")
-            row.first = line.recv()[0]
+                print(f"note: skipped {job.name}: {answer}.")
+        for row, connection in zip(rows, connections):
+            connection.send("run")
+            row.first = connection.recv()[0]
         for _ in range(options.repetitions):
-            for row, line in zip(rows, lines, strict=True):
-                line.send("run")
-                seconds, row.peak, row.extra = line.recv()
+            for row, connection in zip(rows, connections, strict=True):
+                connection.send("run")
+                seconds, row.peak, row.extra = connection.recv()
                 row.seconds.append(seconds)
     except EOFError:
-        raise OptionError("A process of the measurement died; there may be too little memory for it.") from None
+        raise OptionError("A benchmark process died, probably of too little memory. Choose smaller sizes.") from None
     finally:
-        for line in started:
-            line.close()  # at which a process ends
+        for connection in all_connections:
+            connection.close()  # ends the process
         for process in processes:
             process.join(timeout=10)
             process.kill()
@@ -133,7 +134,7 @@ def measure(jobs: Sequence[Job], options) -> list[Row]:
 
 @contextlib.contextmanager
 def environment(variables: Iterable[tuple[str, str]]) -> Iterator[None]:
-    """Processes started in here have these variables."""
+    """Environment variables for processes started inside; HUGE_PAGES only if given."""
     before = {name: os.environ.pop(name, None) for name in dict(HUGE_PAGES)}
     os.environ.update(variables)
     try:
@@ -143,12 +144,12 @@ def environment(variables: Iterable[tuple[str, str]]) -> Iterator[None]:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that this process held since the peak was last forgotten."""
+    """Peak memory of this process since the last reset_peak, in bytes: allocated on the GPU, or resident."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else memory_of_process("VmHWM")
 
 
-def forget_peak(device: torch.device) -> int:
-    """-> the bytes held now, from which the peak counts anew."""
+def reset_peak(device: torch.device) -> int:
+    """Resets the peak -> the memory of this process now, in bytes."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
@@ -157,7 +158,7 @@ def forget_peak(device: torch.device) -> int:
 
 
 def memory_of_process(key: str) -> int:
-    """A line of Linux's /proc/self/status, in bytes."""
+    """A size in Linux's /proc/self/status, in bytes."""
     return int(re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 
@@ -165,7 +166,7 @@ def memory_of_process(key: str) -> int:
 
 
 def table(*rows: list[str]) -> str:
-    """Markdown, the first row its head."""
+    """A Markdown table; the first row is its header."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
@@ -173,30 +174,30 @@ def table(*rows: list[str]) -> str:
 
 
 def ratio(numerator: Row, denominator: Row) -> float:
-    """The median of the ratios round by round."""
+    """The median over the rounds of the ratio of the two times."""
     return statistics.median(a / b for a, b in zip(numerator.seconds, denominator.seconds, strict=True))
 
 
 def heading(command: str, options, arguments: Sequence[str] | None) -> list[str]:
-    """What a report begins with: the command, the machine, the versions; sets the number of threads.
+    """The beginning of a report: command, machine, versions. Also sets the number of threads.
 
-    Raises OptionError for a device, or a memory, that cannot be measured.
+    Raises OptionError for a device that is not available or whose memory cannot be measured.
     """
     device = choose_device(options.device)
     if device.type == "cpu" and not Path("/proc/self/clear_refs").exists():
-        raise OptionError("Memory of a process on the CPU is read from Linux's /proc, which this system lacks.")
+        raise OptionError("On a CPU, memory is measured through Linux's /proc, which this system does not have.")
     if options.threads:
         torch.set_num_threads(options.threads)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.runtime()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return [
         f"## {date.today()}: {command_line(command, arguments)}",
         f"{name}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, Python "
         f"{platform.python_version()}, torch {torch.__version__}, transformers {version('transformers')}. Medians of "
-        f"{options.repetitions} rounds, ratios round by round.",
+        f"{options.repetitions} rounds; ratios are medians of the ratios of each round.",
     ]
 
 
-def append_to(log: Path, report: Sequence[str]) -> None:
+def append_to_log(log: Path, report: Sequence[str]) -> None:
     with log.open("a", encoding="utf-8") as file:
         file.write("\n" + "\n\n".join(report) + "\n")
     print(f"\nAppended to {log}.")
@@ -206,4 +207,4 @@ def version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "missing"
+        return "not installed"

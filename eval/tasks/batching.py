@@ -1,7 +1,9 @@
-"""Many texts through a model.
+"""Features, the inputs of a task's model, and batched inference on them without padding.
+
+Shapes: n tokens of a feature, T tokens of a batch, B features in it, C labels.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 from typing import NamedTuple
@@ -9,56 +11,59 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from data import Tokenizer
 from data.features import Pieces, Window, budget_batches
+from data.tokenizer import Tokenizer
 from model import SequenceClassifier, encode_packed
 from model.training.device import Runtime
 
-BUDGET = 2048  # tokens at once: what a CPU is fastest with at camembert-base's width
-
-Report = Callable[[str], None]
+BUDGET = 2048  # tokens per batch: the fastest on a CPU for a model of camembert-base's width
 
 
 class Feature(NamedTuple):
-    """What the model reads at once."""
+    """One input of a model; an example longer than the model's maximum length gives several, called windows."""
 
     ids: list[int]
-    example: int  # its number
-    target: object = None  # a label's number; a label's number for each token; first and last token of the answer
-    window: Window | None = None  # of a question
-    pieces: Pieces | None = None  # of the whole sentence, whose tags are asked for
+    example: int  # index of the example
+    target: object = None  # class index; class index per token; or first and last token of the answer
+    window: Window | None = None  # QA only
+    pieces: Pieces | None = None  # NER only: of the whole sentence
 
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """How texts are read."""
+    """How examples are turned into features, and answers are selected and scored."""
 
     tokenizer: Tokenizer
-    most: int  # tokens at once
-    windows: bool = False  # a long text by windows, whose probabilities are averaged, instead of cutting it
+    max_length: int  # tokens per window
+    windows: bool = False  # long texts: average the probabilities of all windows, instead of truncating
     doc_stride: int = 128
     max_answer: int = 30
     language: str = "fr"
 
 
-def by_example(outputs: Sequence[Tensor], items: Sequence[Feature]) -> Iterator[tuple[int, list[tuple[Tensor, Feature]]]]:
-    """Outputs and items of each example, which lie one after the other."""
-    for number, group in groupby(zip(outputs, items), key=lambda pair: pair[1].example):
-        yield number, list(group)
+def group_by_example(
+    outputs: Sequence[Tensor], features: Sequence[Feature]
+) -> Iterator[tuple[int, list[tuple[Tensor, Feature]]]]:
+    """-> for each example its index, and the outputs and features of its windows, which are consecutive."""
+    for index, group in groupby(zip(outputs, features), key=lambda pair: pair[1].example):
+        yield index, list(group)
 
 
 def packed_outputs(model: nn.Module, texts: Sequence[Sequence[int]], device: torch.device) -> Sequence[Tensor]:
-    """The outputs of a sequence classifier, (C,), token classifier or question answerer, (n, C), for each text."""
-    lengths = [len(ids) for ids in texts]
+    """One batch of token ids -> per text (C,) of a sequence classifier, (n, C) of a token classifier, (n, 2) for QA."""
+    seqlens = [len(ids) for ids in texts]
     input_ids = torch.tensor(list(chain.from_iterable(texts))).to(device)  # (T,)
     if isinstance(model, SequenceClassifier):
-        return model.head(encode_packed(model.encoder, input_ids, lengths, first_only=True))  # (B, C)
-    return model.head(encode_packed(model.encoder, input_ids, lengths)).split(lengths)
+        return model.head(encode_packed(model.encoder, input_ids, seqlens, first_only=True))  # (B, C)
+    return model.head(encode_packed(model.encoder, input_ids, seqlens)).split(seqlens)
 
 
 @torch.inference_mode()
 def infer(model: nn.Module, texts: Sequence[Sequence[int]], runtime: Runtime, budget: int = BUDGET) -> list[Tensor]:
-    """The same, without gradients, for any number of texts, in their order; float32, on the CPU."""
+    """The outputs of packed_outputs for any number of texts, in their order, float32 on the CPU, without gradients.
+
+    budget: tokens per batch. Texts of similar length share a batch.
+    """
     results: list[Tensor | None] = [None] * len(texts)
     for batch in budget_batches([len(ids) for ids in texts], budget):
         with runtime.autocast():

@@ -1,88 +1,91 @@
-"""A fine-tuned model on labelled examples: the figures of section 4 with 95 % intervals."""
+"""Evaluates a fine-tuned model on labelled examples: the metrics of section 4 with 95 % confidence intervals.
 
-from collections.abc import Sequence
+The metrics go to the screen and, with the command and the hashes of the inputs, to a JSON file. data/README.md has the
+formats of the examples.
+"""
+
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 import torch
 from torch import Tensor, nn
 
-from data import OptionError
-from data.cli import check, check_bounds, option, parse_options
+from data.cli import OptionError, check, check_bounds, option, parse_options
 from data.tasks import Example, labels_of, read_task
 from model import EncoderConfig
 from model.checkpoints.load import check_vocabulary, load_teacher, load_tokenizer
 from model.checkpoints.native import PRECISIONS, fingerprint
 from model.training.device import Runtime, choose_device, choose_precision
 
-from ..results import check_writable, command_line, provenance, show, warn, write_json
+from ..results import check_writable, command_line, format_metrics, provenance, warn, write_json
 from .batching import BUDGET, TaskSettings, infer
-from .ner import NerTask
+from .ner import OUTSIDE, NerTask
 from .qa import QaTask
 from .sequences import SequenceTask
 
 Task = SequenceTask | NerTask | QaTask
 TASK_CLASSES = {"sentiment": SequenceTask, "nli": SequenceTask, "ner": NerTask, "qa": QaTask}
-
-CURE = "Say what is what with --label-map: what the data call it = what the model calls it."
+LABEL_MAP_HINT = "Map the labels with --label-map DATA=MODEL: the name in the data = the model's name."
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class InferenceOptions:
-    """How texts are read and on what they are computed: the same for every command."""
+    """Tokenisation and device, the same for every command."""
 
     tokenizer: str | None = option(
-        None, "SentencePiece model, or its folder (default: the one beside the model)", "how texts are read",
-        metavar="FILE"
-    )  # fmt: skip
-    max_length: int | None = option(None, "tokens at once (default: all that the model has)", type=int, least=16)
-    windows: bool = option(False, "read a text that is longer by windows, instead of cutting it (sentiment)")
-    doc_stride: int = option(128, "tokens that neighbouring windows of a context share (qa)", least=0, most=10**4)
-    max_answer: int = option(30, "tokens of the longest answer (qa)", least=1, most=10**4)
-    language: str = option("fr", "whose articles do not count in an answer (qa)", choices=("fr", "en"))
-    device: str = option("auto", "auto (CUDA where there is one, else CPU), cpu, cuda, cuda:1, …", "the machine")
+        None, "SentencePiece model or its folder (default: beside the model)", "tokenisation", metavar="PATH"
+    )
+    max_length: int | None = option(None, "tokens per window (default: the model's maximum)", type=int, least=16)
+    windows: bool = option(False, "sentiment: average over all windows of a long text, instead of truncating it")
+    doc_stride: int = option(128, "qa: tokens shared by neighbouring windows of a context", least=0, most=10**4)
+    max_answer: int = option(30, "qa: maximum number of tokens of an answer", least=1, most=10**4)
+    language: str = option("fr", "qa: language whose articles are ignored in the metrics", choices=("fr", "en"))
+    device: str = option("auto", "auto (CUDA if available, else CPU), cpu, cuda, cuda:1, …", "device")
     precision: str = option(
-        "auto", "arithmetic of the matrix products; auto: bf16 where the device has it, else fp16 on CUDA, else fp32",
-        choices=("auto", *PRECISIONS)
-    )  # fmt: skip
-    batch_tokens: int = option(BUDGET, "tokens that go through the model together", least=1, most=10**7)
+        "auto", "auto: bf16 if the hardware supports it, else fp16 on CUDA, else fp32", choices=("auto", *PRECISIONS)
+    )
+    batch_tokens: int = option(BUDGET, "tokens per inference batch", least=1, most=10**7)
 
 
 @dataclass(frozen=True)
 class Options(InferenceOptions):
-    """What is evaluated."""
+    """Every option of an evaluation."""
 
-    model: str | None = option(None, "a fine-tuned model, ours or Hugging Face's", "what is measured", metavar="FILE")
+    model: str | None = option(
+        None, "fine-tuned model, this project's or Hugging Face's", "input and output", metavar="PATH"
+    )
     test: tuple[str, ...] = option((), "labelled examples", nargs="+", metavar="FILE")
     label_map: tuple[str, ...] = option(
-        (), "what the data call a label and what the model calls it, several of the model's added up: "
-        "'0=1 star,2 stars' '1=4 stars,5 stars'", nargs="+", metavar="DATA=MODEL"
-    )  # fmt: skip
-    seed: int = option(0, "of the resampling for the intervals", least=0, most=2**63 - 1)
-    out: str | None = option(None, "JSON file (default: runs/results/TASK-time.json)", metavar="FILE")
+        (),
+        "if the data's labels (or types of entities) are not the model's; probabilities of several are summed: "
+        "'0=1 star,2 stars' '1=4 stars,5 stars'",
+        nargs="+",
+        metavar="DATA=MODEL",
+    )
+    seed: int = option(0, "of the bootstrap resamples", least=0, most=2**63 - 1)
+    out: str | None = option(None, "JSON file (default: runs/results/TASK-TIME.json)", metavar="FILE")
 
     def __post_init__(self):
         check_bounds(self)
-        check(self.model is not None, "--model names the fine-tuned model to evaluate.")
-        check(len(self.test) > 0, "--test names the labelled examples.")
+        check(self.model is not None, "--model is missing: the fine-tuned model to evaluate.")
+        check(len(self.test) > 0, "--test is missing: files of labelled examples.")
 
 
-# ---- what several commands share ---------------------------------------------------------------------------------
+# ---- shared by several commands --------------------------------------------------------------------------------
 
 
 def task_settings(options: InferenceOptions, model: str, config: EncoderConfig) -> TaskSettings:
-    """Raises DataError, OptionError."""
-    most = options.max_length or config.max_tokens
-    check(most <= config.max_tokens, f"--max-length {most}: the model reads at most {config.max_tokens} tokens.")
+    """Raises OptionError if --max-length exceeds the model's, DataError for a tokenizer that does not match it."""
+    max_length = options.max_length or config.max_tokens
+    message = f"--max-length {max_length} is too long: the model takes at most {config.max_tokens} tokens."
+    check(max_length <= config.max_tokens, message)
     tokenizer = load_tokenizer(options.tokenizer, model)
     check_vocabulary(config, tokenizer)
     return TaskSettings(
-        tokenizer,
-        most,
-        options.windows,
-        options.doc_stride,
-        options.max_answer,
-        options.language,
+        tokenizer, max_length, options.windows, options.doc_stride, options.max_answer, options.language
     )
 
 
@@ -92,92 +95,102 @@ def choose_runtime(options: InferenceOptions) -> Runtime:
 
 
 def open_model(path: str, task: str, options: InferenceOptions) -> tuple[nn.Module, Task, Runtime]:
-    """A fine-tuned model, ready, with its task.  Raises ModelError, DataError, OptionError."""
-    kind, runtime = TASK_CLASSES[task], choose_runtime(options)
-    model = load_teacher(path, kind.model, runtime.device)
+    """A fine-tuned model for inference, with its task.  Raises ModelError, DataError, OptionError."""
+    task_class, runtime = TASK_CLASSES[task], choose_runtime(options)
+    model = load_teacher(path, task_class.model, runtime.device)
     runtime.cast_linears(model)
-    return model, kind(task_settings(options, path, model.config), getattr(model, "labels", ())), runtime
+    return model, task_class(task_settings(options, path, model.config), getattr(model, "labels", ())), runtime
 
 
 def predict(
-    model: nn.Module, task: Task, examples: Sequence[Example], runtime: Runtime, budget: int, report=warn
+    model: nn.Module,
+    task: Task,
+    examples: Sequence[Example],
+    runtime: Runtime,
+    budget: int,
+    report: Callable[[str], None] = warn,
 ) -> list:
-    """A prediction for each example."""
-    items = task.encode(examples, report)
-    return task.decode(infer(model, [item.ids for item in items], runtime, budget), items, examples)
+    """One prediction per example: a LabelPrediction, TagPrediction or AnswerSpan.
+
+    budget: tokens per batch; report: called with a sentence if texts were truncated.
+    """
+    features = task.encode(examples, report)
+    outputs = infer(model, [feature.ids for feature in features], runtime, budget)
+    return task.decode(outputs, features, examples)
 
 
-# ---- labels by other names ---------------------------------------------------------------------------------------
-
-
-def read_label_map(pairs: Sequence[str], labels: Sequence[str]) -> dict[str, list[str]]:
-    """What the data call a label -> what the model calls it.  Raises OptionError."""
-    found: dict[str, list[str]] = {}
-    for pair in pairs:
-        name, separator, theirs = pair.partition("=")
-        names = theirs.split(",")
-        check(bool(separator and name) and name not in found, f"--label-map {pair!r} is not DATA=MODEL, once each.")
-        for other in names:
-            check(other in labels, f"--label-map {pair!r}: the model has no label {other!r}, but {', '.join(labels)}.")
-        found[name] = names
-    taken = [name for names in found.values() for name in names]
-    check(len(taken) == len(set(taken)), "--label-map gives one of the model's labels twice.")
-    return found
-
-
-def merged(output: Tensor, columns: Sequence[Sequence[int]]) -> Tensor:
-    """Logits of groups of labels: a group's probability is the sum of its labels'.  (C,) -> (groups,)"""
-    return torch.stack([output[list(group)].logsumexp(dim=0) for group in columns])
-
-
-def check_labels(labels: Sequence[str], there: Sequence[str], cure: str) -> None:
-    """Raises OptionError unless all labels of the data are the model's; cure: what to do, a sentence."""
-    unknown = [label for label in there if label not in labels]
+def check_labels(labels: Sequence[str], in_data: Sequence[str], hint: str) -> None:
+    """Raises OptionError unless all labels in the data are the model's.  hint: what to do, a sentence"""
+    unknown = [label for label in in_data if label not in labels]
     if unknown:
         raise OptionError(
-            f"The data have the label {unknown[0]!r}, which the model does not know: its labels are "
-            f"{', '.join(labels)}. {cure}"
+            f"The data have the label {unknown[0]!r}, which the model does not have: its labels are "
+            f"{', '.join(labels)}. {hint}"
         )
 
 
-def evaluate(
-    model: nn.Module, task: Task, examples: Sequence[Example], runtime: Runtime, options: Options, report=warn
-) -> dict:
-    """The figures of one task."""
-    label_map = options.label_map
+# ---- evaluation ------------------------------------------------------------------------------------------------
+
+
+def parse_label_map(pairs: Sequence[str], labels: Sequence[str]) -> dict[str, list[str]]:
+    """DATA=MODEL,MODEL of each pair -> {label in the data: labels of the model}.  Raises OptionError."""
+    label_map: dict[str, list[str]] = {}
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        targets = value.split(",")
+        check(bool(separator and name), f"--label-map {pair!r} must have the form DATA=MODEL.")
+        check(name not in label_map, f"--label-map gives the data's label {name!r} twice.")
+        for target in targets:
+            known = f"its labels are {', '.join(labels)}"
+            check(target in labels, f"--label-map {pair!r}: the model has no label {target!r}, {known}.")
+        label_map[name] = targets
+    used = [target for targets in label_map.values() for target in targets]
+    check(len(used) == len(set(used)), "--label-map gives one of the model's labels twice.")
+    return label_map
+
+
+def merge_logits(output: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
+    """(C,) -> (groups,): logits whose softmax gives each group of labels the sum of its labels' probabilities."""
+    return torch.stack([output[list(group)].logsumexp(dim=0) for group in groups])
+
+
+def evaluate(model: nn.Module, task: Task, examples: Sequence[Example], runtime: Runtime, options: Options) -> dict:
+    """The metrics of one task, with the model's labels mapped to those of the data.  Raises OptionError, DataError."""
+    groups = None
     if isinstance(task, NerTask):
-        types = list(dict.fromkeys(label[2:] for label in task.labels if label != "O"))
-        names = {theirs: ours for ours, group in read_label_map(label_map, types).items() for theirs in group}
-        renamed = [label if label == "O" else label[:2] + names.get(label[2:], label[2:]) for label in task.labels]
+        types = list(dict.fromkeys(label[2:] for label in task.labels if label != OUTSIDE))
+        label_map = parse_label_map(options.label_map, types)
+        new_names = {target: name for name, targets in label_map.items() for target in targets}
+        renamed = [
+            label if label == OUTSIDE else label[:2] + new_names.get(label[2:], label[2:]) for label in task.labels
+        ]
         task = NerTask(task.settings, renamed)
-        known = {label[2:] for label in renamed if label != "O"}
-        there = sorted({tag[2:] for tag in labels_of(examples) if tag != "O"})
-        check_labels(sorted(known), there, CURE)
-    elif task.labels:
-        groups = read_label_map(label_map, task.labels) or {label: [label] for label in task.labels}
-        columns = [[task.labels.index(name) for name in group] for group in groups.values()]
-        check_labels(list(groups), labels_of(examples), CURE)
-        task = type(task)(task.settings, list(groups))
-    items = task.encode(examples, report)
-    outputs = infer(model, [item.ids for item in items], runtime, options.batch_tokens)
-    if task.labels and not isinstance(task, NerTask):
-        outputs = [merged(output, columns) for output in outputs]
-    return task.report(task.decode(outputs, items, examples), examples, options.seed)
+        known = sorted({label[2:] for label in renamed if label != OUTSIDE})
+        check_labels(known, sorted({tag[2:] for tag in labels_of(examples) if tag != OUTSIDE}), LABEL_MAP_HINT)
+    elif isinstance(task, SequenceTask):
+        label_map = parse_label_map(options.label_map, task.labels) or {label: [label] for label in task.labels}
+        groups = [[task.labels.index(target) for target in targets] for targets in label_map.values()]
+        check_labels(list(label_map), labels_of(examples), LABEL_MAP_HINT)
+        task = SequenceTask(task.settings, list(label_map))
+    features = task.encode(examples, warn)
+    outputs = infer(model, [feature.ids for feature in features], runtime, options.batch_tokens)
+    if groups is not None:
+        outputs = [merge_logits(output, groups) for output in outputs]
+    return task.metrics(task.decode(outputs, features, examples), examples, options.seed)
 
 
-def main(task_name: str, arguments: list[str] | None = None) -> None:
+def main(task_name: str, arguments: list[str]) -> None:
     """The command `python -m eval TASK`.  Raises OptionError, DataError, ModelError."""
-    options = parse_options(
-        Options, arguments, f"python -m eval {task_name} --model FILE --test FILE [OPTIONS]", __doc__
-    )
+    usage = f"python -m eval {task_name} --model PATH --test FILE… [OPTIONS]"
+    options = parse_options(Options, arguments, usage, __doc__)
     if TASK_CLASSES[task_name] is QaTask and options.label_map:
-        raise OptionError("--label-map goes with tasks that have labels.")
+        raise OptionError("--label-map is only for tasks with labels, not for qa.")
     out = options.out or f"runs/results/{task_name}-{datetime.now():%Y%m%d-%H%M%S}.json"
     check_writable(out)
     model, task, runtime = open_model(options.model, task_name, options)
     examples = read_task(task_name, options.test, warn)
-    figures = evaluate(model, task, examples, runtime, options, warn)
-    print(show(figures))
+    metrics = evaluate(model, task, examples, runtime, options)
+    print(format_metrics(metrics))
     about = provenance(command_line(task_name, arguments), options, options.test, [options.seed])
-    write_json(out, {"task": task_name, "model": fingerprint(model), "figures": figures, **about})
+    write_json(out, {"task": task_name, "model": fingerprint(model), "figures": metrics, **about})
     print(f"\nWritten: {out}")

@@ -1,4 +1,6 @@
-"""Questions.
+"""Question answering, section 4.4: the answer is a span of the context.
+
+Shapes: n tokens of a window, N tokens of a whole context.
 """
 
 import re
@@ -6,32 +8,30 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy
 import torch
 from torch import Tensor
 
-from data import DataError
+from data.cli import DataError
 from data.features import Window, question_windows, token_span, trim_answer
 from data.tasks import QuestionExample
 from losses import IGNORE_INDEX
 from model import QuestionAnswerer
 
-from .batching import Feature, Report, TaskSettings, by_example
+from .batching import Feature, TaskSettings, group_by_example
 from .bootstrap import bootstrap
 
 Language = Literal["fr", "en"]
-
 ENGLISH_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-
 FRENCH_ARTICLES = re.compile(r"\b(?:le|la|les|du|des|au|aux|un|une)\b")
-
 ELIDED_ARTICLE = re.compile(r"\bl['’]")
 
 
 class AnswerSpan(NamedTuple):
-    """The answer: context[start:end], and the probability of just this start and end."""
+    """context[start:end], and the probability of this start times that of this end."""
 
     answer: str
     start: int
@@ -40,27 +40,35 @@ class AnswerSpan(NamedTuple):
 
 
 class QaTask:
-    """An answer that is a span of the context."""
+    """The start and the end of the answer are two classifications over the tokens of the context.
+
+    The paper's section 4.4 puts the context first and the question second. The released models were all trained with
+    the question first, and so are the inputs here: `<s> question </s></s> context </s>`.
+    """
 
     model, headline, labels = QuestionAnswerer, "f1", ()
 
     def __init__(self, settings: TaskSettings, labels: Sequence[str] = ()):
         self.settings = settings
 
-    def encode(self, examples: Sequence[QuestionExample], report: Report) -> list[Feature]:
-        """A window that does not hold the whole of the (first) answer has `<s>` for its target."""
-        settings, items, inexact = self.settings, [], 0
-        for number, example in enumerate(examples):
+    def encode(self, examples: Sequence[QuestionExample], report: Callable[[str], None]) -> list[Feature]:
+        """A long context gives several windows. The target is the first and last token of the first answer.
+
+        In a window that does not contain the whole answer, both are 0, the index of `<s>`. The target is None if no
+        answer has an offset. report: called with a sentence if answers are not whole tokens, or longer than a window.
+        """
+        settings, features, inexact = self.settings, [], 0
+        for index, example in enumerate(examples):
             windows = question_windows(
-                settings.tokenizer, example.question, example.context, settings.most, settings.doc_stride
+                settings.tokenizer, example.question, example.context, settings.max_length, settings.doc_stride
             )
             answer = next((answer for answer in example.answers if answer.start is not None), None)
             if answer is None:
-                items += [Feature(window.ids, number, None, window) for window in windows]
+                features += [Feature(window.ids, index, None, window) for window in windows]
                 continue
-            start, end = stripped(example.context, answer.start, answer.start + len(answer.text))
+            start, end = strip_spaces(example.context, answer.start, answer.start + len(answer.text))
             spans = [token_span(window, start, end) for window in windows]
-            items += [Feature(window.ids, number, span or (0, 0), window) for window, span in zip(windows, spans)]
+            features += [Feature(window.ids, index, span or (0, 0), window) for window, span in zip(windows, spans)]
             inexact += not any(
                 trim_answer(example.context, *characters(window, span)) == trim_answer(example.context, start, end)
                 for window, span in zip(windows, spans)
@@ -68,81 +76,103 @@ class QaTask:
             )
         if inexact:
             report(
-                f"{inexact:,} of {len(examples):,} answers begin or end inside a token, or are longer than a window: "
-                "the tokens that hold them are learnt."
+                f"{inexact:,} of {len(examples):,} answers start or end inside a token, or are longer than a window: "
+                "the model is trained on the tokens that contain them."
             )
-        return items
+        return features
 
-    def logits_and_targets(self, outputs: Sequence[Tensor], items: Sequence[Feature]) -> list[tuple[Tensor, Tensor]]:
-        """Of each window two classifications, start and end, with as many classes as it has tokens."""
+    def logits_and_targets(self, outputs: Sequence[Tensor], features: Sequence[Feature]) -> list[tuple[Tensor, Tensor]]:
+        """-> for each window, logits (2, n) and targets (2,): start and end, over the window's n tokens"""
         return [
-            (output.T, torch.tensor(item.target or (IGNORE_INDEX, IGNORE_INDEX))) for output, item in zip(outputs, items)
-        ]  # (2, n)
+            (output.T, torch.tensor(feature.target or (IGNORE_INDEX, IGNORE_INDEX)))
+            for output, feature in zip(outputs, features)
+        ]
 
     def decode(
-        self, outputs: Sequence[Tensor], items: Sequence[Feature], examples: Sequence[QuestionExample]
+        self, outputs: Sequence[Tensor], features: Sequence[Feature], examples: Sequence[QuestionExample]
     ) -> list[AnswerSpan]:
-        """The likeliest span of at most max_answer tokens of all windows together.
+        """The span of at most max_answer tokens with the highest sum of start and end logits, over all windows.
 
-        The probability of a start is the softmax over the context's tokens of all windows, an end's likewise.
+        Its score is the product of two softmaxes over all tokens of the context, see context_logits. An empty context
+        has the answer "" with score 0.
         """
         predictions = []
-        for number, windows in by_example(outputs, items):
-            context = examples[number].context
-            parts = [(o[i.window.first : i.window.first + len(i.window.spans)], i.window.spans) for o, i in windows]
-            if not any(spans for _, spans in parts):
+        for index, group in group_by_example(outputs, features):
+            context = examples[index].context
+            windows = [feature.window for _, feature in group]
+            logits = [  # (n, 2) of the context's tokens
+                output[window.context_start : window.context_start + len(window.spans)]
+                for (output, _), window in zip(group, windows)
+            ]
+            if not any(window.spans for window in windows):
                 predictions.append(AnswerSpan("", 0, 0, 0.0))
                 continue
-            normaliser = torch.cat([logits for logits, _ in parts]).logsumexp(dim=0).sum()  # over starts, over ends
-            score, start, end = max(best_span(logits, spans, self.settings.max_answer) for logits, spans in parts)
+            score, start, end = max(
+                best_span(each, window.spans, self.settings.max_answer) for each, window in zip(logits, windows)
+            )
+            log_normaliser = context_logits(logits, windows).logsumexp(dim=0).sum()  # over starts, over ends
             start, end = trim_answer(context, start, end)
-            predictions.append(AnswerSpan(context[start:end], start, end, (score - normaliser).exp().item()))
+            predictions.append(AnswerSpan(context[start:end], start, end, (score - log_normaliser).exp().item()))
         return predictions
 
-    def report(self, predictions: Sequence[AnswerSpan], examples: Sequence[QuestionExample], seed: int) -> dict:
+    def metrics(self, predictions: Sequence[AnswerSpan], examples: Sequence[QuestionExample], seed: int) -> dict:
         answers = [[answer.text for answer in example.answers] for example in examples]
         return qa_report([prediction.answer for prediction in predictions], answers, self.settings.language, seed)
 
 
 def characters(window: Window, span: tuple[int, int]) -> tuple[int, int]:
-    """Where in the context these two ids of a window begin and end."""
-    first, last = span[0] - window.first, span[1] - window.first
+    """First and last index in window.ids -> start and end in the context."""
+    first, last = span[0] - window.context_start, span[1] - window.context_start
     return window.spans[first][0], window.spans[last][1]
 
 
-def stripped(text: str, start: int, end: int) -> tuple[int, int]:
-    """Without the spaces at its edges, which are part of no token."""
+def strip_spaces(text: str, start: int, end: int) -> tuple[int, int]:
+    """text[start:end] without spaces at its ends, which belong to no token."""
     inside = text[start:end]
     return start + len(inside) - len(inside.lstrip()), end - len(inside) + len(inside.rstrip())
 
 
 def best_span(logits: Tensor, spans: Sequence[tuple[int, int]], max_answer: int) -> tuple[float, int, int]:
-    """The start and end (not before it, at most max_answer tokens in all) of the highest sum of logits, (n, 2).
+    """The span of at most max_answer tokens with the highest start logit plus end logit.
 
-    -> that sum, the first character, one past the last
+    logits: (n, 2); spans: the n tokens' characters -> that sum, start and end in the context; -inf, 0, 0 if n is 0
     """
     if not spans:
         return float("-inf"), 0, 0
     best = (float("-inf"), 0, 0)
     starts, ends = logits.double().T
-    for length in range(min(max_answer, len(spans))):
-        score, place = (starts[: len(starts) - length] + ends[length:]).max(dim=0)
+    for length in range(min(max_answer, len(spans))):  # of the last token behind the first
+        score, first = (starts[: len(starts) - length] + ends[length:]).max(dim=0)
         if score > best[0]:
-            best = score.item(), place.item(), place.item() + length
+            best = score.item(), first.item(), first.item() + length
     score, first, last = best
     return score, spans[first][0], spans[last][1]
 
 
-# ---- metrics --------------------------------------------------------------------------------------------------------
+def context_logits(logits: Sequence[Tensor], windows: Sequence[Window]) -> Tensor:
+    """Every token of a context once, (N, 2): the maximum of its logits over the windows that contain it.
+
+    logits: (n, 2) per window. With each token counted once, the probabilities of all spans sum to at most 1 and do not
+    depend on the stride if the windows agree.
+    """
+    number = windows[-1].offset + len(windows[-1].spans)
+    merged = logits[0].new_full((number, 2), float("-inf"))
+    for each, window in zip(logits, windows):
+        part = merged[window.offset : window.offset + len(each)]
+        part.copy_(torch.maximum(part, each))
+    return merged
+
+
+# ---- metrics ---------------------------------------------------------------------------------------------------
 
 
 def normalise(text: str, language: Language) -> str:
-    """The words of an answer that count: lower case, no punctuation, no articles, one space between words.
+    """Lower case, without punctuation and articles, words separated by single spaces.
 
-    English is SQuAD v1.1 to the letter: of punctuation only ASCII's goes, then a, an, the. French drops what Unicode
-    calls punctuation, too (« » ’ … –), and le, la, les, l', du, des, au, aux, un, une, FQuAD's list. There, l' goes
-    before the punctuation, written ' or ’: after it, « l'été » would be one word, lété. Of other elisions only the
-    apostrophe goes, in SQuAD's way: « d'été » is dété. Raises DataError for another language.
+    English follows SQuAD v1.1 exactly: ASCII punctuation is removed, then a, an, the. In French all Unicode punctuation
+    is removed, too (« » ’ … –), and the articles are FQuAD's list: le, la, les, l', du, des, au, aux, un, une. There l'
+    (or l’) is removed before the punctuation, which would make « l'été » one word, lété. Other elisions lose only
+    their apostrophe, as in SQuAD's rules: « d'été » becomes dété.  Raises DataError for another language.
     """
     text = text.lower()
     if language == "en":
@@ -153,62 +183,54 @@ def normalise(text: str, language: Language) -> str:
         text = ELIDED_ARTICLE.sub(" ", text)
         text = "".join(c for c in text if c not in string.punctuation and unicodedata.category(c)[0] != "P")
     else:
-        raise DataError(f"Answers are compared in French (fr) or English (en), not in {language!r}.")
+        raise DataError(f"Answers can be compared in French (fr) or English (en), not in {language!r}.")
     return " ".join(articles.sub(" ", text).split())
 
 
-def same(prediction: str, answer: str) -> int:
+def equal(prediction: str, answer: str) -> int:
     return int(prediction == answer)
 
 
-def overlap_f1(prediction: str, answer: str) -> float:
-    """F1 over words, each as often as it is there. If one has no word: 1 if both have none, else 0.
+def word_f1(prediction: str, answer: str) -> float:
+    """F1 over words as multisets: section 4.4's measure, that of the paper's reference 13 (SQuAD).
 
-    That is SQuAD v2's rule; v1.1's script gives 0 also where both have none.
+    If either has no words: 1 if both have none, else 0. This is SQuAD v2's rule; v1.1's script gives 0 for both, too.
     """
     predicted, gold = prediction.split(), answer.split()
     if not predicted or not gold:
         return float(predicted == gold)
-    right = (Counter(predicted) & Counter(gold)).total()
-    return 2 * right / (len(predicted) + len(gold))
+    correct = (Counter(predicted) & Counter(gold)).total()
+    return 2 * correct / (len(predicted) + len(gold))
 
 
-def includes(prediction: str, answer: str) -> int:
+def contains(prediction: str, answer: str) -> int:
+    """Whether the prediction contains the answer, as characters; an empty answer only if both are empty.
+
+    The card of cmarkea/distilcamembert-base-qa reports this as the inclusion score, without a definition.
+    """
     return int(answer in prediction) if answer else int(not prediction)
 
 
-def best(compare: Callable[[str, str], float], prediction: str, answers: Sequence[str], language: Language) -> float:
-    """The best of the comparisons with each gold answer, all normalised. Raises DataError without an answer."""
+def best_match(
+    compare: Callable[[str, str], float], prediction: str, answers: Sequence[str], language: Language
+) -> float:
+    """The maximum of compare(prediction, answer) over the gold answers, all normalised.
+
+    Raises DataError if there are no gold answers.
+    """
     if not answers:
-        raise DataError("A question has no gold answer. Where the right answer is none, give an empty text as answer.")
+        raise DataError("A question has no gold answer. Use an empty text if the correct answer is none.")
     prediction = normalise(prediction, language)
     return max(compare(prediction, normalise(answer, language)) for answer in answers)
 
 
-def exact_match(prediction: str, answers: Sequence[str], language: Language) -> int:
-    """Whether the prediction is one of the gold answers, both normalised."""
-    return best(same, prediction, answers, language)
-
-
-def answer_f1(prediction: str, answers: Sequence[str], language: Language) -> float:
-    """The best F1 over words (see overlap_f1) with a gold answer."""
-    return best(overlap_f1, prediction, answers, language)
-
-
-def inclusion(prediction: str, answers: Sequence[str], language: Language) -> int:
-    """Whether a gold answer is part of the prediction.
-
-    The card of cmarkea/distilcamembert-base-qa calls it the inclusion score: whether the true answer is included in
-    the predicted one. It does not say how. Here: as characters, not as whole words, after normalising both; an
-    answer that normalises to nothing is only in a prediction that does, too.
-    """
-    return best(includes, prediction, answers, language)
+exact_match, answer_f1, inclusion = (partial(best_match, compare) for compare in (equal, word_f1, contains))
 
 
 def qa_report(predictions: Sequence[str], answers: Sequence[Sequence[str]], language: Language, seed: int = 0) -> dict:
-    """exact_match, f1, inclusion, each a mean over questions with an interval, as bootstrap gives it; count
+    """exact_match, f1, inclusion: means over the questions, each with an interval, see bootstrap; count
 
-    Raises DataError if lengths differ, there is no question, or a question has no gold answer.
+    Raises DataError if lengths differ, there are no questions, or a question has no gold answer.
     """
     if len(predictions) != len(answers):
         raise DataError(f"There are {len(predictions)} predictions, but answers to {len(answers)} questions.")

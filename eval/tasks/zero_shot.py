@@ -1,4 +1,9 @@
-"""Classification by an inference model that has never seen the labels: equation (15)."""
+"""Zero-shot classification: an NLI model classifies texts by labels that it was not trained on, equation (15).
+
+--template makes a hypothesis of each label; the scores are the softmax of the entailment logits over the hypotheses.
+The input is one text per line, or JSON lines with "text"; the output is one JSON line for each. With --test, labelled
+texts are evaluated instead.
+"""
 
 import json
 import sys
@@ -9,120 +14,127 @@ from datetime import datetime
 import torch
 from torch import Tensor
 
-from data import OptionError
-from data.cli import check, check_bounds, option, parse_options
+from data.cli import OptionError, check, check_bounds, option, parse_options
 from data.tasks import PairExample, read_task
 from model.checkpoints.native import fingerprint
 
-from ..results import HALF, check_writable, command_line, provenance, show, warn, write_json
+from ..results import check_writable, command_line, format_metrics, provenance, warn, write_json
 from .batching import infer
-from .evaluate import InferenceOptions, open_model
-from .predict import open_lines, windows
+from .evaluate import SURROGATE, InferenceOptions, open_model
+from .predict import open_lines, read_chunks
 from .sequences import classification_report
 
 ENTAILMENT = ("entailment", "implication")
-WINDOW = 512  # texts, each with all candidates, that go through the model at once
+CHUNK = 512  # texts whose pairs with all hypotheses are tokenised and predicted together
 
 
 @dataclass(frozen=True)
 class Options(InferenceOptions):
-    """What is asked of which texts."""
+    """Every option of a zero-shot classification."""
 
-    file: str | None = option(None, "texts, a line each, or JSON lines with text (default: standard input)",
-                              "what is asked", positional=True, nargs="?", metavar="FILE")  # fmt: skip
-    model: str | None = option(None, "a model fine-tuned on inference (nli)", metavar="FILE")
-    labels: tuple[str, ...] = option((), "the candidates, words that fit into the template", nargs="+")
-    template: str = option("Ce texte parle de {}.", "the hypothesis; {} is where a label goes")
-    printed: bool = option(
-        False,
-        "equation (15) as printed: softmax over the probabilities of entailment, not its logits as the released models",
+    file: str | None = option(
+        None, "lines of text or JSON (default: standard input)", "input", positional=True, nargs="?", metavar="FILE"
     )
-    test: tuple[str, ...] = option((), "labelled texts to be measured on, as for sentiment", nargs="+", metavar="FILE")
-    names: tuple[str, ...] = option((), "what the labels of --test are called, in the order of --labels", nargs="+")
-    seed: int = option(0, "of the resampling for the intervals", least=0, most=2**63 - 1)
-    out: str | None = option(None, "JSON file for --test (default: runs/results/zero-shot-time.json)", metavar="FILE")
+    model: str | None = option(None, "model fine-tuned on NLI, this project's or Hugging Face's", metavar="PATH")
+    labels: tuple[str, ...] = option((), "at least two labels, worded to fit the template", nargs="+", metavar="LABEL")
+    template: str = option("Ce texte parle de {}.", "hypothesis, with {} for the label")
+    printed: bool = option(False, "equation (15) as printed: softmax over entailment probabilities instead of logits")
+    test: tuple[str, ...] = option(
+        (), "evaluate on labelled texts, in the formats of sentiment", "evaluation", nargs="+", metavar="FILE"
+    )
+    names: tuple[str, ...] = option(
+        (), "the names of --labels in --test, in the same order (default: the same)", nargs="+", metavar="NAME"
+    )
+    seed: int = option(0, "of the bootstrap resamples", least=0, most=2**63 - 1)
+    out: str | None = option(None, "JSON file (default: runs/results/zero-shot-TIME.json)", metavar="FILE")
 
     def __post_init__(self):
         check_bounds(self)
-        check(self.model is not None, "--model names a model fine-tuned on inference.")
-        check(len(set(self.labels)) == len(self.labels) > 1, "--labels takes two different candidates or more.")
-        check(self.template.count("{}") == 1, f"--template {self.template!r} must have {{}} in it, once.")
-        check(not HALF.search("".join((*self.labels, self.template))), "--labels and --template must be UTF-8.")
-        check(len(self.names) in (0, len(self.labels)), "--names takes as many names as --labels.")
+        check(self.model is not None, "--model is missing: a model fine-tuned on NLI.")
+        check(len(set(self.labels)) == len(self.labels) > 1, "--labels must be at least two different labels.")
+        check(self.template.count("{}") == 1, f"--template {self.template!r} must contain {{}} exactly once.")
+        check(not SURROGATE.search("".join((*self.labels, self.template))), "--labels and --template must be UTF-8.")
+        check(len(self.names) in (0, len(self.labels)), "--names must be as many as --labels.")
         check(len(set(self.names)) == len(self.names), "--names has the same name twice.")
-        check(bool(self.test) or not (self.names or self.out), "--names and --out go with --test.")
-        check(not (self.test and self.file), "--test has the texts already; leave FILE out.")
+        check(bool(self.test) or not (self.names or self.out), "--names and --out are only for --test.")
+        check(not (self.test and self.file), "--test already names the texts: leave FILE out.")
 
 
 def candidate_scores(logits: Tensor, entailment: int, printed: bool = False) -> Tensor:
-    """Equation (15), section 4.  P(candidate k | text) = softmax over k of the entailment of hypothesis k.
+    """Equation (15), section 4.3.  P(hyp = i ∈ C | pre) = e^P(pre = implication | hyp = i) / Σ_{j ∈ C} e^P(…| hyp = j)
 
-    logits: (K, 3), of the inference model for the text with each of K hypotheses -> (K,)
-    As printed, the softmax is taken over the probabilities P(entailment) of equation (14), which lie between 0 and 1
-    and so give nearly equal scores. The released models take it over the entailment logits: the default.
+    logits: (K, 3), the NLI model's for one premise with each of the K hypotheses; entailment: index of its label
+    implication -> (K,)
+
+    Departure: the exponents here are the logits of implication, as the released models' pipeline has them. As printed
+    they are its probabilities, equation (14): between 0 and 1, these give nearly equal scores (of two candidates, none
+    more than e / (e + 1) = 0.73). printed=True (--printed) is that form.
     """
     values = logits.softmax(dim=-1) if printed else logits
     return values[:, entailment].softmax(dim=0)
 
 
 class ZeroShot:
-    """An inference model with the candidates asked for."""
+    """An NLI model with the candidate labels.  Raises ModelError, DataError, OptionError."""
 
     def __init__(self, options: Options):
         self.options = options
         self.model, self.task, self.runtime = open_model(options.model, "nli", options)
         found = [i for i, label in enumerate(self.task.labels) if label.lower() in ENTAILMENT]
         if len(found) != 1:
-            raise OptionError(f"No label of {options.model} is entailment: it has {', '.join(self.task.labels)}.")
+            raise OptionError(
+                f"{options.model} is not an NLI model: none of its labels is {' or '.join(ENTAILMENT)}, but it has "
+                f"{', '.join(self.task.labels)}."
+            )
         self.entailment = found[0]
 
     def scores(self, texts: Sequence[str]) -> Tensor:
         """-> (texts, K)"""
         options, scores = self.options, []
         hypotheses = [options.template.replace("{}", label) for label in options.labels]
-        for start in range(0, len(texts), WINDOW):
-            pairs = [PairExample(text, each, "") for text in texts[start : start + WINDOW] for each in hypotheses]
-            items = self.task.encode(pairs, warn)
-            logits = infer(self.model, [item.ids for item in items], self.runtime, options.batch_tokens)
-            grouped = torch.stack(logits).unflatten(0, (-1, len(hypotheses)))  # (texts, K, 3)
-            scores += [candidate_scores(each, self.entailment, options.printed) for each in grouped]
+        for start in range(0, len(texts), CHUNK):
+            pairs = [PairExample(text, each, "") for text in texts[start : start + CHUNK] for each in hypotheses]
+            features = self.task.encode(pairs, warn)
+            logits = infer(self.model, [feature.ids for feature in features], self.runtime, options.batch_tokens)
+            by_text = torch.stack(logits).unflatten(0, (-1, len(hypotheses)))  # (texts, K, 3)
+            scores += [candidate_scores(each, self.entailment, options.printed) for each in by_text]
         return torch.stack(scores)
 
 
 def measure(options: Options, command: str) -> None:
-    """On labelled texts."""
+    """Evaluates on the labelled texts of --test."""
     examples = read_task("sentiment", options.test, warn)
     names = options.names or options.labels
     if unknown := sorted({example.label for example in examples} - set(names)):
-        raise OptionError(f"--test has the label {unknown[0]!r}, which is none of {', '.join(names)}: give --names.")
+        raise OptionError(f"--test has the label {unknown[0]!r}, not one of {', '.join(names)}. Map it with --names.")
     out = options.out or f"runs/results/zero-shot-{datetime.now():%Y%m%d-%H%M%S}.json"
     check_writable(out)
     zero_shot = ZeroShot(options)
-    texts = [example.text for example in examples]
-    scores = zero_shot.scores(texts)
-    guesses = [names[i] for i in scores.argmax(dim=-1)]
-    figures = classification_report([e.label for e in examples], guesses, scores.numpy(), names, options.seed)
-    print(show(figures))
+    scores = zero_shot.scores([example.text for example in examples])
+    predicted = [names[i] for i in scores.argmax(dim=-1)]
+    metrics = classification_report([e.label for e in examples], predicted, scores.numpy(), names, options.seed)
+    print(format_metrics(metrics))
     about = provenance(command, options, options.test, [options.seed])
-    write_json(out, {"task": "zero-shot", "model": fingerprint(zero_shot.model), "figures": figures, **about})
+    write_json(out, {"task": "zero-shot", "model": fingerprint(zero_shot.model), "figures": metrics, **about})
     print(f"\nWritten: {out}")
 
 
 def classify(options: Options) -> None:
-    """Line by line, JSON lines out."""
+    """Prints a JSON line per input line."""
     labels = options.labels
     with open_lines(options.file) as lines:
         zero_shot = ZeroShot(options)
-        for held in windows(lines, "sentiment"):
-            for (number, _), row in zip(held, zero_shot.scores([example.text for _, example in held])):
+        for chunk in read_chunks(lines, "sentiment"):
+            for (number, _), row in zip(chunk, zero_shot.scores([example.text for _, example in chunk])):
                 scores = {label: round(score, 6) for label, score in zip(labels, row.tolist())}
                 print(json.dumps({"line": number, "label": labels[row.argmax()], "scores": scores}, ensure_ascii=False))
             sys.stdout.flush()
 
 
 def main(arguments: list[str]) -> None:
-    """The command.  Raises OptionError, DataError, ModelError."""
-    options = parse_options(Options, arguments, "python -m eval zero-shot [FILE] --model FILE --labels A B …", __doc__)
+    """The command `python -m eval zero-shot`.  Raises OptionError, DataError, ModelError."""
+    usage = "python -m eval zero-shot [FILE | --test FILE…] --model PATH --labels LABEL LABEL… [OPTIONS]"
+    options = parse_options(Options, arguments, usage, __doc__)
     if options.test:
         measure(options, command_line("zero-shot", arguments))
     else:

@@ -1,4 +1,4 @@
-"""A model as a folder that transformers opens."""
+"""Writes a model as a folder that transformers opens."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from .native import apply_umask, flush
 
 
 def huggingface_config(model: nn.Module) -> dict:
-    """The config.json of a model, as transformers reads it."""
+    """The values of config.json."""
     config = {theirs: getattr(model.config, ours) for ours, theirs in CONFIG_KEYS.items()}
     labels = {}
     if getattr(model, "labels", None):
@@ -44,22 +44,21 @@ def huggingface_config(model: nn.Module) -> dict:
 
 
 def to_huggingface(model: nn.Module) -> dict[str, Tensor]:
-    """A model's tensors under Hugging Face's names, with a token-type row of zeros: ours is in the positions."""
+    """The tensors under transformers' names, with a token-type row of zeros: it was added to the positions."""
     kind = type(model).__name__
     tensors = {to_huggingface_key(key, kind): tensor.contiguous() for key, tensor in model.state_dict().items()}
     dtype = next(model.parameters()).dtype
-    tensors[("" if kind == "Encoder" else "roberta.") + TOKEN_TYPE] = torch.zeros(
-        1, model.config.hidden_size, dtype=dtype
-    )
+    prefix = "" if kind == "Encoder" else "roberta."
+    tensors[prefix + TOKEN_TYPE] = torch.zeros(1, model.config.hidden_size, dtype=dtype)
     return tensors
 
 
 def export_huggingface(
     model: nn.Module, folder: str | Path, tokenizer: str | Path | None = None, card: str | None = None
 ) -> None:
-    """Write config.json, model.safetensors, the tokenizer's files and the model card, if given, into a new folder.
+    """Writes config.json, model.safetensors and, if given, the tokenizer's files and the model card to a new folder.
 
-    The folder gets its name when it is complete. Raises ModelError where it cannot be written.
+    The folder appears under its name only when it is complete. Raises ModelError if it cannot be written.
     """
     folder = Path(folder)
     try:
@@ -74,11 +73,12 @@ def export_huggingface(
             if card is not None:
                 texts["README.md"] = card
             for name, text in texts.items():
-                (temporary / name).write_text(text, encoding="utf-8")
+                # a path in a card need not be valid UTF-8
+                (temporary / name).write_text(text, encoding="utf-8", errors="backslashreplace")
             for path in (*temporary.iterdir(), temporary):
                 flush(path)
                 apply_umask(path)
-            temporary.rename(folder)  # refuses a folder with something in it
+            temporary.rename(folder)  # fails if the folder exists and is not empty
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -88,10 +88,10 @@ def export_huggingface(
 
 def tokenizer_config(config: EncoderConfig) -> dict:
     """What transformers' AutoTokenizer needs beside the SentencePiece model."""
+    tokens = dict(bos="<s>", eos="</s>", sep="</s>", cls="<s>", unk="<unk>", pad="<pad>", mask="<mask>")
     return {
         "tokenizer_class": "CamembertTokenizer",
         "model_max_length": config.max_tokens,
-        "bos_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "cls_token": "<s>", "unk_token": "<unk>",
-        "pad_token": "<pad>", "mask_token": "<mask>",
+        **{f"{name}_token": token for name, token in tokens.items()},
         "additional_special_tokens": ["<s>NOTUSED", "</s>NOTUSED"],
-    }  # fmt: skip
+    }

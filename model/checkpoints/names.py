@@ -1,6 +1,6 @@
-"""The key table: this project's names of tensors and of a configuration's values, and Hugging Face's.
+"""The key tables: names of tensors and of configuration values, this project's -> transformers'.
 
-Hugging Face's keys stand here without their prefix `roberta.`; the heads' have none.
+transformers' keys are listed without their prefix `roberta.`, which those of the heads do not have.
 """
 
 import re
@@ -12,7 +12,7 @@ EMBEDDING_KEYS = {
     "encoder.embeddings.norm.weight": "embeddings.LayerNorm.weight",
     "encoder.embeddings.norm.bias": "embeddings.LayerNorm.bias",
 }
-HEAD_KEYS = {  # of each kind of model, by the name of our class
+HEAD_KEYS = {  # by the class of model
     "MaskedLM": {
         "dense.weight": "lm_head.dense.weight",
         "dense.bias": "lm_head.dense.bias",
@@ -30,7 +30,7 @@ HEAD_KEYS = {  # of each kind of model, by the name of our class
     "QuestionAnswerer": {"output.weight": "qa_outputs.weight", "output.bias": "qa_outputs.bias"},
     "Encoder": {},
 }
-LAYER_KEYS = {  # under encoder.layers.N and encoder.layer.N; each with .weight and .bias
+LAYER_KEYS = {  # under encoder.layers.N -> encoder.layer.N, each with .weight and .bias
     "attention.query": "attention.self.query",
     "attention.key": "attention.self.key",
     "attention.value": "attention.self.value",
@@ -52,7 +52,7 @@ CONFIG_KEYS = {
     "layer_norm_eps": "layer_norm_eps",
     "dropout": "hidden_dropout_prob",
 }
-CLASSES = {  # transformers' names of the kinds
+CLASSES = {
     "MaskedLM": "CamembertForMaskedLM",
     "SequenceClassifier": "CamembertForSequenceClassification",
     "TokenClassifier": "CamembertForTokenClassification",
@@ -61,16 +61,19 @@ CLASSES = {  # transformers' names of the kinds
 }
 
 
-def rename(key: str, table: Mapping[str, str], layer_keys: Mapping[str, str], ours: str, theirs: str) -> str | None:
-    """A key's other name, by a table in either direction; None where the table does not have it."""
-    layer = re.fullmatch(re.escape(ours) + r"\.(0|[1-9]\d{0,3})\.(.+)\.(weight|bias)", key)
+def rename(key: str, table: Mapping[str, str], layer_keys: Mapping[str, str], old: str, new: str) -> str | None:
+    """Renames a key by the tables, in either direction; None if they do not have it.
+
+    table: whole keys; layer_keys: those inside a layer, whose prefix changes from `old` to `new`.
+    """
+    layer = re.fullmatch(re.escape(old) + r"\.(0|[1-9]\d{0,3})\.(.+)\.(weight|bias)", key)
     if layer and layer[2] in layer_keys:
-        return f"{theirs}.{layer[1]}.{layer_keys[layer[2]]}.{layer[3]}"
+        return f"{new}.{layer[1]}.{layer_keys[layer[2]]}.{layer[3]}"
     return table.get(key)
 
 
 def to_huggingface_key(key: str, kind: str) -> str:
-    """Our key in a model of that kind -> transformers' key in its own."""
+    """This project's key in a model of class `kind` -> transformers' key."""
     table = {**EMBEDDING_KEYS, **HEAD_KEYS[kind]}
     if kind == "Encoder":
         return rename(f"encoder.{key}", table, LAYER_KEYS, "encoder.layers", "encoder.layer")
@@ -79,7 +82,7 @@ def to_huggingface_key(key: str, kind: str) -> str:
 
 
 def from_huggingface_key(key: str, kind: str) -> str | None:
-    """Transformers' key without `roberta.` -> our key in a model of that kind; None where it has no place there."""
+    """transformers' key without `roberta.` -> this project's in a model of class `kind`; None if it has none."""
     table = {theirs: ours for ours, theirs in {**EMBEDDING_KEYS, **HEAD_KEYS[kind]}.items()}
     layer_keys = {theirs: ours for ours, theirs in LAYER_KEYS.items()}
     ours = rename(key, table, layer_keys, "encoder.layer", "encoder.layers")

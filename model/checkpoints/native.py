@@ -9,7 +9,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -104,11 +104,12 @@ def assemble(
     head: tuple,
     tensors: Mapping[str, Tensor],
     path: Path,
-    names: Mapping[str, str] | None = None,
+    original_name: Callable[[str], str] = str,
 ) -> nn.Module:
     """A model made of these tensors, in evaluation mode, without copying them or drawing random numbers.
 
-    head: what `kind` needs beside the configuration. names: the file's own names of the tensors, for messages.
+    head: what `kind` needs beside the configuration. original_name: a tensor's name -> its name in the file, for
+    messages.
     Raises ModelError, naming the tensor, if one is missing, unknown, of a wrong shape or not finite.
     """
     if config.num_layers > max(PLAUSIBLE_LAYERS, len(tensors) // TENSORS_PER_LAYER):  # before they are built
@@ -119,22 +120,22 @@ def assemble(
     except (RuntimeError, OverflowError, TypeError, ModelError) as error:
         raise ModelError(f"{path} is damaged: its configuration is invalid ({error}).") from None
     expected = model.state_dict()
-    called = {name: (names or {}).get(name, name) for name in (*expected, *tensors)}
     for name in expected:
         if name not in tensors:
-            raise ModelError(f"{path} lacks the tensor {called[name]}: it is truncated or holds another model.")
+            raise ModelError(f"{path} lacks the tensor {original_name(name)}: it is truncated or holds another model.")
     for name, tensor in tensors.items():
+        called = original_name(name)
         if name not in expected:
-            raise ModelError(f"{path} has a tensor {called[name]}, which a {kind.__name__} does not have.")
+            raise ModelError(f"{path} has a tensor {called}, which a {kind.__name__} does not have.")
         if tensor.shape != expected[name].shape:
             raise ModelError(
-                f"{path}: the tensor {called[name]} has shape {tuple(tensor.shape)}, "
+                f"{path}: the tensor {called} has shape {tuple(tensor.shape)}, "
                 f"but the configuration requires {tuple(expected[name].shape)}."
             )
         if tensor.dtype not in DTYPES:
-            raise ModelError(f"{path}: the tensor {called[name]} holds {tensor.dtype}, not floating-point numbers.")
+            raise ModelError(f"{path}: the tensor {called} holds {tensor.dtype}, not floating-point numbers.")
         if not is_finite(tensor):
-            raise ModelError(f"{path}: the tensor {called[name]} contains NaN or infinity.")
+            raise ModelError(f"{path}: the tensor {called} contains NaN or infinity.")
     model.load_state_dict(tensors, assign=True)
     return model.eval()
 

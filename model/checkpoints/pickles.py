@@ -1,7 +1,7 @@
-"""What torch.save wrote, looked at before torch.load is let near it.
+"""Reads what torch.save wrote, checking the pickle before torch.load builds anything from it.
 
-weights_only=True runs no code, but it still builds what a file describes: an array of any stated size, a tuple so
-deep that its hash crashes Python or never ends, an archive whose entries are one region a hundred times.
+weights_only=True runs no code, but it still builds whatever a file describes: an array of any size, tuples nested so
+deeply that hashing them crashes Python or never ends, an archive whose entries are the same bytes a hundred times.
 """
 
 import io
@@ -19,26 +19,26 @@ from . import fairseq
 from .huggingface import Report
 
 MODULES = {"torch", "torch._utils", "torch.serialization", "torch.storage", "torch.nn.parameter", "torch._tensor"}
-OTHERS = {"collections OrderedDict", "argparse Namespace"}  # the second is fairseq's
+OTHER_CLASSES = {"collections OrderedDict", "argparse Namespace"}  # the second is fairseq's
 MEMO = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET", "DUP", "MARK"}
 TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
-DEEPEST = 4  # tuples right inside one another; torch.save makes none
-LEGACY = 5  # pickles that torch.save's old form begins with, before the numbers
-TABLES = ("state_dict", "model_state_dict", "model")  # under which training scripts put the weights
+MAX_DEPTH = 4  # of tuples directly inside one another; torch.save writes none
+LEGACY_PICKLES = 5  # at the start of torch.save's old format, before the raw values
+WEIGHT_KEYS = ("state_dict", "model_state_dict", "model")  # under which training scripts save the weights
 
 
 def read_pickle(path: Path, report: Report) -> Mapping:
-    """What torch.save wrote, a table of tensors or fairseq's table of such tables, with nothing in it run.
+    """What torch.save wrote: a state dict, or for fairseq the whole checkpoint. No code in it can run.
 
-    fairseq keeps its arguments beside the weights, in an argparse.Namespace: the one class that is allowed.
+    fairseq saves its arguments beside the weights in an argparse.Namespace, the only other class that is allowed.
     Raises ModelError.
     """
     with path.open("rb") as file:
-        if not file.read(2).startswith((b"PK", b"\x80")):  # torch.save's zip files, and the older plain pickles
+        if not file.read(2).startswith((b"PK", b"\x80")):  # torch.save's zip files, and its older plain pickles
             raise ModelError(f"{path} is neither a .safetensors file nor a PyTorch .bin: it holds no weights.")
     try:
         check_pickle(path)
-        # a file, not its name: by a name that ends on .safetensors, torch.load would read another format
+        # given a path that ends in .safetensors, torch.load would read that format: it gets an open file
         with path.open("rb") as file, torch.serialization.safe_globals(fairseq.SAFE_GLOBALS):
             state = torch.load(file, map_location="cpu", weights_only=True)
     except ModelError:
@@ -47,46 +47,46 @@ def read_pickle(path: Path, report: Report) -> Mapping:
         reason = str(error).split("\n")[0][:200]
         raise ModelError(
             f"{path} cannot be read as weights: it is damaged, or holds more than tensors and was refused "
-            f"({reason}). Fetch it anew, best as model.safetensors."
+            f"({reason}). Download it again, if possible as model.safetensors."
         ) from None
     if fairseq.is_fairseq(state):
         return state
-    if isinstance(state, Mapping) and not is_table(state):
-        for name in TABLES:
-            if is_table(state.get(name)):
-                report(f"{path} is the checkpoint of a training; what lies under {name} is taken, the rest left out.")
+    if isinstance(state, Mapping) and not is_state_dict(state):
+        for name in WEIGHT_KEYS:
+            if is_state_dict(state.get(name)):
+                report(f"{path} is a training checkpoint; the weights under {name} are used, the rest is left out.")
                 return dict(state[name])
-    if not is_table(state):
-        raise ModelError(f"{path} is not a table of named tensors, as a pytorch_model.bin is.")
+    if not is_state_dict(state):
+        raise ModelError(f"{path} does not hold a state dict, as a pytorch_model.bin does.")
     return dict(state)
 
 
-def is_table(state: object) -> bool:
+def is_state_dict(state: object) -> bool:
     return isinstance(state, Mapping) and all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
     )
 
 
 def check_pickle(path: Path) -> None:
-    """Raises ModelError unless a torch.save file names PyTorch's own classes only, and no more than it holds."""
+    """Raises ModelError unless a torch.save file has only PyTorch's classes and no more data than its size."""
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
-            for _ in range(LEGACY):
+            for _ in range(LEGACY_PICKLES):
                 check_stream(file, path)
         return
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):  # torch.save never compresses
-            raise ModelError(f"{path} is a compressed archive, which PyTorch does not write. Fetch it anew.")
+            raise ModelError(f"{path} is a compressed archive, which PyTorch does not write. Download it again.")
         if sum(entry.file_size for entry in entries) > path.stat().st_size:
-            raise ModelError(f"{path} states more bytes than it holds. It was refused; fetch it anew.")
+            raise ModelError(f"{path} declares more bytes than it holds and was refused. Download it again.")
         for entry in entries:
             if entry.filename.endswith(".pkl"):
                 check_stream(io.BytesIO(archive.read(entry)), path)
 
 
 def check_stream(file: BinaryIO, path: Path) -> None:
-    """One pickle, opcode by opcode, none of which is carried out.  Raises ModelError; ValueError for a damaged one."""
+    """Reads one pickle opcode by opcode without executing any.  Raises ModelError; ValueError for a damaged one."""
     depth = 0
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name in TUPLES:
@@ -94,7 +94,9 @@ def check_stream(file: BinaryIO, path: Path) -> None:
         elif opcode.name not in MEMO:
             depth = 0
         named = str(argument) if opcode.name in ("GLOBAL", "INST") else ""
-        strange = named and named.partition(" ")[0] not in MODULES and named not in OTHERS
-        if strange or depth > DEEPEST or opcode.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
-            what = repr(named[:100]) if named else "what torch.save does not write"
-            raise ModelError(f"{path} holds more than tensors ({what}) and was refused. Fetch it as model.safetensors.")
+        foreign = named and named.partition(" ")[0] not in MODULES and named not in OTHER_CLASSES
+        if foreign or depth > MAX_DEPTH or opcode.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
+            what = repr(named[:100]) if named else "opcodes that torch.save does not write"
+            raise ModelError(
+                f"{path} holds more than tensors ({what}) and was refused. Download it as model.safetensors."
+            )

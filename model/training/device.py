@@ -12,6 +12,7 @@ from data.cli import OptionError
 
 from ..checkpoints.native import PRECISIONS
 from ..config import EncoderConfig
+from ..heads import MaskedLM
 
 GPU_PEAKS = {  # floating-point operations per second of dense matrix products, from the data sheets: fp32, bf16/fp16
     "H200 NVL": (60e12, 835e12),
@@ -31,7 +32,7 @@ GPU_PEAKS = {  # floating-point operations per second of dense matrix products, 
     "RTX 4090": (82.6e12, 165e12),
     "RTX 3090": (35.6e12, 71e12),
 }
-OTHER_VARIANTS = "D|Ti|SUPER|Laptop|Mobile|Max-Q"  # GPUs of the same name with other peaks
+OTHER_VARIANTS = "D|Ti|SUPER|Laptop|Mobile|Max-Q|MIG"  # GPUs of the same name with other peaks, and parts of a GPU
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,17 @@ def choose_compiled(name: str, device: torch.device, worth_it: bool) -> bool:
         return False
     print("compile   on; the first step takes longer")
     return True
+
+
+def prepare_models(student: MaskedLM, teacher: MaskedLM | None, runtime: Runtime) -> None:
+    """Casts the teacher's matrices to the run's precision once, which autocast would do at every step; compiles."""
+    if teacher:
+        runtime.cast_linears(teacher)
+        teacher.encoder.embeddings.word.to(PRECISIONS[runtime.precision])  # also the decoder
+    if runtime.compiled:
+        on_cpu = runtime.device.type == "cpu"  # there PyTorch's own generator keeps dropout the same as uncompiled
+        for model in filter(None, (student, teacher)):
+            model.encoder.compile(dynamic=False, options={"fallback_random": on_cpu})
 
 
 def first_line(error: BaseException) -> str:

@@ -4,7 +4,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from data.cli import DataError
 from losses import DistillationLoss
 
 from ..config import EncoderConfig
+from .device import Runtime
 from .run_state import METRICS, STUDENT
 from .state import Diverged, TrainState
 
@@ -102,17 +103,6 @@ def flatten(record: dict, prefix: str = "") -> list[tuple[str, float]]:
     return result
 
 
-def warn(sentence: str) -> None:
-    print(f"warning: {sentence}", file=sys.stderr)
-
-
-def warn_if_changed(stored: Mapping, current: Mapping) -> None:
-    """Warns if a run resumes with another precision or compilation than it had: its arithmetic changes."""
-    for name in ("precision", "compiled"):
-        if name in stored and stored[name] != current[name]:
-            warn(f"the run had {name} {stored[name]} until now and continues with {name} {current[name]}.")
-
-
 def print_models(teacher_name: str, teacher: EncoderConfig | None, student: EncoderConfig, start: str) -> None:
     if teacher is not None:
         print(f"teacher   {teacher_name}: {describe(teacher)}")
@@ -133,6 +123,14 @@ def print_loss(weights: Sequence[float] | None, direction: str, temperature: flo
         return
     terms = " + ".join(f"{weight:g} {name}" for weight, name in zip(weights, ("soft label", "cosine", "masked LM")))
     print(f"loss      {terms}, {direction}, temperature {temperature:g}")
+
+
+def print_run(steps: int, tokens: int, runtime: Runtime, ranks: int, is_demo: bool) -> None:
+    """tokens: per step, over all ranks; is_demo: whether the corpus is the demo's."""
+    where = f"{runtime.device}, {runtime.precision}, torch {torch.__version__}"
+    print(f"run       {steps} steps of {tokens:,} tokens on {where}" + (f", {ranks} ranks" if ranks > 1 else ""))
+    if is_demo:
+        print("note      the corpus is a demo: sentences about a small invented world. Use --corpus for real text.")
 
 
 def progress_line(record: dict, steps: int, seconds_left: float) -> str:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
@@ -33,6 +34,7 @@ from ..checkpoints.native import (
     sha256,
 )
 from ..config import ModelError
+from .device import Runtime
 from .state import TrainState
 
 FOLDER = "checkpoints"
@@ -79,7 +81,7 @@ def copy_tokenizer(out: Path, tokenizer: Tokenizer) -> None:
 
 
 def check_same_run(out: Path, run: Mapping, may_differ: tuple[str, ...]) -> None:
-    """Writes run.json in a new folder; in that of a run, raises OptionError, naming what differs, unless it is the same.
+    """Writes run.json in a new folder; in the folder of another run, raises OptionError, naming what differs.
 
     run: {"options": …, "inputs": …}; the options in may_differ do not affect the student.
     Raises DataError for a run.json that cannot be read, ModelError for one that cannot be written.
@@ -221,6 +223,34 @@ def hash_json(values: object) -> str:
 # ---- reading checkpoints ---------------------------------------------------------------------------------------
 
 
+def resume(
+    out: Path,
+    distiller: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    runtime: Runtime,
+) -> TrainState:
+    """Restores the newest intact checkpoint, if there is one -> its state, else a new one.  Raises DataError.
+
+    Warns if precision or compilation differ from the checkpoint's: the run's arithmetic changes.
+    """
+    checkpoint = newest(out, warn)
+    if checkpoint is None:
+        return TrainState()
+    values = restore(checkpoint, distiller, optimiser, scaler)
+    state = TrainState.from_json(values)
+    print(f"resumed   after step {state.step:,}, from {checkpoint.path}")
+    stored, current = values.get("runtime", {}), runtime.to_json()
+    for name in ("precision", "compiled"):
+        if name in stored and stored[name] != current[name]:
+            warn(f"the run had {name} {stored[name]} until now and continues with {name} {current[name]}.")
+    return state
+
+
+def warn(sentence: str) -> None:
+    print(f"warning: {sentence}", file=sys.stderr)
+
+
 def newest(out: Path, report: Callable[[str], None]) -> Checkpoint | None:
     """The newest intact checkpoint, None if there are none.
 
@@ -279,16 +309,18 @@ def restore(
     """Loads student, projection, optimiser and scaler -> the values.  Raises DataError for another run's checkpoint."""
     try:
         distiller.student.load_state_dict(checkpoint.student)
-        if distiller.projection is not None:
-            names = distiller.projection.state_dict()
-            distiller.projection.load_state_dict({name: checkpoint.tensors[f"projection.{name}"] for name in names})
         states: dict[int, dict[str, Tensor]] = {}
+        projection: dict[str, Tensor] = {}
         for key, tensor in checkpoint.tensors.items():
             if key.startswith("optimiser."):
                 _, number, name = key.split(".")
                 states.setdefault(int(number), {})[name] = tensor
+            else:
+                projection[key.removeprefix("projection.")] = tensor
+        (distiller.projection or nn.Identity()).load_state_dict(projection)
         optimiser.load_state_dict({"state": states, "param_groups": optimiser.state_dict()["param_groups"]})
-        scaler.load_state_dict(checkpoint.values["scaler"])
+        if checkpoint.values["scaler"]:  # empty unless the run was in fp16 until now
+            scaler.load_state_dict(checkpoint.values["scaler"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise DataError(
             f"The checkpoint {checkpoint.path} belongs to another run: {' '.join(str(error).split())[:300]}"

@@ -1,4 +1,4 @@
-"""A prepared corpus read without the project's reader, and how tests make one."""
+"""For tests: makes prepared corpora, and reads them without the project's reader."""
 
 import bz2
 import contextlib
@@ -19,7 +19,7 @@ from data import Tokenizer, demo
 from data.prepare import Options, prepare
 from tests.helpers import run_command
 
-PACKINGS = {
+COMPRESS = {
     "": bytes,
     ".gz": gzip.compress,
     ".xz": functools.partial(lzma.compress, preset=0),
@@ -28,14 +28,14 @@ PACKINGS = {
 with contextlib.suppress(ImportError):
     import zstandard
 
-    PACKINGS[".zst"] = zstandard.ZstdCompressor(write_checksum=True).compress
+    COMPRESS[".zst"] = zstandard.ZstdCompressor(write_checksum=True).compress
 TOKENIZER = Tokenizer(demo.FOLDER)
 END = TOKENIZER.eos_id
 
 
 @functools.cache
 def texts(count: int) -> tuple[str, ...]:
-    """The first of the demo's texts: one paragraph each, all different."""
+    """The first of the demo's texts: one paragraph each, without duplicates."""
     return tuple(dict.fromkeys(islice(demo.texts(), count)))
 
 
@@ -44,9 +44,9 @@ def lines(count: int) -> str:
 
 
 def write(path: Path, content: bytes | str) -> Path:
-    """Packed as the name says."""
+    """Compresses the content according to the suffix."""
     content = content.encode() if isinstance(content, str) else content
-    path.write_bytes(PACKINGS.get(path.suffix, bytes)(content))
+    path.write_bytes(COMPRESS.get(path.suffix, bytes)(content))
     return path
 
 
@@ -57,23 +57,23 @@ def write_parquet(path: Path, columns: dict, **settings) -> Path:
 
 
 def make(out: Path, *inputs: Path | str, workers: int = 1, **options) -> dict:
-    """What data.prepare makes of them -> its manifest."""
+    """Prepares a corpus in this process -> its manifest."""
     settings = {"held_out": 0.0} | options
     inputs = tuple(map(str, inputs))
     return prepare(Options(inputs, str(demo.FOLDER), str(out), workers, **settings), TOKENIZER)
 
 
 def command(out: Path, *arguments, tokenizer: Path = demo.FOLDER):
-    """The command, in this process, with one worker."""
+    """Runs the command in this process, with one worker."""
     return run_command("-m data.prepare", "--tokenizer", tokenizer, "--out", out, "--workers", 1, *arguments)
 
 
-def refused(result, sentence: str) -> str:
-    """The command said this in one sentence, with status 2."""
+def assert_refused(result, message: str) -> str:
+    """The command ended with status 2 and one line of error -> that line."""
     assert result.returncode == 2, result
-    (said,) = [line for line in result.stderr.splitlines() if line.startswith("data.prepare: ")]
-    assert "Traceback" not in result.stderr and re.search(sentence, said), said
-    return said
+    (error,) = [line for line in result.stderr.splitlines() if line.startswith("data.prepare: ")]
+    assert "Traceback" not in result.stderr and re.search(message, error), error
+    return error
 
 
 def manifest(folder: Path) -> dict:
@@ -81,7 +81,7 @@ def manifest(folder: Path) -> dict:
 
 
 def shard_documents(folder: Path, shard: dict) -> list[list[int]]:
-    """Each document's ids, without the </s> that must be at its end."""
+    """The ids of each document without its </s>; checks the hashes, the sizes and every </s>."""
     stored, ends = (folder / f"{shard['name']}.bin").read_bytes(), (folder / f"{shard['name']}.ends").read_bytes()
     assert hashlib.sha256(stored).hexdigest() == shard["sha256"]
     assert hashlib.sha256(ends).hexdigest() == shard["ends_sha256"]
@@ -97,7 +97,7 @@ def shard_documents(folder: Path, shard: dict) -> list[list[int]]:
 
 
 def part_documents(folder: Path, part: str) -> list[list[int]]:
-    """The documents of all shards of train or held-out."""
+    """The documents of all shards of "train" or "held-out"."""
     return [document for shard in manifest(folder)["shards"][part] for document in shard_documents(folder, shard)]
 
 
@@ -106,7 +106,7 @@ def part_texts(folder: Path, part: str = "train") -> list[str]:
 
 
 def encoded(*paragraphs: str) -> list[int]:
-    """A document's ids, by the plain way."""
+    """The ids of a document, by Tokenizer.encode."""
     return TOKENIZER.encode("\n".join(paragraphs))[1:-1]
 
 
@@ -115,5 +115,5 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def states(folder: Path) -> dict[str, tuple[int, int]]:
-    """What changes where a file is written or put in the place of another."""
+    """Inode and time of each file: one of them changes if it is written or replaced."""
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.iterdir()}

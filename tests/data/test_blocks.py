@@ -1,4 +1,4 @@
-"""Blocks out of a prepared corpus: nothing lost, nothing padded, any of them at once, in an order of their own."""
+"""Blocks of a prepared corpus: nothing lost, no padding, random access, and an order that depends on the seed alone."""
 
 import json
 import re
@@ -10,33 +10,29 @@ import numpy
 import pytest
 import torch
 
-from data import DataError, Tokenizer, demo
+from data import DataError, demo
 from data.blocks import Blocks, make_batch, open_blocks, training_batches, validation_batches
 from data.corpus.shards import FORMAT, MANIFEST, TRAIN
 from data.corpus.shuffle import key_of
 from data.masking import Masking
-from data.prepare import Options, prepare
-from losses.mlm import IGNORE_INDEX
-from tests.helpers import packed
+from losses import IGNORE_INDEX
+from tests.data.prepared import TOKENIZER, make, write
+from tests.helpers import full_blocks
 
-TOKENIZER = Tokenizer(demo.FOLDER)
 MASKING = Masking(TOKENIZER)
 TEXTS = list(islice(demo.texts(), 400))
 
 
-def prepared(folder, texts=TEXTS, held_out=0.0, **options):
-    """A corpus of several shards."""
-    (folder / "text.txt").write_text("\n".join(texts))
-    settings = dict(inputs=(str(folder / "text.txt"),), tokenizer=str(demo.FOLDER), out=str(folder / "corpus"),
-                    workers=1, shard_tokens=1000, held_out=held_out) | options  # fmt: skip
-    prepare(Options(**settings), TOKENIZER)
+def prepared(folder, texts=TEXTS):
+    make(folder / "corpus", write(folder / "text.txt", "\n".join(texts)), shard_tokens=1000)
     return folder / "corpus"
 
 
 @pytest.fixture
 def corpus(tmp_path, monkeypatch):
-    monkeypatch.setattr("data.corpus.PART_BYTES", 4000)
-    monkeypatch.setattr("data.corpus.READ_BYTES", 3000)
+    """A corpus of several shards."""
+    monkeypatch.setattr("data.corpus.files.PART_BYTES", 4000)
+    monkeypatch.setattr("data.corpus.files.READ_BYTES", 3000)
     return prepared(tmp_path)
 
 
@@ -46,29 +42,29 @@ def train_blocks(corpus, size, **options):
 
 @pytest.mark.parametrize("size", [3, 32, 128, 1500])
 def test_the_blocks_hold_the_texts_in_order(corpus, size):
-    """Across the shards: a block of 1,500 tokens lies in two or three of them."""
+    """Also across shards: a block of 1,500 tokens lies in two or three of them."""
     blocks = train_blocks(corpus, size)
-    expected = packed(TEXTS, TOKENIZER, size)
+    expected = full_blocks(TEXTS, TOKENIZER, size)
     assert len(list(corpus.glob("train-*.bin"))) > 10 and len(blocks) == len(expected) > 5
     assert torch.equal(blocks.read(numpy.arange(len(blocks))), expected)
     numbers = numpy.random.default_rng(0).integers(0, len(blocks), 50)
     assert torch.equal(blocks.read(numbers), expected[numbers])
 
 
-@pytest.mark.parametrize("stretch", [1 << 16, 3])
-def test_within_documents_no_block_crosses(corpus, monkeypatch, stretch):
-    monkeypatch.setattr("data.blocks.ENDS_AT_ONCE", stretch)
+@pytest.mark.parametrize("group", [1 << 16, 3])
+def test_within_documents_no_block_crosses_into_another_document(corpus, monkeypatch, group):
+    monkeypatch.setattr("data.blocks.GROUP", group)
     blocks = train_blocks(corpus, 16, within_documents=True)
     expected = []
     for text in TEXTS:
         ids = [*TOKENIZER.encode(text)[1:-1], TOKENIZER.eos_id]
-        expected += [[TOKENIZER.bos_id, *ids[at : at + 15]] for at in range(0, len(ids) - 14, 15)]
+        expected += [[TOKENIZER.bos_id, *ids[start : start + 15]] for start in range(0, len(ids) - 14, 15)]
     assert blocks.read(numpy.arange(len(blocks))).tolist() == expected
     assert len(expected) > 300 and blocks.read(numpy.array([17])).tolist() == [expected[17]]
 
 
-def test_sixty_million_blocks_are_opened_at_once(tmp_path):
-    """Sparse files as large as they would be: nothing is read but the sizes."""
+def test_sixty_million_blocks_open_without_reading_them(tmp_path):
+    """Sparse files of the full size."""
     folder, shards = tmp_path, []
     tokens, documents = 64 * 10**6, 10**5
     for number in range(120):
@@ -77,8 +73,8 @@ def test_sixty_million_blocks_are_opened_at_once(tmp_path):
             with (folder / (name + suffix)).open("wb") as file:
                 file.truncate(size)
         shards.append({"name": name, "tokens": tokens, "documents": documents})
-    manifest = {"format": FORMAT, "dtype": "<u2", "shards": {TRAIN: shards}, "token_counts": [], "damaged": [],
-                "tokenizer": {}, "options": {}, "sources": [], "counts": {}}  # fmt: skip
+    manifest = {"format": FORMAT, "dtype": "<u2", "shards": {TRAIN: shards}, "token_counts": [], "damaged": []}
+    manifest |= {"tokenizer": {}, "options": {}, "sources": [], "counts": {}}
     (folder / MANIFEST).write_text(json.dumps(manifest))
     Path("/proc/self/clear_refs").write_text("5")
     before, start = resident(), time.monotonic()
@@ -104,19 +100,24 @@ def rows(tensor):
     return sorted(map(tuple, tensor.tolist()))
 
 
+def equal(one, other):
+    return one.has_padding == other.has_padding and all(map(torch.equal, one[:3], other[:3]))
+
+
 def test_an_epoch_has_every_block_once_and_its_own_order_and_masks(corpus):
     blocks = train_blocks(corpus, 32)
     assert len(blocks) % 10
     stream = training_batches(blocks, MASKING, 1, seed=0)
     epochs = [list(islice(stream, len(blocks))) for _ in range(2)]
     expected = blocks.read(numpy.arange(len(blocks)))
+    assert not any(batch.has_padding for epoch in epochs for batch in epoch)
     seen = []
     for epoch in epochs:
         marked = [batch.labels[0] != IGNORE_INDEX for batch in epoch]
         share = sum(mark.sum().item() for mark in marked) / (31 * len(blocks))
         assert 0.12 < share < 0.17
         kept = torch.cat([batch.input_ids for batch in epoch])
-        unchanged = torch.cat([torch.where(b.labels != IGNORE_INDEX, b.labels, b.input_ids) for b in epoch])
+        unchanged = torch.cat([originals(batch) for batch in epoch])
         assert rows(unchanged) == rows(expected) and not torch.equal(kept, unchanged)
         seen.append(unchanged)
     assert not torch.equal(*seen)
@@ -126,8 +127,8 @@ def test_an_epoch_has_every_block_once_and_its_own_order_and_masks(corpus):
 
 
 @pytest.mark.parametrize("size", [1, 3, 8])
-def test_the_order_does_not_depend_on_batches_or_ranks_or_where_one_begins(corpus, size):
-    """Block p of the stream is the same, mask included, whoever reads it: one by one, one of two, from the middle."""
+def test_the_order_does_not_depend_on_batch_size_ranks_or_start(corpus, size):
+    """Block and mask at a position are the same with any batch size, for either of two ranks, and from the middle."""
     blocks = train_blocks(corpus, 32)
     one_by_one = list(islice(training_batches(blocks, MASKING, 1, seed=5), 2 * len(blocks)))
     count = 2 * len(blocks) // (2 * size)
@@ -138,7 +139,7 @@ def test_the_order_does_not_depend_on_batches_or_ranks_or_where_one_begins(corpu
     ]
     for number, batch in enumerate(batches):
         alone = one_by_one[number * size : (number + 1) * size]
-        assert all(torch.equal(a, b) for a, b in zip(batch, ranks[number % 2][number // 2], strict=True))
+        assert equal(batch, ranks[number % 2][number // 2])
         assert torch.equal(batch.input_ids, torch.cat([each.input_ids for each in alone]))
         assert torch.equal(batch.labels, torch.cat([each.labels for each in alone]))
     (later,) = islice(training_batches(blocks, MASKING, size, 5, position=7 * size), 1)
@@ -157,7 +158,7 @@ def test_a_corpus_smaller_than_a_batch_is_repeated(corpus):
     assert rows(originals(batch)) == rows(blocks.read(numpy.arange(len(blocks)).repeat(3)))
 
 
-def test_measuring_batches_are_spread_and_the_same_for_every_seed(corpus):
+def test_validation_batches_are_evenly_spaced_and_always_the_same(corpus):
     blocks = train_blocks(corpus, 32)
     batches = validation_batches(blocks, MASKING, 20, batch_size=8)
     assert [len(batch.input_ids) for batch in batches] == [8, 8, 4]
@@ -165,56 +166,57 @@ def test_measuring_batches_are_spread_and_the_same_for_every_seed(corpus):
     assert torch.equal(first, blocks.read(numpy.array([0]))[0])
     assert torch.equal(originals(batches[-1])[-1], blocks.read(numpy.array([len(blocks) - 1]))[0])
     assert sum(len(batch.input_ids) for batch in validation_batches(blocks, MASKING, 10**6)) == len(blocks)
-    again = validation_batches(blocks, MASKING, 20, batch_size=8)
-    assert all(torch.equal(a, b) for x, y in zip(batches, again) for a, b in zip(x, y))
+    assert all(map(equal, batches, validation_batches(blocks, MASKING, 20, batch_size=8)))
 
 
 def test_padding_is_not_real():
     batch = make_batch(torch.tensor([[5, 9, 9, 1, 1]]), MASKING, key_of(numpy.array([0])))
-    assert batch.real.tolist() == [[True, True, True, False, False]]
+    assert batch.has_padding and batch.real.tolist() == [[True, True, True, False, False]]
     assert (batch.labels[~batch.real] == IGNORE_INDEX).all()
 
 
-# ---- what goes wrong -------------------------------------------------------------------------------------------
+# ---- errors ----------------------------------------------------------------------------------------------------
 
 
-def test_a_part_without_a_block_is_a_sentence(tmp_path):
+def test_a_part_without_a_block_is_an_error(tmp_path):
     corpus = prepared(tmp_path, TEXTS[:20])
-    with pytest.raises(DataError, match="only 0 held-out tokens, less than one block of 128.*larger --held-out"):
+    with pytest.raises(DataError, match="has 0 held-out tokens, which give no block of 128.*larger --held-out"):
         open_blocks(corpus, TOKENIZER, 128)
-    with pytest.raises(DataError, match=r"only \d+ train tokens, less than one block of 100000"):
+    with pytest.raises(DataError, match=r"has \d+ train tokens, which give no block of 100000"):
         open_blocks(corpus, TOKENIZER, 100_000)
 
 
-def test_another_tokenizer_is_a_sentence(corpus):
+def test_another_tokenizer_is_an_error(corpus):
     manifest = json.loads((corpus / MANIFEST).read_text())
     manifest["tokenizer"]["sha256"] = "0" * 64
     (corpus / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(DataError, match="was prepared with another tokenizer than .*, the teacher's"):
+    with pytest.raises(DataError, match="prepared with another tokenizer than the teacher's, .*sentencepiece.bpe"):
         open_blocks(corpus, TOKENIZER, 32)
 
 
-def cut(path):
+def truncate(path):
     path.write_bytes(path.read_bytes()[:-2])
 
 
-def missing(path):
+def delete(path):
     path.unlink()
 
 
-@pytest.mark.parametrize(("spoil", "sentence"), [(cut, "has not the size"), (missing, "cannot be read")])
+@pytest.mark.parametrize(("damage", "message"), [(truncate, "does not have the size"), (delete, "cannot be read")])
 @pytest.mark.parametrize("name", ["train-00003.bin", "train-00000.ends"])
-def test_a_damaged_corpus_is_a_sentence(corpus, spoil, sentence, name):
-    spoil(corpus / name)
-    with pytest.raises(DataError, match=f"{name} {sentence}"):
+def test_a_damaged_corpus_is_an_error(corpus, damage, message, name):
+    damage(corpus / name)
+    with pytest.raises(DataError, match=f"{name} {message}"):
         train_blocks(corpus, 32)
 
 
-def test_an_unfinished_or_damaged_manifest_is_a_sentence(corpus):
-    for content, sentence in (("{", "is no manifest"), ("[]", "is no manifest"), (None, "holds no finished corpus")):
-        (corpus / MANIFEST).unlink()
-        if content is not None:
-            (corpus / MANIFEST).write_text(content)
-        with pytest.raises(DataError, match=sentence):
-            train_blocks(corpus, 32)
-        (corpus / MANIFEST).touch()
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "is not the manifest"), ("[]", "is not the manifest"), (None, "is not a finished corpus")],
+)
+def test_an_unfinished_or_damaged_manifest_is_an_error(corpus, content, message):
+    (corpus / MANIFEST).unlink()
+    if content is not None:
+        (corpus / MANIFEST).write_text(content)
+    with pytest.raises(DataError, match=message):
+        train_blocks(corpus, 32)

@@ -1,20 +1,28 @@
-"""The command line made of a dataclass."""
+"""Options from a dataclass, errors and exit statuses, and the progress line."""
 
+import errno
+import io
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
 
-from data.cli import OptionError, check, option, parse_options
+from data import cli
+from data.cli import DataError, OptionError, Progress, check, option, parse_options, run_command
+from tests.helpers import REPOSITORY
+
+# ---- options ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Options:
-    source: str = option(None, "where from", positional=True, metavar="IN")
-    steps: int = option(3, "how many")
-    rate: float = option(0.5, "how fast")
-    name: str | None = option(None, "what")
-    paths: tuple[str, ...] = option(("a",), "which", nargs="+")
-    loud: bool = option(False, "whether")
+    source: str = option(None, "input file", positional=True, metavar="IN")
+    steps: int = option(3, "number of steps")
+    rate: float = option(0.5, "learning rate")
+    name: str | None = option(None, "name of the run")
+    paths: tuple[str, ...] = option(("a",), "corpus", nargs="+")
+    loud: bool = option(False, "print more")
 
     def __post_init__(self):
         check(self.steps > 0, "--steps must be above 0.")
@@ -31,14 +39,14 @@ def test_defaults_and_values():
 
 
 @pytest.mark.parametrize("wrong", [["x", "--steps", "many"], ["x", "--step", "3"], [], ["x", "--colour", "red"]])
-def test_what_cannot_be_read_exits_with_2(wrong, capsys):
+def test_wrong_arguments_exit_with_2(wrong, capsys):
     with pytest.raises(SystemExit) as caught:
         parse(*wrong)
     assert caught.value.code == 2
     assert "error: " in capsys.readouterr().err
 
 
-def test_the_dataclass_checks_itself():
+def test_the_dataclass_checks_its_values():
     with pytest.raises(OptionError, match="above 0"):
         parse("x", "--steps", "-1")
 
@@ -48,4 +56,130 @@ def test_help_names_every_option(capsys):
         parse("--help")
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    assert all(word in text for word in ("IN", "--steps", "--rate", "--no-loud", "how many", "A test."))
+    assert all(word in text for word in ("IN", "--steps", "--rate", "--no-loud", "number of steps", "A test."))
+
+
+# ---- errors and exit statuses ----------------------------------------------------------------------------------
+
+
+class Diverged(Exception):
+    exit_status = 3
+
+
+class ModelError(ValueError):
+    """Without an exit status of its own."""
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "message"),
+    [
+        (None, 0, ""),
+        (0, 0, ""),
+        (1, 1, ""),
+        (DataError("a.txt line 3 is empty."), 2, "test: a.txt line 3 is empty.\n"),
+        (DataError("caf\udce9.txt is empty."), 2, "test: caf\\udce9.txt is empty.\n"),  # a name that is not UTF-8
+        (OptionError("--steps must be above 0."), 2, "test: --steps must be above 0.\n"),
+        (ModelError("x.pt is not a model."), 2, "test: x.pt is not a model.\n"),
+        (Diverged("10 steps skipped."), 3, "test: 10 steps skipped.\n"),
+        (OSError(errno.ENOSPC, "No space left", "/out/x"), 2, "test: /out/x: No space left.\n"),
+        (OSError("cannot mmap"), 2, "test: a file: cannot mmap.\n"),
+        (KeyboardInterrupt(), 130, "\ntest: interrupted; the same command resumes.\n"),
+    ],
+)
+def test_exit_status_and_message(capsys, outcome, status, message):
+    def main():
+        print("été")
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    with pytest.raises(SystemExit) as caught:
+        run_command("test", main, Diverged, ModelError, on_interrupt="the same command resumes")
+    assert caught.value.code == status
+    assert capsys.readouterr() == ("été\n", message)
+
+
+def test_ctrl_c_without_a_hint_and_other_errors(capsys):
+    with pytest.raises(SystemExit):
+        run_command("test", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert capsys.readouterr().err == "\ntest: interrupted.\n"
+    with pytest.raises(Diverged):  # not listed: a fault of the program, with its traceback
+        run_command("test", lambda: (_ for _ in ()).throw(Diverged))
+
+
+@pytest.mark.parametrize("size", [1, 10**6])
+def test_a_closed_standard_output_is_no_error(size):
+    """As in `COMMAND | head`: while printing, and when the buffer is flushed at the end (-E: not PYTHONUNBUFFERED)."""
+    code = (
+        f"import sys; from data.cli import run_command; sys.stdin.read(); run_command('x', lambda: print('é' * {size}))"
+    )
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-E", "-c", code], cwd=REPOSITORY, **pipes)
+    process.stdout.close()
+    process.stdin.close()
+    assert process.stderr.read() == b"" and process.wait(timeout=30) == 0
+    process.stderr.close()
+
+
+# ---- progress --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A list whose last number is the time."""
+    times = [1000.0]
+    monkeypatch.setattr(cli.time, "monotonic", lambda: times[-1])
+    return times
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "seconds", "done", "line"),
+    [
+        ("x.bin", (445_000_000,), 40, 100_000_000, "x.bin  100.0 of 445.0 MB  22 %  2.5 MB/s  ETA 2:18\n"),
+        ("x", (100_000_000, 60_000_000), 10, 80_000_000, "x  80.0 of 100.0 MB  80 %  2.0 MB/s  ETA 0:10\n"),
+        ("x", (0,), 10, 80_000_000, "x  80.0 MB  8.0 MB/s\n"),  # unknown size
+    ],
+)
+def test_the_line(capsys, clock, name, sizes, seconds, done, line):
+    """Speed and remaining time are those of this run, without what an earlier run has done."""
+    progress = Progress(name, *sizes)
+    clock.append(1000.0 + seconds)
+    progress.show(done)
+    assert capsys.readouterr().err == line
+
+
+def test_a_log_gets_a_line_every_five_seconds_and_one_at_the_end(capsys, clock):
+    progress = Progress("x", 10_000_000)
+    for second in range(10):
+        clock.append(1000.0 + second)
+        progress.show(second * 1_000_000)
+    progress.show(10_000_000)
+    progress.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("  ")[1] for line in lines] == ["6.0 of 10.0 MB", "10.0 of 10.0 MB"]
+
+
+def test_a_terminal_gets_one_line_that_is_redrawn(monkeypatch, clock):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("COLUMNS", "40")
+    progress = Progress("a-name-that-is-longer-than-the-line-is-wide", 10_000_000)
+    for second in (0.0, 0.1, 0.3, 0.4, 0.6):
+        clock.append(1000.0 + second)
+        progress.show(1_000_000)
+    progress.close()
+    output = sys.stderr.getvalue()
+    assert output.count("\r") == 2 and output.count("\n") == 1 and output.endswith("\n")
+    assert all(len(line.rstrip("\n")) == 39 for line in output.split("\r")[1:])
+
+
+def test_no_progress_yet_is_no_division_by_zero(capsys, clock):
+    Progress("x", 5).show(5)
+    progress = Progress("x", 1_000_000_000)
+    clock.append(1006.0)
+    progress.show(0)
+    assert "0 %  0.0 MB/s" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Examples to token ids and back: against transformers' truncation and windows, and by hand."""
+"""Examples to token ids and back, compared with transformers' truncation and windows, and by hand."""
 
 import random
 from collections import Counter
@@ -37,28 +37,28 @@ def real():
 
 
 @pytest.fixture(scope="module")
-def theirs(tmp_path_factory):
+def reference(tmp_path_factory):
     return transformers_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 def ignore(sentence: str) -> None:
-    """What read_task reports is another test's."""
+    """Reports of read_task are tested elsewhere."""
 
 
 # ---- texts and pairs -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("most", [16, 17, 100, 512])
-def test_windows_of_a_text_are_the_text(tokenizer, most):
+@pytest.mark.parametrize("max_length", [16, 17, 100, 512])
+def test_text_windows_together_are_the_text(tokenizer, max_length):
     text = " ".join(islice(demo.texts(), 20))
     (ids,) = tokenizer.encode_plain([text])
-    windows = text_windows(tokenizer, text, most)
+    windows = text_windows(tokenizer, text, max_length)
     assert all(window[0] == tokenizer.bos_id and window[-1] == tokenizer.eos_id for window in windows)
     assert [i for window in windows for i in window[1:-1]] == ids
-    assert all(len(window) == most for window in windows[:-1]) and 2 < len(windows[-1]) <= most
+    assert all(len(window) == max_length for window in windows[:-1]) and 2 < len(windows[-1]) <= max_length
 
 
-def test_the_last_window_of_a_text_is_full_or_not_there(tokenizer):
+def test_number_of_text_windows(tokenizer):
     text = "Le film"
     (ids,) = tokenizer.encode_plain([text])
     assert text_windows(tokenizer, text, len(ids) + 2) == [tokenizer.encode(text)]
@@ -67,38 +67,38 @@ def test_the_last_window_of_a_text_is_full_or_not_there(tokenizer):
 
 
 @needs(REAL_TOKENIZER, XNLI)
-@pytest.mark.parametrize("most", [20, 32, 50, 512])
-def test_pairs_are_cut_as_transformers_cuts_them(real, theirs, most):
-    """Its longest_first, where the room for tokens is even, as that of 512 is."""
+@pytest.mark.parametrize("max_length", [20, 32, 50, 512])
+def test_pairs_are_truncated_as_in_transformers(real, reference, max_length):
+    """Its longest_first, if max_length is even (as 512 is)."""
     examples = read_task("nli", [XNLI], ignore)[:500]
     examples += [(a.premise, b.hypothesis * 9) for a, b in zip(examples, examples[50:100])]
     pairs = [example[:2] for example in examples]
-    expected = theirs(pairs, truncation="longest_first", max_length=most)["input_ids"]
-    whole = theirs(pairs)["input_ids"]
-    for pair, ids, uncut in zip(pairs, expected, whole, strict=True):
-        assert pair_ids(real, *pair, most) == (ids, len(uncut) > most)
+    expected = reference(pairs, truncation="longest_first", max_length=max_length)["input_ids"]
+    complete = reference(pairs)["input_ids"]
+    for pair, ids, all_ids in zip(pairs, expected, complete, strict=True):
+        assert pair_ids(real, *pair, max_length) == (ids, len(all_ids) > max_length)
 
 
 @needs(REAL_TOKENIZER, XNLI)
-def test_pairs_with_odd_room(real, theirs):
-    """A decision: if both are cut, the odd token is the first text's. In transformers it is that of the longer one."""
-    for example in read_task("nli", [XNLI], ignore)[:300]:
-        actual, cut = pair_ids(real, example.premise, example.hypothesis, 21)
-        expected = theirs(example.premise, example.hypothesis, truncation="longest_first", max_length=21)["input_ids"]
+def test_pairs_with_an_odd_max_length(real, reference):
+    """If both texts are truncated, the first has one token more; in transformers, the longer one has."""
+    for premise, hypothesis, _ in read_task("nli", [XNLI], ignore)[:300]:
+        actual, truncated = pair_ids(real, premise, hypothesis, 21)
+        expected = reference(premise, hypothesis, truncation="longest_first", max_length=21)["input_ids"]
         assert len(actual) == len(expected) <= 21
         assert abs(actual.index(real.eos_id) - expected.index(real.eos_id)) <= 1
-        if cut and actual != expected:
+        if truncated and actual != expected:
             assert (actual.index(real.eos_id), expected.index(real.eos_id)) == (10, 9)
 
 
-def test_a_pair_by_hand(tokenizer):
+def test_pair_ids_by_hand(tokenizer):
     one, two = tokenizer.encode_plain(["Le film est long.", "Il est court."])
     bos, eos = tokenizer.bos_id, tokenizer.eos_id
     assert min(len(one), len(two)) >= 4
-    whole = [bos, *one, eos, eos, *two, eos]
-    assert pair_ids(tokenizer, "Le film est long.", "Il est court.", len(whole)) == (whole, False)
-    cut = [bos, *one[:3], eos, eos, *two[:2], eos]
-    assert pair_ids(tokenizer, "Le film est long.", "Il est court.", 9) == (cut, True)
+    complete = [bos, *one, eos, eos, *two, eos]
+    assert pair_ids(tokenizer, "Le film est long.", "Il est court.", len(complete)) == (complete, False)
+    truncated = [bos, *one[:3], eos, eos, *two[:2], eos]
+    assert pair_ids(tokenizer, "Le film est long.", "Il est court.", 9) == (truncated, True)
     assert pair_ids(tokenizer, "", "", 16) == ([bos, eos, eos, eos], False)
     assert pair_ids(tokenizer, "", "Il est court.", 7) == ([bos, eos, eos, *two[:3], eos], True)
 
@@ -106,7 +106,7 @@ def test_a_pair_by_hand(tokenizer):
 # ---- words -----------------------------------------------------------------------------------------------------
 
 
-def test_words_are_joined_as_french_writes_them():
+def test_words_are_joined_with_french_spacing():
     words = ["L'", "été", "à", "Nantes", "(", "44", ")", ",", "c'", "est", "l’", "eau", "…", "!"]
     text, starts = join_words(words)
     assert text == "L'été à Nantes (44), c'est l’eau… !"
@@ -117,9 +117,9 @@ def test_words_are_joined_as_french_writes_them():
 def check_pieces(tokenizer, words):
     pieces = word_pieces(tokenizer, words)
     _, starts = join_words(words)
-    assert len(pieces.ids) == len(pieces.words) == len(pieces.spans)
-    assert list(dict.fromkeys(pieces.words)) == list(range(len(words)))  # each has a piece, and they are in order
-    for word, (start, end) in zip(pieces.words, pieces.spans):
+    assert len(pieces.ids) == len(pieces.word_ids) == len(pieces.spans)
+    assert list(dict.fromkeys(pieces.word_ids)) == list(range(len(words)))  # in order, at least one piece each
+    for word, (start, end) in zip(pieces.word_ids, pieces.spans):
         assert starts[word] <= start <= end <= starts[word] + len(words[word]) or not words[word].strip()
     return pieces
 
@@ -129,15 +129,15 @@ def check_pieces(tokenizer, words):
     "words",
     [
         ["Le", "chat"],
-        ["en", "2006", ",", "à"],  # one piece of two words
-        ["en", "2006", ",5"],  # which the second has another piece of
-        ["\u200b", "chat"],  # a word that the tokenizer drops
+        ["en", "2006", ",", "à"],  # one piece spans two words
+        ["en", "2006", ",5"],  # and the second word has another piece
+        ["\u200b", "chat"],  # the tokenizer drops this word
         ["chat", "\u200b"],
         ["\u0301", "x"],
         ["e", "\u0301"],
         ["<mask>", "a", "<s>"],
         ["🙂", "🙂", "漢"],
-        ["a b", "c"],  # a space in a word
+        ["a b", "c"],  # a word with a space
         ["New\u00a0York", "x"],
         ["."],
         [".", ".", ".", "."],
@@ -149,7 +149,7 @@ def check_pieces(tokenizer, words):
     ],
     ids=str,
 )
-def test_every_word_has_a_piece_of_its_own(real, words):
+def test_every_word_has_its_own_piece(real, words):
     pieces = check_pieces(real, words)
     if words == ["Le", "chat"]:
         assert pieces == (real.encode("Le chat")[1:-1], [0, 1], [(0, 2), (3, 7)])
@@ -157,108 +157,96 @@ def test_every_word_has_a_piece_of_its_own(real, words):
         assert pieces.ids[words.index("\u200b")] == real.unk_id
 
 
-def test_every_word_of_hostile_sentences_has_a_piece(tokenizer):
+def test_every_word_of_random_sentences_has_its_own_piece(tokenizer):
     rng = random.Random(0)
-    parts = [
-        *"é,.…()½«»'-",
-        "le",
-        "film",
-        "l'",
-        "e\u0301",
-        "\u0301",
-        "\u200b",
-        "🙂",
-        "2006",
-        "<mask>",
-        "\u00a0",
-        "▁",
-        "zzz",
-    ]
+    parts = [*"é,.…()½«»'-🙂▁\u0301\u200b\u00a0", "le", "film", "l'", "e\u0301", "2006", "<mask>", "zzz"]
     for _ in range(1000):
         check_pieces(tokenizer, rng.choices(parts, k=rng.randrange(1, 8)))
 
 
-def test_pieces_of_running_text_begin_words_at_spaces(tokenizer):
+def test_words_of_running_text_are_separated_by_spaces(tokenizer):
     text = "Le film, à Brest ."
     pieces = text_pieces(tokenizer, text)
-    found = [{place for w, span in zip(pieces.words, pieces.spans) if w == word for place in range(*span)} for word in
-             range(5)]  # fmt: skip
-    assert ["".join(text[place] for place in sorted(places)) for places in found] == text.split()
-    assert pieces.words == sorted(pieces.words) and max(pieces.words) == 4
+    characters = [set() for _ in text.split()]
+    for word, span in zip(pieces.word_ids, pieces.spans):
+        characters[word].update(range(*span))
+    assert ["".join(text[i] for i in sorted(found)) for found in characters] == text.split()
+    assert pieces.word_ids == sorted(pieces.word_ids) and max(pieces.word_ids) == 4
     assert pieces.ids == tokenizer.encode(text)[1:-1]
     assert text_pieces(tokenizer, " ") == ([], [], [])
 
 
-def test_windows_of_words():
+def test_word_windows_by_hand():
     assert list(word_windows([0, 0, 1, 1, 2], 5)) == [(0, 5)]
     assert list(word_windows([0, 0, 1, 1, 2], 4)) == [(0, 4), (4, 5)]
     assert list(word_windows([0, 0, 1, 1, 2], 3)) == [(0, 2), (2, 5)]
-    assert list(word_windows([0] * 7, 3)) == [(0, 3), (3, 6), (6, 7)]  # a word of more pieces than fit
+    assert list(word_windows([0] * 7, 3)) == [(0, 3), (3, 6), (6, 7)]  # one word that is too long
     assert list(word_windows([0, 1, 1, 1, 1, 2], 3)) == [(0, 1), (1, 4), (4, 6)]
     assert list(word_windows([], 3)) == [(0, 0)]
 
 
-def test_windows_of_words_cut_between_words_where_they_can():
+def test_word_windows_are_full_and_split_between_words():
     rng = random.Random(0)
     for _ in range(2000):
         words = [word for word in range(rng.randrange(12)) for _ in range(rng.randrange(1, 6))]
-        room = rng.randrange(1, 9)
-        windows = list(word_windows(words, room))
-        assert [place for start, end in windows for place in range(start, end)] == list(range(len(words)))
-        assert all(end - start <= room for start, end in windows)
+        capacity = rng.randrange(1, 9)
+        windows = list(word_windows(words, capacity))
+        assert [index for start, end in windows for index in range(start, end)] == list(range(len(words)))
+        assert all(end - start <= capacity for start, end in windows)
         for (start, end), (_, after) in pairwise(windows):
-            assert words[end - 1] != words[end] or Counter(words)[words[end]] > room
+            assert words[end - 1] != words[end] or Counter(words)[words[end]] > capacity
             following = end + next((i for i, w in enumerate(words[end:]) if w != words[end]), len(words) - end)
-            assert following - start > room  # no whole word more would have fitted
+            assert following - start > capacity  # the next word would not have fitted
             assert after > end
 
 
-# ---- questions -------------------------------------------------------------------------------------------------
+# ---- question answering ----------------------------------------------------------------------------------------
 
 
 @needs(REAL_TOKENIZER, PIAF)
-@pytest.mark.parametrize(("most", "stride"), [(512, 128), (100, 30), (64, 0), (60, 13)])
-def test_windows_of_questions_are_those_of_transformers(real, theirs, most, stride):
-    """There, too, the stride is what neighbours share, not how far the window moves."""
+@pytest.mark.parametrize(("max_length", "stride"), [(512, 128), (100, 30), (64, 0), (60, 13)])
+def test_question_windows_are_those_of_transformers(real, reference, max_length, stride):
+    """In transformers too, the stride is the number of shared tokens, not the step between windows."""
     examples = random.Random(0).sample(read_task("qa", [PIAF], ignore), 150)
+    longest = (max_length - 4) // 2  # question that this project does not truncate
     lengths = [len(ids) for ids in real.encode_plain([example.question for example in examples])]
-    fits = [n <= (most - 4) // 2 and stride <= (most - 4 - n) // 2 for n in lengths]  # where ours cuts no question
+    fits = [n <= longest and stride <= (max_length - 4 - n) // 2 for n in lengths]
     examples = [example for example, fit in zip(examples, fits) if fit]
     assert len(examples) > 130
     count = 0
     for example in examples:
-        expected = theirs(
-            example.question, example.context, truncation="only_second", max_length=most, stride=stride,
-            return_overflowing_tokens=True, return_offsets_mapping=True,
-        )  # fmt: skip
-        windows = question_windows(real, example.question, example.context, most, stride)
+        settings = dict(max_length=max_length, stride=stride, return_overflowing_tokens=True)
+        expected = reference(
+            example.question, example.context, truncation="only_second", return_offsets_mapping=True, **settings
+        )
+        windows = question_windows(real, example.question, example.context, max_length, stride)
         assert [window.ids for window in windows] == expected["input_ids"]
-        for place, window in enumerate(windows):
-            inside = [i for i, part in enumerate(expected.sequence_ids(place)) if part == 1]
-            assert inside == list(range(window.first, len(window.ids) - 1))
-            assert window.spans == [expected["offset_mapping"][place][i] for i in inside]
+        for index, window in enumerate(windows):
+            inside = [i for i, part in enumerate(expected.sequence_ids(index)) if part == 1]
+            assert inside == list(range(window.context_start, len(window.ids) - 1))
+            assert window.spans == [expected["offset_mapping"][index][i] for i in inside]
         count += len(windows)
-    assert count > len(examples) or most == 512
+    assert count > len(examples) or max_length == 512
 
 
-def test_windows_of_questions_end(tokenizer):
-    """Whatever the stride and however long the question: every token of the context is in a window, none too long."""
+def test_question_windows_cover_the_context(tokenizer):
+    """For any stride and length of question, every token of the context is in a window, and none is too long."""
     rng = random.Random(0)
     texts = list(islice(demo.texts(), 40))
     for _ in range(200):
         question = " ".join(rng.choices(texts, k=rng.randrange(3)))
         context = " ".join(rng.choices(texts, k=rng.randrange(4)))
-        most, stride = rng.randrange(16, 200), rng.choice((0, 1, 10, 128, 10_000))
-        windows = question_windows(tokenizer, question, context, most, stride)
+        max_length, stride = rng.randrange(16, 200), rng.choice((0, 1, 10, 128, 10_000))
+        windows = question_windows(tokenizer, question, context, max_length, stride)
         ids, spans = tokenizer.encode_spans(context)
-        place = 0
+        index = 0
         for window in windows:
-            assert len(window.ids) <= most
-            part = window.ids[window.first : -1]
+            assert len(window.ids) <= max_length
+            part = window.ids[window.context_start : -1]
             assert len(part) == len(window.spans)
-            place = next(i for i in range(place, len(ids) + 1) if spans[i : i + len(part)] == window.spans)
-            assert part == ids[place : place + len(part)]
-        assert place + len(part) == len(ids)
+            index = next(i for i in range(index, len(ids) + 1) if spans[i : i + len(part)] == window.spans)
+            assert part == ids[index : index + len(part)]
+        assert index + len(part) == len(ids)
         starts = [window.spans[0] for window in windows if window.spans]
         assert starts == sorted(set(starts))
         assert len(windows) <= max(1, len(ids))
@@ -269,17 +257,17 @@ def test_an_empty_context_is_one_window(tokenizer):
     assert window.spans == [] and window.ids == tokenizer.encode("Où ?", "")
 
 
-def test_the_tokens_of_an_answer():
+def test_token_span():
     window = Window([5, 9, 6, 6, 20, 21, 22, 23, 6], 4, [(0, 2), (3, 5), (5, 9), (10, 11)])
     assert token_span(window, 0, 2) == (4, 4)
     assert token_span(window, 3, 9) == (5, 6)
-    assert token_span(window, 3, 5) == (5, 5) and token_span(window, 5, 9) == (6, 6)  # and no neighbour
-    assert token_span(window, 4, 8) == (5, 6)  # inside tokens: those that hold it
+    assert token_span(window, 3, 5) == (5, 5) and token_span(window, 5, 9) == (6, 6)  # adjacent tokens are not included
+    assert token_span(window, 4, 8) == (5, 6)  # parts of tokens: the tokens that contain it
     assert token_span(window, 0, 11) == (4, 7)
     assert token_span(window, 5, 12) is None
     later = Window(window.ids, 4, [(20, 22), (23, 25), (25, 29), (30, 31)])
-    assert token_span(later, 0, 2) is None  # all of it is elsewhere
-    assert token_span(later, 19, 22) is None  # its beginning is
+    assert token_span(later, 0, 2) is None  # none of it is in the window
+    assert token_span(later, 19, 22) is None  # its beginning is not
     assert token_span(later, 30, 40) is None
     assert token_span(Window([5, 6, 6, 6], 3, []), 0, 1) is None
 
@@ -289,7 +277,7 @@ def test_the_tokens_of_an_answer():
     [
         ("2006,", "2006"),
         (" le chat ", "le chat"),
-        ("(le chat)", "(le chat)"),  # both halves are inside
+        ("(le chat)", "(le chat)"),  # its counterpart is inside
         ("le chat)", "le chat"),
         ("« le chat", "le chat"),
         ("« le chat »", "« le chat »"),
@@ -301,10 +289,10 @@ def test_the_tokens_of_an_answer():
         ("[a]", "[a]"),
         ("“a", "a"),
         ("a\u00a0:", "a"),
-        ("a (b", "a (b"),  # inside, nothing goes
+        ("a (b", "a (b"),  # only the ends are trimmed
     ],
 )
-def test_what_an_answer_is_trimmed_to(text, expected):
+def test_trim_answer(text, expected):
     around = f"xx{text}yy"
     start, end = trim_answer(around, 2, 2 + len(text))
     assert around[start:end] == expected
@@ -315,7 +303,7 @@ def test_what_an_answer_is_trimmed_to(text, expected):
 # ---- batches ---------------------------------------------------------------------------------------------------
 
 
-def test_batches_hold_every_text_once_within_the_budget():
+def test_batches_contain_every_text_once_within_the_budget():
     rng = random.Random(0)
     for _ in range(300):
         lengths = [rng.randrange(1, 100) for _ in range(rng.randrange(200))]
@@ -331,17 +319,18 @@ def test_batches_hold_every_text_once_within_the_budget():
         assert ordered == sorted(lengths)
 
 
-def test_batches_are_as_full_as_they_can_be():
+def test_batches_are_filled():
     lengths = [5] * 10
     assert [len(batch) for batch in budget_batches(lengths, 20)] == [4, 4, 2]
     assert [len(batch) for batch in budget_batches(lengths, 4)] == [1] * 10
     assert budget_batches([], 20) == budget_batches([], 20, random.Random(0)) == []
 
 
-def test_batches_of_a_random_order():
+def test_batches_in_random_order():
     lengths = [1 + i % 50 for i in range(3000)]
     one, two = (budget_batches(lengths, 100, random.Random(seed)) for seed in (0, 1))
     assert one == budget_batches(lengths, 100, random.Random(0)) and one != two
     means = [sum(lengths[i] for i in batch) / len(batch) for batch in one]
-    assert means != sorted(means)  # not the short texts first
-    assert sum(max(lengths[i] for i in b) - min(lengths[i] for i in b) for b in one) / len(one) < 10  # yet alike
+    assert means != sorted(means)  # not sorted by length
+    spread = [max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in one]
+    assert sum(spread) / len(one) < 10  # but similar lengths within a batch

@@ -1,25 +1,19 @@
-"""What a person sees of a prepared corpus."""
+"""data.inspect: counts, lengths, examples, and the errors for a damaged corpus."""
 
 import re
 
 import pytest
 
-from data import Tokenizer, demo
-from data.prepare import Options, prepare
+from tests.data.prepared import TOKENIZER, make, write
 from tests.helpers import run_command
 
-TOKENIZER = Tokenizer(demo.FOLDER)
 TEXTS = ["Un film.", "Le film se passe à Brest, et le début est bon.", "La fin est longue. Le film est bon."] * 30
 
 
 @pytest.fixture
 def corpus(tmp_path):
-    (tmp_path / "text.txt").write_text("\n".join(TEXTS))
-    out = tmp_path / "corpus"
-    options = Options(inputs=(str(tmp_path / "text.txt"),), tokenizer=str(demo.FOLDER), out=str(out), workers=1,
-                      held_out=0, shard_tokens=1000)  # fmt: skip
-    prepare(options, TOKENIZER)
-    return out
+    make(tmp_path / "corpus", write(tmp_path / "text.txt", "\n".join(TEXTS)), shard_tokens=1000)
+    return tmp_path / "corpus"
 
 
 def test_counts_lengths_and_examples(corpus):
@@ -36,18 +30,16 @@ def test_counts_lengths_and_examples(corpus):
 
 
 def test_examples_from_a_corpus_of_several_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr("data.corpus.PART_BYTES", 500)
-    monkeypatch.setattr("data.corpus.READ_BYTES", 400)
-    (tmp_path / "text.txt").write_text("\n".join(TEXTS * 3))
-    options = Options(inputs=(str(tmp_path / "text.txt"),), tokenizer=str(demo.FOLDER), out=str(tmp_path / "corpus"),
-                      workers=1, held_out=0, shard_tokens=1000)  # fmt: skip
-    assert len(prepare(options, TOKENIZER)["shards"]["train"]) > 1
+    monkeypatch.setattr("data.corpus.files.PART_BYTES", 500)
+    monkeypatch.setattr("data.corpus.files.READ_BYTES", 400)
+    made = make(tmp_path / "corpus", write(tmp_path / "text.txt", "\n".join(TEXTS * 3)), shard_tokens=1000)
+    assert len(made["shards"]["train"]) > 1
     result = run_command("-m data.inspect", tmp_path / "corpus", "--examples", 1000)
     shown = re.findall(r"^document (\d+), \d+ tokens\n  (.*)$", result.stdout, flags=re.MULTILINE)
     assert [text for _, text in shown] == TEXTS * 3
 
 
-def test_another_tokenizer_a_damaged_file_and_no_corpus_are_sentences(corpus, tmp_path):
+def test_a_wrong_tokenizer_a_damaged_file_and_a_missing_corpus_are_errors(corpus, tmp_path):
     content = bytearray((corpus / "train-00000.bin").read_bytes())
     content[10] ^= 1
     (corpus / "train-00000.bin").write_bytes(content)
@@ -57,4 +49,4 @@ def test_another_tokenizer_a_damaged_file_and_no_corpus_are_sentences(corpus, tm
     result = run_command("-m data.inspect", corpus)
     assert result.returncode == 2 and "not a SentencePiece model" in result.stderr
     result = run_command("-m data.inspect", tmp_path)
-    assert result.returncode == 2 and "holds no finished corpus" in result.stderr
+    assert result.returncode == 2 and "is not a finished corpus" in result.stderr

@@ -1,4 +1,4 @@
-"""The corruption: shares within 99.99 % confidence, never a special token, the same for the same key."""
+"""Masking: fractions within 99.99 % confidence, no special tokens, the same corruption for the same key."""
 
 import itertools
 
@@ -22,36 +22,36 @@ def keys(count, seed=0):
 
 @pytest.fixture(scope="module")
 def corrupted():
-    """Ordinary tokens, all equal so that a random replacement shows, with specials strewn in."""
+    """Equal ordinary tokens, so that random replacements can be seen, and special tokens between them."""
     input_ids = torch.full((B, N), 100)
     input_ids.view(-1)[::10] = SPECIALS[torch.arange(B * N // 10) % 8]
     return input_ids, *Masking(TOKENIZER)(input_ids, keys(B))
 
 
 def within(count, trials, share):
-    """Whether a binomial count is within 4 standard deviations: it is not once in 16,000 trials."""
+    """Whether a binomial count is within 4 standard deviations, which fails once in 16,000 times."""
     return abs(count - trials * share) < 4 * (trials * share * (1 - share)) ** 0.5
 
 
-def test_the_shares(corrupted):
+def test_the_fractions(corrupted):
     input_ids, output, labels = corrupted
     ordinary = (input_ids == 100).sum().item()
     chosen = labels != IGNORE_INDEX
     count = chosen.sum().item()
     assert within(count, ordinary, 0.15)
     assert within((output[chosen] == TOKENIZER.mask_id).sum().item(), count, 0.80)
-    words = len(TOKENIZER.ordinary_ids)  # a random token is the old one again once in so many
+    same = 0.10 / len(TOKENIZER.ordinary_ids)  # replaced by a random token that happens to be the original
     kept = (output[chosen] == 100).sum().item()
-    assert within(kept, count, 0.10 + 0.10 / words)
+    assert within(kept, count, 0.10 + same)
     replaced = (output[chosen] != TOKENIZER.mask_id) & (output[chosen] != 100)
-    assert within(replaced.sum().item(), count, 0.10 - 0.10 / words)
+    assert within(replaced.sum().item(), count, 0.10 - same)
 
 
-@pytest.mark.parametrize("choice", STRATEGIES)
-def test_special_tokens_are_never_chosen_and_never_drawn(choice):
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_special_tokens_are_never_chosen_and_never_drawn(strategy):
     input_ids = torch.randint(7, 1004, (200, N), generator=torch.Generator().manual_seed(0))
     input_ids.view(-1)[::7] = SPECIALS[torch.arange(len(input_ids.view(-1)[::7])) % 8]
-    output, labels = Masking(TOKENIZER, choice, numpy.ones(1005))(input_ids, keys(200))
+    output, labels = Masking(TOKENIZER, strategy, numpy.ones(1005))(input_ids, keys(200))
     special = (input_ids < 7) | (input_ids == TOKENIZER.mask_id)
     assert (labels[special] == IGNORE_INDEX).all() and torch.equal(output[special], input_ids[special])
     drawn = output[~special & (output != TOKENIZER.mask_id)]
@@ -60,17 +60,17 @@ def test_special_tokens_are_never_chosen_and_never_drawn(choice):
     assert torch.equal(labels[chosen], input_ids[chosen]) and torch.equal(output[~chosen], input_ids[~chosen])
 
 
-def test_random_tokens_come_evenly_from_the_whole_ordinary_vocabulary(corrupted):
+def test_random_tokens_are_uniform_over_the_ordinary_vocabulary(corrupted):
     from scipy.stats import chisquare
 
     input_ids, output, _ = corrupted
     drawn = output[(input_ids == 100) & (output != TOKENIZER.mask_id) & (output != 100)]
     counts = drawn.bincount(minlength=len(TOKENIZER))[TOKENIZER.ordinary_ids.start : TOKENIZER.ordinary_ids.stop]
-    counts = torch.cat([counts[: 100 - 7], counts[101 - 7 :]])  # without 100 itself, which cannot be told from kept
+    counts = torch.cat([counts[: 100 - 7], counts[101 - 7 :]])  # without 100, which looks like a kept token
     assert chisquare(counts.numpy()).pvalue > 1e-4
 
 
-def test_places_are_chosen_evenly_and_not_together(corrupted):
+def test_positions_are_chosen_uniformly_and_independently(corrupted):
     from scipy.stats import chisquare
 
     input_ids, _, labels = corrupted
@@ -82,21 +82,20 @@ def test_places_are_chosen_evenly_and_not_together(corrupted):
     assert abs(numpy.corrcoef(ordinary[:, :-1].flatten(), ordinary[:, 1:].flatten())[0, 1]) < 4 / (B * 360) ** 0.5
 
 
-def test_the_key_decides_and_nothing_else():
-    assert IGNORE_INDEX == IGNORE_INDEX
+def test_the_corruption_depends_on_the_key_alone():
     input_ids = torch.arange(7, 1000).repeat(3, 1)
-    for choice in STRATEGIES:
-        masking = Masking(TOKENIZER, choice, numpy.arange(1005))
+    for strategy in STRATEGIES:
+        masking = Masking(TOKENIZER, strategy, numpy.arange(1005))
         whole, labels = masking(input_ids, keys(3))
-        torch.manual_seed(3)  # the global state plays no part
-        for row in range(3):  # nor does the batch that a text is in
+        torch.manual_seed(3)  # not on the global random state
+        for row in range(3):  # nor on the rest of the batch
             alone = masking(input_ids[row : row + 1], keys(3)[row : row + 1])
             assert torch.equal(alone[0][0], whole[row]) and torch.equal(alone[1][0], labels[row])
         assert not torch.equal(labels[0], labels[1])
         assert not torch.equal(masking(input_ids, keys(3, seed=1))[1], labels)
 
 
-def test_whole_words_are_chosen_whole():
+def test_words_are_chosen_as_a_whole():
     text = TOKENIZER.encode(" ".join(itertools.islice(demo.texts(), 300)))
     input_ids = torch.tensor(text[: len(text) // 200 * 200]).view(-1, 200)
     _, labels = Masking(TOKENIZER, "words")(input_ids, keys(len(input_ids)))
@@ -110,12 +109,12 @@ def test_whole_words_are_chosen_whole():
     starts = begins & ordinary
     words, first = starts.sum().item(), (starts & chosen).sum().item()
     assert within(first, words, 0.15) and words > 5000
-    together = starts[:, 1:] & starts[:, :-1]  # neighbouring words are chosen on their own
+    together = starts[:, 1:] & starts[:, :-1]  # neighbouring words are independent
     assert within((chosen[:, 1:] & chosen[:, :-1])[together].sum().item(), together.sum().item(), 0.15**2)
 
 
 def test_rare_tokens_are_chosen_more_often():
-    """Of each text 15 % exactly; and two kinds of tokens in the ratio of their weights, as long as few are drawn."""
+    """Exactly 15 % of each sequence; two kinds of tokens in the ratio of their weights, to first order."""
     counts = numpy.ones(1005)
     counts[50] = 1000.0
     input_ids = torch.full((2000, 100), 50)
@@ -123,7 +122,7 @@ def test_rare_tokens_are_chosen_more_often():
     _, labels = Masking(TOKENIZER, "rare", counts)(input_ids, keys(2000))
     assert ((labels != IGNORE_INDEX).sum(1) == 15).all()
     rare, common = (labels == 60).sum().item(), (labels == 50).sum().item()
-    # the first draw of each text: rare with probability 50 / (50 + 50 * 1000^-0.7); later draws shift it a little
+    # the first draw is rare with probability 50 / (50 + 50 * 1000^-0.7); later draws change the remaining counts
     weight = 1000**-0.7
     expected, left = 0.0, 50.0
     for draw in range(15):  # the mean of sequential draws, to first order
@@ -132,8 +131,8 @@ def test_rare_tokens_are_chosen_more_often():
     assert abs(rare / 2000 - expected) < 0.02 and rare + common == 30_000
 
 
-def test_rare_choice_equals_numpys_sequential_draws():
-    """numpy draws one after another without replacement by the same weights: the same shares of every token."""
+def test_rare_equals_numpys_draws_without_replacement():
+    """With the same weights, numpy.random's choice gives the same frequency of every token."""
     counts = numpy.zeros(1005)
     counts[7:17] = 10.0 ** numpy.arange(10)
     row = torch.arange(7, 17).repeat(2)  # 20 tokens, 3 of which are chosen

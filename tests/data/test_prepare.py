@@ -1,4 +1,4 @@
-"""Raw text to shards: the same bytes whatever is done to a run, everything said that is not in them."""
+"""data.prepare: the same bytes after any interruption, and everything that is dropped is counted."""
 
 import contextlib
 import errno
@@ -24,20 +24,19 @@ import pytest
 import sentencepiece
 
 from data import DataError, Tokenizer, demo, prepare
-from data.corpus import files as corpus
-from data.download.hub import shards
+from data.corpus import files, shards
 from data.prepare import prepare_into_cache
 from tests import torture_prepare as torture
 from tests.data.prepared import (
-    PACKINGS,
+    COMPRESS,
     TOKENIZER,
+    assert_refused,
     command,
     encoded,
     lines,
     make,
     manifest,
     part_documents,
-    refused,
     shard_documents,
     states,
     texts,
@@ -52,7 +51,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:'data.prepare' found in sys.modu
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(corpus, "PART_BYTES", 3000)
+    monkeypatch.setattr(files, "PART_BYTES", 3000)
 
 
 @pytest.fixture
@@ -61,15 +60,15 @@ def text(tmp_path):
 
 
 def shard_files(manifest: dict) -> set[str]:
-    """Every file that a finished corpus has."""
+    """The names of all files of a finished corpus."""
     names = {shard["name"] for part in manifest["shards"].values() for shard in part}
     return {"manifest.json", "sentencepiece.bpe.model"} | {name + end for name in names for end in (".bin", ".ends")}
 
 
-# ---- what comes out --------------------------------------------------------------------------------------------
+# ---- shards, manifest and summary ------------------------------------------------------------------------------
 
 
-def test_the_shards_hold_every_document_as_the_tokenizer_has_it(tmp_path, text, small_parts):
+def test_the_shards_hold_the_ids_of_every_document(tmp_path, text, small_parts):
     made = make(tmp_path / "out", text, shard_tokens=2000)
     assert part_documents(tmp_path / "out", "train") == [encoded(line) for line in texts(200)]
     assert part_documents(tmp_path / "out", "held-out") == []
@@ -80,31 +79,29 @@ def test_the_shards_hold_every_document_as_the_tokenizer_has_it(tmp_path, text, 
     ]
 
 
-def test_the_manifest_says_what_the_corpus_is(tmp_path, text, small_parts):
+def test_the_manifest(tmp_path, text, small_parts):
     made = make(tmp_path / "out", text, tmp_path / "a.txt", held_out=0.2, shard_tokens=2000, min_tokens=3)
-    said = manifest(tmp_path / "out")
-    assert said == json.loads(json.dumps(made))
-    documents = part_documents(tmp_path / "out", "train")  # which checks every hash and count of a shard
+    stored = manifest(tmp_path / "out")
+    assert stored == json.loads(json.dumps(made))
+    documents = part_documents(tmp_path / "out", "train")  # checks the hashes and counts of the shards
     tokens = Counter(i for document in documents for i in [*document, TOKENIZER.eos_id])
     digest = hashlib.sha256((demo.FOLDER / "sentencepiece.bpe.model").read_bytes()).hexdigest()
     size = text.stat().st_size
-    del said["shards"]
-    assert said == {
+    del stored["shards"]
+    options = {"documents": "auto", "field": None, "min_tokens": 3, "max_unknown": 1.0, "duplicates_mb": 0}
+    assert stored == {
         "format": "distilcamembert-corpus-1",
         "tokenizer": {"sha256": digest, "words": len(TOKENIZER)},
         "dtype": "<u2",
-        "options": {
-            "documents": "auto", "field": None, "min_tokens": 3, "max_unknown": 1.0, "duplicates_mb": 0,
-            "drop_control": False, "held_out": 0.2, "shard_tokens": 2000,
-        },
+        "options": options | {"drop_control": False, "held_out": 0.2, "shard_tokens": 2000},
         "sources": 2 * [{"name": str(text), "kind": "line", "size": size}],
         "counts": {},
         "damaged": [],
         "token_counts": [tokens[i] for i in range(len(TOKENIZER))],
-    }  # fmt: skip
+    }
 
 
-def test_what_the_command_says(tmp_path):
+def test_the_summary(tmp_path):
     write(tmp_path / "in.txt", lines(50))
     write(tmp_path / "in.jsonl", '{"text": "Un film."}\n{"body": "Un livre."}\nno JSON\n')
     write(tmp_path / "blank.txt.gz", "\n\n".join(f"{text}\n{text}" for text in texts(30)))
@@ -114,13 +111,13 @@ def test_what_the_command_says(tmp_path):
     assert result.stdout.splitlines() == [
         f"train     {tokens:,} tokens in 81 documents, 1 shards",
         "held-out  0 tokens in 0 documents, 1 shards",
-        "read as   JSON lines (1 files), a document a line (1 files), documents between blank lines (1 files)",
-        "note      1 JSON lines without a text; 1 lines that are no JSON",
+        "read as   JSON lines (1 files), one document per line (1 files), documents separated by blank lines (1 files)",
+        "note      1 JSON lines without a text; 1 lines that are not JSON",
     ]
     assert manifest(tmp_path / "out")["counts"] == {"JSON lines without a text": 1, "lines that are no JSON": 1}
 
 
-def test_paragraphs_follow_one_another_in_their_document(tmp_path):
+def test_a_document_is_the_ids_of_its_paragraphs(tmp_path):
     path = write(tmp_path / "a.txt", "Un film.\nUn livre.\n\n Deux\u00a0films \n<mask> et\u200bpuis\n\n\x01\x02\n\nFin")
     made = make(tmp_path / "out", path, documents="blank")
     documents = [["Un film.", "Un livre."], [" Deux films ", "<mask> et puis"], ["Fin"]]
@@ -129,11 +126,11 @@ def test_paragraphs_follow_one_another_in_their_document(tmp_path):
     assert made["counts"] == {"documents dropped, being empty": 1, "paragraphs with control characters": 1}
 
 
-def test_the_same_documents_from_whatever_they_are_packed_in(tmp_path, monkeypatch):
+def test_every_format_and_compression_gives_the_same_documents(tmp_path, monkeypatch):
     expected = [encoded(text) for text in texts(60)]
     as_json = "".join(json.dumps({"content": text}) + "\n" for text in texts(60))
-    paths = [write(tmp_path / f"a.txt{suffix}", lines(60)) for suffix in PACKINGS]
-    paths += [write(tmp_path / f"b.json{suffix}", as_json) for suffix in PACKINGS]
+    paths = [write(tmp_path / f"a.txt{suffix}", lines(60)) for suffix in COMPRESS]
+    paths += [write(tmp_path / f"b.json{suffix}", as_json) for suffix in COMPRESS]
     paths.append(write_parquet(tmp_path / "c.parquet", {"text": texts(60)}))
     for number, path in enumerate(paths):
         make(tmp_path / str(number), path)
@@ -144,7 +141,7 @@ def test_the_same_documents_from_whatever_they_are_packed_in(tmp_path, monkeypat
 
 
 @needs(REAL_TOKENIZER, REAL_TEXT)
-def test_real_text_by_the_real_tokenizer_is_what_it_encodes(tmp_path):
+def test_real_text_with_the_real_tokenizer(tmp_path):
     real = Tokenizer(REAL_TOKENIZER)
     (path,) = [path for path in sorted(REAL_TEXT.rglob("*.txt"))][:1]
     sample = path.read_bytes()[:300_000].rpartition(b"\n")[0]
@@ -155,22 +152,22 @@ def test_real_text_by_the_real_tokenizer_is_what_it_encodes(tmp_path):
     assert Counter(found) == Counter(filter(None, expected)) and len(found) > 100
 
 
-# ---- what is kept ----------------------------------------------------------------------------------------------
+# ---- filtering -------------------------------------------------------------------------------------------------
 
 
-def test_shorter_documents_are_dropped_and_no_others(tmp_path, text):
+def test_only_documents_with_fewer_tokens_are_dropped(tmp_path, text):
     documents = [encoded(line) for line in texts(200)]
-    least = sorted(map(len, documents))[100]  # some have just as many
+    least = sorted(map(len, documents))[100]  # several have exactly this length
     made = make(tmp_path / "out", text, min_tokens=least)
     assert part_documents(tmp_path / "out", "train") == [each for each in documents if len(each) >= least]
     assert made["counts"] == {"documents dropped, being short": sum(len(each) < least for each in documents)}
 
 
 @pytest.mark.parametrize("most", [0.0, 0.25, 0.5, 0.99, 1.0])
-def test_documents_with_more_unknown_are_dropped_and_no_others(tmp_path, most):
+def test_only_documents_with_more_unknown_tokens_are_dropped(tmp_path, most):
     documents = ["un film", "un film ¤ et", "un ¤", "¤", "un film ¤ et un ¤ <unk>", "<unk>", "<unk> <unk> un film"]
     shares = [encoded(document).count(TOKENIZER.unk_id) / len(encoded(document)) for document in documents]
-    assert len({share <= most for share in shares}) == 2 or most >= 0.5  # some are kept, some are not
+    assert len({share <= most for share in shares}) == 2 or most >= 0.5  # some are kept, some dropped
     made = make(tmp_path / "out", write(tmp_path / "a.txt", "\n".join(documents)), max_unknown=most)
     kept = [encoded(document) for document, share in zip(documents, shares) if share <= most]
     assert part_documents(tmp_path / "out", "train") == kept
@@ -178,7 +175,7 @@ def test_documents_with_more_unknown_are_dropped_and_no_others(tmp_path, most):
     assert made["counts"] == ({"documents dropped, being unknown": dropped} if dropped else {})
 
 
-def test_paragraphs_with_control_characters_are_dropped_if_one_wants(tmp_path):
+def test_paragraphs_with_control_characters_are_dropped_on_request(tmp_path):
     content = "Un film.\nUn\x00 livre.\n\nDeux\x1b[0m films.\n\nUn\tlivre.\x0b\n\nFin."
     path = write(tmp_path / "a.txt", content)
     made = make(tmp_path / "out", path, documents="blank", drop_control=True)
@@ -196,7 +193,7 @@ def held_out(out: Path) -> Counter:
     return Counter(map(tuple, part_documents(out, "held-out")))
 
 
-def test_the_same_documents_are_held_out_whatever_else_there_is_and_in_whatever_order(tmp_path, small_parts):
+def test_the_held_out_documents_do_not_depend_on_the_others_or_the_order(tmp_path, small_parts):
     first = [text for text in texts(600) if zlib.crc32(text.encode()) / 2**32 < 0.1]
     paths = [
         write(tmp_path / f"{number}.txt", "".join(f"{text}\n" for text in texts(600)[start : start + 200]))
@@ -204,7 +201,7 @@ def test_the_same_documents_are_held_out_whatever_else_there_is_and_in_whatever_
     ]
     expected = Counter(tuple(encoded(text)) for text in first)
     assert 30 < expected.total() < 90
-    orders = {"forth": paths, "back": paths[::-1], "blank": paths}
+    orders = {"forwards": paths, "backwards": paths[::-1], "again": paths}
     for name, order in orders.items():
         make(tmp_path / name, *order, held_out=0.1, shard_tokens=5000, documents="line")
         assert held_out(tmp_path / name) == expected
@@ -215,8 +212,8 @@ def test_the_same_documents_are_held_out_whatever_else_there_is_and_in_whatever_
 
 
 @pytest.mark.parametrize("share", [0.01, 0.05, 0.3])
-def test_the_share_that_is_held_out_is_the_one_asked_for(tmp_path, share):
-    """Within four standard deviations of 4,000 drawings: by chance, once in 16,000 corpora."""
+def test_the_held_out_fraction(tmp_path, share):
+    """Within four standard deviations, which 4,000 random draws exceed once in 16,000 times."""
     texts = "".join(f"{number} films\n" for number in range(4000))
     made = make(tmp_path / "out", write(tmp_path / "a.txt", texts), held_out=share)
     held_out, train = (sum(shard["documents"] for shard in made["shards"][part]) for part in ("held-out", "train"))
@@ -224,17 +221,17 @@ def test_the_share_that_is_held_out_is_the_one_asked_for(tmp_path, share):
     assert abs(held_out - 4000 * share) < 4 * (4000 * share * (1 - share)) ** 0.5
 
 
-def test_nothing_is_held_out_where_nothing_should_be(tmp_path, text):
+def test_no_held_out_documents_and_no_training_documents(tmp_path, text):
     made = make(tmp_path / "out", text, held_out=0.0)
     assert sum(shard["documents"] for shard in made["shards"]["held-out"]) == 0
     with pytest.raises(ValueError, match="--held-out must be at least 0 and below 1"):
         make(tmp_path / "all", text, held_out=1.0)
 
 
-# ---- bad input -------------------------------------------------------------------------------------------------
+# ---- wrong input -----------------------------------------------------------------------------------------------
 
 
-def test_bad_input_is_counted_and_nothing_else_is_lost(tmp_path):
+def test_wrong_input_is_counted_and_nothing_else_is_lost(tmp_path):
     good = "".join(f"{text}\r\n" for text in texts(20)).encode()
     write(tmp_path / "broken.txt", good + b"cass\xc3\n\x80\n" + "à moitié".encode()[:-1] + b"\n" + "à".encode())
     write(tmp_path / "mixed.txt", b"un film\rdeux films\r\ntrois films\n\n\nquatre films")
@@ -242,32 +239,31 @@ def test_bad_input_is_counted_and_nothing_else_is_lost(tmp_path):
     write(tmp_path / "empty.txt", b"")
     write(tmp_path / "rows.jsonl", b'{"text": "un livre"}\n{"body": 3}\n{"text": \n[]\n')
     write(tmp_path / "utf16.txt", good.decode().encode("utf-16"))
-    packed = gzip.compress(lines(200).encode())
-    (tmp_path / "cut.txt.gz").write_bytes(packed[: len(packed) // 2])
+    compressed = gzip.compress(lines(200).encode())
+    (tmp_path / "cut.txt.gz").write_bytes(compressed[: len(compressed) // 2])
     (tmp_path / "loop").symlink_to(tmp_path)
     result = command(tmp_path.parent / "out", tmp_path, "--held-out", 0)
     assert result.returncode == 0 and "Traceback" not in result.stderr
-    said = manifest(tmp_path.parent / "out")
-    assert said["counts"].pop("lines that are not UTF-8") in (3, 4)  # 4: the archive is cut inside a character
-    assert said["counts"] == {
-        "JSON lines without a text": 2, "lines that are no JSON": 1, "paragraphs with control characters": 2
-    }  # fmt: skip
-    assert [Path(damage["source"]).name for damage in said["damaged"]] == ["cut.txt.gz", "utf16.txt"]
+    stored = manifest(tmp_path.parent / "out")
+    assert stored["counts"].pop("lines that are not UTF-8") in (3, 4)  # 4: the archive ends inside a character
+    expected = {"JSON lines without a text": 2, "lines that are no JSON": 1, "paragraphs with control characters": 2}
+    assert stored["counts"] == expected
+    assert [Path(damage["source"]).name for damage in stored["damaged"]] == ["cut.txt.gz", "utf16.txt"]
     for name, why in (("cut.txt.gz", "ended before the end-of-stream"), ("utf16.txt", "it is UTF-16")):
-        assert re.search(f"warning: .*{name} was read up to where it is damaged: .*{why}", result.stderr)
+        assert re.search(f"warning: .*{name} was not read to the end: .*{why}", result.stderr)
     found = part_documents(tmp_path.parent / "out", "train")
     expected = [encoded(text) for text in [*texts(20), "à"]]
     assert found[: len(expected)] == expected
-    of_the_archive = next(place for place, ids in enumerate(found) if ids == encoded("un film"))
-    kept = found[len(expected) : of_the_archive]
+    end = next(i for i, ids in enumerate(found) if ids == encoded("un film"))  # of the archive
+    kept = found[len(expected) : end]
     assert 50 < len(kept) <= 200 and kept[:-1] == [encoded(text) for text in texts(200)][: len(kept) - 1]
     rest = ["un film", "deux films", "trois films", "quatre films", "un\x00 film", "deux", "un livre"]
-    assert found[of_the_archive:] == [encoded(text) for text in rest]
+    assert found[end:] == [encoded(text) for text in rest]
 
 
-def test_a_very_long_line_is_cut_and_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "PART_BYTES", 1000)
-    monkeypatch.setattr(corpus, "LONGEST", 5000)
+def test_a_very_long_line_is_split_and_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "PART_BYTES", 1000)
+    monkeypatch.setattr(files, "MAX_DOCUMENT_BYTES", 5000)
     words = " ".join(texts(200))
     made = make(tmp_path / "out", write(tmp_path / "a.txt", f"un film\n{words}\nun livre\n"))
     documents = part_documents(tmp_path / "out", "train")
@@ -276,42 +272,47 @@ def test_a_very_long_line_is_cut_and_counted(tmp_path, monkeypatch):
     assert made["counts"] == {"documents cut, being longer than 16 MB": len(words.encode()) // 5000}
 
 
-@pytest.mark.parametrize(
-    ("content", "why"),
-    [(b"", ""), (b"\n \n\t\r\n", ""), (b"\xff\n\xfe\n", "2 lines that are not UTF-8"),
-     (b"\x01\n\x02\x03", "2 documents dropped, being empty; 2 paragraphs with control characters"),
-     ("é".encode("utf-16"), "")],
-)  # fmt: skip
-def test_no_text_at_all_is_a_sentence_and_leaves_nothing(tmp_path, content, why):
+EMPTY = {
+    b"": "",
+    b"\n \n\t\r\n": "",
+    b"\xff\n\xfe\n": "2 lines that are not UTF-8",
+    b"\x01\n\x02\x03": "2 empty documents dropped; 2 paragraphs with control characters",
+    "é".encode("utf-16"): "",
+}
+
+
+@pytest.mark.parametrize("content", EMPTY)
+def test_a_corpus_without_text_is_an_error_and_leaves_nothing(tmp_path, content):
     write(tmp_path / "a.txt", content)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".keep").write_text("mine")
-    said = refused(command(tmp_path / "out", tmp_path / "a.txt"), "The corpus has no usable line of text")
-    assert why in said
+    error = assert_refused(command(tmp_path / "out", tmp_path / "a.txt"), "The corpus has no usable text")
+    assert EMPTY[content] in error
     assert set(tree(tmp_path / "out")) == {".keep"}
     write(tmp_path / "a.txt", "un film\n")
     assert command(tmp_path / "out", tmp_path / "a.txt").returncode == 0
 
 
 @pytest.mark.parametrize(
-    ("inputs", "sentence"),
+    ("names", "message"),
     [
-        (["nothing.txt"], "There is no corpus"), (["*.nothing"], "There is no corpus"), (["."], "folder . has no"),
-        (["a.pdf"], "is no text"), (["a.txt", "b.parquet"], "b.parquet has no column text or content"),
-        (["-", "-"], "once"),
+        ("nothing.txt", "There is no corpus"),
+        ("*.nothing", "There is no corpus"),
+        ("empty", "The folder .*empty has no"),
+        ("a.pdf", "is not text"),
+        ("a.txt b.parquet", "b.parquet has no column text or content"),
+        ("- -", "only once"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("workers", [1, 2])
-def test_inputs_that_are_none_are_a_sentence(tmp_path, monkeypatch, inputs, sentence, workers):
-    if sentence.startswith("folder"):
-        inputs, sentence = [tmp_path / "empty"], "The folder .*empty has no"
-        (tmp_path / "empty").mkdir()
+def test_wrong_inputs_are_errors(tmp_path, names, message, workers):
+    (tmp_path / "empty").mkdir()
     write(tmp_path / "a.pdf", b"%PDF")
     write(tmp_path / "a.txt", b"un film\n")
-    if "b.parquet" in inputs:
+    if "b.parquet" in names:
         write_parquet(tmp_path / "b.parquet", {"title": ["un film"]})
-    with pytest.raises(DataError, match=sentence):
-        make(tmp_path / "out", *(name if name == "-" else tmp_path / name for name in inputs), workers=workers)
+    with pytest.raises(DataError, match=message):
+        make(tmp_path / "out", *(name if name == "-" else tmp_path / name for name in names.split()), workers=workers)
 
 
 def test_a_file_whose_name_is_not_utf8_is_read(tmp_path):
@@ -323,73 +324,76 @@ def test_a_file_whose_name_is_not_utf8_is_read(tmp_path):
     assert command(tmp_path / "out", path, "--held-out", 0).returncode == 0
 
 
-# ---- folders that hold something -------------------------------------------------------------------------------
+# ---- existing output folders -----------------------------------------------------------------------------------
 
 
-def test_a_finished_corpus_is_left_as_it_is(tmp_path, text):
+def test_a_finished_corpus_is_not_changed(tmp_path, text):
     first = command(tmp_path / "out", text)
     before = states(tmp_path / "out")
-    again = command(tmp_path / "out", text, "--workers", 2)  # which decides nothing
+    again = command(tmp_path / "out", text, "--workers", 2)  # does not affect the output
     assert (again.returncode, again.stdout) == (0, first.stdout) == (0, again.stdout)
     assert states(tmp_path / "out") == before
 
 
+CHANGES = [
+    "--held-out 0.2",
+    "--min-tokens 2",
+    "--field x",
+    "--documents blank",
+    "--duplicates-mb 1",
+    "--max-unknown 0.5",
+]
+CHANGES += ["--drop-control --shard-tokens 9999", "more.txt", "grown", "tokenizer"]
+
+
 @pytest.mark.parametrize("finished", [True, False])
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        (["--held-out", 0.2], "--held-out"), (["--min-tokens", 2], "--min-tokens"), (["--field", "x"], "--field"),
-        (["--documents", "blank"], "--documents"), (["--duplicates-mb", 1], "--duplicates-mb"),
-        (["--drop-control", "--shard-tokens", 9999], "--drop-control, --shard-tokens"),
-        (["--max-unknown", 0.5], "--max-unknown"), (["more.txt"], "sources"), (["tokenizer"], "tokenizer"),
-        (["grown"], "sources"),
-    ],
-)  # fmt: skip
-def test_another_corpus_than_the_one_in_the_folder_is_refused(tmp_path, text, small_parts, finished, change, named):
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_folder_with_another_corpus_is_refused(tmp_path, text, small_parts, finished, change):
     inputs, arguments = [text], ["--shard-tokens", 1000]
     assert command(tmp_path / "out", *inputs, *arguments).returncode == 0
     if not finished:
         unfinish(tmp_path / "out", 3)
     before, tokenizer = tree(tmp_path / "out"), demo.FOLDER
-    if change == ["tokenizer"]:
-        tokenizer, change = tmp_path / "other.model", []
+    if change == "tokenizer":
+        tokenizer = tmp_path / "other.model"
         with tokenizer.open("wb") as model:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=iter(texts(200)), model_writer=model, vocab_size=200, minloglevel=2
             )
-    elif change == ["more.txt"]:
+    elif change == "more.txt":
         inputs.append(write(tmp_path / "more.txt", "un film\n"))
-        change = []
-    elif change == ["grown"]:
+    elif change == "grown":
         text.write_text(lines(200) + "un film\n")
-        change = []
-    result = command(tmp_path / "out", *inputs, *arguments, *change, tokenizer=tokenizer)
-    said = refused(result, f"out holds a corpus that was prepared with other {named}. Choose another --out")
-    assert said.count("--") == named.count("--") + 1
+    else:
+        arguments += change.split()
+    result = command(tmp_path / "out", *inputs, *arguments, tokenizer=tokenizer)
+    named = ", ".join(re.findall("--[a-z-]+", change)) or ("tokenizer" if change == "tokenizer" else "sources")
+    error = assert_refused(result, f"out holds a corpus prepared with other {named}. Choose another --out")
+    assert error.count("--") == named.count("--") + 1
     assert tree(tmp_path / "out") == before
 
 
 def unfinish(folder: Path, shards: int) -> None:
-    """As if the run had been killed after so many shards."""
-    said = manifest(folder)
-    place = sum(shard["documents"] for part in said["shards"].values() for shard in part[:shards])
-    source = Path(said["sources"][0]["name"])
-    offset = len(b"".join(source.read_bytes().splitlines(keepends=True)[:place]))
+    """Makes a finished corpus look like a run that was killed after some shards."""
+    stored = manifest(folder)
+    count = sum(shard["documents"] for part in stored["shards"].values() for shard in part[:shards])
+    source = Path(stored["sources"][0]["name"])
+    offset = len(b"".join(source.read_bytes().splitlines(keepends=True)[:count]))
     names = {"manifest.json"}
-    for part in said["shards"].values():
+    for part in stored["shards"].values():
         names |= {shard["name"] + end for shard in part[shards:] for end in (".bin", ".ends")}
         del part[shards:]
-    documents = [each for shard in said["shards"]["train"] for each in shard_documents(folder, shard)]
+    documents = [each for shard in stored["shards"]["train"] for each in shard_documents(folder, shard)]
     tokens = Counter(i for document in documents for i in [*document, TOKENIZER.eos_id])
-    said["token_counts"] = [tokens[i] for i in range(len(TOKENIZER))]
-    options = dict(format=said["format"], tokenizer=said["tokenizer"], dtype=said["dtype"], options=said["options"])
-    ordered = options | {"sources": said["sources"], "position": [0, offset]} | said
+    stored["token_counts"] = [tokens[i] for i in range(len(TOKENIZER))]
+    first = {key: stored[key] for key in ("format", "tokenizer", "dtype", "options", "sources")}
+    ordered = first | {"position": [0, offset]} | stored
     for name in names:
         (folder / name).unlink()
     (folder / "manifest.unfinished.json").write_text(json.dumps(ordered, indent=1) + "\n")
 
 
-def test_a_run_goes_on_after_the_finished_shards_and_leaves_those_alone(tmp_path, text, small_parts):
+def test_a_run_resumes_after_the_finished_shards_and_does_not_change_them(tmp_path, text, small_parts):
     made = make(tmp_path / "whole", text, shard_tokens=1000, held_out=0.2)
     count = len(made["shards"]["train"])
     assert count >= 8
@@ -398,7 +402,7 @@ def test_a_run_goes_on_after_the_finished_shards_and_leaves_those_alone(tmp_path
         shutil.copytree(tmp_path / "whole", out)
         unfinish(out, finished)
         before = states(out)
-        (out / f"train-{finished:05}.bin").write_bytes(b"finished, but not said to be")
+        (out / f"train-{finished:05}.bin").write_bytes(b"finished, but not in the manifest")
         (out / f".train-{finished:05}.ends.partial").write_bytes(b"begun")
         make(out, text, shard_tokens=1000, held_out=0.2)
         assert tree(out) == tree(tmp_path / "whole")
@@ -407,14 +411,15 @@ def test_a_run_goes_on_after_the_finished_shards_and_leaves_those_alone(tmp_path
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "train.py", "training-data.txt", "held-out-00000.csv", "a.safetensors"])
-def test_a_folder_that_holds_something_else_is_refused_and_left_alone(tmp_path, text, name):
+def test_a_folder_with_other_files_is_refused_and_not_changed(tmp_path, text, name):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text("mine")
-    refused(command(tmp_path / "out", text), f"{tmp_path}/out holds {name}, and no corpus. Choose another --out")
+    message = f"{tmp_path}/out holds {name}, which is not part of a corpus. Choose another --out"
+    assert_refused(command(tmp_path / "out", text), message)
     assert tree(tmp_path / "out") == {name: b"mine"}
 
 
-def test_what_a_run_left_that_was_killed_before_its_first_shard_is_no_obstacle(tmp_path, text):
+def test_files_of_a_run_killed_before_its_first_shard_are_overwritten(tmp_path, text):
     make(tmp_path / "whole", text)
     (tmp_path / "out").mkdir()
     leftovers = ["train-00000.bin", ".train-00000.ends.partial", ".manifest.unfinished.json.partial", "seen-00000.u8"]
@@ -424,7 +429,7 @@ def test_what_a_run_left_that_was_killed_before_its_first_shard_is_no_obstacle(t
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
-def test_what_a_run_left_that_was_killed_at_its_last_step_is_cleared(tmp_path, text):
+def test_files_of_a_run_killed_at_its_last_step_are_removed(tmp_path, text):
     make(tmp_path / "out", text)
     whole = tree(tmp_path / "out")
     for name in ("manifest.unfinished.json", "seen-00000.u8"):
@@ -433,65 +438,68 @@ def test_what_a_run_left_that_was_killed_at_its_last_step_is_cleared(tmp_path, t
     assert tree(tmp_path / "out") == whole
 
 
-def test_a_file_in_the_place_of_the_folder_is_a_sentence(tmp_path, text):
-    refused(command(text, text), f"{text} cannot be written: File exists")
-    refused(command(text / "out", text), "cannot be written: Not a directory")
+def test_a_file_in_place_of_the_folder_is_an_error(tmp_path, text):
+    assert_refused(command(text, text), f"{text} cannot be written: File exists")
+    assert_refused(command(text / "out", text), "cannot be written: Not a directory")
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "manifest.unfinished.json"])
-def test_a_damaged_manifest_is_a_sentence(tmp_path, text, small_parts, name):
+def test_a_damaged_manifest_is_an_error(tmp_path, text, small_parts, name):
     make(tmp_path / "out", text, shard_tokens=1000)
     if name != "manifest.json":
         unfinish(tmp_path / "out", 2)
     whole = (tmp_path / "out" / name).read_bytes()
     other = json.loads(whole)
-    spoilt = [b"", whole[:-9], b"[" * 99_999, b"[]", b"{}", b"3", b"\xff", whole.replace(b"corpus-1", b"corpus-2")]
+    damaged = [b"", whole[:-9], b"[" * 99_999, b"[]", b"{}", b"3", b"\xff", whole.replace(b"corpus-1", b"corpus-2")]
     for key in other:
-        spoilt.append(json.dumps({each: value for each, value in other.items() if each != key}).encode())
-        spoilt.append(json.dumps(other | {key: 3}).encode())
-    for content in spoilt:
+        damaged.append(json.dumps({each: value for each, value in other.items() if each != key}).encode())
+        damaged.append(json.dumps(other | {key: 3}).encode())
+    for content in damaged:
         (tmp_path / "out" / name).write_bytes(content)
         if name == "manifest.json" and b'"position": 3' in content:
             continue
         before = tree(tmp_path / "out")
         result = command(tmp_path / "out", text, "--held-out", 0, "--shard-tokens", 1000)
-        refused(result, f"{name} is no manifest of a corpus|prepared with other")
+        assert_refused(result, f"{name} is not the manifest of a corpus|prepared with other")
         assert tree(tmp_path / "out") == before
     (tmp_path / "out" / name).write_bytes(whole)
     make(tmp_path / "out", text, shard_tokens=1000)
 
 
-def test_a_table_of_what_came_before_that_is_damaged_is_a_sentence(tmp_path, text, small_parts):
+def test_a_damaged_table_of_seen_hashes_is_an_error(tmp_path, text, small_parts):
     make(tmp_path / "out", text, shard_tokens=1000, duplicates_mb=1)
     unfinish(tmp_path / "out", 2)
     for damage in (lambda path: None, lambda path: path.write_bytes(b"x" * 80)):
         damage(tmp_path / "out" / "seen-00001.u8")
         arguments = ["--held-out", 0, "--shard-tokens", 1000, "--duplicates-mb", 1]
-        refused(command(tmp_path / "out", text, *arguments), "seen-00001.u8 is missing or damaged")
+        assert_refused(command(tmp_path / "out", text, *arguments), "seen-00001.u8 is missing or damaged")
 
 
-def test_a_folder_that_is_being_prepared_is_refused(tmp_path, text):
+def test_a_folder_in_use_is_refused(tmp_path, text):
     (tmp_path / "out").mkdir()
     handle = os.open(tmp_path / "out", os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
-    refused(command(tmp_path / "out", text), f"{tmp_path}/out is being prepared by another process")
+    assert_refused(command(tmp_path / "out", text), f"Another process is preparing a corpus in {tmp_path}/out")
     assert not tree(tmp_path / "out")
     os.close(handle)
     assert command(tmp_path / "out", text).returncode == 0
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("option", "value", "message"),
     [
-        (["--workers", 0], "--workers must be at least 1"), (["--shard-tokens", 999], "--shard-tokens must be at"),
-        (["--max-unknown", "nan"], "--max-unknown must be"), (["--held-out", -0.1], "--held-out must be"),
-        (["--duplicates-mb", 10**7], "--duplicates-mb must be"), (["--field", ""], "--field is empty"),
-        (["--tokenizer", "nothing"], "There is no tokenizer nothing"),
-        (["--tokenizer", __file__], "is not a SentencePiece"),
+        ("workers", 0, "--workers must be at least 1"),
+        ("shard-tokens", 999, "--shard-tokens must be at"),
+        ("max-unknown", "nan", "--max-unknown must be"),
+        ("held-out", -0.1, "--held-out must be"),
+        ("duplicates-mb", 10**7, "--duplicates-mb must be"),
+        ("field", "", "--field is empty"),
+        ("tokenizer", "nothing", "There is no tokenizer nothing"),
+        ("tokenizer", __file__, "is not a SentencePiece"),
     ],
-)  # fmt: skip
-def test_options_that_make_no_sense_are_a_sentence(tmp_path, text, arguments, sentence):
-    refused(command(tmp_path / "out", text, *arguments), sentence)
+)
+def test_wrong_options_are_errors(tmp_path, text, option, value, message):
+    assert_refused(command(tmp_path / "out", text, f"--{option}", value), message)
     assert not (tmp_path / "out").exists()
 
 
@@ -500,11 +508,11 @@ def test_options_that_make_no_sense_are_a_sentence(tmp_path, text, arguments, se
 
 @pytest.mark.parametrize("step", ["add", "finish", "write_manifest"])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_full_disk_is_a_sentence_and_loses_nothing(tmp_path, text, small_parts, monkeypatch, step, workers):
+def test_a_full_disk_is_an_error_and_loses_nothing(tmp_path, text, small_parts, monkeypatch, step, workers):
     options = dict(shard_tokens=1000, held_out=0.2, workers=workers, duplicates_mb=1)
     make(tmp_path / "whole", text, **options)
-    place, calls = (prepare if step == "write_manifest" else shards.ShardFile), []
-    original = getattr(place, step)
+    owner, calls = (prepare if step == "write_manifest" else shards.ShardWriter), []
+    original = getattr(owner, step)
 
     def full(*arguments):
         calls.append(step)
@@ -513,7 +521,7 @@ def test_a_full_disk_is_a_sentence_and_loses_nothing(tmp_path, text, small_parts
         return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(place, step, full)
+        patch.setattr(owner, step, full)
         with pytest.raises(DataError, match=r"out cannot be written: No space left on device\. .* the same command"):
             make(tmp_path / "out", text, **options)
     assert not list((tmp_path / "out").glob(".*")) and not (tmp_path / "out" / "manifest.json").exists()
@@ -527,14 +535,14 @@ def test_a_full_disk_is_a_sentence_and_loses_nothing(tmp_path, text, small_parts
 
 
 @pytest.mark.parametrize("kilobytes", [20, 300])
-def test_a_disk_that_is_really_full(tmp_path, kilobytes):
-    """As `ulimit -f` has it: no file may be larger. The tokenizer is, or the shard alone."""
+def test_a_limit_on_file_size(tmp_path, kilobytes):
+    """`ulimit -f`: the tokenizer exceeds the first limit, only the shard the second."""
     text = write(tmp_path / "a.txt", lines(2500))
     arguments = torture.command(text, tmp_path / "out", 2, "--held-out", "0", "--shard-tokens", "1000000")
     limited = f"ulimit -f {kilobytes}; exec {' '.join(arguments)}"
     result = subprocess.run(["bash", "-c", limited], cwd=torture.REPOSITORY, capture_output=True, text=True, timeout=60)
-    said = refused(result, "cannot be written: File too large")
-    assert "the same command goes on" in said
+    error = assert_refused(result, "cannot be written: File too large")
+    assert "the same command resumes" in error
     assert set(tree(tmp_path / "out")) <= {"sentencepiece.bpe.model"}
     result = subprocess.run(arguments, cwd=torture.REPOSITORY, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
@@ -548,23 +556,23 @@ def test_a_disk_that_is_really_full(tmp_path, kilobytes):
 
 @pytest.fixture(scope="module")
 def various(tmp_path_factory):
-    """Files of every packing, two parts in the largest -> their folder, and what is to come of them."""
-    place = tmp_path_factory.mktemp("various")
-    torture.write_corpus(place / "corpus", 3)
-    seconds = torture.run(place / "corpus", place / "whole", 1)
-    return place / "corpus", torture.content(place / "whole"), seconds
+    """Files of every compression, the largest in two parts -> their folder, the expected output, seconds to prepare"""
+    folder = tmp_path_factory.mktemp("various")
+    torture.write_corpus(folder / "corpus", 3)
+    seconds = torture.run(folder / "corpus", folder / "whole", 1)
+    return folder / "corpus", torture.content(folder / "whole"), seconds
 
 
 @pytest.mark.parametrize("workers", [2, 3])
-def test_the_bytes_are_the_same_for_any_number_of_workers(tmp_path, various, workers):
+def test_the_number_of_workers_changes_no_byte(tmp_path, various, workers):
     torture.run(various[0], tmp_path / "out", workers)
     assert torture.differences(tmp_path / "out", various[1]) == []
 
 
-def test_the_bytes_are_the_same_however_often_a_run_is_killed(tmp_path, various):
-    """Six kills at random moments; what is finished then is not written again."""
+def test_kills_change_no_byte(tmp_path, various):
+    """Six kills at random moments; finished shards are not written again."""
     inputs, expected, seconds = various
-    chance, kills, said = random.Random(), 0, {}
+    chance, kills, before = random.Random(), 0, {}
     while kills < 6:
         process = torture.start(inputs, tmp_path / "out", 2)
         try:
@@ -576,34 +584,33 @@ def test_the_bytes_are_the_same_however_often_a_run_is_killed(tmp_path, various)
             assert torture.differences(tmp_path / "out", expected) == []
             shutil.rmtree(tmp_path / "out")
         after = finished(tmp_path / "out")
-        assert not said or not after or said.items() <= after.items()
-        said = after
+        assert not before or not after or before.items() <= after.items()
+        before = after
     torture.run(inputs, tmp_path / "out", 2)
     assert torture.differences(tmp_path / "out", expected) == []
-    assert said.items() <= states(tmp_path / "out").items()
+    assert before.items() <= states(tmp_path / "out").items()
 
 
 def finished(folder: Path) -> dict[str, tuple[int, int]]:
-    """The states of the files that the unfinished manifest names."""
+    """The states of the files in the unfinished manifest."""
     try:
-        said = json.loads((folder / "manifest.unfinished.json").read_text())
+        unfinished = json.loads((folder / "manifest.unfinished.json").read_text())
     except FileNotFoundError:
         return {}
-    names = {shard["name"] for part in said["shards"].values() for shard in part}
+    names = {shard["name"] for part in unfinished["shards"].values() for shard in part}
     return {name: state for name, state in states(folder).items() if name.partition(".")[0] in names}
 
 
 @pytest.fixture
 def running(tmp_path):
-    """A run with two workers that waits for more on its standard input; it has begun its first shard."""
+    """A run with two workers, in its first shard, that waits for more on its standard input."""
     arguments = torture.command(Path("-"), tmp_path / "out", 2, "--shard-tokens", "100000000")
-    code = "import sys; from data import corpus; corpus.PART_BYTES = corpus.READ_BYTES = 3000; import runpy; "
+    code = "import runpy; from data.corpus import files; files.PART_BYTES = files.READ_BYTES = 3000; "
     code += "runpy.run_module('data.prepare', run_name='__main__', alter_sys=True)"
-    pipe = subprocess.PIPE
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments[3:]], cwd=torture.REPOSITORY, start_new_session=True,
-        stdin=pipe, stdout=pipe, stderr=pipe,
-    )  # fmt: skip
+        [sys.executable, "-c", code, *arguments[3:]], cwd=torture.REPOSITORY, start_new_session=True, **pipes
+    )
     process.stdin.write(lines(200).encode())
     process.stdin.flush()
     until = time.monotonic() + 30
@@ -623,18 +630,18 @@ def workers_of(process: subprocess.Popen) -> list[int]:
     return found
 
 
-def test_ctrl_c_is_a_sentence_and_leaves_no_worker_and_no_partial_file(tmp_path, running):
+def test_ctrl_c_leaves_no_worker_and_no_partial_file(tmp_path, running):
     assert len(workers_of(running)) == 2
-    os.killpg(running.pid, signal.SIGINT)  # as a terminal does, to all of them
+    os.killpg(running.pid, signal.SIGINT)  # to all processes, like a terminal
     stderr = running.communicate(timeout=30)[1].decode()
     assert running.returncode == 130
-    assert "data.prepare: interrupted; the same command goes on" in stderr and "Traceback" not in stderr
+    assert "data.prepare: interrupted; the same command resumes" in stderr and "Traceback" not in stderr
     torture.wait_until_gone(running.pid)
     assert set(tree(tmp_path / "out")) == {"sentencepiece.bpe.model"}
 
 
 def test_ctrl_c_at_any_moment(tmp_path, various):
-    """From when the first worker is being started on."""
+    """At random moments, from the start of the first worker."""
     chance = random.Random()
     for _ in range(4):
         process = torture.start(various[0], tmp_path / "out", 2)
@@ -642,7 +649,7 @@ def test_ctrl_c_at_any_moment(tmp_path, various):
         while not workers_of(process) and process.poll() is None:
             assert time.monotonic() < until
         time.sleep(chance.choice([0, 0.05, 0.1, chance.uniform(0, 0.5 * various[2])]))
-        with contextlib.suppress(ProcessLookupError):  # it can have finished
+        with contextlib.suppress(ProcessLookupError):  # it may have finished
             os.killpg(process.pid, signal.SIGINT)
         stderr = process.communicate(timeout=30)[1]
         assert process.returncode in (0, 130) and "Traceback" not in stderr, stderr
@@ -652,25 +659,25 @@ def test_ctrl_c_at_any_moment(tmp_path, various):
     assert torture.differences(tmp_path / "out", various[1]) == []
 
 
-def test_a_worker_that_is_killed_is_a_sentence_and_no_hang(tmp_path, running):
+def test_a_killed_worker_is_an_error(tmp_path, running):
     os.kill(workers_of(running)[0], signal.SIGKILL)
     with contextlib.suppress(BrokenPipeError):
         running.stdin.write(lines(200).encode())
     stderr = running.communicate(timeout=30)[1].decode()  # closes its standard input
     assert running.returncode == 2 and "Traceback" not in stderr
-    assert "data.prepare: A worker was killed, most likely for want of memory: fewer --workers take less." in stderr
+    assert "data.prepare: A worker was killed, probably because memory ran out. Use fewer --workers." in stderr
     torture.wait_until_gone(running.pid)
     assert set(tree(tmp_path / "out")) == {"sentencepiece.bpe.model"}
 
 
-def test_workers_end_with_the_process_that_started_them(running):
+def test_workers_end_with_the_main_process(running):
     torture.kill(running, alone=True)
 
 
-# ---- a small corpus, prepared on the fly -----------------------------------------------------------------------
+# ---- a small corpus, prepared into the cache -------------------------------------------------------------------
 
 
-def test_a_corpus_in_the_cache_is_made_once_for_these_files_and_this_tokenizer(tmp_path, text, capsys):
+def test_a_corpus_is_prepared_into_the_cache_once(tmp_path, text, capsys):
     folder = prepare_into_cache([str(text)], TOKENIZER, str(tmp_path / "cache"))
     before = states(folder)
     assert part_documents(folder, "held-out") and "tokens in" in capsys.readouterr().out
@@ -678,5 +685,5 @@ def test_a_corpus_in_the_cache_is_made_once_for_these_files_and_this_tokenizer(t
     assert states(folder) == before and capsys.readouterr().out == ""
     os.utime(text, ns=(1, 1))
     assert prepare_into_cache([str(text)], TOKENIZER, str(tmp_path / "cache")) != folder
-    with pytest.raises(DataError, match="Standard input cannot be read again"):
+    with pytest.raises(DataError, match="Standard input cannot be read twice"):
         prepare_into_cache(["-"], TOKENIZER, str(tmp_path / "cache"))

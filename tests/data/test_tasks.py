@@ -1,4 +1,4 @@
-"""Files to examples: every form of the four data sets, every fault by its sentence, and the real files' counts."""
+"""Files to examples: every format of the four tasks, every error message, and the counts of real files."""
 
 import gzip
 import json
@@ -13,7 +13,7 @@ from data.tasks import Answer, PairExample, QuestionExample, TextExample, WordsE
 from tests.helpers import SHARED, needs
 
 REAL = SHARED / "data"
-ODD = "a\u2028b\x85c\u00a0d\x0be"  # what str.splitlines and str.split would cut
+ODD = "a\u2028b\x85c\u00a0d\x0be"  # str.splitlines and str.split would split it
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -27,7 +27,7 @@ def json_lines(*values) -> str:
 
 @pytest.fixture
 def examples(tmp_path):
-    """Of a task and a file's content -> its examples, what was reported."""
+    """A function of a task and a file's content -> its examples, the reports."""
 
     def read(task: str, content: str | bytes, name: str = "f"):
         reports = []
@@ -38,7 +38,7 @@ def examples(tmp_path):
 
 @pytest.fixture
 def refused(tmp_path):
-    """That a content is refused by a sentence with the file's name and then, somewhere, these words."""
+    """A check that the error for a content begins with the file's name and location, and contains these words."""
 
     def check(task: str, content: str | bytes, where: str, *words: str):
         reports = []
@@ -47,7 +47,7 @@ def refused(tmp_path):
         message = str(error.value)
         assert message.startswith(f"{tmp_path}/bad.x{where}"), message
         assert all(word in message for word in words), message
-        assert message.endswith(".") and len(message.encode()) < 500  # which a lone surrogate would not let through
+        assert message.endswith(".") and len(message.encode()) < 500  # raises for a lone surrogate
 
     return check
 
@@ -59,7 +59,7 @@ def pairs(*rows: tuple[str, str]) -> list[TextExample]:
 # ---- sentiment -------------------------------------------------------------------------------------------------
 
 
-def test_reviews_as_json_lines(examples):
+def test_sentiment_json_lines(examples):
     allocine = json_lines({"review": "Nul.", "polarity": 0}, {"polarity": 1, "film": "x", "review": ""})
     assert examples("sentiment", allocine) == (pairs(("Nul.", "0"), ("", "1")), [])
     named = json_lines({"text": ODD, "label": "bon"}, {"text": " x ", "label": -1})
@@ -70,58 +70,58 @@ def test_reviews_as_json_lines(examples):
 
 
 @pytest.mark.parametrize("indent", [None, 2])
-def test_reviews_as_an_array(examples, indent):
+def test_sentiment_json_array(examples, indent):
     values = [{"review": "Un.", "polarity": 0}, {"review": "Deux.", "polarity": 1}]
     assert examples("sentiment", json.dumps(values, indent=indent))[0] == pairs(("Un.", "0"), ("Deux.", "1"))
     assert examples("sentiment", json.dumps(values[0], indent=indent))[0] == pairs(("Un.", "0"))
 
 
-def test_reviews_between_tabs(examples):
+def test_sentiment_tab_separated(examples):
     content = f'id\tlabel\tsentence\n1\tpos\t"Oui\n2\tneg\t{ODD}\n\n3\tneg\t'
     assert examples("sentiment", content)[0] == pairs(('"Oui', "pos"), (ODD, "neg"), ("", "neg"))
     assert examples("sentiment", "review\tpolarity\nUn\t1\n")[0] == pairs(("Un", "1"))
     assert examples("sentiment", " stars\treview_body \n1\tUn\n")[0] == pairs(("Un", "1 star"))
 
 
-def test_tweets_in_two_files(tmp_path):
+def test_sentiment_tweets_in_two_files(tmp_path):
     text = write(tmp_path / "a_text.txt", f"{{un\n{ODD}\n\nquatre")
     write(tmp_path / "a_labels.txt", "0\n1\n2\n0\n")
     expected = pairs(("{un", "0"), (ODD, "1"), ("", "2"), ("quatre", "0"))
     assert read_task("sentiment", [str(text)], print) == expected
     write(tmp_path / "a_labels.txt", "0\n1\n2")
-    with pytest.raises(DataError, match=r"a_text.txt has 4 lines and .*a_labels.txt 3"):
+    with pytest.raises(DataError, match=r"a_text.txt has 4 lines, .*a_labels.txt 3; one label per text"):
         read_task("sentiment", [text], print)
     write(tmp_path / "a_labels.txt", "0\n1\n \n0\n")
     with pytest.raises(DataError, match=r"a_labels.txt line 3: label is empty"):
         read_task("sentiment", [text], print)
     (tmp_path / "a_labels.txt").unlink()
-    with pytest.raises(DataError, match=r"a_text.txt has its labels in .*a_labels.txt, and that file is not there"):
+    with pytest.raises(DataError, match=r"labels of .*a_text.txt must be in .*a_labels.txt, which does not exist"):
         read_task("sentiment", [text], print)
 
 
-def test_reviews_that_are_refused(refused):
+def test_sentiment_errors(refused):
     good = {"review": "Un.", "polarity": 0}
     for bad, words in (
         ({"review": "Un."}, ("no label or polarity or stars", "It has review")),
         ({"polarity": 1, "note": 2}, ("no text or review or review_body or sentence", "polarity, note")),
-        ({"review": 3, "polarity": 1}, ("review should be a text, and is int",)),
+        ({"review": 3, "polarity": 1}, ("review must be a string, not int",)),
         ({"review": None, "polarity": 1}, ("NoneType",)),
-        ({"review": "Un.", "polarity": True}, ("polarity should be a text, and is bool",)),
+        ({"review": "Un.", "polarity": True}, ("polarity must be a string, not bool",)),
         ({"review": "Un.", "polarity": 1.0}, ("float",)),
         ({"review": "Un.", "label": " "}, ("label is empty",)),
-        ({"review": "Un.", "stars": 6}, ("stars is 6", "1, 2, 3, 4 or 5")),
+        ({"review": "Un.", "stars": 6}, ("stars must be 1, 2, 3, 4 or 5", "not 6")),
         ({"review": "Un.", "stars": True}, ("bool",)),
         ({"\ud800": 1}, ("no text",)),
-        (["Un.", 1], ("should be an object", "list")),
+        (["Un.", 1], ("must be an object", "list")),
     ):
         refused("sentiment", "\n" + json_lines(good) + json.dumps(bad), " line 3", *words)
         refused("sentiment", json.dumps([good, bad]), ", object 2", *words)
-    refused("sentiment", "Un film,0\nAutre,1\n", " line 1", "header", "tabs", "It has Un film,0")
-    refused("sentiment", "text\tlabel\nUn\t1\nDeux\n", " line 3", "1 columns", "header 2")
+    refused("sentiment", "Un film,0\nAutre,1\n", " line 1", "tab-separated header", "It has Un film,0")
+    refused("sentiment", "text\tlabel\nUn\t1\nDeux\n", " line 3", "1 columns", "header has 2")
     refused("sentiment", "text\tlabel\nUn\tDeux\t1\n", " line 2", "3 columns")
     refused("sentiment", "text\tlabel\nUn\t\n", " line 2", "label is empty")
-    refused("sentiment", "text\tstars\nUn\t0\n", " line 2", "stars is 0")
-    refused("sentiment", "text\tlabel\n", " has no example of sentiment")
+    refused("sentiment", "text\tstars\nUn\t0\n", " line 2", "stars must be", "not 0")
+    refused("sentiment", "text\tlabel\n", " contains no sentiment example")
 
 
 # ---- natural language inference --------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ def official(*rows: tuple[str, str, str, str]) -> str:
     return "\n".join("\t".join(line) for line in [OFFICIAL, *lines]) + "\n"
 
 
-def test_pairs_between_tabs(examples):
+def test_nli_tab_separated(examples):
     body = "".join("\t".join(pair) + "\n" for pair in THREE)
     assert examples("nli", "premise\thypothesis\tlabel\n" + body) == (THREE, [])
     translated = ("premise\thypo\tlabel\n" + body).replace("contradiction", "contradictory")
@@ -148,42 +148,44 @@ def test_pairs_between_tabs(examples):
     assert examples("nli", quoted)[0] == [PairExample('"P', ODD, "neutral"), PairExample("", '"', "neutral")]
 
 
-def test_xnlis_official_file_keeps_french(examples):
+def test_only_the_french_rows_of_xnli_are_read(examples):
     rows = [(language, pair.label, *pair[:2]) for pair in THREE for language in ("ar", "fr", "vi")]
     assert examples("nli", official(*rows)) == (THREE, [])
     found, reports = examples(
         "nli", official(("fr", "-", "P", "h"), *rows, ("fr", "-", "P", "h"), ("en", "-", "P", "h"))
     )
     assert found == THREE
-    assert len(reports) == 1 and "left out 2 examples" in reports[0] and "/f:" in reports[0]
+    assert len(reports) == 1 and "skipped 2 examples" in reports[0] and "/f:" in reports[0]
 
 
-def test_pairs_as_json(examples):
-    ours = [pair._asdict() for pair in THREE]
-    assert examples("nli", json_lines(*ours)) == (THREE, [])
-    theirs = [{"sentence1": one, "sentence2": two, "gold_label": label, "language": "fr"} for one, two, label in THREE]
+def test_nli_json(examples):
+    values = [pair._asdict() for pair in THREE]
+    assert examples("nli", json_lines(*values)) == (THREE, [])
+    others = [{"sentence1": one, "sentence2": two, "gold_label": label, "language": "fr"} for one, two, label in THREE]
     english = {"sentence1": "a", "sentence2": "b", "gold_label": "neutral", "language": "en"}
-    assert examples("nli", json_lines(english, *theirs, english)) == (THREE, [])
-    found, reports = examples("nli", json_lines(*({**pair, "label": i} for i, pair in enumerate(ours))))
+    assert examples("nli", json_lines(english, *others, english)) == (THREE, [])
+    found, reports = examples("nli", json_lines(*({**pair, "label": i} for i, pair in enumerate(values))))
     assert found == THREE
     assert len(reports) == 1 and "{0: 'entailment', 1: 'neutral', 2: 'contradiction'}" in reports[0]
 
 
-def test_pairs_that_are_refused(refused):
+def test_nli_errors(refused):
     head = "premise\thypothesis\tlabel\n"
-    refused("nli", head + "a\tb\tneutral\na\tb\tunrelated\n", " line 3", "label is unrelated", "contradiction")
-    refused("nli", head + "a\tb\t0\n", " line 2", "label is 0")
+    refused(
+        "nli", head + "a\tb\tneutral\na\tb\tunrelated\n", " line 3", "label must be", "contradiction, not unrelated"
+    )
+    refused("nli", head + "a\tb\t0\n", " line 2", "label must be one of", "not 0")
     refused("nli", head + "a\tb\t\n", " line 2", "label is empty")
-    refused("nli", head + "a\tb\n", " line 2", "2 columns", "header 3")
-    refused("nli", head + "a\tb\t-\n", " has no example")
+    refused("nli", head + "a\tb\n", " line 2", "2 columns", "header has 3")
+    refused("nli", head + "a\tb\t-\n", " contains no nli example")
     refused("nli", "a\tb\tneutral\n", " line 1", "premise or sentence1", "It has a, b, neutral")
     refused("nli", official(("en", "neutral", "a", "b"), ("de", "neutral", "a", "b")), " has no French", "de, en")
     good = {"premise": "a", "hypothesis": "b", "label": 2}
     for bad, words in (
-        ({**good, "label": 3}, ("label is 3",)),
-        ({**good, "label": -1}, ("label is -1",)),
+        ({**good, "label": 3}, ("label must be", "not 3")),
+        ({**good, "label": -1}, ("label must be", "not -1")),
         ({**good, "label": True}, ("bool",)),
-        ({**good, "premise": {"fr": "a"}}, ("premise should be a text, and is dict",)),
+        ({**good, "premise": {"fr": "a"}}, ("premise must be a string, not dict",)),
         ({**good, "hypothesis": None}, ("hypothesis",)),
         ({**good, "language": 3}, ("language",)),
         ({"premise": "a", "label": 1}, ("hypothesis or hypo or sentence2",)),
@@ -201,7 +203,7 @@ SENTENCES = [
 
 
 def columns(separator: str, row, sentences=SENTENCES) -> str:
-    """row: what stands in the line of a word, of its number, word and tag."""
+    """row: a function of a word's index, the word and its tag -> the columns of its line."""
     blocks = [[separator.join(row(i, w, t)) for i, (w, t) in enumerate(zip(*s))] for s in sentences]
     return "\n\n".join("\n".join(lines) for lines in blocks) + "\n"
 
@@ -216,7 +218,7 @@ def columns(separator: str, row, sentences=SENTENCES) -> str:
         lambda i, word, tag: (str(i + 1), word, "NOM", tag),
     ],
 )
-def test_a_word_a_line(examples, separator, row):
+def test_ner_columns(examples, separator, row):
     content = columns(separator, row)
     assert examples("ner", content) == (SENTENCES, [])
     around = "-DOCSTART- -X- O O\n\n# id = 1\n" + content + "\n\n \n-DOCSTART-\n# texte = Le groupe O\n\n" + content
@@ -228,13 +230,13 @@ def test_a_word_a_line(examples, separator, row):
 
 
 @pytest.mark.parametrize("word", ["[", "{", '{"', "[{"])
-def test_a_bracket_can_be_the_first_word(examples, word):
+def test_ner_sentence_that_begins_with_a_bracket(examples, word):
     sentence = [WordsExample((word, "]"), ("O", "B-MISC"))]
     for content in (f"{word}\tO\n]\tB-MISC", f"{word} X O\n] X B-MISC", f"{word}|O ]|B-MISC", f"{word}|X|O ]|X|B-MISC"):
         assert examples("ner", content) == (sentence, [])
 
 
-def test_numbers_that_are_words_are_no_index(examples):
+def test_words_that_are_numbers_are_not_an_index_column(examples):
     content = "1789 NUM O\nfut NOM B-MISC\n\n3 NUM O\n4 NUM O\n"
     assert examples("ner", content)[0] == [
         WordsExample(("1789", "fut"), ("O", "B-MISC")),
@@ -243,7 +245,7 @@ def test_numbers_that_are_words_are_no_index(examples):
     assert examples("ner", "0\tO\n1\tB-MISC\n")[0] == [WordsExample(("0", "1"), ("O", "B-MISC"))]
 
 
-def test_wikiner(examples):
+def test_ner_wikiner(examples):
     spelt = [" ".join(f"{word}|NOM|{tag}" for word, tag in zip(*sentence)) for sentence in SENTENCES]
     assert examples("ner", "\n" + "\n\n".join(spelt) + " \n") == (SENTENCES, [])
     spelt = [" ".join(f"{word}|{tag}" for word, tag in zip(*sentence)) for sentence in SENTENCES]
@@ -251,13 +253,13 @@ def test_wikiner(examples):
 
 
 @pytest.mark.parametrize("names", [("tokens", "ner_tags"), ("words", "tags")])
-def test_words_as_json(examples, names):
+def test_ner_json(examples, names):
     values = [dict(zip(names, sentence)) for sentence in SENTENCES]
     assert examples("ner", json_lines(values[0], {name: [] for name in names}, *values[1:])) == (SENTENCES, [])
     assert examples("ner", json.dumps(values, indent=1)) == (SENTENCES, [])
 
 
-def test_words_that_are_refused(refused):
+def test_ner_errors(refused):
     for tag in ("S-PER", "E-PER", "U-PER", "L-PER", "B-", "B", "o", "PER", "B_PER", "I-", "OO", ""):
         refused("ner", f"0\tun\tO\n1\tdeux\t{tag}\n", " line 2", f"the tag '{tag}'", "B-TYPE")
         if tag:
@@ -272,23 +274,23 @@ def test_words_that_are_refused(refused):
     refused("ner", "0\tun\tO\n1\tdeux\n", " line 2", "2 columns, not 3")
     refused("ner", "un NOM O\ndeux O\n", " line 2", "2 columns, not 3")
     refused("ner", "un\nO\n", " line 1", "1 columns, not 2")
-    refused("ner", "0\tun\tO\n1\tdeux\tO\nx\ttrois\tO\n", " line 3", "begins with x", "number")
-    refused("ner", "un|N|O deux|N|O\nun|N|O deux|O\n", " line 2", "deux|O should have 3 parts")
-    refused("ner", "un|O deux|O\nun|O deux\n", " line 2", "deux should have 2 parts")
-    refused("ner", "# rien\n\n-DOCSTART- -X- O O\n", " has no example of ner")
+    refused("ner", "0\tun\tO\n1\tdeux\tO\nx\ttrois\tO\n", " line 3", "begin with the index", "not with x")
+    refused("ner", "un|N|O deux|N|O\nun|N|O deux|O\n", " line 2", "deux|O must have 3 parts")
+    refused("ner", "un|O deux|O\nun|O deux\n", " line 2", "deux must have 2 parts")
+    refused("ner", "# rien\n\n-DOCSTART- -X- O O\n", " contains no ner example")
     good = {"tokens": ["un", "deux"], "ner_tags": ["O", "O"]}
     for bad, words in (
         ({**good, "ner_tags": ["O"]}, ("2 words and 1 tags",)),
-        ({**good, "ner_tags": [0, 1]}, ("numbers for tags", "names")),
-        ({**good, "ner_tags": "OO"}, ("ner_tags should be a list, and is str",)),
-        ({**good, "tokens": ["un", 2]}, ("a text, and is int",)),
-        ({**good, "ner_tags": ["O", None]}, ("a text, and is NoneType",)),
+        ({**good, "ner_tags": [0, 1]}, ("integer tags", "names")),
+        ({**good, "ner_tags": "OO"}, ("ner_tags must be a list, not str",)),
+        ({**good, "tokens": ["un", 2]}, ("a string, not int",)),
+        ({**good, "ner_tags": ["O", None]}, ("a string, not NoneType",)),
         ({"tokens": ["un"]}, ("no ner_tags or tags", "It has tokens")),
     ):
         refused("ner", json_lines(good, bad), " line 2", *words)
 
 
-# ---- questions -------------------------------------------------------------------------------------------------
+# ---- question answering ----------------------------------------------------------------------------------------
 
 CONTEXT = "L'été\u2028dure 😀 trois mois."
 QUESTION = {"id": "q1", "question": "Combien ?", "answers": [{"text": "trois", "answer_start": 13}]}
@@ -301,7 +303,7 @@ def squad(*qas: dict) -> dict:
 
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("ascii_only", [True, False])
-def test_squad(examples, indent, ascii_only):
+def test_qa_squad(examples, indent, ascii_only):
     two = {
         "id": 7,
         "question": "",
@@ -312,7 +314,7 @@ def test_squad(examples, indent, ascii_only):
     assert examples("qa", content) == ([EXPECTED, second, EXPECTED], [])
 
 
-def test_a_question_a_line(examples):
+def test_qa_json_lines(examples):
     value = {**QUESTION, "context": CONTEXT}
     hub = {**value, "answers": {"text": ["trois"], "answer_start": [13]}}
     unnamed = {key: hub[key] for key in ("context", "question", "answers")}
@@ -321,7 +323,7 @@ def test_a_question_a_line(examples):
     assert reports == []
 
 
-def test_questions_without_an_answer_are_left_out(examples):
+def test_questions_without_an_answer_are_skipped(examples):
     none = [
         {"id": "i", "question": "?", "is_impossible": True, "answers": [], "plausible_answers": QUESTION["answers"]},
         {"id": "j", "question": "?", "is_impossible": True, "answers": QUESTION["answers"]},
@@ -332,11 +334,11 @@ def test_questions_without_an_answer_are_left_out(examples):
     ]
     found, reports = examples("qa", json.dumps(squad(*none, {**QUESTION, "is_impossible": False})))
     assert found == [EXPECTED]
-    assert len(reports) == 1 and "/f: left out 6 questions" in reports[0]
+    assert len(reports) == 1 and "/f: skipped 6 questions" in reports[0]
 
 
 @pytest.mark.parametrize("start", [12, 14, -11, 10**6, 10**4000, True, 13.0, "13", None, [13]])
-def test_an_answer_that_is_not_at_its_offset_counts_for_scoring_only(examples, start):
+def test_an_answer_that_is_not_at_its_offset_is_used_for_scoring_only(examples, start):
     content = json.dumps(
         squad({**QUESTION, "answers": [{"text": "trois", "answer_start": start}, *QUESTION["answers"]]})
     )
@@ -345,33 +347,28 @@ def test_an_answer_that_is_not_at_its_offset_counts_for_scoring_only(examples, s
     assert len(reports) == 1 and len(reports[0]) < 400
     assert "/f, question q1: the answer «trois» is not at" in reports[0]
     if start == 12:
-        assert "answer_start 12, where there is « troi»" in reports[0]
+        assert "answer_start 12, where the context has « troi»" in reports[0]
 
 
-def test_true_is_not_the_offset_1(examples):
-    found, reports = examples(
-        "qa", json.dumps(squad({**QUESTION, "answers": [{"text": "'été", "answer_start": True}]}))
-    )
-    assert found[0].answers == (Answer("'été", None),) and len(reports) == 1
+@pytest.mark.parametrize("answer", [{"text": "'été", "answer_start": True}, {"text": "trois"}])
+def test_an_offset_that_is_true_or_missing(examples, answer):
+    """True is not the offset 1."""
+    found, reports = examples("qa", json.dumps(squad({**QUESTION, "answers": [answer]})))
+    assert found[0].answers == (Answer(answer["text"], None),) and len(reports) == 1
 
 
-def test_an_answer_without_an_offset_counts_for_scoring_only(examples):
-    found, reports = examples("qa", json.dumps(squad({**QUESTION, "answers": [{"text": "trois"}]})))
-    assert found[0].answers == (Answer("trois", None),) and len(reports) == 1
-
-
-def test_questions_that_are_refused(refused):
+def test_qa_errors(refused):
     line = {**QUESTION, "context": CONTEXT}
     for bad, words in (
-        ({**line, "answers": 3}, ("question q1", "answers should be a list, and is int")),
-        ({**line, "answers": ["trois"]}, ("question q1", "an answer should be an object")),
+        ({**line, "answers": 3}, ("question q1", "answers must be a list, not int")),
+        ({**line, "answers": ["trois"]}, ("question q1", "an answer must be an object")),
         ({**line, "answers": [{"answer_start": 13}]}, ("question q1", "no text", "It has answer_start")),
-        ({**line, "answers": [{"text": 3, "answer_start": 13}]}, ("question q1", "a text, and is int")),
+        ({**line, "answers": [{"text": 3, "answer_start": 13}]}, ("question q1", "a string, not int")),
         ({**line, "answers": {"text": ["trois"], "answer_start": []}}, ("question q1", "1 answers and 0 offsets")),
         ({**line, "answers": {"text": ["trois"]}}, ("question q1", "no answer_start")),
-        ({**line, "question": None}, ("question q1", "question should be a text")),
-        ({**line, "context": 3}, ("context should be a text",)),
-        ({**line, "id": [3]}, ("question 2: id should be a text",)),
+        ({**line, "question": None}, ("question q1", "question must be a string")),
+        ({**line, "context": 3}, ("context must be a string",)),
+        ({**line, "id": [3]}, ("question 2: id must be a string",)),
         ({"context": CONTEXT, "id": "q1", "answers": []}, ("question q1 has no question", "context, id, answers")),
         ({"question": "?", "id": "q1", "answers": []}, ("no context",)),
         ({"context": CONTEXT, "question": "?", "id": "q1"}, ("question q1 has no answers",)),
@@ -383,9 +380,9 @@ def test_questions_that_are_refused(refused):
     refused("qa", json.dumps(squad(QUESTION)).replace('"qas"', '"QAS"'), ", article 1, paragraph 1 has no qas")
     refused("qa", json.dumps(squad(QUESTION)).replace('"context"', '"c"'), ", article 1, paragraph 1 has no context")
     refused("qa", json.dumps(squad(QUESTION)).replace('"paragraphs"', '"p"'), ", article 1 has no paragraphs")
-    refused("qa", json.dumps({"data": {}}), ": data should be a list, and is dict")
-    refused("qa", json.dumps({"data": []}), " has no example of qa")
-    refused("qa", json.dumps(squad({**QUESTION, "answers": []})), " has no example of qa")
+    refused("qa", json.dumps({"data": {}}), ": data must be a list, not dict")
+    refused("qa", json.dumps({"data": []}), " contains no qa example")
+    refused("qa", json.dumps(squad({**QUESTION, "answers": []})), " contains no qa example")
 
 
 # ---- every task ------------------------------------------------------------------------------------------------
@@ -399,7 +396,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize("task", SMALL)
-def test_marks_line_ends_and_packings_change_nothing(tmp_path, examples, task):
+def test_byte_order_marks_line_ends_and_compression_change_nothing(tmp_path, examples, task):
     expected = examples(task, SMALL[task])
     crlf = SMALL[task].replace("\n", "\r\n")
     assert examples(task, "\ufeff" + crlf) == expected
@@ -428,7 +425,7 @@ def test_files_that_cannot_be_used(tmp_path, refused, task):
         read_task(task, [], print)
 
 
-def test_json_that_is_broken(refused):
+def test_invalid_json(refused):
     for task, good in (
         ("sentiment", {"text": "a", "label": 1}),
         ("nli", {"premise": "a", "hypothesis": "b", "label": "neutral"}),
@@ -436,9 +433,9 @@ def test_json_that_is_broken(refused):
         ("qa", {**QUESTION, "context": CONTEXT}),
     ):
         line = json.dumps(good)
-        refused(task, f"{line}\n\n{line[:-1]}\n{line}\n", " line 3, character", "is no JSON", "Repair the line")
-        refused(task, f"{line[:-1]}\n{line}\n", " line 1, character", "is no JSON")
-        refused(task, json.dumps([good, good], indent=1).replace(",", ";", 1), " line ", "is no JSON")
+        refused(task, f"{line}\n\n{line[:-1]}\n{line}\n", " line 3, character", "is not JSON", "Correct or remove")
+        refused(task, f"{line[:-1]}\n{line}\n", " line 1, character", "is not JSON")
+        refused(task, json.dumps([good, good], indent=1).replace(",", ";", 1), " line ", "is not JSON")
         refused(task, f"{line}\n" + '{"a":' * 100_000, " line 2", "nested too deeply")
         refused(task, '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", " line 1", "nested too deeply")
         refused(task, f"{line}\n" + '{"a": ' + "9" * 5000 + "}", " line 2", "thousands of digits")
@@ -452,8 +449,8 @@ def test_lone_surrogates_become_question_marks(examples):
     assert reports == []
 
 
-def test_a_task_that_is_none():
-    with pytest.raises(OptionError, match="no task pos: it is one of sentiment, ner, nli, qa"):
+def test_an_unknown_task():
+    with pytest.raises(OptionError, match="no task pos. Choose one of sentiment, ner, nli, qa"):
         read_task("pos", ["x"], print)
 
 
@@ -472,7 +469,7 @@ def real(task: str, name: str) -> tuple[list, list[str]]:
 
 
 @needs(REAL / "nli")
-def test_real_pairs():
+def test_real_nli():
     found, reports = real("nli", "nli/xnli.fr.dev.tsv")
     assert Counter(pair.label for pair in found) == dict.fromkeys(("contradiction", "entailment", "neutral"), 830)
     counts = [len(real("nli", f"nli/sick-fr.{name}.tsv")[0]) for name in ("train", "trial", "test")]
@@ -480,7 +477,7 @@ def test_real_pairs():
 
 
 @needs(REAL / "ner/wikineural.fr.val.conllu")
-def test_real_entities():
+def test_real_ner():
     found, reports = real("ner", "ner/wikineural.fr.val.conllu")
     lines = (REAL / "ner/wikineural.fr.val.conllu").read_bytes().split(b"\n")
     assert len(found) == 12600 and reports == []
@@ -491,7 +488,7 @@ def test_real_entities():
 
 
 @needs(REAL / "qa/piaf-v1.0.json")
-def test_real_questions():
+def test_real_qa():
     found, reports = real("qa", "qa/piaf-v1.0.json")
     assert len(found) == 3835 and len({question.context for question in found}) <= 761
     wrong = [question.id for question in found for answer in question.answers if answer.start is None]

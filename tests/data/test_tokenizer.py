@@ -1,4 +1,4 @@
-"""Text to ids: exactly CamemBERT's, as transformers' CamembertTokenizer gives them."""
+"""Token ids and offsets, compared with transformers' CamembertTokenizer."""
 
 import itertools
 import random
@@ -7,6 +7,7 @@ import time
 from unicodedata import combining
 
 import pytest
+import sentencepiece
 
 from data import DataError, Tokenizer, demo
 from data.tokenizer import tokenizer_beside
@@ -16,19 +17,20 @@ real = needs(REAL_TOKENIZER)
 EXPECTED = {
     "J'aime le camembert !": "5 121 11 660 16 730 25543 110 83 6",
     "Le transformeur est un modèle d'apprentissage profond introduit en 2017, utilisé principalement dans le domaine "
-    "du traitement automatique des langues (TAL).": "5 54 7196 297 30 23 776 18 11 3215 3705 8252 22 3164 1181 2116 "
-    "29 16 813 25 791 3314 20 3446 38 27575 120 6",
+    "du traitement automatique des langues (TAL).": "5 54 7196 297 30 23 776 18 11 3215 3705 8252 22 3164 1181 2116 29 "
+    "16 813 25 791 3314 20 3446 38 27575 120 6",
     "À l'instar des réseaux de neurones récurrents (RNN), les transformeurs sont conçus pour gérer des données "
-    "séquentielles, telles que le langage naturel, pour des tâches telles que la traduction et la synthèse de texte.":
-    "5 468 17 11 9088 20 1517 8 22804 18818 10 38 629 607 607 142 19 7196 867 56 10326 24 2267 20 416 5072 15612 233 "
-    "734 7 2399 27 16 3015 1649 7 24 20 4338 2399 27 13 3400 14 13 6189 8 930 9 6",
-}  # fmt: skip
+    "séquentielles, telles que le langage naturel, pour des tâches telles que la traduction et la synthèse de "
+    "texte.": "5 468 17 11 9088 20 1517 8 22804 18818 10 38 629 607 607 142 19 7196 867 56 10326 24 2267 20 416 5072 "
+    "15612 233 734 7 2399 27 16 3015 1649 7 24 20 4338 2399 27 13 3400 14 13 6189 8 930 9 6",
+}
 ODD = [
-    "", " ", "Le camembert est <mask> :)", "a<mask>b", "<mask>", "x <mask>, y", "le <mask><mask> chat", "x<s>y </s> z",
-    "<pad>x <unk> y <s>NOTUSED z", "</s>NOTUSED a", "<MASK> < mask >", "日本 ☃ 🙂 x", "▁a ▁ b", "œuvre ﬁ ½ e\u0301",
-    "a\u200bb \u2028c\u00a0d", "a\x00b", "  deux   espaces\tet\ntabulation ", "ddd.ddd.ddd.ddd", "AAAA-MM-JJ hh:mm:ss",
-    "=ROMAIN(999)", "zzz", "adresses.... Cela", "x" * 5000, "é" * 300, "🙂🙂 🙂",
-]  # fmt: skip
+    *("", " ", "Le camembert est <mask> :)", "a<mask>b", "<mask>", "x <mask>, y", "le <mask><mask> chat"),
+    *("x<s>y </s> z", "<pad>x <unk> y <s>NOTUSED z", "</s>NOTUSED a", "<MASK> < mask >", "日本 ☃ 🙂 x", "▁a ▁ b"),
+    *("œuvre ﬁ ½ e\u0301", "a\u200bb \u2028c\u00a0d", "a\x00b", "  deux   espaces\tet\ntabulation "),
+    *("ddd.ddd.ddd.ddd", "AAAA-MM-JJ hh:mm:ss", "=ROMAIN(999)", "zzz", "adresses.... Cela"),
+    *("x" * 5000, "é" * 300, "🙂🙂 🙂"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +39,15 @@ def tokenizer():
 
 
 @pytest.fixture(scope="module")
-def theirs(tmp_path_factory):
+def reference(tmp_path_factory):
     return transformers_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @real
-def test_the_known_ids(tokenizer):
+def test_known_ids(tokenizer):
     assert len(tokenizer) == 32005
-    assert (tokenizer.pad_id, tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.mask_id) == (
-        1, 3, 5, 6, 32004,
-    )  # fmt: skip
+    special = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.mask_id)
+    assert special == (1, 3, 5, 6, 32004)
     assert tokenizer.pieces([7, 8, 9]) == [",", "▁de", "."]
     for text, ids in EXPECTED.items():
         assert tokenizer.encode(text) == [int(i) for i in ids.split()]
@@ -54,24 +55,24 @@ def test_the_known_ids(tokenizer):
 
 @real
 @pytest.mark.parametrize("text", ODD)
-def test_odd_texts_and_special_tokens_agree_with_transformers(tokenizer, theirs, text):
-    assert tokenizer.encode(text) == theirs(text)["input_ids"]
-    assert [tokenizer.encode("Un chat.", text)] == theirs([("Un chat.", text)])["input_ids"]
+def test_odd_texts_and_special_tokens_agree_with_transformers(tokenizer, reference, text):
+    assert tokenizer.encode(text) == reference(text)["input_ids"]
+    assert [tokenizer.encode("Un chat.", text)] == reference([("Un chat.", text)])["input_ids"]
 
 
 @needs(REAL_TOKENIZER, REAL_TEXT)
-def test_20_000_lines_of_real_text_agree_with_transformers(tokenizer, theirs):
+def test_20_000_lines_of_real_text_agree_with_transformers(tokenizer, reference):
     lines = []
     for path in sorted(REAL_TEXT.glob("*.txt")):
         lines += random.Random(0).sample(path.read_text(encoding="utf-8").split("\n"), 2000)
     assert len(lines) == 20_000
-    ours, expected = tokenizer.encode_plain(lines), theirs(lines, add_special_tokens=False)["input_ids"]
-    for line, actual, wanted in zip(lines, ours, expected):
+    expected = reference(lines, add_special_tokens=False)["input_ids"]
+    for line, actual, wanted in zip(lines, tokenizer.encode_plain(lines), expected):
         assert actual == wanted, line
 
 
 @needs(REAL_TOKENIZER, REAL_TEXT)
-def test_decoding_inverts_up_to_normalisation(tokenizer):
+def test_decoding_returns_the_normalised_text(tokenizer):
     lines = (REAL_TEXT / "ud_french_sentences.txt").read_text(encoding="utf-8").split("\n")[:2000]
     normalize = tokenizer._sentencepiece.normalize
     checked = 0
@@ -88,16 +89,15 @@ def test_decoding_inverts_up_to_normalisation(tokenizer):
 def test_decoding_of_special_tokens(tokenizer):
     assert tokenizer.decode(tokenizer.encode("Le camembert est <mask> :)")) == "Le camembert est <mask> :)"
     assert tokenizer.decode(tokenizer.encode("un chat", "un chien") + [1, 1]) == "un chat un chien"
-    assert tokenizer.pieces([5, 0, 1, 2, 3, 4, 6, 32004]) == [
-        "<s>", "<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED", "</s>", "<mask>",
-    ]  # fmt: skip
+    special = ["<s>", "<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED", "</s>", "<mask>"]
+    assert tokenizer.pieces([5, 0, 1, 2, 3, 4, 6, 32004]) == special
     for wrong in (32005, -1):
         with pytest.raises(DataError, match="ids 0 to 32004"):
             tokenizer.decode([wrong])
 
 
-def test_another_vocabulary_is_read_from_the_file():
-    """The demo's tokenizer: the size and the id of <mask> are the file's, never a constant."""
+def test_vocabulary_size_is_read_from_the_file():
+    """The demo's tokenizer has another size, and another id for <mask>."""
     tokenizer = Tokenizer(demo.FOLDER)
     assert len(tokenizer) == tokenizer.mask_id + 1 == 1005
     assert tokenizer.ordinary_ids == range(7, 1004)
@@ -107,8 +107,8 @@ def test_another_vocabulary_is_read_from_the_file():
     assert all(i in tokenizer.ordinary_ids for i in tokenizer.encode(text)[1:-1])
 
 
-def test_the_words_kept_are_bounded(monkeypatch):
-    monkeypatch.setattr("data.tokenizer.CACHED_WORDS", 10)
+def test_the_cache_is_bounded(monkeypatch):
+    monkeypatch.setattr("data.tokenizer.CACHE_SIZE", 10)
     tokenizer = Tokenizer(demo.FOLDER)
     first = tokenizer.encode("Le film")
     tokenizer.encode_plain([f"mot{i}" for i in range(100)])
@@ -116,7 +116,7 @@ def test_the_words_kept_are_bounded(monkeypatch):
     assert tokenizer.encode("Le film") == first
 
 
-def test_the_file_beside_a_model(tmp_path):
+def test_tokenizer_beside(tmp_path):
     assert tokenizer_beside(tmp_path) is None
     shutil.copyfile(demo.FOLDER / "sentencepiece.bpe.model", tmp_path / "sentencepiece.bpe.model")
     assert tokenizer_beside(tmp_path) == tokenizer_beside(tmp_path / "model.safetensors")
@@ -124,43 +124,41 @@ def test_the_file_beside_a_model(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"Ceci n'est pas un tokenizer.\n" * 9, b"\x00\xff" * 500])
-def test_a_wrong_file_is_a_sentence(tmp_path, content):
+def test_errors_for_a_file_that_is_no_tokenizer(tmp_path, content):
     path = tmp_path / "sentencepiece.bpe.model"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(DataError, match="There is no tokenizer|not a SentencePiece model|not numbered") as caught:
+    message = "There is no tokenizer|not a SentencePiece model|are not CamemBERT's"
+    with pytest.raises(DataError, match=message) as caught:
         Tokenizer(path)
     assert str(path) in str(caught.value)
 
 
 OTHER_KINDS = {
-    "other special ids": (dict(pad_id=0, unk_id=1, bos_id=2, eos_id=3), "not numbered as CamemBERT's"),
+    "other special ids": (dict(pad_id=0, unk_id=1, bos_id=2, eos_id=3), "its ids, .* are not CamemBERT's"),
     "BPE": (dict(model_type="bpe"), "a BPE model"),
     "no dummy prefix": (dict(add_dummy_prefix=False), "no ▁ before a word"),
-    "▁ behind words": (dict(treat_whitespace_as_suffix=True), "no ▁ before a word"),
-    "pieces beyond a word": (dict(split_by_whitespace=False), "go beyond a word"),
-    "bytes": (dict(byte_fallback=True, vocab_size=400), "single bytes"),
+    "▁ after words": (dict(treat_whitespace_as_suffix=True), "no ▁ before a word"),
+    "pieces across words": (dict(split_by_whitespace=False), "span several words"),
+    "bytes": (dict(byte_fallback=True, vocab_size=400), "byte pieces"),
 }
 
 
 @pytest.mark.parametrize("kind", OTHER_KINDS)
-def test_a_sentencepiece_model_of_another_kind_is_refused(tmp_path, kind):
-    """Their ids would be wrong without a word."""
-    import sentencepiece
-
-    settings, sentence = OTHER_KINDS[kind]
+def test_errors_for_a_sentencepiece_model_of_another_kind(tmp_path, kind):
+    """Its ids would be wrong without any error."""
+    settings, message = OTHER_KINDS[kind]
+    settings = {"vocab_size": 200, "minloglevel": 2, **settings}
     with (tmp_path / "other.model").open("wb") as file:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=itertools.islice(demo.texts(), 300), model_writer=file,
-            **{"vocab_size": 200, "minloglevel": 2, **settings},
-        )  # fmt: skip
-    with pytest.raises(DataError, match=sentence):
+        texts = itertools.islice(demo.texts(), 300)
+        sentencepiece.SentencePieceTrainer.train(sentence_iterator=texts, model_writer=file, **settings)
+    with pytest.raises(DataError, match=message):
         Tokenizer(tmp_path / "other.model")
 
 
 # ---- encode_spans ----------------------------------------------------------------------------------------------
 
-HOSTILE = {
+LONG = {
     "one word": "a" * 100_000,
     "only spaces": " " * 100_000,
     "no-break spaces": "\u00a0" * 100_000,
@@ -188,32 +186,33 @@ HOSTILE = {
 
 
 def is_dropped(tokenizer, text: str) -> bool:
-    """Whether these characters leave nothing behind a letter, or combine with what stands before."""
+    """Whether each of these characters is dropped after a letter, or combines with the one before."""
     return all(tokenizer.encode_plain(["a" + c]) == tokenizer.encode_plain(["a"]) or combining(c) for c in text)
 
 
-def differ_as_documented(tokenizer, text: str, ids, ours, theirs) -> bool:
-    """Whether our spans are theirs, up to what the tokenizer drops after a piece, and the space before <mask>."""
-    for i, (start, end), (their_start, their_end) in zip(ids, ours, theirs, strict=True):
+def agree(tokenizer, text: str, ids, spans, offsets) -> bool:
+    """Whether spans equal transformers' offsets, which lack characters dropped after a piece and include the space
+    before <mask>."""
+    for i, (start, end), (first, after) in zip(ids, spans, offsets, strict=True):
         if i == tokenizer.mask_id:
-            their_start += len(text[their_start:their_end]) - len(text[their_start:their_end].lstrip(" "))
-        if start != their_start or end < their_end or not is_dropped(tokenizer, text[their_end:end]):
+            first += len(text[first:after]) - len(text[first:after].lstrip(" "))
+        if start != first or end < after or not is_dropped(tokenizer, text[after:end]):
             return False
     return True
 
 
 @needs(REAL_TOKENIZER, REAL_TEXT)
-def test_spans_of_real_text_are_the_offsets_of_transformers(tokenizer, theirs):
+def test_spans_of_real_text_are_the_offsets_of_transformers(tokenizer, reference):
     lines = []
     for path in sorted(REAL_TEXT.glob("*.txt")):
         lines += random.Random(1).sample(path.read_text(encoding="utf-8").split("\n"), 200)
     assert len(lines) == 2000
-    expected = theirs(lines, add_special_tokens=False, return_offsets_mapping=True)
+    expected = reference(lines, add_special_tokens=False, return_offsets_mapping=True)
     same = 0
     for line, ids, offsets in zip(lines, expected["input_ids"], expected["offset_mapping"]):
         actual, spans = tokenizer.encode_spans(line)
         assert [actual] == tokenizer.encode_plain([line]) == [ids]
-        assert differ_as_documented(tokenizer, line, ids, spans, offsets), line
+        assert agree(tokenizer, line, ids, spans, offsets), line
         same += spans == offsets
     assert same >= 1990  # the differences are rare
 
@@ -222,19 +221,19 @@ def test_spans_of_real_text_are_the_offsets_of_transformers(tokenizer, theirs):
 @pytest.mark.parametrize(
     "text", [*ODD, "e\u0301a", "a\u0301\u0302b", "x\u0301 y", "a\u200b b", "\u200b", "a …b", "㍿ x"]
 )
-def test_spans_of_odd_texts_are_the_offsets_of_transformers(tokenizer, theirs, text):
-    expected = theirs(text, add_special_tokens=False, return_offsets_mapping=True)
+def test_spans_of_odd_texts_are_the_offsets_of_transformers(tokenizer, reference, text):
+    expected = reference(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, spans = tokenizer.encode_spans(text)
     assert ids == expected["input_ids"]
-    assert differ_as_documented(tokenizer, text, ids, spans, expected["offset_mapping"]), spans
+    assert agree(tokenizer, text, ids, spans, expected["offset_mapping"]), spans
 
 
 @real
-def test_spans_where_we_differ_from_transformers(tokenizer, theirs):
-    """By hand, so that what differ_as_documented lets pass is no more than this."""
+def test_spans_that_differ_from_transformers(tokenizer, reference):
+    """By hand: agree() must allow these two differences and no others."""
 
     def offsets(text):
-        return theirs(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        return reference(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
 
     assert tokenizer.encode_spans("le <mask> chat")[1] == [(0, 2), (3, 9), (10, 14)]
     assert offsets("le <mask> chat") == [(0, 2), (2, 9), (10, 14)]
@@ -243,12 +242,12 @@ def test_spans_where_we_differ_from_transformers(tokenizer, theirs):
 
 
 @real
-@pytest.mark.parametrize("name", HOSTILE)
-def test_spans_of_hostile_text_are_found_in_time(tokenizer, name):
-    text = HOSTILE[name]
+@pytest.mark.parametrize("name", LONG)
+def test_spans_of_long_texts_take_linear_time(tokenizer, name):
+    text = LONG[name]
     start = time.process_time()
     ids, spans = tokenizer.encode_spans(text)
-    assert time.process_time() - start < 3  # seconds, where 0.3 was measured; quadratic time would be minutes
+    assert time.process_time() - start < 3  # seconds; 0.3 was measured, and quadratic time would be minutes
     assert [ids] == tokenizer.encode_plain([text])
     assert len(spans) == len(ids)
     assert all(0 <= first < after <= len(text) for first, after in spans)
@@ -257,14 +256,14 @@ def test_spans_of_hostile_text_are_found_in_time(tokenizer, name):
 
 @pytest.mark.parametrize("text", ["\ud800", "a\udfffb c"])
 def test_a_lone_surrogate_does_not_crash(text):
-    """JSON spells them, and the readers of data.tasks replace them; a caller's text may come without those."""
+    """JSON can contain them. data.tasks replaces them, but a caller's text may not come from there."""
     tokenizer = Tokenizer(demo.FOLDER)
     ids, spans = tokenizer.encode_spans(text)
     assert [ids] == tokenizer.encode_plain([text])
     assert all(0 <= first <= after <= len(text) for first, after in spans)
 
 
-def test_spans_of_any_text_cover_what_is_no_space():
+def test_spans_of_random_texts_cover_all_but_spaces():
     tokenizer, rng = Tokenizer(demo.FOLDER), random.Random(0)
     parts = [*"aé lt'.,0…½ﬁ\u0301\u200b\u00a0🙂漢▁<\n", "<mask>", "</s>", "le ", "film"]
     for _ in range(2000):
@@ -273,7 +272,7 @@ def test_spans_of_any_text_cover_what_is_no_space():
         assert [ids] == tokenizer.encode_plain([text])
         assert all(0 <= first < after <= len(text) for first, after in spans), text
         assert all(one[0] <= two[0] and one[1] <= two[1] for one, two in itertools.pairwise(spans)), text
-        covered = {place for span in spans for place in range(*span)}
-        left = "".join(c for place, c in enumerate(text) if place not in covered)
+        covered = {index for span in spans for index in range(*span)}
+        left = "".join(c for index, c in enumerate(text) if index not in covered)
         assert all(c.isspace() or c in "▁\u200b\u0301" for c in left), text
         assert not any(text[first].isspace() for first, _ in spans), text

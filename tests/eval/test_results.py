@@ -1,4 +1,4 @@
-"""The file of figures: whole or not there, and enough in it to have them again."""
+"""Result files: complete or absent, with what is needed to reproduce them."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from data import OptionError
-from eval.results import check_writable, command_line, provenance, show, warn, write_json
+from eval.results import check_writable, command_line, format_metrics, provenance, warn, write_json
 from model import ModelError
 from model.checkpoints.native import sha256
 
@@ -36,7 +36,7 @@ def test_provenance(tmp_path):
     json.dumps(found)
 
 
-def test_the_command_can_be_given_again(monkeypatch):
+def test_the_command_line_can_be_run_again(monkeypatch):
     arguments = ["--template", "Ce texte parle de {}.", "--labels", "l'été", "", "$HOME"]
     line = command_line("zero-shot", arguments)
     assert shlex.split(line) == ["python", "-m", "eval", "zero-shot", *arguments]
@@ -45,7 +45,7 @@ def test_the_command_can_be_given_again(monkeypatch):
     assert command_line("qa", ["--model", "runs/a.safetensors"]) == "python -m eval qa --model runs/a.safetensors"
 
 
-def test_whole_or_not_there(tmp_path):
+def test_json_files_are_complete_or_absent(tmp_path):
     path = tmp_path / "new" / "r.json"
     values = {"été": 1, "labels": ("a", "🎬"), "file": "not-utf-8-\udcff"}
     write_json(path, values)
@@ -59,7 +59,7 @@ def test_whole_or_not_there(tmp_path):
         write_json(path / "below", {})
 
 
-def test_whether_it_could_be_written(tmp_path):
+def test_writable_paths(tmp_path):
     check_writable(tmp_path / "new" / "r.json")
     assert [each.name for each in tmp_path.rglob("*")] == ["new"]
     (tmp_path / "there").write_text("a")
@@ -73,9 +73,11 @@ def test_whether_it_could_be_written(tmp_path):
         check_writable(tmp_path / ("a" * 300) / "r.json")
 
 
-def test_what_is_shown(capsys):
+def test_metrics_and_warnings_on_screen(capsys):
     figure = {"value": 0.5, "low": 0.25, "high": 0.75}
-    text = show({"accuracy": figure, "by_label": {"oui": {"f1": figure, "support": 3}, "non": {}}, "count": 4})
+    text = format_metrics(
+        {"accuracy": figure, "by_label": {"oui": {"f1": figure, "support": 3}, "non": {}}, "count": 4}
+    )
     assert text.split("\n") == [
         f"{'accuracy':<24} 0.5000   [0.2500, 0.7500]",
         "by_label",

@@ -1,4 +1,4 @@
-"""Held-out measures, counted over all batches together, against scikit-learn and the plain losses."""
+"""Validation figures over all batches together, against scikit-learn and the plain losses."""
 
 import math
 
@@ -6,67 +6,71 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score
 
+from data import DataError
 from data.blocks import Batch
 from eval.validation import validate
-from losses import distillation_loss
+from losses import LossSettings, distillation_loss, fused_distillation_loss
 from model import EncoderConfig, MaskedLM
 from model.training.device import Runtime
 from model.training.state import Diverged
-from train import Options
 
-MACHINE = Runtime(torch.device("cpu"))
-OPTIONS = Options(temperature=2.0, weights=(0.2, 0.3, 0.5))
+RUNTIME = Runtime(torch.device("cpu"))
+SETTINGS = LossSettings(temperature=2.0, weights=(0.2, 0.3, 0.5))
 
 
-def model(seed, **sizes):
+def model(seed, hidden_size=16):
     torch.manual_seed(seed)
-    sizes = dict(num_layers=1, hidden_size=16, num_heads=2, intermediate_size=16, vocab_size=12) | sizes
-    config = EncoderConfig(**sizes)
-    return MaskedLM(config).double().eval()
+    return MaskedLM(EncoderConfig(1, hidden_size, 2, 16, vocab_size=12)).double().eval()
+
+
+def close_models():
+    """A student and a teacher that predict the same tokens now and then."""
+    student, teacher = model(0), model(0)
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    return student, teacher
 
 
 def uneven_batches(student):
-    """Different counts of masked tokens, so that a mean of means would differ."""
+    """Different numbers of masked tokens, so that a mean of means would differ."""
     torch.manual_seed(1)
     batches = []
-    for rows, share in ((3, 0.9), (2, 0.2), (1, 0.5)):
+    for rows, fraction in ((3, 0.9), (2, 0.2), (1, 0.5)):
         input_ids = torch.randint(2, 12, (rows, 9))
         real = torch.arange(9) < torch.randint(2, 10, (rows, 1))
         input_ids[~real] = 1
         with torch.no_grad():
-            guesses = student(input_ids, real).argmax(dim=-1)
-        labels = torch.where(torch.rand(rows, 9) < 0.5, guesses, torch.randint(2, 12, (rows, 9)))
-        batches.append(Batch(input_ids, torch.where(real & (torch.rand(rows, 9) < share), labels, -100), real))
+            predictions = student(input_ids, real).argmax(dim=-1)
+        labels = torch.where(torch.rand(rows, 9) < 0.5, predictions, torch.randint(2, 12, (rows, 9)))
+        batches.append(Batch(input_ids, torch.where(real & (torch.rand(rows, 9) < fraction), labels, -100), real))
     return batches
+
+
+def one_batch(label):
+    return Batch(torch.full((1, 3), 5), torch.full((1, 3), label), torch.ones(1, 3, dtype=torch.bool))
 
 
 @torch.no_grad()
 def test_accuracies_agreement_and_losses_over_all_batches():
-    student, teacher = model(0), model(0)
-    for parameter in teacher.parameters():  # near enough to agree now and then
-        parameter += 0.05 * torch.randn_like(parameter)
+    student, teacher = close_models()
     batches = uneven_batches(student)
-    labels, guesses, theirs = [], [], []
+    labels, predictions, theirs, parts = [], [], [], []
     for batch in batches:
-        masked = batch.labels != -100
+        ids, masked = (batch.input_ids, batch.real), batch.labels != -100
+        own, other = student(*ids), teacher(*ids)
         labels += batch.labels[masked].tolist()
-        guesses += student(batch.input_ids, batch.real)[masked].argmax(dim=-1).tolist()
-        theirs += teacher(batch.input_ids, batch.real)[masked].argmax(dim=-1).tolist()
+        predictions += own[masked].argmax(dim=-1).tolist()
+        theirs += other[masked].argmax(dim=-1).tolist()
+        hidden = student.encoder(*ids), teacher.encoder(*ids)
+        parts.append(distillation_loss(own, other, *hidden, batch.labels, batch.real, temperature=2.0))
     student.train()
-    result = validate(student, teacher, batches, OPTIONS, MACHINE)
+    result = validate(student, teacher, batches, SETTINGS, RUNTIME)
     assert student.training and not teacher.training
-    student.eval()
-    assert result["accuracy"] == pytest.approx(accuracy_score(labels, guesses))
+    assert result["accuracy"] == pytest.approx(accuracy_score(labels, predictions))
     assert result["teacher_accuracy"] == pytest.approx(accuracy_score(labels, theirs))
-    assert result["agreement"] == pytest.approx(accuracy_score(theirs, guesses))
+    assert result["agreement"] == pytest.approx(accuracy_score(theirs, predictions))
     assert len({result["accuracy"], result["teacher_accuracy"], result["agreement"], 0.0, 1.0}) == 5
-    parts = [
-        distillation_loss(
-            student(b.input_ids, b.real), teacher(b.input_ids, b.real), student.encoder(b.input_ids, b.real),
-            teacher.encoder(b.input_ids, b.real), b.labels, b.real, temperature=2.0,
-        )
-        for b in batches
-    ]  # fmt: skip
     sums = [sum(part[i].item() for part in parts) for i in range(5)]
     soft, cosine, mlm = sums[0] / sums[3], sums[1] / sums[3], sums[2] / sums[4]
     assert result["soft_label_loss"] == pytest.approx(soft, rel=1e-9)
@@ -76,27 +80,45 @@ def test_accuracies_agreement_and_losses_over_all_batches():
     assert result["pseudo_perplexity"] == pytest.approx(math.exp(mlm), rel=1e-9)
 
 
-def test_without_a_teacher_and_with_a_wider_one():
+@pytest.mark.parametrize("weights", [(1.0, 0.0, 0.0), (0.0, 0.0, 2.0), (0.0, 0.3, 0.0)])
+def test_all_terms_are_computed_whatever_the_weights(monkeypatch, weights):
+    """The weights enter the total only; the fused loss, whose total is not used here, is not given any."""
+    student, teacher = close_models()
+    batches, keywords = uneven_batches(student), []
+
+    def spy(*arguments, **named):
+        keywords.append(named)
+        return fused_distillation_loss(*arguments, **named)
+
+    monkeypatch.setattr("eval.validation.fused_distillation_loss", spy)
+    expected = validate(student, teacher, batches, SETTINGS, RUNTIME)
+    result = validate(student, teacher, batches, SETTINGS._replace(weights=weights), RUNTIME)
+    terms = [result.pop(name) for name in ("soft_label_loss", "cosine_loss", "mlm_loss")]
+    assert result.pop("loss") == pytest.approx(sum(weight * term for weight, term in zip(weights, terms)), rel=1e-12)
+    assert terms == [expected[name] for name in ("soft_label_loss", "cosine_loss", "mlm_loss")] and min(terms) > 0
+    assert result == {name: expected[name] for name in result}
+    assert len(keywords) == 6 and not any("weights" in named for named in keywords)
+
+
+def test_without_a_teacher_and_with_one_of_another_width():
     student = model(0)
     batches = uneven_batches(student)
-    alone = validate(student, None, batches, OPTIONS, MACHINE)
+    alone = validate(student, None, batches, SETTINGS, RUNTIME)
     assert set(alone) == {"loss", "mlm_loss", "accuracy", "pseudo_perplexity"} and alone["loss"] == alone["mlm_loss"]
-    wider = validate(student, model(3, hidden_size=24), batches, OPTIONS, MACHINE)
+    wider = validate(student, model(3, hidden_size=24), batches, SETTINGS, RUNTIME)
     assert wider["mlm_loss"] == pytest.approx(alone["mlm_loss"]) and wider["cosine_loss"] == 0
     assert all(parameter.grad is None for parameter in student.parameters())
 
 
-def test_nothing_masked_is_a_sentence():
-    batch = Batch(torch.full((1, 3), 5), torch.full((1, 3), -100), torch.ones(1, 3, dtype=torch.bool))
-    for teacher in (None, model(1)):
-        with pytest.raises(ValueError, match="nothing can be measured"):
-            validate(model(0), teacher, [batch], OPTIONS, MACHINE)
+@pytest.mark.parametrize("teacher", [None, model(1)], ids=["alone", "with a teacher"])
+def test_no_masked_token_is_an_error(teacher):
+    with pytest.raises(DataError, match="No token of the held-out text is masked"):
+        validate(model(0), teacher, [one_batch(-100)], SETTINGS, RUNTIME)
 
 
-def test_outputs_that_are_no_numbers_are_no_measure():
+def test_outputs_that_are_not_finite_are_an_error():
     student = model(0)
     with torch.no_grad():
         student.bias[3] = float("inf")
-    batch = Batch(torch.full((1, 3), 5), torch.full((1, 3), 7), torch.ones(1, 3, dtype=torch.bool))
-    with pytest.raises(Diverged, match="no numbers"):
-        validate(student, None, [batch], OPTIONS, MACHINE)
+    with pytest.raises(Diverged, match="outputs on the held-out text are not finite"):
+        validate(student, None, [one_batch(7)], SETTINGS, RUNTIME)

@@ -1,4 +1,4 @@
-"""Equation (12) against numbers worked by hand, scikit-learn's log_loss and gradcheck."""
+"""Equation (12) against values computed by hand and scikit-learn's log_loss."""
 
 from math import log
 
@@ -20,7 +20,7 @@ def tensors():
 
 
 def test_by_hand():
-    """softmax(0, ln 3) = (1/4, 3/4): a label 0 costs ln 4, a label 1 costs ln 4/3, one of -100 nothing."""
+    """softmax(0, ln 3) = (1/4, 3/4): label 0 costs ln 4, label 1 ln 4/3, IGNORE_INDEX nothing."""
     logits = torch.tensor([[0.0, log(3.0)]] * 3)
     total, count = mlm_loss(logits, torch.tensor([0, 1, IGNORE_INDEX]))
     assert count == 2
@@ -30,9 +30,9 @@ def test_by_hand():
 def test_the_value_agrees_with_scikit_learn(tensors):
     logits, labels = tensors
     total, count = mlm_loss(logits, labels)
-    chosen = labels != IGNORE_INDEX
-    probabilities = logits[chosen].softmax(dim=-1).numpy()
-    expected = log_loss(labels[chosen].numpy(), probabilities, normalize=False, labels=numpy.arange(11))
+    masked = labels != IGNORE_INDEX
+    probabilities = logits[masked].softmax(dim=-1).numpy()
+    expected = log_loss(labels[masked].numpy(), probabilities, normalize=False, labels=numpy.arange(11))
     assert count == 6
     assert total.item() == pytest.approx(expected, rel=1e-10)
 
@@ -41,31 +41,14 @@ def test_the_gradient_is_softmax_minus_one_hot(tensors):
     logits, labels = tensors
     logits.requires_grad_()
     mlm_loss(logits, labels)[0].backward()
-    chosen = labels != IGNORE_INDEX
+    masked = labels != IGNORE_INDEX
     expected = logits.detach().softmax(dim=-1)
-    expected[chosen] -= torch.nn.functional.one_hot(labels[chosen], 11)
-    expected[~chosen] = 0
+    expected[masked] -= torch.nn.functional.one_hot(labels[masked], 11)
+    expected[~masked] = 0
     assert (logits.grad - expected).norm() / expected.norm() < 1e-12
 
 
-def test_gradcheck(tensors):
-    logits, labels = tensors
-    assert torch.autograd.gradcheck(lambda z: mlm_loss(z, labels)[0], logits.clone().requires_grad_())
-
-
-def test_what_is_not_masked_changes_nothing(tensors):
-    logits, labels = tensors
-    expected, _ = mlm_loss(logits, labels)
-    logits = logits.clone()
-    logits[labels == IGNORE_INDEX] = float("nan")
-    logits.requires_grad_()
-    total, _ = mlm_loss(logits, labels)
-    total.backward()
-    assert torch.equal(total, expected)
-    assert (logits.grad[labels == IGNORE_INDEX] == 0).all()
-
-
-def test_a_perfect_student_has_no_loss_and_no_gradient():
+def test_a_perfect_prediction_gives_no_loss_and_no_gradient():
     labels = torch.tensor([2, 0, IGNORE_INDEX])
     logits = torch.zeros(3, 4, dtype=torch.float64)
     logits[0, 2] = logits[1, 0] = 1e3
@@ -75,21 +58,6 @@ def test_a_perfect_student_has_no_loss_and_no_gradient():
     assert total == 0 and logits.grad.abs().max() == 0
 
 
-def test_half_precision_is_summed_in_float32():
-    torch.manual_seed(0)
-    logits, labels = torch.randn(400, 50).bfloat16(), torch.randint(0, 50, (400,))
-    total, _ = mlm_loss(logits, labels)
-    assert total.dtype == torch.float32
-    assert total.item() == pytest.approx(mlm_loss(logits.double(), labels)[0].item(), rel=1e-5)
-
-
-def test_no_token_is_no_loss():
-    logits = torch.ones(2, 3, requires_grad=True)
-    total, count = mlm_loss(logits, torch.full((2,), IGNORE_INDEX))
-    total.backward()
-    assert total == 0 and count == 0 and (logits.grad == 0).all()
-
-
-def test_shapes_that_do_not_fit_are_a_sentence():
+def test_shapes_that_do_not_match_are_refused():
     with pytest.raises(ValueError, match="without the vocabulary"):
         mlm_loss(torch.ones(2, 3), torch.zeros(3, dtype=torch.long))

@@ -1,4 +1,4 @@
-"""Equation (10) against numbers worked by hand, torch.distributions and gradcheck."""
+"""Equation (10) against values computed by hand and torch.distributions."""
 
 from math import log
 
@@ -6,9 +6,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, kl_divergence
 
-from losses import soft_label_loss
-
-DIRECTIONS = ["student-teacher", "teacher-student"]
+from losses import DIRECTIONS, soft_label_loss
 
 
 @pytest.fixture
@@ -41,7 +39,7 @@ def test_the_temperature_by_hand():
     assert total.item() == pytest.approx(4 * (0.25 * log(0.5) + 0.75 * log(1.5)), rel=1e-6)
 
 
-def test_as_printed_is_the_default(tensors):
+def test_the_default_is_the_printed_form(tensors):
     printed = soft_label_loss(*tensors, direction="student-teacher", temperature=1.0)
     assert soft_label_loss(*tensors)[0] == printed[0]
     assert soft_label_loss(*tensors)[0] != soft_label_loss(*tensors, direction="teacher-student")[0]
@@ -68,67 +66,24 @@ def test_value_and_gradient_agree_with_torch_distributions(tensors, direction, t
     assert (actual - wanted).norm() / wanted.norm() < 1e-12
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_gradcheck(tensors, direction):
-    student, teacher, real = (tensor[:2, :2] for tensor in tensors)
-    student = student.clone().requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda logits: soft_label_loss(logits, teacher, real, direction=direction, temperature=1.5)[0], student
-    )
-
-
-def test_padding_changes_nothing(tensors):
-    student, teacher, real = tensors
-    expected, _ = soft_label_loss(student, teacher, real)
-    student, teacher = student.clone(), teacher.clone()
-    student[~real], teacher[~real] = float("nan"), 1e4
-    student.requires_grad_()
-    total, _ = soft_label_loss(student, teacher, real)
-    total.backward()
-    assert torch.equal(total, expected)
-    assert (student.grad[~real] == 0).all() and student.grad[real].abs().max() > 0
-
-
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_student_equal_to_teacher_has_no_loss_and_no_gradient(tensors, direction):
-    teacher, _, real = tensors
-    student = teacher.clone().requires_grad_()
-    total, _ = soft_label_loss(student, teacher, real, direction=direction)
-    total.backward()
-    assert total.abs() < 1e-12 and student.grad.abs().max() < 1e-12
-
-
-def test_half_precision_is_summed_in_float32():
-    torch.manual_seed(0)
-    student, teacher = torch.randn(2, 400, 50).bfloat16()
-    real = torch.ones(400, dtype=torch.bool)
-    total, _ = soft_label_loss(student, teacher, real)
-    assert total.dtype == torch.float32
-    assert total.item() == pytest.approx(soft_label_loss(student.double(), teacher.double(), real)[0].item(), rel=1e-5)
-
-
-def test_extreme_logits_and_no_token_stay_finite():
+def test_extreme_logits_stay_finite():
     student = torch.tensor([[1e4, -1e4, 0.0]], requires_grad=True)
     total, _ = soft_label_loss(student, -student.detach(), torch.tensor([True]))
     total.backward()
     assert total.isfinite() and student.grad.isfinite().all()
-    nothing, count = soft_label_loss(student, student, torch.tensor([False]))
-    assert nothing == 0 and count == 0
 
 
 @pytest.mark.parametrize(
-    ("wrong", "sentence"),
+    ("wrong", "message"),
     [
         (dict(direction="reverse"), "not 'reverse'"),
         (dict(temperature=0.0), "above 0"),
         (dict(temperature=float("nan")), "above 0"),
-        (dict(teacher_logits=torch.zeros(2, 3)), "must be alike"),
+        (dict(teacher_logits=torch.zeros(2, 3)), "must have the same shape"),
         (dict(real=torch.ones(1, dtype=torch.bool)), "without the vocabulary"),
     ],
 )
-def test_nonsense_is_a_sentence(wrong, sentence):
-    good = dict(
-        student_logits=torch.zeros(2, 4), teacher_logits=torch.zeros(2, 4), real=torch.ones(2, dtype=torch.bool)
-    )
-    with pytest.raises(ValueError, match=sentence):
-        soft_label_loss(**{**good, **wrong})
+def test_invalid_arguments_are_refused(wrong, message):
+    logits, real = torch.zeros(2, 4), torch.ones(2, dtype=torch.bool)
+    with pytest.raises(ValueError, match=message):
+        soft_label_loss(**dict(student_logits=logits, teacher_logits=logits, real=real) | wrong)

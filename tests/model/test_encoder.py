@@ -9,9 +9,7 @@ from model.checkpoints.load import load_checkpoint
 from model.checkpoints.names import from_huggingface_key
 from tests.helpers import convert, huggingface_model, padded_batch, relative_norm
 
-BASE = dict(
-    num_hidden_layers=12, hidden_size=768, num_attention_heads=12, intermediate_size=3072, vocab_size=32005
-)  # fmt: skip
+BASE = dict(num_hidden_layers=12, hidden_size=768, num_attention_heads=12, intermediate_size=3072, vocab_size=32005)
 CONFIGURATIONS = {
     "two layers": {},
     "one layer": dict(num_hidden_layers=1),
@@ -27,10 +25,10 @@ LENGTHS = (37, 1, 512, 2)
 
 @pytest.fixture(params=CONFIGURATIONS, scope="module")
 def saved(request, tmp_path_factory):
-    """A transformers model, and where save_pretrained put it in float64 and in float32."""
+    """A transformers model, and the folders in which save_pretrained left it in float64 and in float32."""
     model = huggingface_model(**CONFIGURATIONS[request.param])
     folders = {}
-    for dtype in (torch.float32, torch.float64):  # rounded once, so that both files hold the same numbers
+    for dtype in (torch.float32, torch.float64):  # rounded once, so that both files hold the same values
         model = model.to(dtype)
         folders[dtype] = tmp_path_factory.mktemp("saved")
         model.save_pretrained(folders[dtype])
@@ -45,22 +43,19 @@ def test_every_hidden_state_and_the_logits_agree(saved, dtype, tolerance):
     theirs, folders = saved
     theirs = theirs.to(dtype)
     ours = load_checkpoint(folders[dtype])
-    assert ours.bias.dtype == dtype  # the converter keeps the file's precision
+    assert ours.bias.dtype == dtype  # the converter keeps the precision of the file
     config = ours.config
     lengths = (512, 1) if config.hidden_size == 768 else LENGTHS
     input_ids, mask = padded_batch(lengths, config.vocab_size, pad_id=config.pad_id)
-    everything = torch.ones_like(mask)
-    one = input_ids[:1, :20]  # a text without padding
     cases = [
         (input_ids, mask, mask),
-        (one, None, None),
-        (input_ids, None, mask),  # without a mask we find padding by its id …
-        (input_ids, everything, None),  # … where transformers attends to it, as we do when told to
+        (input_ids[:1, :20], None, None),  # without padding
+        (input_ids, None, mask),  # without a mask this encoder finds padding by its id …
+        (input_ids, torch.ones_like(mask), None),  # … and transformers attends to it
     ]
     for given, our_mask, their_mask in cases[: 2 if config.hidden_size == 768 else 4]:
-        expected = theirs(
-            given, attention_mask=None if their_mask is None else their_mask.long(), output_hidden_states=True
-        )
+        their_mask = None if their_mask is None else their_mask.long()
+        expected = theirs(given, attention_mask=their_mask, output_hidden_states=True)
         states = ours.encoder.hidden_states(given, our_mask)
         assert len(states) == config.num_layers + 1
         for state, hidden in zip(states, expected.hidden_states, strict=True):
@@ -82,34 +77,36 @@ def test_gradients_of_every_parameter_agree(saved):
     (ours(input_ids, mask)[mask] * weights).sum().backward()
     expected = {name.removeprefix("roberta."): p.grad for name, p in theirs.named_parameters(remove_duplicate=False)}
     token_type = expected.pop("embeddings.token_type_embeddings.weight")
-    for alias in ("lm_head.decoder.weight", "lm_head.decoder.bias"):  # the tied matrix and the bias once more
+    for alias in ("lm_head.decoder.weight", "lm_head.decoder.bias"):  # the tied matrix and the bias, a second time
         expected.pop(alias)
     expected = {from_huggingface_key(name, "MaskedLM"): gradient for name, gradient in expected.items()}
     actual = {name: parameter.grad for name, parameter in ours.named_parameters()}
     assert actual.keys() == expected.keys()
     largest = max(gradient.norm() for gradient in expected.values())
     for name in expected:
-        if name.endswith("attention.key.bias"):  # softmax does not see what all keys share: zero, but for rounding
+        if name.endswith("attention.key.bias"):  # zero up to rounding: softmax ignores what all keys have in common
             assert max(actual[name].norm(), expected[name].norm()) < 1e-10 * largest
         else:
             assert relative_norm(actual[name], expected[name]) < 1e-5, name
-    # the row that we folded into the positions has, in transformers, the sum of their gradients
+    # the token-type row, which the converter adds to each position row, gets the sum of their gradients
     assert relative_norm(actual["encoder.embeddings.position.weight"].sum(dim=0), token_type[0]) < 1e-5
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_equation_5_literally_equals_what_runs(dropout):
-    """In evaluation mode, so that dropout must not matter."""
+def test_the_literal_equation_5_equals_scaled_dot_product_attention(dropout):
+    """In evaluation mode, where dropout has no effect."""
     torch.manual_seed(0)
     model = MaskedLM(EncoderConfig(2, 48, 4, 80, 211, dropout=dropout)).double().eval()
     attention = model.encoder.layers[0].attention
     hidden = torch.randn(3, 11, 48, dtype=torch.float64)
     mask = torch.arange(11) < torch.tensor([[11], [4], [1]])
-    context, maps = scaled_dot_product(attention.queries(hidden), attention.keys(hidden), attention.values(hidden), mask)
+    context, maps = scaled_dot_product(
+        attention.queries(hidden), attention.keys(hidden), attention.values(hidden), mask
+    )
     assert (attention.out(attention.concatenate_heads(context)) - attention(hidden, mask)).abs().max() < 1e-12
     assert maps.shape == (3, 4, 11, 11)
     assert (maps.sum(dim=-1) - 1).abs().max() < 1e-12
-    assert maps[1, :, :, 4:].max() == 0  # nobody looks at padding
+    assert maps[1, :, :, 4:].max() == 0  # no token attends to padding
     assert torch.equal(maps, attention.attention_maps(hidden, mask))
 
 
@@ -130,7 +127,35 @@ def test_padding_changes_nothing():
     assert (model(long)[:, :5] - model(short)).abs().max() < 1e-12
 
 
-def test_a_text_of_padding_alone_stays_finite():
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 2**-7)], ids=str
+)
+def test_full_blocks_need_no_mask(monkeypatch, dtype, tolerance):
+    """has_padding=False equals the masked form to rounding, states and gradients, and passes no mask on."""
+    encoder = convert(huggingface_model()).eval().encoder
+    encoder = encoder if dtype == torch.float64 else encoder.float()
+    input_ids, mask = padded_batch((128, 128, 128), 211)
+    masks, results = [], []
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(*arguments, attn_mask=None, **keywords):
+        masks.append(attn_mask)
+        return attention(*arguments, attn_mask=attn_mask, **keywords)
+
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", spy)
+    for form in (dict(has_padding=False), dict(attention_mask=mask), dict()):
+        encoder.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            hidden = encoder(input_ids, **form)
+        hidden.square().sum().backward()
+        results.append((hidden, encoder.layers[0].attention.query.weight.grad, encoder.embeddings.word.weight.grad))
+    assert [each is None for each in masks] == [True] * 2 + [False] * 4
+    for actual, expected, without in zip(*results):
+        assert relative_norm(actual, expected) < tolerance and torch.equal(expected, without)
+        assert expected.norm() > 0
+
+
+def test_a_sequence_of_padding_alone_stays_finite():
     model = convert(huggingface_model())
     input_ids = torch.ones(2, 6, dtype=torch.long)
     input_ids[0, :3] = 9
@@ -138,20 +163,16 @@ def test_a_text_of_padding_alone_stays_finite():
     assert all(maps.isfinite().all() for maps in model.encoder.attention_maps(input_ids))
 
 
-def test_too_long_a_text_is_a_sentence():
-    model = MaskedLM(EncoderConfig(1, 8, 2, 8, 20))
-    model(torch.full((1, 512), 9))
-    with pytest.raises(ModelError, match="513 tokens is longer than the model's 512"):
-        model(torch.full((1, 513), 9))
-    with pytest.raises(ModelError, match="whole numbers"):
-        model(torch.zeros(1, 5))
-
-
-def test_a_mask_may_be_whole_numbers_but_not_added_to_scores():
+def test_invalid_input_is_refused():
     model = MaskedLM(EncoderConfig(1, 8, 2, 8, 20)).eval()
+    model(torch.full((1, 512), 9))
+    with pytest.raises(ModelError, match="513 tokens is longer than the model's maximum of 512"):
+        model(torch.full((1, 513), 9))
+    with pytest.raises(ModelError, match="input_ids must be integers"):
+        model(torch.zeros(1, 5))
     input_ids, mask = padded_batch((5, 2), 20)
     assert torch.equal(model(input_ids, mask.long()), model(input_ids, mask))
-    with pytest.raises(ModelError, match="no fraction"):
+    with pytest.raises(ModelError, match="an additive float mask is not"):
         model(input_ids, torch.where(mask, 0.0, -1e9))
 
 

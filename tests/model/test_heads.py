@@ -1,56 +1,39 @@
-"""The heads of section 4, against transformers' own on the same weights."""
+"""The heads of section 4 against transformers on the same weights, padded and packed."""
 
 import pytest
 import torch
-from transformers import CamembertConfig, CamembertForQuestionAnswering, CamembertForSequenceClassification
-from transformers import CamembertForTokenClassification as TheirTokenClassifier
 
+from eval.tasks.batching import packed_outputs
 from model import EncoderConfig, MaskedLM, ModelError, QuestionAnswerer, SequenceClassifier, TokenClassifier
-from model.checkpoints.names import from_huggingface_key
-from tests.helpers import padded_batch
+from tests.helpers import convert, huggingface_model, padded_batch
 
 CONFIG = EncoderConfig(2, 48, 4, 80, 211)
-THEIR_SIZES = dict(
-    num_hidden_layers=2, hidden_size=48, num_attention_heads=4, intermediate_size=80, vocab_size=211,
-    max_position_embeddings=514, type_vocab_size=1, pad_token_id=1, layer_norm_eps=1e-5,
-)  # fmt: skip
-HEADS = [
-    (CamembertForSequenceClassification, lambda: SequenceClassifier(CONFIG, 5),
-     {"dense": "classifier.dense", "output": "classifier.out_proj"}, (3, 5)),
-    (TheirTokenClassifier, lambda: TokenClassifier(CONFIG, 5), {"output": "classifier"}, (3, 9, 5)),
-    (CamembertForQuestionAnswering, lambda: QuestionAnswerer(CONFIG), {"output": "qa_outputs"}, (3, 9, 2)),
-]  # fmt: skip
+SEQLENS = (9, 4, 9, 1, 30, 4)
+HEADS = {
+    "CamembertForMaskedLM": (MaskedLM, {}, (6, 30, 211)),
+    "CamembertForSequenceClassification": (SequenceClassifier, dict(num_labels=3), (6, 3)),
+    "CamembertForTokenClassification": (TokenClassifier, dict(num_labels=5), (6, 30, 5)),
+    "CamembertForQuestionAnswering": (QuestionAnswerer, {}, (6, 30, 2)),
+}
 
 
-@pytest.mark.parametrize(("theirs", "ours", "names", "shape"), HEADS, ids=["sequence", "token", "question"])
+@pytest.mark.parametrize("kind", HEADS)
 @torch.no_grad()
-def test_the_head_agrees_with_transformers(theirs, ours, names, shape):
-    torch.manual_seed(0)
-    theirs = theirs(CamembertConfig(**THEIR_SIZES, num_labels=shape[-1])).double().eval()
-    for parameter in theirs.parameters():
-        parameter.add_(0.1 * torch.randn_like(parameter))
-    ours = ours().double().eval()
-    state = theirs.state_dict()
-    for our_name in ours.state_dict():
-        part, kind = our_name.rsplit(".", 1)
-        if part in names:
-            ours.state_dict()[our_name].copy_(state[f"{names[part]}.{kind}"])
-    for name, tensor in theirs.roberta.state_dict().items():
-        if "token_type" not in name:
-            ours.state_dict()[from_huggingface_key(name, "MaskedLM")].copy_(tensor)
-    ours.encoder.embeddings.position.weight.copy_(
-        state["roberta.embeddings.position_embeddings.weight"]
-        + state["roberta.embeddings.token_type_embeddings.weight"]
-    )
-    input_ids, mask = padded_batch((9, 4, 1), 211)
-    expected = theirs(input_ids, attention_mask=mask.long())
-    expected = (
-        torch.stack([expected.start_logits, expected.end_logits], dim=-1)
-        if isinstance(theirs, CamembertForQuestionAnswering)
-        else expected.logits
-    )
-    assert expected.shape == shape
-    assert (ours(input_ids, mask) - expected).abs().max() < 1e-10
+def test_the_head_agrees_with_transformers(kind):
+    ours_class, labels, shape = HEADS[kind]
+    theirs = huggingface_model(kind=kind, **labels)
+    ours = convert(theirs).eval()
+    assert type(ours) is ours_class
+    input_ids, mask = padded_batch(SEQLENS, 211)
+    result, actual = theirs(input_ids, attention_mask=mask.long()), ours(input_ids, mask)
+    expected = torch.stack([result.start_logits, result.end_logits], -1) if "start_logits" in result else result.logits
+    assert actual.shape == expected.shape == shape
+    packed = packed_outputs(ours, [row[real].tolist() for row, real in zip(input_ids, mask)], torch.device("cpu"))
+    assert len(packed) == len(SEQLENS)
+    for length, own, wanted, output in zip(SEQLENS, actual, expected, packed, strict=True):
+        own, wanted = (own, wanted) if len(shape) == 2 else (own[:length], wanted[:length])
+        assert (own - wanted).abs().max() < 1e-11
+        assert output.shape == wanted.shape and (output - wanted).abs().max() < 1e-11
 
 
 def test_the_decoder_is_the_word_embeddings():

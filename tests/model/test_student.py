@@ -1,4 +1,4 @@
-"""Section 3.1: the student starts as a part of its teacher."""
+"""Section 3.1: the student is initialised from layers of its teacher."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def teacher():
 
 
 @pytest.mark.parametrize("layers", [[0, 2, 4], [5], [3, 3, 1], list(range(6))])
-def test_every_number_is_copied_from_the_layer_named(teacher, layers):
+def test_each_layer_is_a_copy_of_the_given_teacher_layer(teacher, layers):
     student = initialise_student(teacher, layers)
     assert student.config.num_layers == len(student.encoder.layers) == len(layers)
     for number, source in enumerate(layers):
@@ -29,26 +29,26 @@ def test_every_number_is_copied_from_the_layer_named(teacher, layers):
             assert torch.equal(tensor, teacher.state_dict()[name]), name
 
 
-def test_the_precision_is_the_teachers(teacher):
+def test_the_precision_is_kept(teacher):
     teacher = teacher.double()
     student = initialise_student(teacher, [1])
     assert torch.equal(student.dense.weight, teacher.dense.weight) and student.dense.weight.dtype == torch.float64
 
 
-def test_the_students_dropout_can_be_its_own(teacher):
+def test_dropout_is_the_teachers_unless_given(teacher):
     assert initialise_student(teacher, [1]).config.dropout == 0.1
     student = initialise_student(teacher, [1], dropout=0.4)
     assert student.config.dropout == student.encoder.layers[0].dropout.p == 0.4
     assert teacher.config.dropout == 0.1
 
 
-def test_nothing_is_shared(teacher):
+def test_no_memory_is_shared(teacher):
     student = initialise_student(teacher, [0, 2])
     theirs = {parameter.data_ptr() for parameter in teacher.parameters()}
     assert not any(parameter.data_ptr() in theirs for parameter in student.parameters())
 
 
-def test_all_layers_make_the_teacher_again(teacher):
+def test_all_layers_give_the_teacher(teacher):
     student = initialise_student(teacher, range(6)).eval()
     input_ids, mask = padded_batch((7, 3), 50)
     assert torch.equal(student(input_ids, mask), teacher(input_ids, mask))
@@ -62,18 +62,17 @@ def test_layers_by_name():
     assert choose_layers("3", 6) == [3]
 
 
-@pytest.mark.parametrize(
-    ("choice", "sentence"),
-    [("distilbert", "of a teacher of 12"), ("0,6", "no layer 6"), ("-1", "no layer -1"), ("even", "not 'even'"),
-     ("", "not ''"), ("0,,2", "not '0,,2'")],
-)  # fmt: skip
-def test_a_choice_that_does_not_fit_is_a_sentence(choice, sentence):
-    with pytest.raises(ModelError, match=sentence):
+WRONG = {"0,6": "there is no layer 6", "-1": "there is no layer -1", "even": "not 'even'", "": "not ''"}
+WRONG |= {"0,,2": "not '0,,2'", "distilbert": "needs a teacher of 12 layers; this one has 6"}
+
+
+@pytest.mark.parametrize(("choice", "message"), WRONG.items())
+def test_a_choice_that_does_not_fit_the_teacher_is_refused(choice, message):
+    with pytest.raises(ModelError, match=message):
         choose_layers(choice, 6)
 
 
-def test_a_layer_that_is_not_there_is_refused(teacher):
-    with pytest.raises(ModelError, match="0 to 5: there is no layer 6"):
-        initialise_student(teacher, [0, 6])
-    with pytest.raises(ModelError, match="none was named"):
-        initialise_student(teacher, [])
+@pytest.mark.parametrize(("layers", "message"), [([0, 6], "0 to 5: there is no layer 6"), ([], "none was given")])
+def test_initialise_student_refuses_layers_that_the_teacher_lacks(teacher, layers, message):
+    with pytest.raises(ModelError, match=message):
+        initialise_student(teacher, layers)

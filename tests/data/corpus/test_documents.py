@@ -1,4 +1,4 @@
-"""Parts to documents: what a plain reading of the whole file gives, whatever it is packed in."""
+"""Parts to documents: the same as a simple reading of the whole file, in every format and compression."""
 
 import gzip
 import json
@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from data.corpus import files as corpus
+from data.corpus import files
 from data.corpus.documents import CONTROL, documents, has_control
-from data.corpus.files import BEGINNING, Part, find_sources, read_parts
-from tests.data.prepared import PACKINGS, write, write_parquet
+from data.corpus.files import START, Part, find_sources, read_parts
+from tests.data.prepared import COMPRESS, write, write_parquet
 
 CONTROLS = {chr(code) for code in [*range(0x20), *range(0x7F, 0xA0)]} - set("\t\n\r")  # Unicode's category Cc
 
 
 def read(*paths: Path, kind: str = "line", field: str | None = None, drop_control: bool = False):
-    """-> documents, what was counted."""
+    """-> documents, counts"""
     found, counts = [], Counter()
     for part in read_parts(find_sources(map(str, paths), kind), field=field):
         found += documents(part, field, drop_control, counts)
@@ -27,14 +27,14 @@ def read(*paths: Path, kind: str = "line", field: str | None = None, drop_contro
 
 
 def of(content: bytes | str | list[str], kind: str, field: str | None = None, drop_control: bool = False):
-    """The documents of one part -> them, what was counted."""
+    """Documents of one part -> documents, counts"""
     counts = Counter()
     content = content.encode() if isinstance(content, str) else content
-    return list(documents(Part(kind, content, BEGINNING, 0, {}), field, drop_control, counts)), dict(counts)
+    return list(documents(Part(kind, content, START, 0, {}), field, drop_control, counts)), dict(counts)
 
 
-def plainly(content: bytes, kind: str) -> tuple[list[list[str]], int]:
-    """The whole file at once, line by line -> documents, lines that are not UTF-8."""
+def read_simply(content: bytes, kind: str) -> tuple[list[list[str]], int]:
+    """Reads the whole file at once, line by line -> documents, number of lines that are not UTF-8"""
     lines, bad = [], 0
     for line in re.split(rb"\r\n|\r|\n", content):
         try:
@@ -59,33 +59,33 @@ BROKEN = [b"\xff", b"\xc3", b"\xe2\x82", b"\x80", b"\xed\xa0\x80"]
 
 
 @pytest.mark.parametrize("kind", ["line", "blank"])
-def test_every_content_gives_the_documents_of_a_plain_reading(tmp_path, monkeypatch, kind):
-    """Of 600 random files, cut at random: every end of a line, blank lines and blanks, broken characters."""
-    chance, several, cuts = random.Random(kind), 0, 0
+def test_random_files_give_the_documents_of_a_simple_reading(tmp_path, monkeypatch, kind):
+    """600 random files in parts of random size: all line ends, blank lines, spaces, invalid UTF-8."""
+    chance, several, many_parts = random.Random(kind), 0, 0
     for number in range(600):
         pieces = [piece.encode() for piece in chance.sample(PIECES, chance.randrange(1, len(PIECES)))]
         pieces += BROKEN * (number % 3 == 0)
         content = b"".join(chance.choices(pieces, k=chance.randrange(120)))
-        content = b"" if content[:2] in corpus.UTF16 else content
-        monkeypatch.setattr(corpus, "PART_BYTES", chance.randrange(1, 80))
-        monkeypatch.setattr(corpus, "READ_BYTES", chance.randrange(1, 80))
+        content = b"" if content[:2] in files.UTF16 else content
+        monkeypatch.setattr(files, "PART_BYTES", chance.randrange(1, 80))
+        monkeypatch.setattr(files, "READ_BYTES", chance.randrange(1, 80))
         path = tmp_path / ("a.txt.gz" if number % 5 == 0 else "a.txt")
         path.write_bytes(gzip.compress(content, 1) if number % 5 == 0 else content)
-        expected, bad = plainly(content, kind)
+        expected, bad = read_simply(content, kind)
         found, counts = read(path, kind=kind)
         assert found == expected, content
         assert counts["lines that are not UTF-8"] == bad
         several += len(expected) > 1
-        cuts += sum(1 for _ in read_parts(find_sources([str(path)], kind))) > 2
-    assert several > 300 and cuts > 200  # there was something to be wrong
+        many_parts += sum(1 for _ in read_parts(find_sources([str(path)], kind))) > 2
+    assert several > 300 and many_parts > 200
 
 
-def test_the_same_documents_whatever_the_packing(tmp_path):
+def test_every_format_and_compression_gives_the_same_documents(tmp_path):
     expected = [["Un été.", "Deux mots"], ["  Trois\tfois ", "«\u00a0Oui\u00a0»"], ["😀"]] * 7
     texts = ["\n".join(document) for document in expected]
     texts[3] = texts[3].replace("\n", "\r\n")
     texts[4] = texts[4].replace("\n", "\r")
-    for suffix in PACKINGS:
+    for suffix in COMPRESS:
         blank = write(tmp_path / f"a.txt{suffix}", "\n\n".join(texts).encode())
         assert read(blank, kind="auto") == (expected, {}), suffix
         for ascii_only in (True, False):
@@ -99,29 +99,29 @@ def test_the_same_documents_whatever_the_packing(tmp_path):
 # ---- plain text ------------------------------------------------------------------------------------------------
 
 
-def test_one_document_a_line_whatever_ends_it():
+def test_one_document_per_line_with_every_line_end():
     content = "\ufeffUn été.\r\n\n   \n  Deux\tmots. \rTrois.\nfin sans retour"
     assert of(content, "line") == ([["Un été."], ["  Deux\tmots. "], ["Trois."], ["fin sans retour"]], {})
 
 
-def test_blank_lines_are_between_documents_however_many_and_whatever_blanks_they_have():
+def test_any_number_of_blank_lines_separates_documents():
     content = "\n\na\n  b\n\n\n \t\nc\r\n\u00a0\r\n  d\n\n\n"
     assert of(content, "blank") == ([["a", "  b"], ["c"], ["  d"]], {})
 
 
-def test_lines_that_are_not_utf8_are_counted_and_dropped_and_no_others():
+def test_only_lines_that_are_not_utf8_are_dropped_and_counted():
     content = b"bon\n" + "été\n".encode("latin-1") + "été\n".encode() + b"cou\xc3\np\xc3\xa9\n\xe2\x82\n\xed\xa0\x80"
     assert of(content, "line") == ([["bon"], ["été"], ["pé"]], {"lines that are not UTF-8": 4})
     assert of(content, "blank") == ([["bon", "été", "pé"]], {"lines that are not UTF-8": 4})
 
 
-def test_a_byte_order_mark_is_no_text_wherever_files_were_joined():
+def test_byte_order_marks_are_removed_at_line_beginnings():
     for broken, counts in ((b"", {}), (b"\xff\n", {"lines that are not UTF-8": 1})):
         content = "\ufeffa\n\ufeff\ufeffb\ufeff\n\ufeff\nc\n".encode() + broken
         assert of(content, "line") == ([["a"], ["\ufeffb\ufeff"], ["c"]], counts)
 
 
-def test_nothing_gives_nothing():
+def test_blank_content_gives_no_document():
     for kind in ("line", "blank", "json"):
         for content in (b"", b"\n", b" \n\t\r\n\x0c\n \n\n", b"\xef\xbb\xbf"):
             assert of(content, kind) == ([], {})
@@ -131,7 +131,7 @@ def test_nothing_gives_nothing():
 # ---- control characters ----------------------------------------------------------------------------------------
 
 
-def test_control_characters_are_unicodes_but_for_tab_and_line_ends():
+def test_control_characters_are_category_cc_without_tab_and_line_ends():
     for code in range(0x500):
         assert bool(CONTROL.search(f"a{chr(code)}b")) == (chr(code) in CONTROLS)
         assert has_control(f"a{chr(code)}b".encode()) == (chr(code) in CONTROLS)
@@ -139,16 +139,16 @@ def test_control_characters_are_unicodes_but_for_tab_and_line_ends():
 
 
 @pytest.mark.parametrize("control", ["\x00", "\x08", "\x0c", "\x1b", "\x7f", "\x80", "\x9f"])
-def test_paragraphs_with_control_characters_are_counted_or_dropped_and_no_others(control):
+def test_only_paragraphs_with_control_characters_are_counted_or_dropped(control):
     bad, worse = f"a{control}b", f"{control}{control} c"
     texts = [f"one\n{bad}\ntab\t", worse, "two"]
     as_json = [json.dumps({"text": text}) for text in texts]
-    in_capitals = [re.sub(r"u00..", lambda code: code[0].upper().replace("U", "u"), line) for line in as_json]
+    upper_case = [re.sub(r"u00..", lambda code: code[0].upper().replace("U", "u"), line) for line in as_json]
     name = "paragraphs with control characters"
     for kind, content in (
         ("blank", "\n\n".join(texts)),
         ("json", "\n".join(as_json)),
-        ("json", "\n".join(in_capitals)),
+        ("json", "\n".join(upper_case)),
         ("parquet", texts),
     ):
         assert of(content, kind) == ([["one", bad, "tab\t"], [worse], ["two"]], {name: 2})
@@ -160,7 +160,7 @@ def test_paragraphs_with_control_characters_are_counted_or_dropped_and_no_others
 # ---- JSON lines ------------------------------------------------------------------------------------------------
 
 
-def test_the_text_is_in_the_field_named_else_in_text_else_in_content():
+def test_the_field_is_the_given_one_or_text_or_content():
     line = json.dumps({"content": "c", "text": "t", "body": "b"})
     assert of(line, "json") == ([["t"]], {})
     assert of(line, "json", field="body") == ([["b"]], {})
@@ -173,25 +173,18 @@ def test_lines_without_a_text_are_counted():
     assert of("\n".join(["", *lines, '{"text": "a"}']), "json") == ([["a"]], {"JSON lines without a text": len(lines)})
 
 
-def test_lines_that_are_no_json_are_counted():
-    lines = [
-        '{"text": "a"',
-        "{text: 'a'}",
-        "text",
-        '{"text": "a"} x',
-        "[" * 99_999,
-        '{"n": ' + "9" * 5000 + "}",
-        "\x00",
-    ]
+def test_lines_that_are_not_json_are_counted():
+    lines = ['{"text": "a"', "{text: 'a'}", "text", '{"text": "a"} x', "[" * 99_999, "\x00"]
+    lines.append('{"n": ' + "9" * 5000 + "}")
     content = "\n".join([*lines, "  ", '{"text": "été"}'])
     assert of(content, "json") == ([["été"]], {"lines that are no JSON": len(lines)})
     broken = b'{"text": "\xff"}\n{"text": "a"}'
     assert of(broken, "json") == ([["a"]], {"lines that are not UTF-8": 1})
 
 
-def test_half_a_surrogate_pair_becomes_a_question_mark():
+def test_half_of_a_surrogate_pair_becomes_a_question_mark():
     assert of('{"text": "a \\ud83d b \\ud83d\\ude00"}', "json") == ([["a ? b 😀"]], {})
 
 
-def test_a_text_in_json_has_its_own_lines():
+def test_line_ends_within_a_json_text():
     assert of('{"text": "a\\n\\nb\\r\\n \\rc"}\r\n{"text": "d"}\r\n', "json") == ([["a", "b", "c"], ["d"]], {})

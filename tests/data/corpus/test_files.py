@@ -1,4 +1,4 @@
-"""Files to parts: everything that is there, cut at the same places wherever one begins to read."""
+"""Files to parts: nothing is lost, and the parts are the same wherever reading begins."""
 
 import errno
 import gzip
@@ -15,22 +15,22 @@ from pathlib import Path
 import pytest
 
 from data import DataError
-from data.corpus import files as corpus
-from data.corpus.files import Place, Source, corpus_files, find_sources, guess, read_parts
-from tests.data.prepared import PACKINGS, write, write_parquet
+from data.corpus import files as reader
+from data.corpus.files import START, Position, Source, corpus_files, find_sources, guess_kind, read_parts
+from tests.data.prepared import COMPRESS, write, write_parquet
 from tests.helpers import REPOSITORY
 
-BLOCK = (1 << 17) + 1000  # at most so much hangs on one bit of these
+BLOCK = (1 << 17) + 1000  # bytes that one flipped bit can damage, at most
 
 
 @pytest.fixture
 def small(monkeypatch):
-    """Parts of some hundred bytes."""
-    for name, size in (("PART_BYTES", 500), ("READ_BYTES", 130), ("LONGEST", 2000)):
-        monkeypatch.setattr(corpus, name, size)
+    """Parts of a few hundred bytes."""
+    for name, size in (("PART_BYTES", 500), ("READ_BYTES", 130), ("MAX_DOCUMENT_BYTES", 2000)):
+        monkeypatch.setattr(reader, name, size)
 
 
-def parts(*paths: Path, start: Place = corpus.BEGINNING, documents: str = "line", field: str | None = None):
+def parts(*paths: Path, start: Position = START, documents: str = "line", field: str | None = None):
     return list(read_parts(find_sources(map(str, paths), documents), start, field))
 
 
@@ -54,22 +54,21 @@ def test_files_and_folders_in_a_fixed_order(tmp_path):
     (tmp_path / "sub" / "loop").symlink_to(tmp_path)  # read once
     found = [str(tmp_path / name) for name in ("a.txt.gz", "b.txt", "sub/c.JSONL", "sub/d.parquet", "z.txt.zst")]
     assert corpus_files([tmp_path]) == found
-    assert corpus_files([tmp_path / "notes.md", "-", tmp_path / "b.txt"]) == [
-        str(tmp_path / "notes.md"), "-", str(tmp_path / "b.txt")
-    ]  # fmt: skip
+    given = [str(tmp_path / "notes.md"), "-", str(tmp_path / "b.txt")]
+    assert corpus_files(given) == given
 
 
-def test_patterns_are_every_text_that_they_match_sorted(tmp_path):
+def test_patterns_give_all_matching_files_sorted(tmp_path):
     for name in ("b.txt", "a.txt", "a.csv", "sub/c.txt", "x[1].txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
     (tmp_path / "folder.txt").mkdir()
     assert corpus_files([tmp_path / "[ab].txt"]) == [str(tmp_path / "a.txt"), str(tmp_path / "b.txt")]
     assert corpus_files([f"{tmp_path}/**/c.*"]) == [str(tmp_path / "sub/c.txt")]
-    assert corpus_files([tmp_path / "x[1].txt"]) == [str(tmp_path / "x[1].txt")]  # a file that is called so
+    assert corpus_files([tmp_path / "x[1].txt"]) == [str(tmp_path / "x[1].txt")]  # an existing name, not a pattern
 
 
-def test_a_linked_folder_is_read(tmp_path):
+def test_linked_folders_are_read(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "a.txt").write_text("a")
     (tmp_path / "corpus").mkdir()
@@ -77,13 +76,13 @@ def test_a_linked_folder_is_read(tmp_path):
     assert corpus_files([tmp_path / "corpus"]) == [str(tmp_path / "corpus/link/a.txt")]
 
 
-def test_of_several_names_of_one_folder_the_first_is_taken(tmp_path, monkeypatch):
+def test_a_folder_with_several_names_is_read_under_the_first(tmp_path, monkeypatch):
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "x.txt").write_text("a")
     for name in "acd":
         (tmp_path / name).symlink_to(tmp_path / "b")
     walk = os.walk
-    for backwards in (False, True):  # as the disk may list them
+    for backwards in (False, True):  # the order in which a disk lists them is not fixed
 
         def walked(*arguments, backwards=backwards, **settings):
             for place, folders, names in walk(*arguments, **settings):
@@ -94,32 +93,40 @@ def test_of_several_names_of_one_folder_the_first_is_taken(tmp_path, monkeypatch
         assert corpus_files([tmp_path]) == [str(tmp_path / "a" / "x.txt")]
 
 
-@pytest.mark.parametrize(
-    ("name", "sentence"),
-    [("nothing.txt", "There is no corpus"), ("*.nothing", "There is no corpus"), ("empty", "has no .txt"),
-     ("model.safetensors", "is no text"), ("text.tar.gz", "is no text"), ("fifo.txt", "is no text"),
-     ("*.txt", "fifo.txt is no text"), ("folder", "fifo.txt is no text"), ("gone.txt", "is no text")],
-)  # fmt: skip
-def test_what_cannot_be_a_corpus_is_a_sentence(tmp_path, name, sentence):
+NOT_A_CORPUS = {
+    "nothing.txt": "There is no corpus",
+    "*.nothing": "There is no corpus",
+    "empty": "has no .txt",
+    "model.safetensors": "is not text",
+    "text.tar.gz": "is not text",
+    "fifo.txt": "is not text",
+    "*.txt": "fifo.txt is not text",
+    "folder": "fifo.txt is not text",
+    "gone.txt": "is not text",
+}
+
+
+@pytest.mark.parametrize("name", NOT_A_CORPUS)
+def test_paths_without_text_are_refused(tmp_path, name):
     (tmp_path / "empty").mkdir()
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "fifo.txt")
-    os.mkfifo(tmp_path / "folder" / "fifo.txt")  # to open it would be to wait for ever
-    (tmp_path / "gone.txt").symlink_to(tmp_path / "not there")
+    os.mkfifo(tmp_path / "folder" / "fifo.txt")  # opening it would block
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "missing")
     for file in ("text.tar.gz", "model.safetensors"):
         (tmp_path / file).write_bytes(b"x")
-    with pytest.raises(DataError, match=sentence) as caught:
+    with pytest.raises(DataError, match=NOT_A_CORPUS[name]) as caught:
         corpus_files([tmp_path / name])
     assert str(tmp_path) in str(caught.value)
 
 
-def test_standard_input_can_be_named_once():
+def test_standard_input_can_be_given_only_once():
     with pytest.raises(DataError, match="once"):
         corpus_files(["-", "-"])
 
 
 @pytest.mark.parametrize("folder", ["corpus", "corpus/sub"])
-def test_a_folder_that_cannot_be_read_is_a_sentence(tmp_path, monkeypatch, folder):
+def test_an_unreadable_folder_is_an_error(tmp_path, monkeypatch, folder):
     (tmp_path / "corpus/sub").mkdir(parents=True)
     (tmp_path / "corpus/a.txt").write_text("a")
     scandir = os.scandir
@@ -134,48 +141,44 @@ def test_a_folder_that_cannot_be_read_is_a_sentence(tmp_path, monkeypatch, folde
         corpus_files([tmp_path / "corpus"])
 
 
-@pytest.mark.parametrize(
-    ("content", "kind"),
-    [
-        (b"", "line"), (b"a\nb\nc\n", "line"), (b"a\n\nb\n", "line"), (b"\n\n\na\nb\n\n\n", "line"),
-        (b"a\nb\n\nc\n\nd\n", "blank"), (b"a\r\n\r\nb\r\nb\r\n\r\nc\r\n", "blank"), (b"a\r\rb\r\rc", "blank"),
-        (b"a\n \t\nb\n  \nc", "blank"), (b"a\n" * 900 + b"\nb\n\nc\n", "line"), (b"\xff\xfea\n\nb\n\nc", "blank"),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("suffix", PACKINGS)
-def test_blank_lines_now_and_then_in_the_beginning_are_between_documents(tmp_path, content, kind, suffix):
-    assert guess(str(write(tmp_path / f"a.txt{suffix}", content))) == kind
+LINE = [b"", b"a\nb\nc\n", b"a\n\nb\n", b"\n\n\na\nb\n\n\n", b"a\n" * 900 + b"\nb\n\nc\n"]
+BLANK = [b"a\nb\n\nc\n\nd\n", b"a\r\n\r\nb\r\nb\r\n\r\nc\r\n", b"a\r\rb\r\rc"]
+BLANK += [b"a\n \t\nb\n  \nc", b"\xff\xfea\n\nb\n\nc"]
 
 
-def test_the_form_of_a_file_is_by_its_name_then_the_option_then_the_guess(tmp_path):
+@pytest.mark.parametrize(("content", "kind"), [(c, "line") for c in LINE] + [(c, "blank") for c in BLANK])
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_blank_lines_at_the_beginning_of_a_file_decide_its_kind(tmp_path, content, kind, suffix):
+    assert guess_kind(str(write(tmp_path / f"a.txt{suffix}", content))) == kind
+
+
+def test_the_kind_of_a_file_is_given_by_its_name_or_the_option_or_guessed(tmp_path):
     for name in ("a.txt", "b.jsonl", "c.json.gz", "d.ndjson", "e.parquet", "f"):
         write(tmp_path / name, b"a\n\nb\n\nc\n")
     files = corpus_files(sorted(tmp_path.iterdir()))
-    forms = ["json", "json", "json", "parquet"]
-    assert [source.kind for source in find_sources(files, "auto")] == ["blank", *forms, "blank"]
-    assert [source.kind for source in find_sources(files, "line")] == ["line", *forms, "line"]
+    kinds = ["json", "json", "json", "parquet"]
+    assert [source.kind for source in find_sources(files, "auto")] == ["blank", *kinds, "blank"]
+    assert [source.kind for source in find_sources(files, "line")] == ["line", *kinds, "line"]
     assert [source.size for source in find_sources(files, "line")] == [os.path.getsize(file) for file in files]
 
 
 # ---- files to parts --------------------------------------------------------------------------------------------
 
 
-def test_nothing_of_any_file_is_lost(tmp_path, small):
+def test_parts_hold_everything(tmp_path, small):
     contents = [b"", b"\n", b"no end", b"1\n\r\n\r2", numbered_lines(300), b"\n" * 1000, b"x" * 499 + b"\n"]
-    contents += [b"y" * (size - 1) + b"\n" for size in (129, 130, 131, 500, 501, 520, 650)]  # all of it one part
+    contents += [b"y" * (size - 1) + b"\n" for size in (129, 130, 131, 500, 501, 520, 650)]  # one part each
     paths = [write(tmp_path / f"{number:02}.txt", content) for number, content in enumerate(contents)]
     found = parts(*paths)
     assert joined(found) == b"".join(contents)
     assert [part.end for part in found] == sorted(part.end for part in found)
-    assert found[-1].end == Place(len(paths), 0) and found[-1].done == sum(map(len, contents))
+    assert found[-1].end == Position(len(paths), 0) and found[-1].bytes_read == sum(map(len, contents))
     assert max(len(part.content) for part in found) == 650
 
 
-@pytest.mark.parametrize("suffix", PACKINGS)
+@pytest.mark.parametrize("suffix", COMPRESS)
 @pytest.mark.parametrize("kind", ["line", "blank", "json"])
-def test_parts_are_the_same_wherever_one_begins_and_however_much_is_read_at_once(
-    tmp_path, small, monkeypatch, suffix, kind
-):
+def test_parts_do_not_depend_on_the_start_or_on_the_read_size(tmp_path, small, monkeypatch, suffix, kind):
     content = numbered_lines(400)
     if kind == "blank":
         content = content.replace(b"5 ", b"\n5 ").replace(b"7 ", b"\r\n \r\n7 ")
@@ -185,7 +188,7 @@ def test_parts_are_the_same_wherever_one_begins_and_however_much_is_read_at_once
     for number, part in enumerate(whole[:-1]):
         assert parts(path, start=part.end, documents=kind)[0].content == whole[number + 1].content
     for read_bytes in (1, 7, 499, 5000, 10**6):
-        monkeypatch.setattr(corpus, "READ_BYTES", read_bytes)
+        monkeypatch.setattr(reader, "READ_BYTES", read_bytes)
         again = parts(path, documents=kind)
         assert [part[:3] for part in again] == [part[:3] for part in whole]
         assert [part.content for part in parts(path, start=whole[9].end, documents=kind)] == [
@@ -194,7 +197,7 @@ def test_parts_are_the_same_wherever_one_begins_and_however_much_is_read_at_once
 
 
 class Trickle(io.BytesIO):
-    """A pipe: some bytes at a time, as they come, and no way back."""
+    """A pipe: a few bytes at a time, not seekable."""
 
     def __init__(self, content, chance):
         super().__init__(content)
@@ -207,7 +210,7 @@ class Trickle(io.BytesIO):
         return False
 
 
-def test_standard_input_is_cut_as_a_file_is(tmp_path, small, monkeypatch):
+def test_standard_input_gives_the_parts_of_a_file(tmp_path, small, monkeypatch):
     path = write(tmp_path / "a.txt", numbered_lines(300))
     expected = [part.content for part in parts(path)]
 
@@ -221,22 +224,22 @@ def test_standard_input_is_cut_as_a_file_is(tmp_path, small, monkeypatch):
     standard_input()
     assert [part.content for part in parts("-", start=found[3].end)] == expected[4:]
     standard_input()
-    (last,) = parts("-", start=Place(0, 10**6))
-    assert not last.content and "it ends before the place where the last run stopped" in last.damage
+    (last,) = parts("-", start=Position(0, 10**6))
+    assert not last.content and "it ends before the position that an earlier run had reached" in last.damage
 
 
-def test_many_members_and_frames_are_one_file(tmp_path, small):
+def test_concatenated_archives_are_one_file(tmp_path, small):
     pieces = [numbered_lines(count) for count in (50, 1, 0, 99)]
-    for suffix, pack in PACKINGS.items():
+    for suffix, compress in COMPRESS.items():
         path = tmp_path / f"a.txt{suffix}"
-        path.write_bytes(b"".join(map(pack, pieces)))
+        path.write_bytes(b"".join(map(compress, pieces)))
         found = parts(path)
         assert joined(found) == b"".join(pieces) and found[-1].damage == "", suffix
-        assert {part.done <= path.stat().st_size for part in found} == {True}
+        assert {part.bytes_read <= path.stat().st_size for part in found} == {True}
 
 
 @pytest.mark.parametrize("kind", ["line", "blank", "json"])
-def test_what_has_no_end_is_cut_after_a_line_or_word_else_between_characters(tmp_path, small, kind):
+def test_long_documents_are_split_after_a_line_or_a_space_or_a_character(tmp_path, small, kind):
     name = "a.jsonl" if kind == "json" else "a.txt"
     for unit, ends in (("été ", " "), ("é", "é"), ("€", "€"), ("😀", "😀"), ("a" * 99 + "\v", "a\v")):
         for lead in range(5):
@@ -253,7 +256,7 @@ def test_what_has_no_end_is_cut_after_a_line_or_word_else_between_characters(tmp
         assert len(found) > 3 and all(part.content.endswith(b"\n") for part in found)
 
 
-def test_what_is_as_long_as_can_be_is_not_cut(tmp_path, small):
+def test_documents_of_exactly_the_maximum_are_not_split(tmp_path, small):
     lines = [b"x" * 1999 + b"\n", b"y" * 1998 + b"\r\n", b"z" * 2000 + b"\n"]
     found = parts(write(tmp_path / "a.txt", b"".join(lines)))
     assert [part.content for part in found] == [*lines[:2], b"z" * 1999, b"z\n"]
@@ -262,22 +265,22 @@ def test_what_is_as_long_as_can_be_is_not_cut(tmp_path, small):
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
-def test_utf16_is_said_and_nothing_of_it_is_read(tmp_path, small, encoding, suffix):
+def test_utf16_is_reported_and_not_read(tmp_path, small, encoding, suffix):
     path = write(tmp_path / f"a.txt{suffix}", ("\ufeff" + "Un film.\n" * 300).encode(encoding))
     (part,) = parts(path)
-    assert (part.content, part.end) == (b"", Place(1, 0)) and "UTF-16" in part.damage
+    assert (part.content, part.end) == (b"", Position(1, 0)) and "UTF-16" in part.damage
 
 
 # ---- damage ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", [suffix for suffix in PACKINGS if suffix])
+@pytest.mark.parametrize("suffix", [suffix for suffix in COMPRESS if suffix])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
-def test_what_came_before_an_archive_is_cut_short_is_kept(tmp_path, suffix, share):
+def test_truncated_archives_are_read_up_to_the_end(tmp_path, suffix, share):
     content = random.Random(1).randbytes(250_000).hex().encode()
     path = write(tmp_path / f"a.txt{suffix}", content)
-    packed = path.read_bytes()
-    path.write_bytes(packed[: max(1, int(len(packed) * share))])
+    compressed = path.read_bytes()
+    path.write_bytes(compressed[: max(1, int(len(compressed) * share))])
     found = parts(path, write(tmp_path / "next.txt", b"after it\n"))
     *before, after = found
     assert before[-1].damage and after.content == b"after it\n" and not after.damage
@@ -285,27 +288,26 @@ def test_what_came_before_an_archive_is_cut_short_is_kept(tmp_path, suffix, shar
     assert len(joined(before)) > share * len(content) - BLOCK
 
 
-@pytest.mark.parametrize("suffix", [suffix for suffix in PACKINGS if suffix])
-def test_what_came_before_a_flipped_bit_is_kept(tmp_path, suffix):
+@pytest.mark.parametrize("suffix", [suffix for suffix in COMPRESS if suffix])
+def test_archives_are_read_up_to_a_flipped_bit(tmp_path, suffix):
     chance, content = random.Random(0), random.Random(1).randbytes(200_000).hex().encode()
     path = write(tmp_path / f"a.txt{suffix}", content)
-    packed = path.read_bytes()
+    compressed = path.read_bytes()
     for share in (0.5, 0.75, 0.95):
-        flipped = bytearray(packed)
-        flipped[int(len(packed) * share)] ^= 1 << chance.randrange(8)
+        flipped = bytearray(compressed)
+        flipped[int(len(compressed) * share)] ^= 1 << chance.randrange(8)
         path.write_bytes(flipped)
         found = parts(path)
         assert found[-1].damage, share
         assert joined(found).startswith(content[: int(share * len(content)) - BLOCK])
 
 
-@pytest.mark.parametrize("suffix", PACKINGS)
-def test_random_damage_is_a_sentence_and_gives_the_same_wherever_one_begins(tmp_path, small, suffix):
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_random_damage_is_reported_and_parts_do_not_depend_on_the_start(tmp_path, small, suffix):
     chance, path = random.Random(0), tmp_path / f"a.txt{suffix}"
-    pack = PACKINGS[suffix]
-    packed = pack(numbered_lines(400)) + pack(b"more\n" * 999)
+    compressed = b"".join(map(COMPRESS[suffix], (numbered_lines(400), b"more\n" * 999)))
     for _ in range(40):
-        damaged = bytearray(packed[: chance.choice([len(packed), chance.randrange(len(packed))])])
+        damaged = bytearray(compressed[: chance.choice([len(compressed), chance.randrange(len(compressed))])])
         for _ in range(chance.choice([0, 1, 1, 9])):
             damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
         path.write_bytes(damaged)
@@ -317,27 +319,27 @@ def test_random_damage_is_a_sentence_and_gives_the_same_wherever_one_begins(tmp_
             assert again[-1].damage == found[-1].damage
 
 
-def test_a_damaged_beginning_is_no_reason_not_to_guess(tmp_path):
+def test_an_archive_damaged_at_its_beginning(tmp_path):
     path = tmp_path / "a.txt.gz"
-    path.write_bytes(b"no gzip at all")
-    assert guess(str(path)) == "line"
+    path.write_bytes(b"not gzip")
+    assert guess_kind(str(path)) == "line"
     (part,) = parts(path, documents="auto")
     assert "gzip" in part.damage
 
 
-def test_a_disk_that_fails_is_a_sentence_and_no_damage_of_an_archive(tmp_path, monkeypatch):
+def test_a_disk_error_is_not_taken_for_damage(tmp_path, monkeypatch):
     class Failing(io.BytesIO):
         def read1(self, size=-1):
             if self.tell() > 5:
                 raise OSError(errno.EIO, "Input/output error")
             return super().read1(6)
 
-    monkeypatch.setattr(corpus, "open_packed", lambda name: Failing(b"some text\n"))
+    monkeypatch.setattr(reader, "open_decompressed", lambda name: Failing(b"some text\n"))
     with pytest.raises(DataError, match=r"a.txt cannot be read: Input/output error"):
         list(read_parts([Source("a.txt", "line", 10)]))
 
 
-def test_a_file_that_vanishes_is_a_sentence(tmp_path):
+def test_a_file_that_disappears_is_an_error(tmp_path):
     first, second = write(tmp_path / "a.txt", b"a\n"), write(tmp_path / "b.txt", b"b\n")
     files = corpus_files([tmp_path])
     found = read_parts(find_sources(files, "auto"))
@@ -351,45 +353,42 @@ def test_a_file_that_vanishes_is_a_sentence(tmp_path):
             find_sources(files, documents)
 
 
-@pytest.mark.parametrize(
-    ("name", "package", "sentence"),
-    [("a.txt.zst", "zstandard", "pip install zstandard, or unpack it"),
-     ("a.jsonl.zst", "zstandard", "pip install zstandard, or unpack it"),
-     ("a.parquet", "pyarrow", "pip install pyarrow, or take JSON lines")],
-)  # fmt: skip
-def test_a_package_that_is_missing_is_a_sentence(tmp_path, monkeypatch, name, package, sentence):
+@pytest.mark.parametrize("name", ["a.txt.zst", "a.jsonl.zst", "a.parquet"])
+def test_a_missing_package_is_an_error_that_names_it(tmp_path, monkeypatch, name):
+    zstd = "is compressed: run pip install zstandard, or decompress it"
+    message = "is a Parquet file. Run pip install pyarrow, or use JSON lines" if name == "a.parquet" else zstd
     path = write(tmp_path / name, b"text\n")
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(DataError, match=f"{name} is .*{sentence}"):
+    monkeypatch.setitem(sys.modules, "pyarrow" if name == "a.parquet" else "zstandard", None)
+    with pytest.raises(DataError, match=f"{name} {message}"):
         parts(path, documents="auto")
-    assert parts(write(tmp_path / "b.txt.gz", b"a\n"))[0].content == b"a\n"  # nothing else needs it
+    assert parts(write(tmp_path / "b.txt.gz", b"a\n"))[0].content == b"a\n"  # needs no package
 
 
 # ---- Parquet ---------------------------------------------------------------------------------------------------
 
 
-def test_parquet_is_read_by_rows_wherever_one_begins(tmp_path, small):
+def test_parquet_from_every_start(tmp_path, small):
     texts = [f"row {number} {'word ' * (number % 7)}" for number in range(4500)]
     path = write_parquet(tmp_path / "a.parquet", {"id": range(4500), "text": texts}, row_group_size=1700)
     found = parts(path)
     assert list(itertools.chain.from_iterable(part.content for part in found)) == texts
-    assert len(found) > 4 and found[-1].end == Place(1, 0) and found[-1].done == path.stat().st_size
+    assert len(found) > 4 and found[-1].end == Position(1, 0) and found[-1].bytes_read == path.stat().st_size
     for number, part in enumerate(found[:-1]):
         assert parts(path, start=part.end)[0].content == found[number + 1].content
 
 
-def test_the_column_is_the_one_named_else_text_else_content(tmp_path):
+def test_the_column_is_the_given_one_or_text_or_content(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", {"content": ["c"], "text": ["t"], "body": ["b"]})
     assert parts(path)[0].content == ["t"]
     assert parts(path, field="body")[0].content == ["b"]
     assert parts(write_parquet(tmp_path / "b.parquet", {"content": ["c"], "other": [1]}))[0].content == ["c"]
     for field, wanted in (("body", "body"), (None, "text or content")):
         path = write_parquet(tmp_path / "c.parquet", {"title": ["t"]})
-        with pytest.raises(DataError, match=f"c.parquet has no column {wanted}. Name the text's with --field"):
+        with pytest.raises(DataError, match=f"c.parquet has no column {wanted}. Give the text column with --field"):
             parts(path, field=field)
 
 
-def test_rows_that_hold_no_text_are_counted(tmp_path):
+def test_rows_without_text_are_counted(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     texts = pyarrow.array([b"a", None, b"caf\xe9", "é".encode()], pyarrow.binary())
     kinds = {
@@ -405,13 +404,14 @@ def test_rows_that_hold_no_text_are_counted(tmp_path):
     assert (part.content, part.counts) == ([], {"rows without a text": 2})
 
 
-def test_damaged_parquet_is_a_sentence_and_what_came_before_is_kept(tmp_path):
+def test_damaged_parquet_is_read_up_to_the_damage(tmp_path):
     chance = random.Random(0)
     texts = [chance.randbytes(50).hex() for _ in range(6000)]
     path = write_parquet(tmp_path / "a.parquet", {"text": texts}, row_group_size=1000, compression="zstd")
-    packed = bytearray(path.read_bytes())
-    packed[len(packed) // 2 : len(packed) // 2 + 2000] = bytes(2000)  # in the data, which begins the file
-    path.write_bytes(packed)
+    compressed = bytearray(path.read_bytes())
+    middle = len(compressed) // 2  # in the data, which comes before the metadata
+    compressed[middle : middle + 2000] = bytes(2000)
+    path.write_bytes(compressed)
     try:
         found = parts(path)
     except DataError as error:
@@ -419,7 +419,7 @@ def test_damaged_parquet_is_a_sentence_and_what_came_before_is_kept(tmp_path):
     else:
         kept = list(itertools.chain.from_iterable(part.content for part in found))
         assert len(kept) >= 2000 and kept == texts[: len(kept)] and found[-1].damage
-    for content in (b"", b"PAR1", b"no Parquet at all", bytes(packed[:1000])):
+    for content in (b"", b"PAR1", b"not Parquet", bytes(compressed[:1000])):
         path.write_bytes(content)
         (part,) = parts(path)
         assert part.content == [] and part.damage
@@ -448,18 +448,18 @@ print(peak() - begun, characters, most, counts.total())
 
 
 @pytest.mark.parametrize(("line", "suffix"), [(10**9, ""), (10**9, ".zst"), (1000, ""), (1000, ".gz")])
-def test_memory_is_flat_whatever_the_length_of_a_file_or_line(tmp_path, line, suffix):
+def test_memory_does_not_grow_with_the_length_of_files_or_lines(tmp_path, line, suffix):
     """A line of 60 MB, or 60,000 of 1,000 bytes."""
     size = 60_000_000
     path = tmp_path / f"a.txt{suffix}"
     content = (b"abcd " * 199 + (b"abc \n" if line < size else b"abcde")) * (size // 1000)
-    path.write_bytes(gzip.compress(content, 1) if suffix == ".gz" else PACKINGS[suffix](content))
+    path.write_bytes(gzip.compress(content, 1) if suffix == ".gz" else COMPRESS[suffix](content))
     result = subprocess.run(
         [sys.executable, "-c", PEAK, path], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
-    grown, characters, most, cut = map(int, result.stdout.split())
+    grown, characters, most, split = map(int, result.stdout.split())
     longest = 16 << 20
     if line < size:
-        assert (characters, cut) == (size - size // 1000, 0) and most < 6 << 20 and grown < 2 * longest
+        assert (characters, split) == (size - size // 1000, 0) and most < 6 << 20 and grown < 2 * longest
     else:
-        assert (characters, cut) == (size, size // longest) and most <= longest and grown < 6 * longest
+        assert (characters, split) == (size, size // longest) and most <= longest and grown < 6 * longest

@@ -1,4 +1,4 @@
-"""The demo's files: what is committed fits together, and the command that makes them works."""
+"""The demo: its committed files match each other, and the command that makes them works."""
 
 import itertools
 
@@ -10,7 +10,7 @@ from model import load_model
 from model.config import count_parameters
 
 
-def test_teacher_tokenizer_and_text_belong_together():
+def test_teacher_tokenizer_and_corpus_match():
     teacher, tokenizer = load_model(demo.TEACHER), Tokenizer(demo.FOLDER)
     assert teacher.config.vocab_size == len(tokenizer)
     assert teacher.config.hidden_size == demo.STUDENT["hidden_size"]
@@ -20,9 +20,9 @@ def test_teacher_tokenizer_and_text_belong_together():
     assert ids.count(tokenizer.unk_id) < 0.002 * len(ids)
 
 
-def test_the_students_text_is_not_the_teachers():
-    ours, theirs = (set(itertools.islice(texts(), 3000)) for texts in (demo.texts, demo.teacher_texts))
-    assert len(ours & theirs) < 30
+def test_corpora_of_student_and_teacher_differ():
+    student, teacher = (set(itertools.islice(texts(), 3000)) for texts in (demo.texts, demo.teacher_texts))
+    assert len(student & teacher) < 30
 
 
 def test_the_command_writes_a_corpus_and_a_tokenizer(tmp_path, monkeypatch):
@@ -33,7 +33,6 @@ def test_the_command_writes_a_corpus_and_a_tokenizer(tmp_path, monkeypatch):
     assert len(Tokenizer(tmp_path / "new")) == command.PIECES + 5
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_the_text_is_the_same_every_time(seed):
-    texts = (demo.texts, demo.teacher_texts)[seed]
+@pytest.mark.parametrize("texts", [demo.texts, demo.teacher_texts])
+def test_corpora_are_deterministic(texts):
     assert list(itertools.islice(texts(), 20)) == list(itertools.islice(texts(), 20))

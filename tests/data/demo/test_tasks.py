@@ -1,4 +1,4 @@
-"""The demo's tasks as files: read back, they are the world's own examples."""
+"""The demo's tasks as files: reading them gives the examples of the demo world."""
 
 import pytest
 
@@ -17,15 +17,15 @@ def folder(tmp_path_factory):
     return folder
 
 
-def refuse(sentence: str) -> None:
+def fail(sentence: str) -> None:
     raise AssertionError(sentence)
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_read_back(folder, task):
+def test_files_contain_the_examples(folder, task):
     found = {}
     for part, share in SIZES.items():
-        found[part] = read_task(task, [folder / task / f"{part}.{SUFFIXES[task]}"], refuse)
+        found[part] = read_task(task, [folder / task / f"{part}.{SUFFIXES[task]}"], fail)
         settings = {"easy": True} if task == "nli" else {}
         expected = list(getattr(world, task)(round(COUNTS[task] * share), SEEDS[part], **settings))
         assert len(expected) == round(COUNTS[task] * share)
@@ -37,14 +37,14 @@ def test_read_back(folder, task):
         assert set(labels_of(found["dev"])) | set(labels_of(found["test"])) <= set(labels_of(found["train"]))
 
 
-def test_the_same_again(folder, tmp_path):
+def test_files_are_deterministic(folder, tmp_path):
     files = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")}
     assert len(files) == 12
-    for place in (folder, tmp_path):
-        write_tasks(place, COUNTS)
-        assert {path.relative_to(place): path.read_bytes() for path in place.rglob("*.*")} == files
+    for target in (folder, tmp_path):
+        write_tasks(target, COUNTS)
+        assert {path.relative_to(target): path.read_bytes() for path in target.rglob("*.*")} == files
 
 
-def test_only_what_is_asked_for(tmp_path):
+def test_only_the_named_tasks_are_written(tmp_path):
     write_tasks(str(tmp_path), {"nli": 10})
     assert [path.name for path in tmp_path.iterdir()] == ["nli"]

@@ -1,4 +1,4 @@
-"""What needs no model: scikit-learn's dummy, and contexts whose best words can be counted by hand."""
+"""Baselines: against scikit-learn's dummy classifier, and contexts whose best words can be counted by hand."""
 
 import numpy
 import pytest
@@ -6,7 +6,7 @@ from sklearn.dummy import DummyClassifier
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from data.tasks import Answer, PairExample, QuestionExample, TextExample, WordsExample
-from eval.tasks.baselines import AROUND, baseline_report, overlap_answer
+from eval.tasks.baselines import CONTEXT_WORDS, baseline_report, overlap_answer
 from eval.tasks.qa import answer_f1
 
 
@@ -19,11 +19,10 @@ def question(asked, context, answer="Brest"):
 
 
 @pytest.mark.parametrize(
-    "train, test",
-    [("aabbb", "ababab"), ("bbaa", "aab"), ("cabcab", "abc"), ("a", "a"), ("aab", "ccb"), ("ccb", "aaa")],
+    "train, test", [("aabbb", "ababab"), ("bbaa", "aab"), ("cabcab", "abc"), ("a", "a"), ("aab", "ccb"), ("ccb", "aaa")]
 )
 @pytest.mark.filterwarnings("ignore:A single label")
-def test_majority(train, test):
+def test_the_majority_label(train, test):
     dummy = DummyClassifier(strategy="most_frequent").fit(numpy.zeros(len(train)), list(train))
     guesses = dummy.predict(numpy.zeros(len(test)))
     report = baseline_report(reviews(train), reviews(test))
@@ -33,13 +32,13 @@ def test_majority(train, test):
     assert report == baseline_report([PairExample("", "", x) for x in train], [PairExample("", "", x) for x in test])
 
 
-def test_the_two_most_frequent():
+def test_top_2_are_the_two_most_frequent_labels():
     report = baseline_report(reviews("aaabbc"), reviews("abbc"))
     assert report["accuracy"]["value"] == 0.25 and report["top_2_accuracy"]["value"] == 0.75
     assert report["macro_f1"]["value"] == pytest.approx(f1_score(list("abbc"), list("aaaa"), average="macro"))
 
 
-def test_no_entity_at_all():
+def test_no_entities():
     train = [WordsExample(("Brest",), ("B-LOC",))]
     test = [WordsExample(("Anne", "rit"), ("B-PER", "O")), WordsExample(("à", "Brest"), ("O", "B-LOC"))]
     report = baseline_report(train, test)
@@ -69,24 +68,24 @@ def test_no_entity_at_all():
         ("prix", "« prix » : 1.234,5 euros", 2, "1.234,5 euros"),
     ],
 )
-def test_the_sliding_window(asked, context, width, answer):
+def test_the_sliding_window_by_hand(asked, context, width, answer):
     assert overlap_answer(asked, context, width, "fr") == answer
 
 
 def naive(asked, context, width):
-    """Word by word, for words without punctuation or articles."""
+    """The same word by word, for words without punctuation or articles."""
     words, asked = context.split(), set(asked.split())
     best = None
     for start in range(max(len(words) - width + 1, 1)):
         inside = words[start : start + width]
-        around = words[max(start - AROUND, 0) : start + width + AROUND]
+        around = words[max(start - CONTEXT_WORDS, 0) : start + width + CONTEXT_WORDS]
         score = sum(word in asked for word in around) - 2 * sum(word in asked for word in inside)
         if best is None or score > best[0]:
             best = score, " ".join(inside)
     return best[1]
 
 
-def test_the_sliding_window_word_by_word():
+def test_the_sliding_window_equals_a_naive_one():
     random = numpy.random.default_rng(0)
     for _ in range(200):
         context = " ".join(random.choice(list("bcdfghjkmn"), size=random.integers(1, 60)))
@@ -95,7 +94,7 @@ def test_the_sliding_window_word_by_word():
         assert overlap_answer(asked, context, width, "fr") == naive(asked, context, width)
 
 
-def test_answers_as_long_as_in_training():
+def test_answers_have_the_median_length_of_training():
     train = [
         question("", "", "un deux"),
         question("", "", "un deux trois"),

@@ -1,4 +1,4 @@
-"""Many texts through a model: each as if it were alone, in the order given, whatever the budget."""
+"""Batched inference: every text has the output that it has alone, in the given order, for any budget."""
 
 import random
 
@@ -10,7 +10,7 @@ from model import EncoderConfig, ModelError, QuestionAnswerer, SequenceClassifie
 from model.training.device import Runtime
 
 CONFIG = EncoderConfig(2, 16, 2, 16, 60, max_positions=34)
-MACHINE = Runtime(torch.device("cpu"))
+RUNTIME = Runtime(torch.device("cpu"))
 MODELS = {
     "sequence": (lambda: SequenceClassifier(CONFIG, 3), lambda length: (3,)),
     "token": (lambda: TokenClassifier(CONFIG, 5), lambda length: (length, 5)),
@@ -33,7 +33,7 @@ def texts(count: int = 50) -> list[list[int]]:
 @pytest.mark.parametrize("budget", [1, 40, 10**6])
 def test_every_text_has_the_output_that_it_has_alone(model_and_shape, budget):
     model, shape = model_and_shape
-    found = infer(model, texts(), MACHINE, budget)
+    found = infer(model, texts(), RUNTIME, budget)
     assert len(found) == 50
     for ids, output in zip(texts(), found):
         with torch.no_grad():
@@ -42,24 +42,24 @@ def test_every_text_has_the_output_that_it_has_alone(model_and_shape, budget):
         assert (output - expected).abs().max() < 2e-5
 
 
-def test_gradients_flow_in_training_and_none_are_kept_in_inference(model_and_shape):
+def test_gradients_in_training_and_none_in_inference(model_and_shape):
     model, _ = model_and_shape
-    outputs = packed_outputs(model, texts(5), MACHINE.device)
+    outputs = packed_outputs(model, texts(5), RUNTIME.device)
     sum(output.square().sum() for output in outputs).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
-    assert not any(output.requires_grad for output in infer(model, texts(5), MACHINE))
+    assert not any(output.requires_grad for output in infer(model, texts(5), RUNTIME))
 
 
-def test_half_precision_comes_back_as_float32(model_and_shape):
+def test_outputs_are_float32_in_half_precision(model_and_shape):
     model, _ = model_and_shape
-    exact, rough = infer(model, texts(9), MACHINE), infer(model, texts(9), Runtime(MACHINE.device, "bf16"))
+    exact, rough = infer(model, texts(9), RUNTIME), infer(model, texts(9), Runtime(RUNTIME.device, "bf16"))
     for one, two in zip(exact, rough):
         assert two.dtype == torch.float32 and (one - two).abs().max() < 0.1
     assert any(not torch.equal(one, two) for one, two in zip(exact, rough))
 
 
-def test_no_text_is_no_output_and_too_long_a_text_is_a_sentence(model_and_shape):
+def test_no_texts_and_a_text_that_is_too_long(model_and_shape):
     model, _ = model_and_shape
-    assert infer(model, [], MACHINE) == []
-    with pytest.raises(ModelError, match="33 tokens is longer than the model's 32"):
-        infer(model, [[9] * 33, [9]], MACHINE)
+    assert infer(model, [], RUNTIME) == []
+    with pytest.raises(ModelError, match="33 tokens is longer than the model's maximum of 32"):
+        infer(model, [[9] * 33, [9]], RUNTIME)

@@ -1,4 +1,4 @@
-"""python -m eval TASK: figures by hand, labels by other names, and a sentence for whatever does not fit."""
+"""python -m eval TASK: metrics by hand, --label-map, and error messages."""
 
 import json
 import shutil
@@ -7,8 +7,9 @@ from itertools import islice
 import pytest
 import torch
 
-from data import Tokenizer, demo
+from data import OptionError, Tokenizer, demo
 from data.tokenizer import FILE_NAME
+from eval.tasks.evaluate import check_labels, merge_logits, parse_label_map
 from model import EncoderConfig, MaskedLM, QuestionAnswerer, SequenceClassifier, TokenClassifier, save_model
 from model.checkpoints.native import fingerprint, sha256
 from tests.helpers import run_command
@@ -30,7 +31,7 @@ def evaluate(task, *arguments):
 
 @pytest.fixture
 def saved(tmp_path):
-    """A model that always says the same of a text, its tokenizer beside it."""
+    """Saves a model and its tokenizer -> the model's path."""
 
     def save(model):
         shutil.copyfile(demo.FOLDER / FILE_NAME, tmp_path / FILE_NAME)
@@ -41,6 +42,7 @@ def saved(tmp_path):
 
 
 def constant(kind, labels, biases):
+    """A model with the same output for every token."""
     torch.manual_seed(0)
     model = kind(CONFIG, len(labels), labels)
     with torch.no_grad():
@@ -49,7 +51,7 @@ def constant(kind, labels, biases):
     return model
 
 
-def test_the_figures_and_the_file(saved, tmp_path):
+def test_the_metrics_and_the_file(saved, tmp_path):
     model = constant(SequenceClassifier, STARS, [0.3, 0.5, 0.2])
     path = saved(model)
     test = write(tmp_path / "t.jsonl", *({"text": t, "label": STARS[i % 3]} for i, t in enumerate(TEXTS)))
@@ -69,7 +71,7 @@ def test_the_figures_and_the_file(saved, tmp_path):
     assert json.loads((tmp_path / "2.json").read_text())["figures"] == written["figures"]
 
 
-def test_labels_that_are_added_up(saved, tmp_path):
+def test_probabilities_of_mapped_labels_are_summed(saved, tmp_path):
     """0.3 + 0.3 for one star or two is more than 0.4 for three."""
     path = saved(constant(SequenceClassifier, STARS, [0.3, 0.3, 0.4]))
     test = write(tmp_path / "t.jsonl", *({"text": t, "polarity": i % 2} for i, t in enumerate(TEXTS[:3])))
@@ -87,7 +89,7 @@ def test_labels_that_are_added_up(saved, tmp_path):
         assert result.stderr.startswith("python -m eval: ")
 
 
-def test_types_by_other_names(saved, tmp_path):
+def test_mapped_entity_types(saved, tmp_path):
     path = saved(constant(TokenClassifier, ("O", "I-lieu"), [0.2, 0.8]))
     test = write(tmp_path / "t.jsonl", {"words": ["Brest", "Nantes"], "tags": ["B-LOC", "I-LOC"]})
     arguments = ("ner", "--model", path, "--test", test, "--out", tmp_path / "r.json")
@@ -99,7 +101,7 @@ def test_types_by_other_names(saved, tmp_path):
     assert figures["entity_f1"]["value"] == figures["subword_f1"]["value"] == 1
 
 
-def test_an_answer(saved, tmp_path):
+def test_question_answering(saved, tmp_path):
     torch.manual_seed(0)
     model = QuestionAnswerer(CONFIG)
     with torch.no_grad():
@@ -114,32 +116,49 @@ def test_an_answer(saved, tmp_path):
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "r.json").read_text())["figures"]["count"] == 1
     result = evaluate("qa", "--model", path, "--test", test, "--label-map", "a=b")
-    assert result.returncode == 2 and "--label-map goes with tasks that have labels" in result.stderr
+    assert result.returncode == 2 and "--label-map is only for tasks with labels" in result.stderr
+
+
+def test_label_maps():
+    labels = ("1 star", "2 stars", "3 stars")
+    assert parse_label_map(["0=1 star,2 stars", "1=3 stars"], labels) == {"0": ["1 star", "2 stars"], "1": ["3 stars"]}
+    wrong = [["0"], ["=1 star"], ["0=4 stars"], ["0=1 star", "0=2 stars"], ["0=1 star", "1=1 star"], ["0="]]
+    for pairs in wrong:
+        with pytest.raises(OptionError, match="--label-map"):
+            parse_label_map(pairs, labels)
+    logits = torch.tensor([0.1, 0.2, 0.7]).log() + 3
+    assert torch.allclose(merge_logits(logits, [[0, 1], [2]]).softmax(dim=0), torch.tensor([0.3, 0.7]))
+    check_labels(labels, ["3 stars"], "Do this.")
+    with pytest.raises(OptionError, match=r"the label 'x', which the model does not have: .*3 stars\. Do this\.$"):
+        check_labels(labels, ["3 stars", "x"], "Do this.")
 
 
 WRONG = {
-    "no model": (["--test", "{test}"], "--model names"),
-    "no test": (["--model", "{model}"], "--test names"),
+    "no model": (["--test", "{test}"], "--model is missing"),
+    "no test": (["--model", "{model}"], "--test is missing"),
     "missing model": (["--model", "{folder}/none", "--test", "{test}"], "none"),
     "missing test": (["--model", "{model}", "--test", "{folder}/none"], "There is no file"),
     "a folder": (["--model", "{model}", "--test", "{folder}"], "is a folder"),
-    "a text for a model": (["--model", "{test}", "--test", "{test}"], "t.jsonl"),
+    "a text instead of a model": (["--model", "{test}", "--test", "{test}"], "t.jsonl"),
     "too long": (["--model", "{model}", "--test", "{test}", "--max-length", "65"], "at most 64 tokens"),
     "too short": (["--model", "{model}", "--test", "{test}", "--max-length", "15"], "at least 16"),
-    "no number": (["--model", "{model}", "--test", "{test}", "--max-length", "x"], "invalid int"),
-    "no such option": (["--model", "{model}", "--test", "{test}", "--nothing"], "unrecognized"),
-    "no such device": (["--model", "{model}", "--test", "{test}", "--device", "tpux"], "--device tpux"),
+    "not a number": (["--model", "{model}", "--test", "{test}", "--max-length", "x"], "invalid int"),
+    "an unknown option": (["--model", "{model}", "--test", "{test}", "--nothing"], "unrecognized"),
+    "an unknown device": (["--model", "{model}", "--test", "{test}", "--device", "tpux"], "--device tpux"),
     "no tokenizer": (["--model", "{model}", "--test", "{test}", "--tokenizer", "{folder}/none"], "no tokenizer"),
-    "another tokenizer": (["--model", "{model}", "--test", "{test}", "--tokenizer", "{folder}/small"], "do not belong"),
+    "another tokenizer": (
+        ["--model", "{model}", "--test", "{test}", "--tokenizer", "{folder}/small"],
+        "does not match the model",
+    ),
     "another kind": (["--model", "{folder}/lm.safetensors", "--test", "{test}"], "MaskedLM"),
     "another task's file": (["--model", "{model}", "--test", "{folder}/qa.jsonl"], "has no"),
     "a number out of bounds": (["--model", "{model}", "--test", "{test}", "--batch-tokens", "0"], "at least 1"),
-    "a place that is none": (["--model", "{model}", "--test", "{test}", "--out", "{model}/r.json"], "r.json"),
+    "an impossible --out": (["--model", "{model}", "--test", "{test}", "--out", "{model}/r.json"], "r.json"),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_is_wrong_is_a_sentence(saved, tmp_path, name):
+def test_error_messages(saved, tmp_path, name):
     import sentencepiece
 
     model = saved(constant(SequenceClassifier, ("a", "b"), [0.5, 0.5]))
@@ -171,7 +190,7 @@ def test_no_tokenizer_beside_the_model(tmp_path):
     assert len(Tokenizer(demo.FOLDER)) == CONFIG.vocab_size
 
 
-def test_no_command_is_a_sentence():
+def test_an_unknown_command():
     for arguments in ([], ["nothing"]):
         result = run_command("-m eval", *arguments)
         assert result.returncode == 2 and "commands:" in result.stderr

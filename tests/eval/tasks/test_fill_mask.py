@@ -1,4 +1,4 @@
-"""python -m eval fill-mask: transformers' pipeline on the same weights, and what has no mask."""
+"""python -m eval fill-mask: against transformers' pipeline on the same weights, and error messages."""
 
 import shutil
 
@@ -19,7 +19,7 @@ TEXTS = ["Le film est <mask>.", "Elle habite à <mask>, et elle aime <mask>.", "
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A random model in our form and in transformers'."""
+    """A random model in this project's format and in transformers'."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     model = MaskedLM(CONFIG).eval()
@@ -33,13 +33,13 @@ def folder(tmp_path_factory):
 
 
 def candidates(stdout: str) -> list[list[tuple[float, str, str]]]:
-    """Of each mask: share, piece, the text with it."""
+    """For each mask: probability, piece, the text with it."""
     blocks = stdout.removesuffix("\n\n").split("\n\n")
     lines = [[line.split(maxsplit=2) for line in block.split("\n")] for block in blocks]
-    return [[(float(share), piece, *text) for share, piece, *text in block] for block in lines]
+    return [[(float(probability), piece, *text) for probability, piece, *text in block] for block in lines]
 
 
-def test_what_transformers_says(folder):
+def test_tokens_and_probabilities_equal_the_pipelines(folder):
     tokenizer = Tokenizer(demo.FOLDER)
     pipeline = transformers.pipeline("fill-mask", model=str(folder / "theirs"), device="cpu")
     for model in (folder / "model.safetensors", folder / "theirs"):
@@ -59,12 +59,12 @@ def test_the_text_with_each_candidate(folder):
     result = run_command("-m eval", "fill-mask", TEXTS[0], "--model", folder / "model.safetensors", "--top", 2000)
     (found,) = candidates(result.stdout)
     assert len(found) == 1005
-    assert sum(share for share, *_ in found) == pytest.approx(1, abs=1e-2)
+    assert sum(probability for probability, *_ in found) == pytest.approx(1, abs=1e-2)
     texts = [text[0] for _, piece, *text in found if piece == "▁Brest"]
     assert texts == ["Le film est Brest ."]  # what follows <mask> is a text of its own
 
 
-def test_the_demo_knows_its_world():
+def test_the_demo():
     result = run_command("-m eval", "fill-mask", "Elle habite à <mask>.")
     assert result.returncode == 0 and "Elle habite à " in result.stdout
     assert candidates(result.stdout)[0][0][0] > 0.01
@@ -80,11 +80,11 @@ def test_the_demo_knows_its_world():
         ([TEXTS[0], "--model", "/none"], "There is no file /none"),
         ([TEXTS[0], "--model", "CLASSIFIER"], "is a SequenceClassifier, not a MaskedLM"),
         ([TEXTS[0], "--model", "MODEL", "--tokenizer", "/none"], "There is no tokenizer /none"),
-        ([TEXTS[0] + " Oui." * 64, "--model", "MODEL"], "longer than the model's 64"),
+        ([TEXTS[0] + " Oui." * 64, "--model", "MODEL"], "longer than the model's maximum of 64"),
         (["Le film est \udcff <mask>.", "--model", "MODEL"], "is not UTF-8"),
     ],
 )
-def test_what_cannot_be(folder, tmp_path, arguments, sentence):
+def test_error_messages(folder, tmp_path, arguments, sentence):
     save_model(SequenceClassifier(CONFIG, 2), tmp_path / "classifier.safetensors")
     there = {"MODEL": folder / "model.safetensors", "CLASSIFIER": tmp_path / "classifier.safetensors"}
     result = run_command("-m eval", "fill-mask", *(there.get(argument, argument) for argument in arguments))
@@ -92,8 +92,8 @@ def test_what_cannot_be(folder, tmp_path, arguments, sentence):
     assert result.stderr.startswith("python -m eval: ") and sentence in result.stderr
 
 
-def test_no_text_and_no_tokenizer(tmp_path):
+def test_a_missing_text_and_a_missing_tokenizer(tmp_path):
     assert run_command("-m eval", "fill-mask").returncode == 2
     save_model(MaskedLM(CONFIG), tmp_path / "model.safetensors")
     result = run_command("-m eval", "fill-mask", "<mask>", "--model", tmp_path / "model.safetensors")
-    assert result.returncode == 2 and "No sentencepiece.bpe.model lies beside" in result.stderr
+    assert result.returncode == 2 and "There is no sentencepiece.bpe.model beside" in result.stderr

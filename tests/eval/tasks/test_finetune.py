@@ -1,6 +1,5 @@
-"""Fine-tuning from end to end on toy tasks: it learns, repeats itself, says what it did, and what is wrong."""
+"""Fine-tuning end to end on toy tasks: it learns, is deterministic, writes its files, and reports errors."""
 
-import contextlib
 import json
 import random
 import shutil
@@ -8,18 +7,18 @@ import shutil
 import pytest
 import torch
 
+import eval.tasks.finetune as module
 from data import DataError, Tokenizer, demo
-from data.features import budget_batches
 from data.tasks import read_task
 from data.tokenizer import FILE_NAME
 from eval.tasks.batching import TaskSettings
 from eval.tasks.evaluate import TASK_CLASSES, predict
-from eval.tasks.finetune import Options, mean_and_deviation, plan
-from eval.tasks.finetune import finetune as module
+from eval.tasks.finetune import Options, mean_and_deviation, plan_batches
 from model import EncoderConfig, MaskedLM, SequenceClassifier, load_model, save_model
 from model.checkpoints.load import load_checkpoint
 from model.checkpoints.native import sha256
 from model.training.device import Runtime
+from tests.eval.tasks.shared import ignore
 from tests.helpers import run_command
 
 pytestmark = pytest.mark.filterwarnings("ignore:'eval")
@@ -31,7 +30,7 @@ SETTINGS = ("--precision", "fp32", "--device", "cpu", "--lr", "1e-2", "--step-to
 
 
 def examples_of(task: str, seed: int, count: int = 60) -> list[dict]:
-    """What a word gives away."""
+    """Examples whose label follows from a single word."""
     rng = random.Random(seed)
     found = []
     for number in range(count):
@@ -70,7 +69,7 @@ def command(*arguments):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with a masked LM that knows nothing, its tokenizer, of each task a file to learn from and to test."""
+    """A folder with an untrained masked LM, its tokenizer, and for each task a file for training and one for dev."""
     folder = tmp_path_factory.mktemp("toy")
     torch.manual_seed(0)
     save_model(MaskedLM(CONFIG), folder / "lm.safetensors")
@@ -82,20 +81,12 @@ def place(tmp_path_factory):
 
 
 def inputs(place, task):
-    return (
-        task,
-        "--model",
-        place / "lm.safetensors",
-        "--train",
-        place / f"{task}.train",
-        "--dev",
-        place / f"{task}.dev",
-    )
+    return task, "--model", place / "lm.safetensors", "--train", place / f"{task}.train", "--dev", place / f"{task}.dev"
 
 
 @pytest.fixture(scope="module")
-def learnt(place):
-    """Of a task -> the folder of its result, made once."""
+def tuned(place):
+    """Task -> the folder of its result, which is made once."""
     made = {}
 
     def of(task):
@@ -115,27 +106,25 @@ def results(folder):
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
-# ---- it learns -------------------------------------------------------------------------------------------------
+# ---- end to end ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("task", TASK_CLASSES)
-def test_a_toy_task_is_learnt_and_evaluated(place, learnt, tmp_path, task):
-    found = results(learnt(task))
+def test_a_toy_task_is_learnt_and_evaluated(place, tuned, tmp_path, task):
+    found = results(tuned(task))
     (run,) = found["runs"]
     assert run["dev"][TASK_CLASSES[task].headline]["value"] == 1
     assert run["dev"] == run["test"] and run["seed"] == 0
-    model = load_model(learnt(task) / "model.safetensors")
+    model = load_model(tuned(task) / "model.safetensors")
     assert type(model) is TASK_CLASSES[task].model
-    evaluation = run_command(
-        "-m eval", task, "--model", learnt(task), "--test", place / f"{task}.dev", "--precision", "fp32", "--device",
-        "cpu", "--seed", 0, "--out", tmp_path / "r.json",
-    )  # fmt: skip
+    settings = ("--precision", "fp32", "--device", "cpu", "--seed", 0, "--out", tmp_path / "r.json")
+    evaluation = run_command("-m eval", task, "--model", tuned(task), "--test", place / f"{task}.dev", *settings)
     assert evaluation.returncode == 0, evaluation.stderr
     assert json.loads((tmp_path / "r.json").read_text())["figures"] == run["test"]
 
 
-def test_what_is_written(place, learnt):
-    folder = learnt("sentiment")
+def test_the_files_of_a_run(place, tuned):
+    folder = tuned("sentiment")
     found = results(folder)
     assert found["task"] == "sentiment" and found["seeds"] == [0] and found["teacher"] is None
     assert found["command"].startswith("python -m eval finetune sentiment --model ")
@@ -149,7 +138,7 @@ def test_what_is_written(place, learnt):
     assert sorted(path.name for path in folder.iterdir()) == sorted(["model.safetensors", "results.json", FILE_NAME])
 
 
-def test_seeds_have_a_mean_and_a_deviation_and_the_same_seed_the_same_bits(place, tmp_path):
+def test_several_seeds_and_bitwise_determinism(place, tmp_path):
     few = (*SETTINGS, "--steps", "6", "--dropout", "0.2")
     for name, seeds in (("both", (3, 4)), ("first", (3,)), ("second", (4,))):
         result = command(*inputs(place, "sentiment"), "--out", tmp_path / name, "--seeds", *seeds, *few)
@@ -169,31 +158,31 @@ def test_seeds_have_a_mean_and_a_deviation_and_the_same_seed_the_same_bits(place
     assert any(not torch.equal(tensor, models["first"][key]) for key, tensor in models["second"].items())
 
 
-def test_the_deviation_is_that_of_a_sample():
+def test_mean_and_sample_deviation():
     runs = [{"dev": {"f1": {"value": value}, "count": 3, "by_type": {"LOC": {}}}} for value in (0.5, 0.7, 0.9)]
     assert mean_and_deviation(runs, "dev") == {"f1": {"mean": pytest.approx(0.7), "deviation": pytest.approx(0.2)}}
 
 
 def test_the_best_epoch_is_kept(place, tmp_path, monkeypatch):
-    """With figures that fall after the second epoch, the model is that of the second."""
-    seen, real = [], TASK_CLASSES["sentiment"].report
+    """With a metric that is highest after the second epoch, the model is that of the second epoch."""
+    seen, real = [], TASK_CLASSES["sentiment"].metrics
     values = iter((0.2, 0.8, 0.8, 0.1))
 
-    def report(self, predictions, examples, seed):
-        figures = real(self, predictions, examples, seed)
+    def metrics(self, predictions, examples, seed):
+        metrics = real(self, predictions, examples, seed)
         seen.append(torch.stack([prediction.scores for prediction in predictions]))
-        return figures | {"accuracy": {"value": next(values), "low": 0, "high": 1}}
+        return metrics | {"accuracy": {"value": next(values), "low": 0, "high": 1}}
 
-    monkeypatch.setattr(TASK_CLASSES["sentiment"], "report", report)
+    monkeypatch.setattr(TASK_CLASSES["sentiment"], "metrics", metrics)
     source = load_model(place / "lm.safetensors")
     arguments = dict(model="m", train=("t",), dev=("d",), out="o", lr=1e-2, step_tokens=256, epochs=4, precision="fp32")
     task = TASK_CLASSES["sentiment"](TaskSettings(Tokenizer(place), 64), ("neg", "pos"))
-    train, dev = (read_task("sentiment", [place / f"sentiment.{part}"], print) for part in ("train", "dev"))
-    runtime, options = Runtime(torch.device("cpu")), Options(**arguments)
-    model = module.make_model(source, task, options)
-    best = module.fine_tune(model, None, task, train, dev, runtime, options, 0)
+    data = {part: read_task("sentiment", [place / f"sentiment.{part}"], ignore) for part in ("train", "dev")}
+    runtime = Runtime(torch.device("cpu"))
+    model = module.make_model(source, task, None)
+    best = module.train_one_seed(model, None, task, data, runtime, Options(**arguments), 0)
     assert best["epoch"] == 2 and best["dev"]["accuracy"]["value"] == 0.8
-    scores = torch.stack([prediction.scores for prediction in predict(model.eval(), task, dev, runtime, 4096)])
+    scores = torch.stack([prediction.scores for prediction in predict(model.eval(), task, data["dev"], runtime, 4096)])
     assert torch.equal(scores, seen[1]) and not torch.equal(scores, seen[3])
 
 
@@ -201,15 +190,15 @@ def test_the_best_epoch_is_kept(place, tmp_path, monkeypatch):
 
 
 def outputs_of(folder, place, task):
-    model = load_checkpoint(folder, lambda line: None)
+    model = load_checkpoint(folder, ignore)
     reader = TASK_CLASSES[task](TaskSettings(Tokenizer(place), 64), getattr(model, "labels", ()))
-    examples = read_task(task, [place / f"{task}.dev"], print)
+    examples = read_task(task, [place / f"{task}.dev"], ignore)
     return predict(model, reader, examples, Runtime(torch.device("cpu")), 4096)
 
 
 @pytest.mark.parametrize("task", ["sentiment", "ner", "qa"])
-def test_the_teachers_probabilities_are_learnt_whatever_the_labels_say(place, learnt, tmp_path, task):
-    """With --soft-weight 1, and labels that are all wrong."""
+def test_the_teachers_probabilities_are_learnt_from_wrong_labels(place, tuned, tmp_path, task):
+    """With --soft-weight 1 the labels have no weight."""
     values = examples_of(task, 0)
     for value in values:
         if task == "sentiment":
@@ -220,20 +209,15 @@ def test_the_teachers_probabilities_are_learnt_whatever_the_labels_say(place, le
             first = value["context"].split()[0]
             value["answers"] = [{"text": first, "answer_start": 0}]
     train = write(tmp_path / "wrong.train", values)
-    arguments = [*inputs(place, task)]
-    arguments += [
-        "--train",
-        *[train] * (30 if task == "sentiment" else 60),
-        "--epochs",
-        "1",
-    ]  # the last step's model is kept
-    settings = ("--teacher", learnt(task), "--soft-weight", "1", "--temperature", "1", *SETTINGS)
+    copies = [train] * (30 if task == "sentiment" else 60)
+    arguments = (*inputs(place, task), "--train", *copies, "--epochs", "1")  # so that the last step's model is kept
+    settings = ("--teacher", tuned(task), "--soft-weight", "1", "--temperature", "1", *SETTINGS)
     result = command(*arguments, "--out", tmp_path / "out", *settings)
     assert result.returncode == 0, result.stderr
     found = results(tmp_path / "out")
     assert found["runs"][0]["dev"][TASK_CLASSES[task].headline]["value"] == 1
     assert found["teacher"] == results(tmp_path / "out")["teacher"] is not None
-    ours, theirs = outputs_of(tmp_path / "out", place, task), outputs_of(learnt(task), place, task)
+    ours, theirs = outputs_of(tmp_path / "out", place, task), outputs_of(tuned(task), place, task)
     differences = []
     for one, two in zip(ours, theirs, strict=True):
         if task == "qa":
@@ -244,7 +228,7 @@ def test_the_teachers_probabilities_are_learnt_whatever_the_labels_say(place, le
     assert sum(differences) / len(differences) < 0.05
 
 
-def test_the_labels_are_those_of_all_files(place, tmp_path):
+def test_the_labels_are_the_union_of_all_files(place, tmp_path):
     other = write(tmp_path / "other", [{"text": "Oui.", "label": "autre"}])
     arguments = (*inputs(place, "sentiment"), "--dev", other, "--out", tmp_path / "out", "--steps", "1", *SETTINGS)
     assert command(*arguments).returncode == 0
@@ -260,38 +244,30 @@ def test_the_labels_and_their_order_are_the_teachers(place, tmp_path):
     assert load_model(tmp_path / "out" / "model.safetensors").labels == ("pos", "autre", "neg")
 
 
-# ---- the plan --------------------------------------------------------------------------------------------------
+# ---- batches ---------------------------------------------------------------------------------------------------
 
 
 def options(**values):
     return Options(**dict(model="m", train=("t",), dev=("d",), out="o") | values)
 
 
-def test_the_plan():
+def test_batches_of_epochs_and_of_steps():
     lengths = [10] * 40
-    epochs = plan(lengths, options(step_tokens=100, epochs=3), random.Random(0))
+    epochs = plan_batches(lengths, options(step_tokens=100, epochs=3), random.Random(0))
     assert [len(batches) for batches in epochs] == [4, 4, 4]
     assert epochs[0] != epochs[1]
     for steps, expected in ((9, [4, 4, 1]), (8, [4, 4]), (1, [1])):
-        epochs = plan(lengths, options(step_tokens=100, steps=steps), random.Random(0))
+        epochs = plan_batches(lengths, options(step_tokens=100, steps=steps), random.Random(0))
         assert [len(batches) for batches in epochs] == expected
 
 
-def test_a_plan_without_anything_to_learn_ends(monkeypatch):
-    """As of questions whose offsets are all wrong."""
-    calls = []
-
-    def counted(*arguments):
-        calls.append(arguments)
-        assert len(calls) < 100, "it goes on for ever"
-        return budget_batches(*arguments)
-
-    monkeypatch.setattr(module, "budget_batches", counted)
-    with contextlib.suppress(DataError):
-        plan([], options(steps=5), random.Random(0))
+def test_no_features_do_not_loop_for_ever(monkeypatch):
+    monkeypatch.setattr(module, "budget_batches", lambda *arguments: pytest.fail("it would never end"))
+    with pytest.raises(DataError, match="--train has nothing to train on"):
+        plan_batches([], options(steps=5), random.Random(0))
 
 
-def test_nothing_to_learn_is_a_sentence(place, tmp_path):
+def test_nothing_to_train_on(place, tmp_path):
     values = examples_of("qa", 0, 3)
     for value in values:
         value["answers"][0] = {"text": "ailleurs", "answer_start": 0}
@@ -299,24 +275,24 @@ def test_nothing_to_learn_is_a_sentence(place, tmp_path):
     arguments = [train if argument == place / "qa.train" else argument for argument in inputs(place, "qa")]
     result = command(*arguments, "--out", tmp_path / "out", *SETTINGS)
     assert result.returncode == 2
-    assert "--steps must be" not in result.stderr  # nobody gave --steps
+    assert "--steps must be" not in result.stderr  # it was not given
     assert str(train) in result.stderr or "--train" in result.stderr
 
 
-# ---- what is wrong ---------------------------------------------------------------------------------------------
+# ---- errors ----------------------------------------------------------------------------------------------------
 
 WRONG = {
-    "no task": ([], "Name a task"),
-    "no such task": (["parsing"], "Name a task"),
+    "no task": ([], "The task is missing"),
+    "an unknown task": (["parsing"], "The task is missing"),
     "no model": (["sentiment", "--train", "{train}", "--dev", "{dev}", "--out", "{out}"], "--model is missing"),
     "no out": (["sentiment", "--model", "{model}", "--train", "{train}", "--dev", "{dev}"], "--out is missing"),
-    "no dev": (["sentiment", "--model", "{model}", "--train", "{train}", "--out", "{out}"], "--dev names"),
+    "no dev": (["sentiment", "--model", "{model}", "--train", "{train}", "--out", "{out}"], "--dev is missing"),
     "a missing file": (["{all}", "--train", "{out}/none"], "There is no file"),
     "a missing model": (["{all}", "--model", "{out}/none"], "none"),
-    "a text for a model": (["{all}", "--model", "{train}"], "sentiment.train"),
+    "a text instead of a model": (["{all}", "--model", "{train}"], "sentiment.train"),
     "another task's file": (["{all}", "--dev", "{place}/qa.dev"], "has no"),
     "a teacher of another task": (["{all}", "--teacher", "{model}"], "MaskedLM"),
-    "a teacher without the labels": (["{all}", "--teacher", "{teacher}"], "label 'neg', which the model does not know"),
+    "a teacher without the labels": (["{all}", "--teacher", "{teacher}"], "label 'neg', which the model does not have"),
     "a missing teacher": (["{all}", "--teacher", "{out}/none"], "none"),
     "the same seed twice": (["{all}", "--seeds", "1", "1"], "--seeds has the same seed twice"),
     "too long": (["{all}", "--max-length", "65"], "at most 64 tokens"),
@@ -327,13 +303,13 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_is_wrong_is_a_sentence(place, tmp_path, name):
+def test_error_messages(place, tmp_path, name):
     torch.manual_seed(0)
     save_model(SequenceClassifier(CONFIG, 2, ("pos", "x")), tmp_path / "teacher.safetensors")
-    names = {
-        "place": place, "model": place / "lm.safetensors", "train": place / "sentiment.train",
-        "dev": place / "sentiment.dev", "out": tmp_path / "out", "teacher": tmp_path / "teacher.safetensors",
-    }  # fmt: skip
+    names = dict(place=place, model=place / "lm.safetensors", out=tmp_path / "out")
+    names |= dict(
+        train=place / "sentiment.train", dev=place / "sentiment.dev", teacher=tmp_path / "teacher.safetensors"
+    )
     given, words = WRONG[name]
     arguments = [argument.format(**names) for argument in given if argument != "{all}"]
     if "{all}" in given:
@@ -344,28 +320,28 @@ def test_what_is_wrong_is_a_sentence(place, tmp_path, name):
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
-def test_a_loss_that_is_no_number_is_a_sentence(place, tmp_path):
+def test_a_loss_that_is_not_finite(place, tmp_path):
     settings = (*SETTINGS, "--lr", "1e30", "--clip", "1e30", "--steps", "20", "--log-every", "1", "--warmup", "0")
     result = command(*inputs(place, "sentiment"), "--out", tmp_path / "out", *settings)
     assert result.returncode not in (0, None)
-    assert "is no number" in result.stderr and "Traceback" not in result.stderr
+    assert "is not finite" in result.stderr and "Traceback" not in result.stderr
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
-def test_a_result_is_not_overwritten(place, learnt):
-    folder = learnt("sentiment")
+def test_a_result_is_not_overwritten(place, tuned):
+    folder = tuned("sentiment")
     before = sha256(folder / "model.safetensors"), sha256(folder / "results.json")
     result = command(*inputs(place, "sentiment"), "--out", folder, *SETTINGS, "--epochs", "1")
     assert result.returncode == 2 and str(folder) in result.stderr and "Choose another --out" in result.stderr
     assert before == (sha256(folder / "model.safetensors"), sha256(folder / "results.json"))
 
 
-def test_seeds_are_added_to_a_result(place, tmp_path):
+def test_more_seeds_are_added_to_a_result(place, tmp_path):
     arguments = (*inputs(place, "sentiment"), "--out", tmp_path / "out", *SETTINGS, "--steps", "3")
     assert command(*arguments, "--seeds", "5").returncode == 0
     first = results(tmp_path / "out")["runs"]
     result = command(*arguments, "--seeds", "5", "6")
-    assert result.returncode == 0 and "has the results of 1 seed already" in result.stdout
+    assert result.returncode == 0 and "already has the results of 1 seed." in result.stdout
     assert "seed 5  epoch" not in result.stdout and "seed 6  epoch" in result.stdout
     found = results(tmp_path / "out")
     assert found["seeds"] == [5, 6] and found["runs"][:1] == first and len(found["runs"]) == 2

@@ -1,7 +1,7 @@
-"""What our models say of real texts is what transformers says: its pipelines, and for questions its model.
+"""Predictions on real texts equal those of transformers: its pipelines, and for QA its tokenizer and model.
 
-A model of transformers on the mini CamemBERT, with a head drawn at random, is fine-tuned as far as such a comparison
-sees. It is opened by us; then ours is exported, and opened by transformers.
+The models are transformers' own on the mini CamemBERT, with a random head. Each is loaded by this project, exported
+again, and both files are opened by transformers.
 """
 
 import random
@@ -16,7 +16,7 @@ from data.features import trim_answer
 from data.tasks import TextExample, read_task
 from eval.tasks.batching import TaskSettings, infer
 from eval.tasks.evaluate import predict
-from eval.tasks.ner import NerTask, entities_in
+from eval.tasks.ner import NerTask, group_entities
 from eval.tasks.qa import QaTask
 from eval.tasks.sequences import SequenceTask
 from model.checkpoints.export import export_huggingface
@@ -28,9 +28,9 @@ DATA = SHARED / "data"
 TWEETS, XNLI = DATA / "sentiment/xlm-t_french/test_text.txt", DATA / "nli/xnli.fr.dev.tsv"
 WIKINEURAL, PIAF = DATA / "ner/wikineural.fr.val.conllu", DATA / "qa/piaf-v1.0.json"
 pytestmark = needs(MINI, REAL_TOKENIZER, TWEETS, XNLI, WIKINEURAL, PIAF)
-COUNT, EXPORTED_COUNT = 500, 100  # items; of the model that we exported, fewer
+COUNT, EXPORTED_COUNT = 500, 100  # examples; fewer for the exported model
 TOLERANCE = 1e-4
-MACHINE = Runtime(torch.device("cpu"))
+RUNTIME = Runtime(torch.device("cpu"))
 STARS = ["1 star", "2 stars", "3 stars", "4 stars", "5 stars"]
 RELATIONS = ["entailment", "neutral", "contradiction"]
 TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC", "B-ORG", "I-ORG", "I-MISC"]
@@ -49,7 +49,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Of each task, where save_pretrained put a model of transformers, and where we exported what we read of that."""
+    """Task -> the folder of transformers' save_pretrained, and that of this project's export of it."""
     tokenizer = transformers_tokenizer(tmp_path_factory.mktemp("tokenizer"))
     found = {}
     for name, (kind, labels) in TASK_CLASSES.items():
@@ -61,7 +61,7 @@ def folders(tmp_path_factory):
                 if "roberta" not in key:
                     size = 3 * parameter.shape[-1] ** -0.5 if parameter.ndim == 2 else 0.1
                     parameter.copy_(size * torch.randn(parameter.shape, generator=generator))
-            if name == "sentiment":  # so that no label has nearly all tweets
+            if name == "sentiment":  # so that no label is predicted for nearly all tweets
                 tweets = [example.text for example in sample("sentiment", TWEETS, 40)]
                 model.classifier.out_proj.bias -= torch.cat(
                     [model(**tokenizer(t, return_tensors="pt")).logits for t in tweets]
@@ -84,21 +84,21 @@ def pipeline(task: str, folder):
 
 
 def predictions(folder, task, examples):
-    return predict(load_checkpoint(folder, lambda line: None), task, examples, MACHINE, 4096)
+    return predict(load_checkpoint(folder, lambda line: None), task, examples, RUNTIME, 4096)
 
 
 def check_scores(ours, theirs, labels):
-    """A list of {label, score} for each text."""
+    """theirs: a list of {label, score} for each text, the best first"""
     assert len(ours) == len(theirs)
     for prediction, found in zip(ours, theirs):
         scores = {one["label"]: one["score"] for one in found}
         assert scores.keys() == set(labels)
         assert all(abs(scores[label] - score) < TOLERANCE for label, score in zip(labels, prediction.scores.tolist()))
-        assert prediction.label == found[0]["label"]  # the first is the best
+        assert prediction.label == found[0]["label"]
 
 
 def is_spread(names) -> bool:
-    """Whether no class has nearly everything, so that the comparison says something."""
+    """Whether no class is predicted nearly always, which would make the comparison meaningless."""
     counts = Counter(names)
     return len(counts) > 1 and counts.most_common(1)[0][1] < 0.9 * counts.total()
 
@@ -110,13 +110,11 @@ def test_sentiment_of_tweets(folders, tokenizer):
     assert is_spread(prediction.label for prediction in ours)
     for folder, count in zip(folders["sentiment"], (COUNT, EXPORTED_COUNT)):
         check_scores(
-            ours[:count],
-            pipeline("text-classification", folder)([e.text for e in examples[:count]], top_k=None),
-            STARS,
+            ours[:count], pipeline("text-classification", folder)([e.text for e in examples[:count]], top_k=None), STARS
         )
 
 
-def test_inference_on_pairs(folders, tokenizer):
+def test_nli(folders, tokenizer):
     examples = sample("nli", XNLI)
     ours = predictions(folders["nli"][0], SequenceTask(TaskSettings(tokenizer, 512), RELATIONS), examples)
     assert is_spread(prediction.label for prediction in ours)
@@ -125,84 +123,83 @@ def test_inference_on_pairs(folders, tokenizer):
         check_scores(ours[:count], pipeline("text-classification", folder)(pairs, top_k=None), RELATIONS)
 
 
-def test_long_texts_are_cut_alike(folders, tokenizer):
+def test_long_texts_are_truncated_alike(folders, tokenizer):
     tweets = [example.text for example in sample("sentiment", TWEETS)]
     texts = [" ".join(tweets[start : start + 40]) for start in range(0, 120, 40)]
-    ours = predictions(
-        folders["sentiment"][0], SequenceTask(TaskSettings(tokenizer, 128), STARS), [TextExample(text, "") for text in texts]
-    )
+    task = SequenceTask(TaskSettings(tokenizer, 128), STARS)
+    ours = predictions(folders["sentiment"][0], task, [TextExample(text, "") for text in texts])
     options = {"truncation": True, "max_length": 128}
     check_scores(ours, pipeline("text-classification", folders["sentiment"][0])(texts, top_k=None, **options), STARS)
 
 
 def test_entities_of_sentences(folders, tokenizer):
-    """Type, score, and the characters: both leave the space before an entity out."""
+    """Type, score and characters; both leave out the space before an entity."""
     texts = [" ".join(example.words) for example in sample("ner", WIKINEURAL)]
     task = NerTask(TaskSettings(tokenizer, 512), TAGS)
     ours = predictions(folders["ner"][0], task, [TextExample(text, "") for text in texts])
-    entities = [entities_in(prediction, TAGS) for prediction in ours]
+    entities = [group_entities(prediction, TAGS) for prediction in ours]
     assert is_spread(entity.type for found in entities for entity in found)
     assert sum(map(len, entities)) > COUNT
     for folder, count in zip(folders["ner"], (COUNT, EXPORTED_COUNT)):
         theirs = pipeline("token-classification", folder)(texts[:count], aggregation_strategy="simple")
-        unsettled = 0
+        ties = 0
         for prediction, actual, expected in zip(ours[:count], entities[:count], theirs, strict=True):
             best, second = prediction.scores.topk(2).values.T
-            if (best - second).min() < 1e-5:  # rounding decides which tag is best
-                unsettled += 1
+            if (best - second).min() < 1e-5:  # rounding decides which label is the best
+                ties += 1
                 continue
             places = [(one["entity_group"], one["start"], one["end"]) for one in expected]
             assert [(entity.type, entity.start, entity.end) for entity in actual] == places
             assert all(abs(a.score - one["score"]) < TOLERANCE for a, one in zip(actual, expected))
-        assert unsettled <= count / 50
+        assert ties <= count / 50
 
 
-def best_answer(starts, ends, offsets, most: int) -> tuple[float, int, int]:
-    """Straight from the logits of a window's context: the best sum, its first character, one past its last."""
+def best_answer(starts, ends, offsets, max_answer: int) -> tuple[float, int, int]:
+    """From the logits of a window's context -> the best sum, its start and end in the context"""
     count = len(starts)
     sums = starts[:, None] + ends[None, :]
     lengths = torch.arange(count)[None, :] - torch.arange(count)[:, None] + 1
-    sums[(lengths < 1) | (lengths > most)] = -torch.inf
+    sums[(lengths < 1) | (lengths > max_answer)] = -torch.inf
     first, last = divmod(sums.argmax().item(), count)
     return sums.max().item(), offsets[first][0], offsets[last][1]
 
 
 @torch.no_grad()
 def test_answers_to_questions(folders, tokenizer):
-    """transformers 5 has no pipeline for it: its tokenizer's windows, its model's logits, the best span of all."""
+    """transformers 5 has no pipeline for QA: its tokenizer's windows, its model's logits, the best span of all."""
     examples = [example._replace(context=example.context[:300]) for example in sample("qa", PIAF)]  # for time
-    most, stride, longest = 80, 16, 20  # more than twice the longest question: ours would cut it
+    max_length, stride, max_answer = 80, 16, 20  # more than twice the longest question, which we would truncate
     for folder, count in zip(folders["qa"], (COUNT, EXPORTED_COUNT)):
         theirs = transformers.AutoModelForQuestionAnswering.from_pretrained(folder).eval()
         their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        task = QaTask(TaskSettings(tokenizer, most, doc_stride=stride, max_answer=longest))
-        items = task.encode(examples[:count], lambda line: None)
-        outputs = infer(load_checkpoint(folders["qa"][0], lambda line: None), [i.ids for i in items], MACHINE)
-        answers = task.decode(outputs, items, examples[:count])
-        encoded = their_tokenizer(
-            [example.question for example in examples[:count]], [example.context for example in examples[:count]],
-            truncation="only_second", max_length=most, stride=stride, return_overflowing_tokens=True,
-            return_offsets_mapping=True,
-        )  # fmt: skip
-        assert len(encoded["input_ids"]) == len(items) > 1.5 * count
+        task = QaTask(TaskSettings(tokenizer, max_length, doc_stride=stride, max_answer=max_answer))
+        features = task.encode(examples[:count], lambda line: None)
+        outputs = infer(
+            load_checkpoint(folders["qa"][0], lambda line: None), [feature.ids for feature in features], RUNTIME
+        )
+        answers = task.decode(outputs, features, examples[:count])
+        pairs = [[example.question for example in examples[:count]], [example.context for example in examples[:count]]]
+        options = dict(truncation="only_second", return_overflowing_tokens=True, return_offsets_mapping=True)
+        encoded = their_tokenizer(*pairs, max_length=max_length, stride=stride, **options)
+        assert len(encoded["input_ids"]) == len(features) > 1.5 * count
         best = {}
-        order = sorted(range(len(items)), key=lambda place: len(items[place].ids))
+        order = sorted(range(len(features)), key=lambda i: len(features[i].ids))
         for begin in range(0, len(order), 16):
-            places = order[begin : begin + 16]
-            batch = their_tokenizer.pad({"input_ids": [encoded["input_ids"][i] for i in places]}, return_tensors="pt")
-            result = theirs(**batch)
-            for row, place in enumerate(places):
-                item, output = items[place], outputs[place]
-                assert item.ids == encoded["input_ids"][place]
-                assert item.example == encoded["overflow_to_sample_mapping"][place]
-                length = len(item.ids)
+            batch = order[begin : begin + 16]
+            input_ids = [encoded["input_ids"][i] for i in batch]
+            result = theirs(**their_tokenizer.pad({"input_ids": input_ids}, return_tensors="pt"))
+            for row, index in enumerate(batch):
+                feature, output = features[index], outputs[index]
+                assert feature.ids == encoded["input_ids"][index]
+                assert feature.example == encoded["overflow_to_sample_mapping"][index]
+                length = len(feature.ids)
                 assert (output[:, 0] - result.start_logits[row, :length]).abs().max() < TOLERANCE
                 assert (output[:, 1] - result.end_logits[row, :length]).abs().max() < TOLERANCE
-                context = [i for i, part in enumerate(encoded.sequence_ids(place)) if part == 1]
-                offsets = [encoded["offset_mapping"][place][i] for i in context]
+                context = [i for i, part in enumerate(encoded.sequence_ids(index)) if part == 1]
+                offsets = [encoded["offset_mapping"][index][i] for i in context]
                 starts, ends = result.start_logits[row, context], result.end_logits[row, context]
-                found = best_answer(starts, ends, offsets, longest)
-                best[item.example] = max(best.get(item.example, found), found)
+                found = best_answer(starts, ends, offsets, max_answer)
+                best[feature.example] = max(best.get(feature.example, found), found)
         for number, answer in enumerate(answers):
             context = examples[number].context
             start, end = trim_answer(context, *best[number][1:])

@@ -1,4 +1,4 @@
-"""python -m eval predict: any line in, an answer or a sentence out, in the same order, in little memory."""
+"""python -m eval predict: a prediction or a warning for every line, in order, in constant memory."""
 
 import io
 import json
@@ -17,8 +17,8 @@ from data.tasks import PairExample, QuestionExample, TextExample, WordsExample
 from data.tokenizer import FILE_NAME
 from eval.tasks.batching import TaskSettings
 from eval.tasks.evaluate import TASK_CLASSES, predict
-from eval.tasks.ner import entities_in
-from eval.tasks.predict import Options, read_line, run, windows
+from eval.tasks.ner import group_entities
+from eval.tasks.predict import Options, parse_line, read_chunks, run
 from model import EncoderConfig, QuestionAnswerer, SequenceClassifier, TokenClassifier, save_model
 from model.checkpoints.load import load_checkpoint
 from model.training.device import Runtime
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:'eval")
 CONFIG = EncoderConfig(1, 16, 2, 16, 1005, max_positions=66)
 STARS, RELATIONS = ("1 star", "2 stars", "3 stars"), ("contradiction", "entailment", "neutral")
 TAGS = ("O", "B-PER", "I-PER", "I-LOC")
-MACHINE = Runtime(torch.device("cpu"))
+RUNTIME = Runtime(torch.device("cpu"))
 TEXTS = [
     "Le film se passe à Brest, et il est bien long.",
     "",
@@ -43,7 +43,7 @@ PAIRS = list(zip(TEXTS, reversed(TEXTS)))
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """A random model of each task."""
+    """A random model for each task."""
     folder = tmp_path_factory.mktemp("models")
     shutil.copyfile(demo.FOLDER / FILE_NAME, folder / FILE_NAME)
     torch.manual_seed(0)
@@ -55,7 +55,7 @@ def models(tmp_path_factory):
     }
     for task, model in made.items():
         with torch.no_grad():
-            for parameter in model.parameters():  # so that texts differ in their answers
+            for parameter in model.parameters():  # so that the predictions differ between texts
                 parameter.add_(0.5 * torch.randn_like(parameter))
         save_model(model, folder / f"{task}.safetensors")
     return {task: folder / f"{task}.safetensors" for task in made}
@@ -69,30 +69,30 @@ def command(models, task, *arguments):
 
 def answers(result):
     assert result.returncode == 0, result.stderr
-    return [json.loads(line) for line in result.stdout.split("\n")[:-1]]  # U+2028 ends no line
+    return [json.loads(line) for line in result.stdout.split("\n")[:-1]]  # splitlines would split at U+2028
 
 
 def file_of(tmp_path, *lines):
-    """Bytes as they are, values as JSON."""
+    """A file of these lines: bytes unchanged, other values as JSON."""
     path = tmp_path / "lines"
     path.write_bytes(b"".join((x if isinstance(x, bytes) else json.dumps(x).encode()) + b"\n" for x in lines))
     return path
 
 
 def expected(models, task, examples, **settings):
-    """By eval.evaluate.predict, one example at a time."""
+    """-> the task, and the predictions of eval.tasks.evaluate.predict, one example at a time"""
     model = load_checkpoint(models[task])
     kind = TASK_CLASSES[task](TaskSettings(Tokenizer(demo.FOLDER), 64, **settings), getattr(model, "labels", ()))
-    return kind, [predict(model, kind, [example], MACHINE, 4096, lambda line: None)[0] for example in examples]
+    return kind, [predict(model, kind, [example], RUNTIME, 4096, lambda line: None)[0] for example in examples]
 
 
-# ---- what it says ----------------------------------------------------------------------------------------------
+# ---- predictions -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("window", [2048, 3])
+@pytest.mark.parametrize("chunk_lines", [2048, 3])
 @pytest.mark.parametrize("form", ["plain", "json"])
-def test_sentiment_and_inference(models, tmp_path, monkeypatch, form, window):
-    monkeypatch.setattr(module, "WINDOW_LINES", window)
+def test_sentiment_and_nli(models, tmp_path, monkeypatch, form, chunk_lines):
+    monkeypatch.setattr(module, "CHUNK_LINES", chunk_lines)
     for task in ("sentiment", "nli"):
         if task == "sentiment":
             examples = [TextExample(text, "") for text in TEXTS]
@@ -122,14 +122,14 @@ def test_entities_of_running_text(models, tmp_path, form):
     found = answers(command(models, "ner", file_of(tmp_path, *lines)))
     assert sum(len(values["entities"]) for values in found) > len(texts)
     for text, values, prediction in zip(texts, found, predictions, strict=True):
-        entities = entities_in(prediction, task.labels)
+        entities = group_entities(prediction, task.labels)
         assert [(e["type"], e["start"], e["end"]) for e in values["entities"]] == [
             (e.type, e.start, e.end) for e in entities
         ]
         assert all(text[e["start"] : e["end"]] == e["text"] for e in values["entities"])
         assert [e["score"] for e in values["entities"]] == pytest.approx([e.score for e in entities], abs=2e-6)
     tokenizer = Tokenizer(demo.FOLDER)
-    assert len(predictions[-1].scores) == len(tokenizer.encode(long)) - 2 > 64  # no piece is lost between windows
+    assert len(predictions[-1].scores) == len(tokenizer.encode(long)) - 2 > 64  # no piece is missing between windows
 
 
 def test_tags_of_words(models, tmp_path):
@@ -157,7 +157,7 @@ def test_answers_to_questions(models, tmp_path, form):
         assert values["score"] == pytest.approx(prediction.score, abs=2e-6)
 
 
-def test_settings_at_their_edges(models, tmp_path):
+def test_options_at_their_bounds(models, tmp_path):
     path = file_of(tmp_path, {"question": "Quel film ? " * 100, "context": "Le film est long. " * 50})
     (found,) = answers(
         command(models, "qa", path, "--max-length", 16, "--doc-stride", 9999, "--max-answer", 1, "--batch-tokens", 1)
@@ -168,30 +168,30 @@ def test_settings_at_their_edges(models, tmp_path):
 # ---- long texts ------------------------------------------------------------------------------------------------
 
 
-def test_a_long_text_is_cut_or_read_by_windows(models, tmp_path):
+def test_a_long_text_is_truncated_or_averaged_over_windows(models, tmp_path):
     sentence = "Le film est long, et il se passe à Brest. "
     text = (sentence * (100_000 // len(sentence) + 1))[:100_000]
     path = file_of(tmp_path, {"text": text})
-    cut = command(models, "sentiment", path)
-    assert "1 of 1 texts are longer than 64 tokens and were cut" in cut.stderr
+    truncated = command(models, "sentiment", path)
+    assert "1 of 1 texts are longer than 64 tokens: truncated" in truncated.stderr
     tokenizer = Tokenizer(demo.FOLDER)
     ids = tokenizer.encode(text)[1:-1]
     parts = [[tokenizer.bos_id, *ids[i : i + 62], tokenizer.eos_id] for i in range(0, len(ids), 62)]
     model = load_checkpoint(models["sentiment"]).eval()
     with torch.no_grad():
         probabilities = torch.cat([model(torch.tensor([part])).softmax(dim=-1) for part in parts])
-    (first,) = answers(cut)
+    (first,) = answers(truncated)
     assert list(first["scores"].values()) == pytest.approx(probabilities[0].tolist(), abs=1e-5)
     whole = command(models, "sentiment", path, "--windows")
-    assert "cut" not in whole.stderr
+    assert "truncated" not in whole.stderr
     (values,) = answers(whole)
     assert list(values["scores"].values()) == pytest.approx(probabilities.mean(dim=0).tolist(), abs=1e-5)
     assert values["scores"] != first["scores"]
 
 
 def test_memory_does_not_grow_with_the_lines(models, monkeypatch, tmp_path):
-    """Of what Python holds; the answers go to a file."""
-    monkeypatch.setattr(module, "WINDOW_LINES", 200)
+    """The memory that Python allocates; the output goes to a file."""
+    monkeypatch.setattr(module, "CHUNK_LINES", 200)
     options = Options(model=str(models["sentiment"]), device="cpu", precision="fp32")
     peaks = {}
     for count in (600, 6000):
@@ -203,85 +203,88 @@ def test_memory_does_not_grow_with_the_lines(models, monkeypatch, tmp_path):
             peaks[count] = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
             monkeypatch.undo()
-            monkeypatch.setattr(module, "WINDOW_LINES", 200)
+            monkeypatch.setattr(module, "CHUNK_LINES", 200)
         assert len((tmp_path / "answers").read_text().splitlines()) == count
     assert peaks[6000] < peaks[600] + 2**20
 
 
-# ---- lines that are broken -------------------------------------------------------------------------------------
+# ---- invalid lines ---------------------------------------------------------------------------------------------
 
-BROKEN = {  # task -> lines and what is said of them
+INVALID = {  # task -> lines and their warnings
     "sentiment": [
-        (b'{"text": "a"', "character 13 is no JSON"),
-        (b'{"text": 1}', 'no text under "text"'),
-        (b'{"review": "a"}', "it has review"),
-        (b"{}", "it has nothing"),
+        (b'{"text": "a"', "invalid JSON at character 13"),
+        (b'{"text": 1}', 'a string under the key "text"'),
+        (b'{"review": "a"}', "the keys are: review"),
+        (b"{}", "the keys are: none"),
         (b"abc \xff", "byte 5 is not UTF-8"),
-        (b'{"text": "\\ud800"}', "half a character"),
+        (b'{"text": "\\ud800"}', "unpaired surrogate"),
         (b'{"text": ' + b"[" * 10**5, "nested too deeply"),
         (b'{"text": ' + b"1" * 5000 + b"}", "digits"),
-        (b'{"\\ud800": 1}', "no text"),
+        (b'{"\\ud800": 1}', "expected a string"),
     ],
     "nli": [
-        (b"no tab", "there are 0 tabs"),
-        (b"a\tb\tc", "there are 2 tabs"),
+        (b"no tab", "found 0 tabs"),
+        (b"a\tb\tc", "found 2 tabs"),
         (b"", "0 tabs"),
-        (b'{"premise": "a", "hypothesis": null}', 'no text under "hypothesis"'),
+        (b'{"premise": "a", "hypothesis": null}', 'a string under the key "hypothesis"'),
     ],
     "ner": [
-        (b'{"words": "Brest"}', '"words" is a list'),
-        (b'{"words": ["a", 1]}', '"words" is a list'),
-        (b'{"words": ["a", " "]}', '"words" is a list'),
-        (b'{"words": ["\\udfff"]}', "half a character"),
+        (b'{"words": "Brest"}', '"words" must be a list'),
+        (b'{"words": ["a", 1]}', '"words" must be a list'),
+        (b'{"words": ["a", " "]}', '"words" must be a list'),
+        (b'{"words": ["\\udfff"]}', "unpaired surrogate"),
     ],
-    "qa": [(b"no tab", "question and context are wanted"), (b'{"question": "a"}', 'no text under "context"')],
+    "qa": [
+        (b"no tab", "expected question and context separated by one tab"),
+        (b'{"question": "a"}', 'a string under the key "context"'),
+    ],
 }
-GOOD = {"sentiment": b"Oui.", "nli": b"Oui.\tNon.", "ner": b"Brest", "qa": b"Quoi ?\tLe film."}
+VALID = {"sentiment": b"Oui.", "nli": b"Oui.\tNon.", "ner": b"Brest", "qa": b"Quoi ?\tLe film."}
 
 
-@pytest.mark.parametrize("task", BROKEN)
-def test_broken_lines_are_left_out(models, tmp_path, task):
-    lines = [line for broken, _ in BROKEN[task] for line in (GOOD[task], broken)]
+@pytest.mark.parametrize("task", INVALID)
+def test_invalid_lines_are_skipped(models, tmp_path, task):
+    lines = [line for invalid, _ in INVALID[task] for line in (VALID[task], invalid)]
     result = command(models, task, file_of(tmp_path, *lines))
     assert [values["line"] for values in answers(result)] == list(range(1, len(lines), 2))
     warnings = result.stderr.splitlines()
-    assert len(warnings) == len(BROKEN[task]) + 1
-    for number, (warning, (_, sentence)) in enumerate(zip(warnings, BROKEN[task])):
-        assert warning.startswith(f"warning: line {2 * number + 2} is left out: ")
+    assert len(warnings) == len(INVALID[task]) + 1
+    for number, (warning, (_, sentence)) in enumerate(zip(warnings, INVALID[task])):
+        assert warning.startswith(f"warning: line {2 * number + 2} skipped: ")
         assert sentence in warning and len(warning) < 300
-    assert warnings[-1] == f"warning: {len(BROKEN[task])} of {len(lines)} lines were left out."
+    assert warnings[-1] == f"warning: {len(INVALID[task])} of {len(lines)} lines skipped."
 
 
-def test_nothing_but_broken_lines(models, tmp_path):
+def test_only_invalid_lines(models, tmp_path):
     result = command(models, "nli", file_of(tmp_path, b"a", b"b"))
     assert result.returncode == 2 and result.stdout == ""
-    assert result.stderr.endswith("python -m eval: Not one line could be read.\n")
+    assert result.stderr.endswith("python -m eval: No line is valid. See --help for the format of a line.\n")
 
 
-def test_nothing_at_all(models, tmp_path):
+def test_empty_input(models, tmp_path):
     result = command(models, "nli", file_of(tmp_path))
     assert result == (0, "", "")
 
 
-def test_line_ends_and_byte_order_mark():
+def test_line_endings_and_the_byte_order_mark():
     lines = [b'\xef\xbb\xbf{"text": "a"}\r\n', b"\xef\xbb\xbfb\r\n", b" c\n", b"d\r"]
-    (held,) = windows(lines, "sentiment")
-    assert [example.text for _, example in held] == ["a", "\ufeffb", " c", "d"]
-    assert read_line("sentiment", b'\t{"text": "e"}').text == "e"
-    assert read_line("ner", b'{"text": "f", "words": ["g"]}') == WordsExample(("g",), ())
+    (chunk,) = read_chunks(lines, "sentiment")
+    assert [example.text for _, example in chunk] == ["a", "\ufeffb", " c", "d"]
+    assert parse_line("sentiment", b'\t{"text": "e"}').text == "e"
+    assert parse_line("ner", b'{"text": "f", "words": ["g"]}') == WordsExample(("g",), ())
 
 
-def test_windows_hold_little(monkeypatch, capsys):
-    monkeypatch.setattr(module, "WINDOW_BYTES", 10)
+def test_the_size_of_chunks(monkeypatch, capsys):
+    monkeypatch.setattr(module, "CHUNK_BYTES", 10)
     lines = [b"0123456789\n", b"a\n", b"b\n", b"\xff" * 20, b"c\n"]
-    found = [[number for number, _ in held] for held in windows(lines, "sentiment")]
+    found = [[number for number, _ in chunk] for chunk in read_chunks(lines, "sentiment")]
     assert found == [[1], [2, 3], [5]]
-    assert "1 of 5 lines were left out" in capsys.readouterr().err
-    with pytest.raises(DataError, match="Not one line"):
-        list(windows([b"\xff"], "sentiment"))
+    assert "1 of 5 lines skipped" in capsys.readouterr().err
+    with pytest.raises(DataError, match="No line is valid"):
+        list(read_chunks([b"\xff"], "sentiment"))
 
 
-# ---- where lines come from and go to ---------------------------------------------------------------------------
+# ---- input, output, options ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [(), ("-",)])
@@ -301,9 +304,9 @@ def test_no_standard_input(models, monkeypatch):
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        ([], "Name a task: sentiment, ner, nli, qa"),
-        (["spelling"], "Name a task"),
-        (["qa"], "--model names"),
+        ([], "The task is missing: sentiment, ner, nli, qa"),
+        (["spelling"], "The task is missing"),
+        (["qa"], "--model is missing"),
         (["qa", "--model", "MODEL", "/none"], "/none cannot be read"),
         (["qa", "--model", "MODEL", "."], ". cannot be read"),
         (["qa", "--model", "/none"], "There is no file /none"),
@@ -313,7 +316,7 @@ def test_no_standard_input(models, monkeypatch):
         (["qa", "--model", "MODEL", "--tokenizer", "README.md"], "is not a SentencePiece model"),
     ],
 )
-def test_what_cannot_be(models, monkeypatch, arguments, sentence):
+def test_error_messages(models, monkeypatch, arguments, sentence):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"Quoi ?\tLe film.\n")))
     arguments = [models["qa"] if argument == "MODEL" else argument for argument in arguments]
     result = run_command("-m eval", "predict", *arguments)
@@ -323,10 +326,10 @@ def test_what_cannot_be(models, monkeypatch, arguments, sentence):
 
 def test_help():
     result = run_command("-m eval", "predict", "--help")
-    assert result.returncode == 0 and "premise and hypothesis with a tab" in result.stdout
+    assert result.returncode == 0 and "premise TAB hypothesis" in result.stdout
 
 
-def test_a_reader_that_has_seen_enough(models, tmp_path):
+def test_a_reader_that_closes_the_pipe(models, tmp_path):
     path = file_of(tmp_path, *[b"Le film est long."] * 20_000)
     line = f"{sys.executable} -m eval predict sentiment --model {models['sentiment']} --precision fp32 {path}"
     result = subprocess.run(

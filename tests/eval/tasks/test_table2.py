@@ -1,4 +1,4 @@
-"""Table 2: which file is for what, the split, the lines of the table, and the whole command on a tiny teacher."""
+"""Table 2: published figures, parts by file name, the split, the rows, and the whole command on a tiny teacher."""
 
 import json
 import re
@@ -16,17 +16,40 @@ from data.demo import world
 from data.demo.tasks import write_tasks
 from data.tasks import TASKS, Answer, QuestionExample, TextExample
 from data.tokenizer import FILE_NAME
+from eval.tasks.finetune import __doc__ as finetune_doc
 from eval.tasks.finetune import finetune
-from eval.tasks.table2 import Options, find_files, kept, markdown, part_of, percent, read_parts, rows_of, split
+from eval.tasks.table2 import CARDS, PAPER, Options, markdown, published, read_parts, retained, rows_of, split
 from model import EncoderConfig, MaskedLM, save_model
 from model.checkpoints.native import sha256
-from tests.helpers import run_command
+from tests import helpers
+from tests.helpers import needs, run_command
 
 pytestmark = pytest.mark.filterwarnings("ignore:'eval")
 CONFIG = EncoderConfig(2, 16, 2, 16, 1005, max_positions=130)
 
 
-# ---- which file is for what ------------------------------------------------------------------------------------
+# ---- published figures -----------------------------------------------------------------------------------------
+
+
+@needs(helpers.PAPER)
+def test_the_papers_figures_are_those_of_its_table_2():
+    text = re.sub("</?b>", "", helpers.PAPER.read_text(encoding="utf-8"))
+    names = ("CamemBERT", "DistilCamemBERT")
+    rows = [re.search(rf"^{name}\s+×(\d)((?:\s+\d+,\d\d){{4}})$", text, re.M) for name in names]
+    assert tuple(int(row[1]) for row in rows) == module.PAPER_SPEED_UP
+    figures = [[float(cell.replace(",", ".")) for cell in row[2].split()] for row in rows]
+    assert [task for task, _ in PAPER] == ["sentiment", "ner", "nli", "qa"]  # the order of its columns
+    assert list(PAPER.values()) == list(zip(*figures))
+
+
+def test_published_figures_have_a_row_and_the_documentation_agrees():
+    for task, measure in (*PAPER, *CARDS):
+        assert measure in module.MEASURES[task]
+    losses = [PAPER[key][0] - PAPER[key][1] for key in (("nli", "macro_f1"), ("qa", "f1"))]
+    assert "{:.2f} points of F1 below CamemBERT on NLI and {:.2f} on QA".format(*losses) in finetune_doc
+
+
+# ---- parts by file name ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -42,29 +65,22 @@ CONFIG = EncoderConfig(2, 16, 2, 16, 1005, max_positions=130)
     ],
 )
 def test_parts_by_name(name, part):
-    assert part_of(name) == part
+    assert module.part_of(name) == part
 
 
 def test_files_of_a_folder(tmp_path):
-    for name in (
-        "b.train.tsv",
-        "a/train.tsv",
-        "test_text.txt",
-        "test_labels.txt",
-        "README.md",
-        ".test.swp",
-        "all.json",
-    ):
+    ignored = ("test_labels.txt", "README.md", ".test.swp")
+    for name in ("b.train.tsv", "a/train.tsv", "test_text.txt", "all.json", *ignored):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("a")
-    assert find_files(tmp_path) == {
+    assert module.find_files(tmp_path) == {
         "train": [str(tmp_path / "a/train.tsv"), str(tmp_path / "b.train.tsv")],
         "test": [str(tmp_path / "test_text.txt")],
         "whole": [str(tmp_path / "all.json")],
     }
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="There is no file in"):
-        find_files(tmp_path / "empty")
+        module.find_files(tmp_path / "empty")
 
 
 # ---- the split -------------------------------------------------------------------------------------------------
@@ -89,7 +105,7 @@ def test_every_example_is_in_one_part(examples):
         assert not (contexts[0] & contexts[1] or contexts[0] & contexts[2] or contexts[1] & contexts[2])
 
 
-def test_one_each_where_there_are_few():
+def test_a_part_has_at_least_one_example():
     parts = split([TextExample("a", str(i)) for i in range(3)], 0, {"dev": 0.1, "test": 0.1})
     assert [len(part) for part in parts.values()] == [1, 1, 1]
 
@@ -110,36 +126,36 @@ def texts(parts):
 
 def test_parts_from_files(tmp_path):
     review_file(tmp_path / "all.jsonl", 0, 40)
-    parts, names = read_parts("sentiment", tmp_path, settings(tmp_path))
-    assert names == [str(tmp_path / "all.jsonl")]
+    _, parts, files = read_parts("sentiment", tmp_path, settings(tmp_path))
+    assert files == (str(tmp_path / "all.jsonl"),)
     found = texts(parts)
     assert sorted(chain(*found.values())) == list(range(40)) and len(found["dev"]) == len(found["test"]) == 4
-    assert texts(read_parts("sentiment", tmp_path, settings(tmp_path))[0]) == found
-    assert texts(read_parts("sentiment", tmp_path, settings(tmp_path, split_seed=1))[0]) != found
+    assert texts(read_parts("sentiment", tmp_path, settings(tmp_path)).parts) == found
+    assert texts(read_parts("sentiment", tmp_path, settings(tmp_path, split_seed=1)).parts) != found
 
-    review_file(tmp_path / "dev.jsonl", 40, 10)  # and nothing to train on: all are put together
-    parts, _ = read_parts("sentiment", tmp_path, settings(tmp_path))
+    review_file(tmp_path / "dev.jsonl", 40, 10)  # without files for training, all are joined
+    parts = read_parts("sentiment", tmp_path, settings(tmp_path)).parts
     assert sorted(chain(*texts(parts).values())) == list(range(50)) and len(parts["dev"]) == 5
 
-    review_file(tmp_path / "train.jsonl", 50, 20)  # "all" is for training too; what is missing comes out of that
-    parts, names = read_parts("sentiment", tmp_path, settings(tmp_path))
+    review_file(tmp_path / "train.jsonl", 50, 20)  # "all" is for training, too; the missing test is split off that
+    _, parts, files = read_parts("sentiment", tmp_path, settings(tmp_path))
     found = texts(parts)
     assert found["dev"] == list(range(40, 50)) and len(found["test"]) == 6
     assert sorted(found["train"] + found["test"]) == [*range(40), *range(50, 70)]
-    assert len(names) == 3
+    assert len(files) == 3
 
     review_file(tmp_path / "test.jsonl", 70, 3)
-    parts, _ = read_parts("sentiment", tmp_path, settings(tmp_path))
+    parts = read_parts("sentiment", tmp_path, settings(tmp_path)).parts
     assert len(parts["train"]) == 60 and texts(parts)["test"] == [70, 71, 72]
-    few = texts(read_parts("sentiment", tmp_path, settings(tmp_path, limit=7))[0])
+    few = texts(read_parts("sentiment", tmp_path, settings(tmp_path, limit=7)).parts)
     assert len(set(few["train"])) == 7 and set(few["train"]) <= set(texts(parts)["train"])
     assert few["dev"] == found["dev"] and few["test"] == [70, 71, 72]
-    assert few == texts(read_parts("sentiment", tmp_path, settings(tmp_path, limit=7))[0])
-    many = read_parts("sentiment", tmp_path, settings(tmp_path, limit=700))[0]
+    assert few == texts(read_parts("sentiment", tmp_path, settings(tmp_path, limit=7)).parts)
+    many = read_parts("sentiment", tmp_path, settings(tmp_path, limit=700)).parts
     assert many == parts
 
 
-def test_too_few(tmp_path):
+def test_too_few_examples(tmp_path):
     review_file(tmp_path / "all.jsonl", 0, 2)
     with pytest.raises(DataError, match="too few examples: none is left to train on"):
         read_parts("sentiment", tmp_path, settings(tmp_path))
@@ -149,7 +165,7 @@ def test_too_few(tmp_path):
 
 
 def made_up(task, distilled=True):
-    """Results whose figures are 0.8 of the teacher, 0.6 of the student, 0.7 of the student that is taught the task."""
+    """Results in which every metric is 0.8 for the teacher, 0.6 for the student, 0.7 for the distilled student."""
 
     def tuned(mean, deviation):
         test = {measure: {"mean": mean, "deviation": deviation} for measure in module.MEASURES[task]}
@@ -163,33 +179,37 @@ def made_up(task, distilled=True):
 
 
 def test_cells():
-    assert percent({"mean": 0.1234, "deviation": 0.0123}) == "12.34 ± 1.2"
-    assert percent({"mean": 1.0, "deviation": None}) == "100.00" and percent(None) == ""
-    assert kept(0.4, 0.5) == "80.0%" and kept(None, 0.5) == kept(0.4, None) == kept(0.4, 0.0) == ""
-    assert kept(0.0, 0.5) == "0.0%"
+    assert module.percent({"mean": 0.1234, "deviation": 0.0123}) == "12.34 ± 1.2"
+    assert module.percent({"mean": 1.0, "deviation": None}) == "100.00" and module.percent(None) == ""
+    assert retained(0.4, 0.5) == "80.0%" and retained(None, 0.5) == retained(0.4, None) == retained(0.4, 0.0) == ""
+    assert retained(0.0, 0.5) == "0.0%"
+    assert published(None) == "" and published((None, 98.18)) == "– → 98.18"
+    assert published((81.72, 77.45)) == "81.72 → 77.45 (94.8%)"
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_lines_of_a_task(task):
-    *measures, speed = rows_of(task, made_up(task))
-    assert [line[1] for line in measures] == [name.replace("_", " ") for name in module.MEASURES[task]]
-    for line, measure in zip(measures, module.MEASURES[task]):
-        assert line[2:8] == ["50.00", "80.00 ± 1.0", "60.00", "75.0%", "70.00 ± 0.0", "87.5%"]
-        theirs = module.PUBLISHED.get((task, measure), (None, None))
-        assert line[8:10] == ["" if value is None else f"{value:.2f}" for value in theirs]
-    assert speed[:8] == [task, "ms a text", "", "10.00", "4.00", "2.50 × faster", "", ""]
-    assert len({len(line) for line in (*measures, speed)}) == 1
+def test_rows_of_a_task(task):
+    *measures, time, speed_up = rows_of(task, made_up(task))
+    assert [row[1] for row in measures] == [name.replace("_", " ") for name in module.MEASURES[task]]
+    for row, measure in zip(measures, module.MEASURES[task]):
+        assert row[2:8] == ["50.00", "80.00 ± 1.0", "60.00", "75.0%", "70.00 ± 0.0", "87.5%"]
+        assert row[8:] == [published(source.get((task, measure))) for source in (PAPER, CARDS)]
+    assert time[:9] == [task, "ms per text", "", "10.00", "4.00", "", "", "", ""]
+    cards = {"ner": "88.49 → 43.44 (×2.04)", "nli": "105.00 → 51.35 (×2.04)", "qa": "432.17 → 216.96 (×1.99)"}
+    assert time[9] == cards.get(task, "")
+    assert speed_up == [task, "speed-up", "", "×1", "×2.50", "", "", "", "×1 → ×2", ""]
+    assert len({len(row) for row in (*measures, time, speed_up)}) == 1
     without = rows_of(task, made_up(task, distilled=False))
-    assert all(line[6:8] == ["", ""] for line in without)
+    assert all(row[6:8] == ["", ""] for row in without)
 
 
 def test_markdown():
     text = markdown({task: made_up(task) for task in TASKS}, {"seeds": [0, 1]})
     lines = text.split("\n\n")[0].split("\n")
     assert len({line.count("|") for line in lines}) == 1 and re.fullmatch(r"[|-]+", lines[1])
-    assert len(lines) == 2 + sum(len(names) + 1 for names in module.MEASURES.values())
-    assert "over the seeds 0, 1, mean" in text
-    assert "77.45" in text and "94.8%" in text  # of inference: 77.45 / 81.72
+    assert len(lines) == 2 + sum(len(names) + 2 for names in module.MEASURES.values())
+    assert "Seeds: 0, 1; mean" in text
+    assert all(published(figures) in text for figures in (*PAPER.values(), *CARDS.values()))
 
 
 # ---- the command -----------------------------------------------------------------------------------------------
@@ -213,13 +233,12 @@ def data(tmp_path_factory):
 
 
 def command(models, data, out, *arguments):
-    return run_command(
-        "-m eval", "table2", "--teacher", models / "teacher.safetensors", "--student", models / "student.safetensors",
-        "--data", data, "--out", out, "--epochs", 1, "--device", "cpu", "--precision", "fp32", *arguments,
-    )  # fmt: skip
+    paths = ("--teacher", models / "teacher.safetensors", "--student", models / "student.safetensors", "--data", data)
+    settings = ("--out", out, "--epochs", 1, "--device", "cpu", "--precision", "fp32")
+    return run_command("-m eval", "table2", *paths, *settings, *arguments)
 
 
-def test_the_whole_and_again_after_a_kill(models, data, tmp_path, monkeypatch):
+def test_the_whole_command_interrupted_and_continued(models, data, tmp_path, monkeypatch):
     calls = []
 
     def killed(task, options, *rest):
@@ -240,7 +259,7 @@ def test_the_whole_and_again_after_a_kill(models, data, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "finetune", finetune)
     second = command(models, data, out, "--seeds", 0, 1)
     assert second.returncode == 0, second.stderr
-    assert second.stdout.count("has the results of 2 seeds already") == 4
+    assert second.stdout.count("already has the results of 2 seeds.") == 4
     assert {path: path.stat().st_mtime_ns for path in done} == done
     written = json.loads((out / "table2.json").read_text())
     assert list(written["results"]) == list(TASKS) and written["seeds"] == [0, 1]
@@ -256,26 +275,26 @@ def test_the_whole_and_again_after_a_kill(models, data, tmp_path, monkeypatch):
     assert {path.name for path in out.iterdir()} <= {*TASKS, "table2.json", "table2.md", "table2.png"}
 
     other = command(models, data, out, "--seeds", 0, 1, "--lr", 1e-3)
-    assert other.returncode == 2 and "is the result of other inputs (--lr)" in other.stderr
+    assert other.returncode == 2 and "belongs to a run with other inputs (--lr)" in other.stderr
 
 
-def test_only_what_is_asked_for(models, data, tmp_path):
+def test_options_that_leave_parts_out(models, data, tmp_path):
     result = command(models, data, tmp_path, "--tasks", "nli", "--no-distil", "--limit", 4)
     assert result.returncode == 0, result.stderr
     written = json.loads((tmp_path / "table2.json").read_text())["results"]
     assert list(written) == ["nli"] and "distilled" not in written["nli"]
-    assert "4 to train" in result.stdout
+    assert "4 train" in result.stdout
     assert sorted(path.name for path in (tmp_path / "nli").iterdir()) == ["student", "teacher"]
 
 
 def test_the_demo(models, tmp_path, monkeypatch):
-    """Its own data and settings, and a student that is there already is not distilled again."""
+    """It has its own data and settings, and an existing student is not distilled again."""
     monkeypatch.setattr(module, "DEMO_COUNTS", {"sentiment": 12})
     monkeypatch.setattr(module, "DEMO_SETTINGS", {"epochs": 1, "lr": 1e-3, "dropout": 0.0})
-    asked = []
+    calls = []
 
     def fake(options):
-        asked.append(options)
+        calls.append(options)
         Path(options.out).mkdir(parents=True)
         shutil.copyfile(demo.TEACHER, Path(options.out) / "student.safetensors")
         shutil.copyfile(demo.FOLDER / FILE_NAME, Path(options.out) / FILE_NAME)
@@ -284,7 +303,7 @@ def test_the_demo(models, tmp_path, monkeypatch):
     for _ in range(2):
         result = run_command("-m eval", "table2", "--out", tmp_path / "out", "--device", "cpu", "--precision", "fp32")
         assert result.returncode == 0, result.stderr
-    assert len(asked) == 1 and asked[0].out == str(tmp_path / "out" / "student")
+    assert len(calls) == 1 and calls[0].out == str(tmp_path / "out" / "student")
     written = json.loads((tmp_path / "out" / "table2.json").read_text())["results"]["sentiment"]
     assert written["student"]["options"]["lr"] == 1e-3
     examples = (tmp_path / "out" / "data" / "sentiment" / "train.jsonl").read_text().splitlines()
@@ -294,17 +313,17 @@ def test_the_demo(models, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        (["--student", "s"], "go with --teacher"),
-        (["--data", "d"], "go with --teacher"),
-        (["--teacher", "t"], "--teacher goes with --student and --data"),
-        (["--teacher", "t", "--student", "s"], "--teacher goes with --student and --data"),
-        (["--teacher", "t", "--student", "s", "--data", "/none"], "/none has no folder sentiment, ner, nli, qa"),
+        (["--student", "s"], "need --teacher"),
+        (["--data", "d"], "need --teacher"),
+        (["--teacher", "t"], "--teacher needs --student and --data"),
+        (["--teacher", "t", "--student", "s"], "--teacher needs --student and --data"),
+        (["--teacher", "t", "--student", "s", "--data", "/none"], "/none has no subfolder sentiment, ner, nli, qa"),
         (["--teacher", "t", "--student", "s", "--data", "DATA", "--tasks", "ner"], "There is no file"),
         (["--teacher", "t", "--student", "s", "--data", "DATA", "--tasks", "nli"], "There is no file t"),
         (["--limit", "0"], "--limit must be at least 1"),
     ],
 )
-def test_what_cannot_be(data, tmp_path, arguments, sentence):
+def test_error_messages(data, tmp_path, arguments, sentence):
     shutil.copytree(data, tmp_path / "data")
     shutil.rmtree(tmp_path / "data" / "ner")
     (tmp_path / "data" / "ner").mkdir()

@@ -1,4 +1,4 @@
-"""Equation (15): by hand, beside transformers' pipeline, and as the command."""
+"""Equation (15): by hand, against transformers' pipeline, and as the command."""
 
 import io
 import json
@@ -30,7 +30,7 @@ TEMPLATE = "Ce texte parle de {}."
 
 
 def save(folder, labels=RELATIONS):
-    """A random inference model that is rather sure of itself."""
+    """A random NLI model with large logits."""
     torch.manual_seed(1)
     model = SequenceClassifier(CONFIG, len(labels), labels).eval()
     with torch.no_grad():
@@ -68,23 +68,23 @@ def test_by_hand():
     )
 
 
-def test_as_printed_all_is_nearly_equal():
-    """Why the released models take logits: of two candidates, none can have more than e / (e + 1)."""
-    sure = torch.tensor([[-50.0, 50.0, -50.0], [50.0, -50.0, 0.0]])
-    assert candidate_scores(sure, 1, printed=True)[0].item() == pytest.approx(math.e / (math.e + 1))
-    assert candidate_scores(sure, 1)[0].item() == pytest.approx(1)
+def test_the_printed_form_gives_nearly_equal_scores():
+    """Of two candidates, none can have more than e / (e + 1)."""
+    confident = torch.tensor([[-50.0, 50.0, -50.0], [50.0, -50.0, 0.0]])
+    assert candidate_scores(confident, 1, printed=True)[0].item() == pytest.approx(math.e / (math.e + 1))
+    assert candidate_scores(confident, 1)[0].item() == pytest.approx(1)
 
 
-# ---- beside transformers ---------------------------------------------------------------------------------------
+# ---- against transformers --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("labels", [RELATIONS, ("entailment", "neutral", "contradiction"), ("No", "Entailment")])
-def test_scores_are_transformers(tmp_path, labels, monkeypatch):
-    monkeypatch.setattr(module, "WINDOW", 2)
+def test_scores_equal_transformers(tmp_path, labels, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 2)
     model = save(tmp_path, labels)
     export_huggingface(model, tmp_path / "theirs", demo.FOLDER / FILE_NAME)
     pipeline = transformers.pipeline("zero-shot-classification", model=str(tmp_path / "theirs"), device="cpu")
-    texts = [text for text in TEXTS if text]  # the pipeline refuses an empty one
+    texts = [text for text in TEXTS if text]  # the pipeline does not accept an empty one
     for ours in (tmp_path / "nli.safetensors", tmp_path / "theirs"):
         scores = ZeroShot(options(ours)).scores(texts)
         assert scores.shape == (len(texts), len(CANDIDATES)) and len(scores.argmax(dim=-1).unique()) > 1
@@ -107,8 +107,8 @@ def test_lines(path, tmp_path, monkeypatch):
     for line, row in zip(lines, scores):
         assert list(line["scores"]) == CANDIDATES and line["label"] == CANDIDATES[row.argmax()]
         assert list(line["scores"].values()) == pytest.approx(row.tolist(), abs=2e-6)
-    assert "line 7 is left out" in result.stderr and "line 8 is left out: its JSON is nested" in result.stderr
-    assert result.stderr.endswith("2 of 8 lines were left out.\n")
+    assert "line 7 skipped" in result.stderr and "line 8 skipped: its JSON is nested" in result.stderr
+    assert result.stderr.endswith("2 of 8 lines skipped.\n")
     for name in ((), ("-",)):
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(file.read_bytes())))
         assert command(*name, "--model", path, "--labels", *CANDIDATES).stdout == result.stdout
@@ -124,14 +124,14 @@ def test_a_long_text_keeps_its_hypothesis(path, tmp_path):
     file = tmp_path / "texts"
     file.write_text("Le film est long. " * 5000)
     result = command(file, "--model", path, "--labels", *CANDIDATES)
-    assert result.returncode == 0 and "longer than 128 tokens and were cut" in result.stderr
+    assert result.returncode == 0 and "longer than 128 tokens: truncated" in result.stderr
     assert len(set(json.loads(result.stdout)["scores"].values())) == 3
 
 
 # ---- the command: --test ---------------------------------------------------------------------------------------
 
 
-def test_measured(path, tmp_path):
+def test_evaluation(path, tmp_path):
     test = tmp_path / "test.jsonl"
     texts = TEXTS * 3
     guesses = [CANDIDATES[i] for i in ZeroShot(options(path)).scores(texts).argmax(dim=-1)]
@@ -154,26 +154,26 @@ def test_measured(path, tmp_path):
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        (["--labels", "a", "b"], "--model names"),
-        (["--model", "MODEL"], "two different candidates"),
-        (["--model", "MODEL", "--labels", "a"], "two different candidates"),
-        (["--model", "MODEL", "--labels", "a", "a"], "two different candidates"),
+        (["--labels", "a", "b"], "--model is missing"),
+        (["--model", "MODEL"], "two different labels"),
+        (["--model", "MODEL", "--labels", "a"], "two different labels"),
+        (["--model", "MODEL", "--labels", "a", "a"], "two different labels"),
         (["--model", "MODEL", "--labels", "a", ""], "--labels is empty"),
         (["--model", "MODEL", "--labels", "a", "b\udcff"], "must be UTF-8"),
-        (["--model", "MODEL", "--labels", "a", "b", "--template", "Oui."], "must have {} in it, once"),
-        (["--model", "MODEL", "--labels", "a", "b", "--template", "{} {}"], "must have {} in it, once"),
-        (["--model", "MODEL", "--labels", "a", "b", "--names", "0"], "as many names"),
-        (["--model", "MODEL", "--labels", "a", "b", "--names", "0", "1"], "go with --test"),
-        (["--model", "MODEL", "--labels", "a", "b", "--out", "x.json"], "go with --test"),
+        (["--model", "MODEL", "--labels", "a", "b", "--template", "Oui."], "must contain {} exactly once"),
+        (["--model", "MODEL", "--labels", "a", "b", "--template", "{} {}"], "must contain {} exactly once"),
+        (["--model", "MODEL", "--labels", "a", "b", "--names", "0"], "as many as --labels"),
+        (["--model", "MODEL", "--labels", "a", "b", "--names", "0", "1"], "only for --test"),
+        (["--model", "MODEL", "--labels", "a", "b", "--out", "x.json"], "only for --test"),
         (["--model", "MODEL", "--labels", "a", "b", "--test", "T", "--names", "0", "0"], "same name twice"),
-        (["--model", "MODEL", "--labels", "a", "b", "--test", "TEST"], "has the label '0', which is none of a, b"),
+        (["--model", "MODEL", "--labels", "a", "b", "--test", "TEST"], "has the label '0', not one of a, b"),
         (["--model", "MODEL", "--labels", "0", "b", "--test", "TEST", "--out", "/proc/x/y"], "cannot be written"),
         (["--model", "MODEL", "--labels", "0", "b", "--test", "TEST", "--out", "tests"], "tests is a folder"),
         (["FILE", "--model", "MODEL", "--labels", "a", "b", "--test", "TEST"], "leave FILE out"),
         (["/none", "--model", "MODEL", "--labels", "a", "b"], "/none cannot be read"),
     ],
 )
-def test_what_cannot_be(path, tmp_path, arguments, sentence):
+def test_error_messages(path, tmp_path, arguments, sentence):
     (tmp_path / "t.jsonl").write_text('{"text": "a", "label": "0"}\n')
     there = {"MODEL": path, "TEST": tmp_path / "t.jsonl"}
     result = command(*(there.get(argument, argument) for argument in arguments))
@@ -181,8 +181,10 @@ def test_what_cannot_be(path, tmp_path, arguments, sentence):
     assert result.stderr.startswith("python -m eval: ") and sentence in result.stderr
 
 
-def test_a_model_that_knows_no_entailment(tmp_path):
+def test_a_model_without_entailment(tmp_path):
     save(tmp_path, ("0", "1"))
     (tmp_path / "texts").write_text("a\n")
     result = command(tmp_path / "texts", "--model", tmp_path / "nli.safetensors", "--labels", "a", "b")
-    assert result.returncode == 2 and "is entailment: it has 0, 1" in result.stderr
+    assert (
+        result.returncode == 2 and "none of its labels is entailment or implication, but it has 0, 1" in result.stderr
+    )

@@ -1,4 +1,4 @@
-"""The one-file checkpoint: what goes in comes out, and nothing damaged is believed."""
+"""The native format: models survive the round trip, older files are read, damaged ones are errors."""
 
 import json
 import os
@@ -19,7 +19,8 @@ from model import (
     load_model,
     save_model,
 )
-from model.checkpoints.native import atomic_file
+from model.checkpoints.load import load_checkpoint
+from model.checkpoints.native import atomic_file, contents
 
 CONFIG = EncoderConfig(2, 24, 3, 30, 50, max_positions=40, activation="relu", dropout=0.0)
 MODELS = {
@@ -32,7 +33,7 @@ MODELS = {
 
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-def test_what_goes_in_comes_out(tmp_path, kind, dtype):
+def test_the_round_trip_of_every_class_and_precision(tmp_path, kind, dtype):
     model = MODELS[kind]().to(dtype)
     save_model(model, tmp_path / "new" / "model.safetensors", {"steps": 3})
     loaded = load_model(tmp_path / "new" / "model.safetensors")
@@ -54,10 +55,36 @@ def path(tmp_path):
 
 
 def rewrite(path, tensors=None, **metadata):
-    """The same file with other tensors, or other metadata."""
+    """Writes the file again with other tensors or other metadata."""
     with safe_open(path, "pt") as file:
         before = file.metadata()
     save_file(load_file(path) if tensors is None else tensors, path, metadata={**before, **metadata})
+
+
+OLD_NAMES = {
+    "attention.out": "attention.mix",
+    "feed_forward.feed": "feed_forward.expand",
+    "feed_forward.forward_proj": "feed_forward.contract",
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_format_distilcamembert_1_is_still_read(tmp_path, kind):
+    model = MODELS[kind]()
+    tensors, metadata = contents(model)
+    assert metadata["format"] == "distilcamembert-2"
+    old = {}
+    for name, tensor in tensors.items():
+        for new_name, old_name in OLD_NAMES.items():
+            name = name.replace(new_name, old_name)
+        old[name] = tensor
+    assert len(old.keys() - tensors.keys()) == CONFIG.num_layers * 2 * len(OLD_NAMES)
+    save_file(old, tmp_path / "old.safetensors", metadata={**metadata, "format": "distilcamembert-1"})
+    for load in (load_model, load_checkpoint):
+        loaded = load(tmp_path / "old.safetensors")
+        assert type(loaded) is type(model) and loaded.config == model.config
+        assert loaded.state_dict().keys() == tensors.keys()
+        assert all(torch.equal(tensor, tensors[name]) for name, tensor in loaded.state_dict().items())
 
 
 def damage_header(path):
@@ -99,40 +126,40 @@ def config_with(**values):
 DAMAGES = {
     "missing": (lambda path: path.unlink(), "There is no file"),
     "empty": (lambda path: path.write_bytes(b""), "is empty"),
-    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "not a whole .safetensors"),
-    "cut in the header": (lambda path: path.write_bytes(path.read_bytes()[:50]), "not a whole .safetensors"),
-    "text": (lambda path: path.write_text("Le camembert est délicieux.\n" * 20), "not a whole .safetensors"),
-    "lying header": (damage_header, "not a whole .safetensors"),
-    "lying offsets": (damage_offsets, "not a whole .safetensors"),
-    "folder": (lambda path: (path.unlink(), path.mkdir()), "is a folder where a file is needed"),
-    "not ours": (lambda path: save_file({"x": torch.zeros(1)}, path), "not a model file of this project"),
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "not a complete .safetensors"),
+    "truncated in the header": (lambda path: path.write_bytes(path.read_bytes()[:50]), "not a complete .safetensors"),
+    "text": (lambda path: path.write_text("Le camembert est délicieux.\n" * 20), "not a complete .safetensors"),
+    "a header of 2^60 bytes": (damage_header, "not a complete .safetensors"),
+    "offsets past the end": (damage_offsets, "not a complete .safetensors"),
+    "folder": (lambda path: (path.unlink(), path.mkdir()), "is a folder; a file is needed"),
+    "not native": (lambda path: save_file({"x": torch.zeros(1)}, path), "not a model file of this project"),
     "no kind": (lambda path: rewrite(path, kind="Oracle"), "metadata cannot be read"),
     "no config": (lambda path: rewrite(path, config="{"), "metadata cannot be read"),
     "config is a list": (lambda path: rewrite(path, config="[]"), "metadata cannot be read"),
-    "impossible config": (config_with(num_heads=0), "configuration is impossible"),
-    "a billion layers": (config_with(num_layers=10**9), "speaks of 1000000000 layers"),
-    "a huge width": (config_with(hidden_size=3 * 10**17), "configuration is impossible"),
-    "labels for a masked LM": (lambda path: rewrite(path, labels='["a"]'), "configuration is impossible"),
+    "invalid config": (config_with(num_heads=0), "configuration is invalid"),
+    "a billion layers": (config_with(num_layers=10**9), "claims 1000000000 layers"),
+    "a huge width": (config_with(hidden_size=3 * 10**17), "configuration is invalid"),
+    "labels for a masked LM": (lambda path: rewrite(path, labels='["a"]'), "configuration is invalid"),
     "missing tensor": (change_tensor("dense.weight", lambda tensor: None), "lacks the tensor dense.weight"),
     "wrong shape": (change_tensor("norm.bias", lambda tensor: tensor[:5]), r"norm.bias has shape \(5,\), .* \(24,\)"),
-    "whole numbers": (change_tensor("norm.bias", lambda tensor: tensor.long()), "norm.bias holds torch.int64"),
-    "NaN": (change_tensor("norm.bias", lambda tensor: tensor / 0), "norm.bias holds NaN or infinity"),
-    "nested without end": (lambda path: rewrite(path, config="[" * 100_000), "metadata cannot be read"),
-    "no labels": (lambda path: rewrite(path, kind="TokenClassifier", labels="[]"), "configuration is impossible"),
-    "unknown tensor": (add_tensor, "a tensor bonus that a MaskedLM has no place for"),
+    "integers": (change_tensor("norm.bias", lambda tensor: tensor.long()), "norm.bias holds torch.int64"),
+    "NaN": (change_tensor("norm.bias", lambda tensor: tensor / 0), "norm.bias contains NaN or infinity"),
+    "endlessly nested": (lambda path: rewrite(path, config="[" * 100_000), "metadata cannot be read"),
+    "no labels": (lambda path: rewrite(path, kind="TokenClassifier", labels="[]"), "configuration is invalid"),
+    "unknown tensor": (add_tensor, "a tensor bonus, which a MaskedLM does not have"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_is_a_sentence(path, damage):
-    spoil, sentence = DAMAGES[damage]
-    spoil(path)
+def test_a_damaged_file_is_an_error(path, damage):
+    apply, sentence = DAMAGES[damage]
+    apply(path)
     with pytest.raises(ModelError, match=sentence) as caught:
         load_model(path)
     assert str(path) in str(caught.value)
 
 
-def test_a_failure_leaves_nothing_under_the_name_and_keeps_what_was_there(path, monkeypatch):
+def test_a_failed_write_leaves_the_old_file(path, monkeypatch):
     before = path.read_bytes()
     with pytest.raises(ModelError, match="cannot be written: No space left"), atomic_file(path) as temporary:
         temporary.write_bytes(b"half")
@@ -141,20 +168,20 @@ def test_a_failure_leaves_nothing_under_the_name_and_keeps_what_was_there(path, 
     assert os.listdir(path.parent) == [path.name]
 
 
-def test_an_unwritable_place_is_a_sentence(tmp_path):
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelError, match="cannot be written"):
         save_model(MaskedLM(CONFIG), tmp_path / "file" / "model.safetensors")
 
 
-def test_other_things_have_no_file_format(tmp_path):
-    for thing in (MaskedLM(CONFIG).encoder.embeddings, torch.nn.Linear(2, 2)):
-        with pytest.raises(ModelError, match="has no file format"):
-            save_model(thing, tmp_path / "model.safetensors")
+def test_other_modules_cannot_be_saved(tmp_path):
+    for module in (MaskedLM(CONFIG).encoder.embeddings, torch.nn.Linear(2, 2)):
+        with pytest.raises(ModelError, match="cannot be saved"):
+            save_model(module, tmp_path / "model.safetensors")
     assert not os.listdir(tmp_path)
 
 
-def test_the_file_has_usual_rights(path):
+def test_the_file_has_the_usual_permissions(path):
     assert path.stat().st_mode & 0o777 == 0o666 & ~current_umask()
 
 

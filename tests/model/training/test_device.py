@@ -1,65 +1,154 @@
-"""Which device and which precision a run takes."""
+"""The choice of device, precision and compilation, and the peak speed of a device."""
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from data import OptionError
-from model.training.device import Runtime, choose_compiled, choose_device, choose_precision
+from model import EncoderConfig, MaskedLM
+from model.training.device import (
+    Runtime,
+    choose_compiled,
+    choose_device,
+    choose_precision,
+    peak_flops,
+    peak_tokens_per_second,
+    prepare_models,
+    training_flops,
+)
+from tests.helpers import padded_batch, relative_norm
+
+CPU = torch.device("cpu")
+
+
+# ---- choices ---------------------------------------------------------------------------------------------------
 
 
 def test_the_device():
-    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("cpu") == CPU
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(OptionError, match="--device abacus"):
+    with pytest.raises(OptionError, match="--device abacus is not available"):
         choose_device("abacus")
 
 
-def test_a_precision_that_the_device_lacks_is_a_sentence(monkeypatch):
-    class Old:  # a CUDA device before Ampere, as far as the choice can see
-        type = "cuda"
-
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
+def test_a_precision_that_the_device_does_not_support_is_refused(monkeypatch):
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))  # before Ampere
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla P40")
-    with pytest.raises(OptionError, match="bf16: Tesla P40 lacks it"):
-        choose_precision("bf16", Old())
-    assert choose_precision("auto", Old()) == "fp16"
+    with pytest.raises(OptionError, match="--precision bf16 is not supported by Tesla P40. Use fp16 or fp32"):
+        choose_precision("bf16", gpu)
+    assert choose_precision("auto", gpu) == "fp16"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert choose_precision("auto", Old()) == "bf16"
+    assert choose_precision("auto", gpu) == "bf16"
 
-    def lacks(*arguments):
+    def unsupported(*arguments):
         raise RuntimeError("autocast is not supported for that dtype")
 
-    monkeypatch.setattr(torch, "autocast", lacks)
-    with pytest.raises(OptionError, match="fp16: the device cpu lacks it"):
-        choose_precision("fp16", torch.device("cpu"))
+    monkeypatch.setattr(torch, "autocast", unsupported)
+    with pytest.raises(OptionError, match="--precision fp16 is not supported by cpu"):
+        choose_precision("fp16", CPU)
 
 
-@pytest.mark.parametrize(("capabilities", "expected"), [({}, "fp32"), ({"amx_bf16": True}, "bf16"),
-                                                        ({"avx512_bf16": True}, "bf16")])  # fmt: skip
-def test_the_precision_on_a_cpu_is_what_it_has(monkeypatch, capabilities, expected):
+@pytest.mark.parametrize(
+    ("capabilities", "expected"), [({}, "fp32"), ({"amx_bf16": True}, "bf16"), ({"avx512_bf16": True}, "bf16")]
+)
+def test_auto_precision_on_a_cpu_depends_on_its_instructions(monkeypatch, capsys, capabilities, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert choose_precision("auto", torch.device("cpu")) == expected
+    assert choose_precision("auto", CPU) == expected
+    assert choose_precision("bf16", CPU) == "bf16"
+    assert ("this processor emulates bf16" in capsys.readouterr().err) == (expected == "fp32")
 
 
-def test_whether_to_compile(monkeypatch, capsys):
-    cpu = torch.device("cpu")
+def test_compilation(monkeypatch, capsys):
     monkeypatch.setattr("torch.compile", lambda function: function)  # as if a compiler worked
-    assert choose_compiled("on", cpu, worth_it=False) and choose_compiled("auto", cpu, worth_it=True)
-    assert not choose_compiled("auto", cpu, worth_it=False) and not choose_compiled("off", cpu, worth_it=True)
-    assert capsys.readouterr().out.splitlines()[-2:] == ["compile   off, for so short a run", "compile   off"]
+    assert choose_compiled("on", CPU, worth_it=False) and choose_compiled("auto", CPU, worth_it=True)
+    assert not choose_compiled("auto", CPU, worth_it=False) and not choose_compiled("off", CPU, worth_it=True)
+    assert capsys.readouterr().out.splitlines()[-2:] == ["compile   off (short run)", "compile   off"]
 
     def broken(function):
         raise RuntimeError("no compiler\nfound here")
 
     monkeypatch.setattr("torch.compile", broken)
-    assert not choose_compiled("auto", cpu, worth_it=True)
-    assert "compile   off, for no compiler works here (no compiler)" in capsys.readouterr().out
-    with pytest.raises(OptionError, match="--compile on: no compiler works here for cpu"):
-        choose_compiled("on", cpu, worth_it=True)
+    assert not choose_compiled("auto", CPU, worth_it=True)
+    assert "compile   off: torch.compile does not work here (no compiler)" in capsys.readouterr().out
+    with pytest.raises(OptionError, match="--compile on: torch.compile does not work for cpu"):
+        choose_compiled("on", CPU, worth_it=True)
 
 
-def test_the_matrices_of_products_are_cast_and_nothing_else():
-    model = torch.nn.ModuleList([torch.nn.Linear(3, 2), torch.nn.LayerNorm(2), torch.nn.Embedding(4, 3)])
-    Runtime(torch.device("cpu"), "bf16").cast_products(model)
-    found = [{parameter.dtype for parameter in module.parameters()} for module in model]
-    assert found == [{torch.bfloat16}, {torch.float32}, {torch.float32}]
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_the_teachers_matrices_are_cast_once(precision, dtype):
+    """To what autocast casts them to at every product: the outputs are the same, but for rounded word embeddings."""
+    torch.manual_seed(0)
+    teacher = MaskedLM(EncoderConfig(4, 32, 2, 64, 1005)).eval().requires_grad_(False)
+    student, runtime = MaskedLM(EncoderConfig(2, 32, 2, 64, 1005)), Runtime(CPU, precision)
+    input_ids, _ = padded_batch((24,) * 8, 1005)
+    with runtime.autocast():
+        expected = teacher(input_ids).float()
+        prepare_models(student, teacher, runtime)
+        actual = teacher(input_ids).float()
+    for module in teacher.modules():
+        is_cast = isinstance(module, torch.nn.Linear) or module is teacher.encoder.embeddings.word
+        for parameter in module.parameters(recurse=False):
+            assert parameter.dtype == (dtype if is_cast else torch.float32), module
+    assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
+    assert relative_norm(actual, expected) < 4 * torch.finfo(dtype).eps
+
+
+# ---- peak speed ------------------------------------------------------------------------------------------------
+
+
+# Names as CUDA gives them, and the half-precision peaks of the data sheets in 10¹² operations per second
+KNOWN = {"NVIDIA L4": 121, "NVIDIA L40": 181, "NVIDIA L40S": 362, "Tesla T4": 65, "NVIDIA A10G": 70}
+KNOWN |= {"NVIDIA H100 80GB HBM3": 989, "NVIDIA H100 PCIe": 756, "NVIDIA H100 NVL": 835, "NVIDIA H200": 989}
+KNOWN |= {"NVIDIA A100-SXM4-80GB": 312, "Tesla V100-SXM2-16GB": 125, "Tesla V100-PCIE-16GB": 112}
+KNOWN |= {"NVIDIA TITAN RTX": 130.5, "NVIDIA GeForce RTX 3090": 71}
+UNKNOWN = ["NVIDIA T400 4GB", "NVIDIA A10", "NVIDIA RTX A1000", "NVIDIA GH200 480GB", "AMD Instinct MI300X"]
+UNKNOWN += ["NVIDIA GeForce RTX 3090 Ti", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"]
+
+
+@pytest.mark.parametrize(("name", "peak"), [*KNOWN.items(), *((name, None) for name in UNKNOWN)])
+def test_a_gpu_is_found_by_its_whole_name(name, peak):
+    half = peak and peak * 1e12
+    assert peak_flops(name, "bf16") == peak_flops(name, "fp16") == half
+    fp32 = peak_flops(name, "fp32")
+    assert fp32 is None if half is None else 0 < fp32 < half
+
+
+def test_the_peak_is_that_of_all_ranks(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-80GB")
+    gpu = torch.device("cuda")
+    assert peak_tokens_per_second(Runtime(gpu, "bf16"), 1, 1e9) == 312e3
+    assert peak_tokens_per_second(Runtime(gpu, "bf16"), 8, 1e9) == 8 * 312e3
+    assert peak_tokens_per_second(Runtime(gpu, "fp32"), 8, 1e9) == 8 * 19.5e3
+    assert peak_tokens_per_second(Runtime(CPU, "bf16"), 8, 1e9) is None
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA T400 4GB")
+    assert peak_tokens_per_second(Runtime(gpu, "bf16"), 8, 1e9) is None
+
+
+STUDENT, TEACHER = EncoderConfig(2, 4, 2, 8, 10), EncoderConfig(1, 6, 2, 12, 10)
+
+
+def test_training_flops_by_hand():
+    """Blocks of 6 tokens. One layer: 4 d_h² + 2 d_h E + 2 n d_h multiplications per token; LM head: d_h² + d_h |W|."""
+    student_layers, student_head = 2 * (4 * 16 + 2 * 4 * 8 + 2 * 6 * 4), 16 + 4 * 10
+    assert (student_layers, student_head) == (352, 56)
+    assert training_flops(STUDENT, None, 6, masked=0.25) == 3 * 2 * (352 + 0.25 * 56) == 2196
+    teacher_forward = 2 * ((4 * 36 + 2 * 6 * 12 + 2 * 6 * 6) + (36 + 6 * 10))
+    assert training_flops(STUDENT, TEACHER, 6, masked=0.25) == 3 * 2 * (352 + 56) + teacher_forward == 3360
+
+
+def test_training_flops_against_pytorchs_counter():
+    """The forward passes; a backward pass has two products for each of the forward pass."""
+    student, teacher = MaskedLM(STUDENT).eval(), MaskedLM(TEACHER).eval()
+    input_ids, _ = padded_batch((8, 8), 10)
+
+    def counted(function):
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+            function()
+        return counter.get_total_flops() / input_ids.numel()
+
+    alone = counted(lambda: student.head(student.encoder(input_ids)[:, :2]))  # a quarter of the tokens is masked
+    assert training_flops(STUDENT, None, 8, masked=0.25) == 3 * alone
+    both = 3 * counted(lambda: student(input_ids)) + counted(lambda: teacher(input_ids))
+    assert training_flops(STUDENT, TEACHER, 8, masked=0.25) == both

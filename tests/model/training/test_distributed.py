@@ -1,4 +1,4 @@
-"""What ends a run before its last step, and how processes find one another. Runs of several: tests/test_resume.py."""
+"""Signals and time limits that end a run, and how ranks connect. Runs of two ranks: tests/test_ranks.py."""
 
 import os
 import signal
@@ -16,25 +16,25 @@ from model.training.distributed import SIGNALS, SINGLE, Stop, World, join_world
 from tests.helpers import REPOSITORY
 
 
-class Ended(BaseException):
-    """In place of os._exit()."""
+class Exited(BaseException):
+    """Raised instead of os._exit()."""
 
 
 @pytest.fixture
 def exits(monkeypatch):
-    """The statuses that the process would have ended with."""
-    seen = []
+    """The statuses given to os._exit()."""
+    statuses = []
 
-    def note(status):
-        seen.append(status)
-        raise Ended
+    def record(status):
+        statuses.append(status)
+        raise Exited
 
-    monkeypatch.setattr(os, "_exit", note)
-    return seen
+    monkeypatch.setattr(os, "_exit", record)
+    return statuses
 
 
 def send(number):
-    """To this process; its handler has run when this returns."""
+    """A signal to this process; its handler has run when this returns."""
     os.kill(os.getpid(), number)
     time.sleep(0.001)
 
@@ -43,7 +43,7 @@ def send(number):
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-def test_a_signal_is_noted_and_is_the_status_to_end_with(number, exits):
+def test_a_signal_gives_the_exit_status(number, exits):
     with Stop(None) as stop:
         assert stop.now(SINGLE) is None
         send(number)
@@ -52,24 +52,24 @@ def test_a_signal_is_noted_and_is_the_status_to_end_with(number, exits):
     assert not exits
 
 
-def test_the_signals_are_those_of_kill_ctrl_c_and_slurm():
+def test_the_handled_signals():
     assert {number.name: 128 + number for number in SIGNALS} == {"SIGTERM": 143, "SIGINT": 130, "SIGUSR1": 138}
 
 
-def test_a_repetition_within_a_second_is_the_same_wish_and_a_later_one_ends_at_once(exits, monkeypatch):
+def test_a_signal_repeated_within_a_second_is_ignored_and_a_later_one_exits_at_once(exits, monkeypatch):
     monkeypatch.setattr(distributed, "SAME_SIGNAL", 0.2)
     with Stop(None) as stop:
         send(signal.SIGTERM)
         send(signal.SIGTERM)
         send(signal.SIGINT)
-        assert not exits and stop.now(SINGLE) == 143  # the first is what counts
+        assert not exits and stop.now(SINGLE) == 143  # the first one counts
         time.sleep(0.25)
-        with pytest.raises(Ended):
+        with pytest.raises(Exited):
             send(signal.SIGINT)
     assert exits == [130]
 
 
-def test_what_handled_signals_before_does_so_again_afterwards():
+def test_the_former_handlers_are_restored():
     before = [signal.getsignal(number) for number in SIGNALS]
     with pytest.raises(RuntimeError), Stop(None):
         assert all(signal.getsignal(number) not in before for number in SIGNALS)
@@ -79,7 +79,7 @@ def test_what_handled_signals_before_does_so_again_afterwards():
         send(signal.SIGINT)
 
 
-def test_outside_the_main_thread_there_are_no_signals_and_all_else_works():
+def test_outside_the_main_thread_only_the_time_limit_works():
     results = []
 
     def work():
@@ -94,7 +94,7 @@ def test_outside_the_main_thread_there_are_no_signals_and_all_else_works():
     assert results == [0] and signal.getsignal(signal.SIGTERM) == before
 
 
-REAL = """
+PROGRAM = """
 import sys, time
 from model.training.distributed import SINGLE, Stop
 with Stop(None) as stop:
@@ -102,14 +102,14 @@ with Stop(None) as stop:
     while stop.now(SINGLE) is None:
         time.sleep(0.005)
     print(stop.now(SINGLE), flush=True)
-    time.sleep(30)  # a step that takes its time
+    time.sleep(30)  # a long step
     print("too late", flush=True)
 """
 
 
-def test_a_real_process_notes_one_signal_ignores_its_repetition_and_ends_at_the_next():
+def test_signals_to_a_real_process():
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-c", REAL]
+    command = [sys.executable, "-c", PROGRAM]
     with subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout.readline() == "ready\n"
@@ -126,28 +126,28 @@ def test_a_real_process_notes_one_signal_ignores_its_repetition_and_ends_at_the_
             process.kill()
 
 
-# ---- hours -----------------------------------------------------------------------------------------------------
+# ---- time limit ------------------------------------------------------------------------------------------------
 
 
-def test_when_the_hours_are_over_it_ends_with_status_0():
+def test_after_max_hours_the_status_is_0():
     with Stop(0.05 / 3600) as stop:
         assert stop.now(SINGLE) is None
         time.sleep(0.06)
         assert stop.now(SINGLE) == 0 and stop.now(SINGLE) is not None
         send(signal.SIGTERM)
-        assert stop.now(SINGLE) == 143  # whoever sent it wants to know that it came
+        assert stop.now(SINGLE) == 143  # a signal takes precedence
 
 
-def test_without_hours_it_never_ends_by_itself(monkeypatch):
+def test_without_max_hours_it_never_stops(monkeypatch):
     with Stop(None) as stop:
         monkeypatch.setattr(time, "monotonic", lambda: 1e12)
         assert stop.now(SINGLE) is None
 
 
-# ---- processes -------------------------------------------------------------------------------------------------
+# ---- ranks -----------------------------------------------------------------------------------------------------
 
 
-def test_alone_all_is_as_it_is():
+def test_a_single_process():
     assert (SINGLE.rank, SINGLE.size, SINGLE.is_main) == (0, 1, True)
     values = torch.tensor([1.5, float("nan"), -0.0], dtype=torch.float64)
     assert SINGLE.sum(values) is values
@@ -157,7 +157,7 @@ def test_alone_all_is_as_it_is():
 
 
 @pytest.mark.parametrize("size", [None, "1"])
-def test_without_torchrun_one_is_alone_and_keeps_its_device(monkeypatch, size):
+def test_without_torchrun_there_is_one_rank_with_the_given_device(monkeypatch, size):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     if size:
         monkeypatch.setenv("WORLD_SIZE", size)
@@ -166,9 +166,9 @@ def test_without_torchrun_one_is_alone_and_keeps_its_device(monkeypatch, size):
     assert not torch.distributed.is_initialized()
 
 
-def test_processes_that_cannot_find_one_another_are_a_sentence(monkeypatch):
+def test_ranks_that_cannot_connect_are_an_error(monkeypatch):
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(OptionError, match="cannot find one another: .*Start them with torchrun"), join_world("cpu"):
-        pass
+    with pytest.raises(OptionError, match="cannot connect to one another: .*Start them with torchrun"):
+        join_world("cpu").__enter__()

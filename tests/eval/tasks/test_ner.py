@@ -1,0 +1,287 @@
+"""Tags to pieces and back; entities against transformers' pipeline; metrics against seqeval and scikit-learn."""
+
+import json
+import math
+import time
+from itertools import chain
+from types import SimpleNamespace
+
+import numpy
+import pytest
+import seqeval.metrics
+import torch
+from seqeval.metrics.sequence_labeling import get_entities
+from sklearn.metrics import f1_score, precision_recall_fscore_support
+from transformers import TokenClassificationPipeline
+
+from data import DataError, Tokenizer
+from data.features import Pieces
+from data.tasks import WordsExample, labels_of, read_task
+from eval.tasks.batching import TaskSettings
+from eval.tasks.bootstrap import precision_recall_f1
+from eval.tasks.ner import (
+    NerTask,
+    TagPrediction,
+    entity_spans,
+    group_entities,
+    ner_report,
+    piece_tag,
+    span_counts,
+    word_spans,
+)
+from losses import IGNORE_INDEX
+from tests.eval.tasks.shared import TOKENIZER, checked_metrics, confident_outputs, ignore
+from tests.helpers import REAL_TOKENIZER, SHARED, needs
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.UndefinedMetricWarning")  # also seqeval's
+WIKINEURAL = SHARED / "data/ner/wikineural.fr.val.conllu"
+TAGS = ("O", "O", "O", "B-PER", "I-PER", "B-LOC", "I-LOC", "I-LOC", "B-MISC", "I-MISC")
+TYPES = ["LOC", "MISC", "PER"]
+
+
+# ---- features and predictions ----------------------------------------------------------------------------------
+
+
+def test_targets_of_pieces():
+    assert piece_tag("B-LOC", True) == "B-LOC" and piece_tag("B-LOC", False) == "I-LOC"
+    assert piece_tag("I-SUB-LOC", False) == "I-SUB-LOC" and piece_tag("O", False) == "O"
+    words, tags = ("Jean", "habite", "Landerneau", "."), ("B-PER", "O", "B-LOC", "O")
+    example = WordsExample(words, tags)
+    labels = ("O", "B-LOC", "B-PER", "I-LOC", "I-PER")
+    task = NerTask(TaskSettings(TOKENIZER, 64), labels)
+    (feature,) = task.encode([example], ignore)
+    pieces = task.pieces(example)
+    assert feature.ids == [5, *pieces.ids, 6] and feature.target[0] == feature.target[-1] == IGNORE_INDEX
+    found = [labels[i] for i in feature.target[1:-1]]
+    assert pieces.word_ids.count(2) > 1  # so that a word has a second piece
+    for i, (word, tag) in enumerate(zip(pieces.word_ids, found)):
+        first = i == 0 or pieces.word_ids[i - 1] != word
+        assert tag == (tags[word] if first else tags[word].replace("B-", "I-"))
+    only_inside = NerTask(TaskSettings(TOKENIZER, 64), ("O", "I-LOC"))  # no B-, as the released model; and no PER
+    (feature,) = only_inside.encode([example], ignore)
+    assert [i for i, word in zip(feature.target[1:-1], pieces.word_ids) if word == 2] == [1] * pieces.word_ids.count(2)
+    assert {i for i, word in zip(feature.target[1:-1], pieces.word_ids) if word == 0} == {IGNORE_INDEX}
+
+
+def test_a_word_has_the_tag_of_its_first_piece():
+    example = WordsExample(("Landerneau", "Brest"), ("B-LOC", "O"))
+    task = NerTask(TaskSettings(TOKENIZER, 64), ("O", "B-LOC", "I-LOC"))
+    (feature,) = task.encode([example], ignore)
+    output = torch.zeros(len(feature.ids), 3)
+    output[0, 2] = output[-1, 2] = 9  # <s> and </s> belong to no word
+    output[1, 1] = 5
+    output[2, 2] = 7
+    (prediction,) = task.decode([output], [feature], [example])
+    assert prediction.tags == ["B-LOC", "O"] and prediction.pieces == task.pieces(example)
+    assert torch.allclose(prediction.scores, output[1:-1].softmax(dim=-1))
+    metrics = task.metrics([prediction], [example], 0)
+    assert metrics["entity_f1"]["value"] == 1
+    assert metrics["subword_f1"]["value"] < 1  # the other pieces of Landerneau were classified as O
+
+
+@needs(REAL_TOKENIZER, WIKINEURAL)
+@pytest.mark.parametrize("max_length", [512, 20])
+def test_confident_outputs_give_every_tag_of_real_data(max_length):
+    examples = read_task("ner", [WIKINEURAL], ignore)
+    assert len(examples) == 12_600
+    labels = labels_of(examples)
+    examples = examples if max_length == 512 else examples[::4]  # for time
+    task = NerTask(TaskSettings(Tokenizer(REAL_TOKENIZER), max_length), labels)
+    features = task.encode(examples, ignore)
+    assert max(len(feature.ids) for feature in features) <= max_length
+    assert (len(features) > 1.5 * len(examples)) == (max_length == 20)
+    predictions = task.decode(confident_outputs(features, len(labels)), features, examples)
+    tags, gold = [prediction.tags for prediction in predictions], [list(example.tags) for example in examples]
+    assert tags == gold
+    if max_length == 512:
+        assert seqeval.metrics.f1_score(gold, tags) == 1
+
+
+@pytest.mark.parametrize(
+    "labels", [("O", "B-LOC", "B-PER", "I-LOC", "I-PER"), ("O", "I-LOC", "I-PER")], ids=["with B-", "without B-"]
+)
+def test_entities_are_those_of_transformers_pipeline(labels):
+    pipeline = TokenClassificationPipeline.__new__(TokenClassificationPipeline)  # only its grouping is called
+    pipeline.model = SimpleNamespace(config=SimpleNamespace(id2label=dict(enumerate(labels))))
+    pipeline.tokenizer = SimpleNamespace(convert_tokens_to_string=" ".join)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        count = int(torch.randint(0, 12, (), generator=generator))
+        scores = (3 * torch.randn(count, len(labels), generator=generator)).softmax(dim=-1)
+        spans = [(4 * i, 4 * i + 3) for i in range(count)]
+        prediction = TagPrediction([], Pieces([9] * count, list(range(count)), spans), scores)
+        tokens = [
+            {"scores": row.numpy(), "start": start, "end": end, "index": i, "word": "x"}
+            for i, (row, (start, end)) in enumerate(zip(scores, spans))
+        ]
+        theirs = [e for e in pipeline.aggregate(tokens, "simple") if e["entity_group"] != "O"] if count else []
+        ours = group_entities(prediction, labels)
+        expected = [(e["entity_group"], e["start"], e["end"]) for e in theirs]
+        assert [(e.type, e.start, e.end) for e in ours] == expected
+        assert all(math.isclose(a.score, e["score"], rel_tol=1e-5) for a, e in zip(ours, theirs))
+
+
+# ---- entities --------------------------------------------------------------------------------------------------
+
+
+def random_tags(random: numpy.random.Generator, sentences: int, noise: float = 0.3):
+    """-> gold and predicted tags of sentences of 0 to 14 words, any tag after any other"""
+    gold = [[str(tag) for tag in random.choice(TAGS, size=random.integers(15))] for _ in range(sentences)]
+    predicted = [[str(random.choice(TAGS)) if random.random() < noise else tag for tag in tags] for tags in gold]
+    return gold, predicted
+
+
+def types_of(sentences):
+    return [[tag[2:] or "O" for tag in tags] for tags in sentences]
+
+
+def flat(sentences):
+    return list(chain.from_iterable(sentences))
+
+
+@pytest.mark.parametrize(
+    "tags, expected",
+    [
+        ("B-PER I-PER O", [("PER", 0, 2)]),
+        ("I-PER I-PER O I-LOC", [("PER", 0, 2), ("LOC", 3, 4)]),  # WikiNER has no B-
+        ("I-PER B-PER I-PER", [("PER", 0, 1), ("PER", 1, 3)]),
+        ("B-PER I-LOC I-LOC B-LOC", [("PER", 0, 1), ("LOC", 1, 3), ("LOC", 3, 4)]),
+        ("", []),
+    ],
+)
+def test_entities_by_hand(tags, expected):
+    assert entity_spans(tags.split()) == expected
+
+
+@pytest.mark.parametrize("tag", ["", "PER", "B-", "I", "o", "E-PER", "b-PER", "B_PER"])
+def test_invalid_tags(tag):
+    for spans in (entity_spans, word_spans):
+        with pytest.raises(DataError, match="B-TYPE or I-TYPE, not '"):
+            spans(["O", tag])
+
+
+def test_entities_equal_seqevals():
+    random = numpy.random.default_rng(0)
+    for tags in random_tags(random, 3000)[0]:
+        assert entity_spans(tags) == [(kind, first, last + 1) for kind, first, last in get_entities(tags)]
+
+
+def test_entity_metrics_equal_seqevals():
+    random = numpy.random.default_rng(0)
+    empty = 0
+    for _ in range(300):
+        gold, predicted = random_tags(random, random.integers(1, 5), random.choice([0, 0.3, 1]))
+        if not any(gold):
+            continue
+        spans = [entity_spans(tags) for tags in gold], [entity_spans(tags) for tags in predicted]
+        types = sorted({kind for kind, _, _ in flat(flat(spans))})
+        counts = span_counts(*spans, types).sum(axis=0)
+        micro = precision_recall_f1(counts.sum(axis=0))
+        for name, oracle in (("precision", "precision_score"), ("recall", "recall_score"), ("f1", "f1_score")):
+            expected = getattr(seqeval.metrics, oracle)(gold, predicted, zero_division=0)
+            assert micro[name] == pytest.approx(expected, abs=1e-12)
+        if not types:
+            empty += 1
+            continue
+        report = seqeval.metrics.classification_report(gold, predicted, output_dict=True, zero_division=0)
+        for i, kind in enumerate(types):
+            expected = [report[kind][name] for name in ("precision", "recall", "f1-score")]
+            assert list(precision_recall_f1(counts[i]).values()) == pytest.approx(expected, abs=1e-12)
+            assert counts[i, 2] == report[kind]["support"]
+    assert empty  # sentences without entities occurred
+
+
+def test_overlap_equals_scikit_learns_micro_f1_over_words_without_o():
+    random = numpy.random.default_rng(0)
+    for _ in range(300):
+        gold, predicted = random_tags(random, random.integers(4, 9), random.choice([0, 0.3, 1]))
+        counts = span_counts(*([word_spans(tags) for tags in side] for side in (gold, predicted)), TYPES)
+        words = flat(types_of(gold)), flat(types_of(predicted))
+        *expected, _ = precision_recall_fscore_support(*words, labels=TYPES, average="micro", zero_division=0)
+        assert list(precision_recall_f1(counts.sum(axis=(0, 1))).values()) == pytest.approx(expected, abs=1e-12)
+
+
+# ---- the report ------------------------------------------------------------------------------------------------
+
+
+def test_the_report():
+    gold, predicted = random_tags(numpy.random.default_rng(0), 200)
+    sub_gold, sub_predicted = ([2 * kinds for kinds in types_of(tags)] for tags in (gold, predicted))
+    report = ner_report(gold, predicted, sub_gold, sub_predicted)
+    assert report == json.loads(json.dumps(report)) and report["count"] == 200
+    names = [f"{prefix}_{n}" for prefix in ("entity", "overlap") for n in ("precision", "recall", "f1", "by_type")]
+    assert report.keys() == {*names, "subword_f1", "subword_f1_without_o", "subword_by_type", "count"}
+    assert len(list(checked_metrics(report))) == 3 * (1 + 3) * 2 + 2 + 3 * 4
+    assert report["entity_f1"]["value"] == pytest.approx(seqeval.metrics.f1_score(gold, predicted))
+    assert list(report["entity_by_type"]) == list(report["overlap_by_type"]) == TYPES
+    assert list(report["subword_by_type"]) == ["O", *TYPES]
+    theirs = seqeval.metrics.classification_report(gold, predicted, output_dict=True)["PER"]
+    found = report["entity_by_type"]["PER"]
+    assert (found["recall"]["value"], found["support"]) == pytest.approx((theirs["recall"], theirs["support"]))
+    words = flat(types_of(gold)), flat(types_of(predicted))
+    assert report["overlap_f1"]["value"] == pytest.approx(f1_score(*words, labels=TYPES, average="micro"))
+    per = report["overlap_by_type"]["PER"]["f1"]["value"]
+    assert per == pytest.approx(f1_score(*words, labels=["PER"], average="macro"))
+    # every word counts twice, so the ratios over sub-words are those over words
+    assert report["subword_f1"]["value"] == pytest.approx(f1_score(*words, average="weighted"))
+    without = f1_score(*words, labels=TYPES, average="weighted")
+    assert report["subword_f1_without_o"]["value"] == pytest.approx(without)
+    assert report["subword_by_type"]["O"]["support"] == 2 * words[0].count("O")
+    other = ner_report(gold, predicted, sub_gold, sub_predicted, seed=1)
+    assert all(report[name] != other[name] for name in ("entity_f1", "overlap_f1", "subword_f1"))
+
+
+def test_sentences_are_resampled():
+    gold, predicted = random_tags(numpy.random.default_rng(0), 12)
+    report = ner_report(gold, predicted, types_of(gold), types_of(predicted), seed=5)
+    draws = numpy.random.default_rng(5)
+    resampled = [
+        seqeval.metrics.f1_score(*([side[i] for i in drawn] for side in (gold, predicted)))
+        for drawn in (draws.integers(12, size=12) for _ in range(1000))
+    ]
+    low, high = numpy.percentile(resampled, [2.5, 97.5])
+    assert (report["entity_f1"]["low"], report["entity_f1"]["high"]) == pytest.approx((low, high))
+
+
+def test_perfect_predictions_score_1_with_both_ends_of_the_interval():
+    tags, _ = random_tags(numpy.random.default_rng(0), 40)
+    types = types_of(tags)
+    metrics = list(checked_metrics(ner_report(tags, tags, types, types)))
+    assert len(metrics) > 10
+    assert all(metric == pytest.approx({"value": 1, "low": 1, "high": 1}) for metric in metrics)
+
+
+def test_without_entities_the_metrics_are_0():
+    report = ner_report([["O"], []], [["O"], []], [["O"], []], [["O"], []])
+    assert report["entity_f1"] == report["overlap_recall"] == {"value": 0, "low": 0, "high": 0}
+    assert report["subword_f1_without_o"]["value"] == 0 and report["subword_f1"]["value"] == 1
+    assert report["entity_by_type"] == {}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(predicted=[["O"]]), "differ in number: 2 and 1 sentences"),
+        (dict(predicted=[["O", "O"], []]), "2 and 1 words in sentence 2|0 words in sentence 2"),
+        (dict(subword_predicted=[["O"], ["O"]]), "2 and 1 sub-words in sentence 1"),
+        (dict(subword_gold=[["O"]], subword_predicted=[["O"]]), "2 sentences of words, but 1 of sub-words"),
+        (dict(gold=[], predicted=[]), "nothing to measure: no sentence has words"),
+        (dict(subword_gold=[[], []], subword_predicted=[[], []]), "nothing to measure: .* sub-words"),
+        (dict(gold=[["O", "PER"], ["O"]]), "not 'PER'"),
+    ],
+)
+def test_invalid_reports(change, message):
+    valid = dict(gold=[["O", "B-PER"], ["O"]], predicted=[["O", "O"], ["O"]])
+    valid |= dict(subword_gold=[["O", "PER"], ["O"]], subword_predicted=[["O", "O"], ["O"]])
+    ner_report(**valid)
+    with pytest.raises(DataError, match=message):
+        ner_report(**(valid | change))
+
+
+def test_a_report_of_5000_sentences_is_fast():
+    """About a second of processor time when measured; the bound leaves room for a slow machine."""
+    gold, predicted = random_tags(numpy.random.default_rng(0), 5000)
+    types = types_of(gold), types_of(predicted)
+    start = time.process_time()
+    ner_report(gold, predicted, *types)
+    assert time.process_time() - start < 4

@@ -1,0 +1,81 @@
+"""What equations (10) to (13) have in common: gradients, padding, half precision, no token to count."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from losses import IGNORE_INDEX, cosine_loss, distillation_loss, mlm_loss, soft_label_loss
+
+
+def labels(teacher, real):
+    """Every real token is masked, and the teacher's most likely token is its label."""
+    return teacher.argmax(dim=-1).where(real, IGNORE_INDEX)
+
+
+def total(student, teacher, real):
+    """Equation (13), with the same tensors as logits and as last hidden states."""
+    loss = distillation_loss(student, teacher, student, teacher, labels(teacher, real), real)
+    return loss.total(), loss.real_tokens
+
+
+TERMS = {
+    "soft label": soft_label_loss,
+    "soft label, teacher-student": partial(soft_label_loss, direction="teacher-student", temperature=1.5),
+    "cosine": cosine_loss,
+    "masked LM": lambda student, teacher, real: mlm_loss(student, labels(teacher, real)),
+    "total": total,
+}
+every_term = pytest.mark.parametrize("term", TERMS.values(), ids=TERMS)
+
+
+@pytest.fixture
+def tensors():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 3, 5, 11, dtype=torch.float64)
+    return 3 * student.requires_grad_(), 3 * teacher, torch.arange(5) < torch.tensor([[5], [2], [0]])
+
+
+@every_term
+def test_gradcheck(tensors, term):
+    student, teacher, real = tensors
+    assert torch.autograd.gradcheck(lambda student: term(student, teacher, real)[0], student)
+
+
+@every_term
+def test_padding_changes_nothing(tensors, term):
+    student, teacher, real = (tensor.detach().clone() for tensor in tensors)
+    expected, _ = term(student, teacher, real)
+    student[~real], teacher[~real] = float("nan"), 1e4
+    student.requires_grad_()
+    loss, count = term(student, teacher, real)
+    loss.backward()
+    assert torch.equal(loss, expected) and count == 7
+    assert (student.grad[~real] == 0).all() and student.grad[real].abs().max() > 0
+
+
+@every_term
+def test_without_tokens_the_loss_is_0(tensors, term):
+    student, teacher, real = tensors
+    loss, count = term(student, teacher, torch.zeros_like(real))
+    (gradient,) = torch.autograd.grad(loss, student)
+    assert loss == 0 and count == 0 and (gradient == 0).all()
+
+
+@every_term
+def test_half_precision_is_summed_in_float32(term):
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 400, 50).bfloat16()
+    real = torch.ones(400, dtype=torch.bool)
+    loss, _ = term(student, teacher, real)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(term(student.double(), teacher.double(), real)[0].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", list(TERMS)[:3])
+def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient(tensors, name):
+    _, teacher, real = tensors
+    student = teacher.clone().requires_grad_()
+    loss, _ = TERMS[name](student, teacher, real)
+    loss.backward()
+    assert loss.abs() < 1e-12 and student.grad.abs().max() < 1e-12

@@ -1,0 +1,63 @@
+"""AdamW's groups, the learning-rate schedule, clipping and skipped steps."""
+
+import math
+
+import pytest
+import torch
+
+from model import EncoderConfig, MaskedLM
+from model.training.optim import learning_rate, make_optimiser, optimiser_step
+
+DISABLED = torch.amp.GradScaler("cpu", enabled=False)
+
+
+@pytest.fixture
+def student():
+    torch.manual_seed(0)
+    return MaskedLM(EncoderConfig(1, 32, 2, 64, 1005))
+
+
+def test_linear_warmup_and_linear_decay():
+    rates = [learning_rate(step, 100, peak=1.0, warmup=0.1) for step in range(1, 101)]
+    assert rates[:10] == pytest.approx([0.1 * step for step in range(1, 11)])
+    assert rates[10:] == pytest.approx([(90 - step) / 90 for step in range(90)])
+    assert max(rates) == 1.0 and min(rates) > 0
+    assert learning_rate(1, 100, 1.0, warmup=0.0) == 1.0
+    assert learning_rate(100, 100, 1.0, warmup=1.0) == 1.0
+    assert learning_rate(1, 1, 1.0, warmup=0.1) == 1.0
+
+
+def test_biases_and_layer_norms_do_not_decay(student):
+    optimiser = make_optimiser(student, 0.5, weight_decay=0.1)
+    decay = {id(p): group["weight_decay"] for group in optimiser.param_groups for p in group["params"]}
+    for name, parameter in student.named_parameters():
+        assert decay[id(parameter)] == (0.0 if "norm" in name or name.endswith("bias") else 0.1), name
+    assert all(group["lr"] == 0.5 and group["fused"] for group in optimiser.param_groups)
+
+
+def test_a_gradient_above_the_maximum_norm_is_clipped(student):
+    optimiser = torch.optim.SGD(student.parameters(), lr=123.0, fused=True)  # optimiser_step sets its own lr
+    for parameter in student.parameters():
+        parameter.grad = torch.full_like(parameter, 3.0)
+    before = [parameter.detach().clone() for parameter in student.parameters()]
+    count = sum(parameter.numel() for parameter in student.parameters())
+    grad_norm, skipped = optimiser_step(student, optimiser, DISABLED, lr=1.0, clip=0.5)
+    assert not skipped
+    moved = math.sqrt(sum((p - b).square().sum().item() for p, b in zip(student.parameters(), before)))
+    assert grad_norm.item() == pytest.approx(3 * count**0.5, rel=1e-5) and moved == pytest.approx(0.5, rel=1e-4)
+    assert all(parameter.grad is None for parameter in student.parameters())
+
+
+@pytest.mark.parametrize("scale", [None, 2.0**10], ids=["fp32", "fp16"])
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_a_step_with_a_non_finite_gradient_is_skipped(student, scale, bad):
+    """In fp16 the scaler then halves its scale."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale) if scale else DISABLED
+    optimiser = make_optimiser(student, 0.1, 0.0)
+    for gradient in (1.0, bad, 1.0):
+        before = student.dense.weight.detach().clone()
+        (student.dense.weight.sum() * scaler.scale(torch.tensor(gradient))).backward()
+        grad_norm, skipped = optimiser_step(student, optimiser, scaler, 0.1, 5.0)
+        assert skipped == (gradient != 1.0) and grad_norm.isfinite() == (gradient == 1.0)
+        assert torch.equal(student.dense.weight, before) == skipped
+    assert not scale or scaler.get_scale() == scale / 2

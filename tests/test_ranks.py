@@ -1,0 +1,118 @@
+"""Several ranks as one run: the reduction of gradients, torchrun with two processes, a rank that dies."""
+
+import contextlib
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import train
+from losses import LossSettings
+from model import initialise_student
+from model.training import distributed
+from model.training.device import Runtime
+from tests import train_runs
+from tests.helpers import relative_norm
+from tests.train_runs import LONGER, Command, arguments, metrics, run, state_dict, steps_kept
+
+TWO_RANKS = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py")
+LONG = LONGER | dict(steps=50, log_every=1, eval_every=20)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return train_runs.write_inputs(tmp_path_factory.mktemp("place"))
+
+
+class Reduced(torch.nn.Module):
+    """Like DistributedDataParallel: records for which micro-batches it would have reduced the gradients."""
+
+    def __init__(self, distiller):
+        super().__init__()
+        self.distiller, self.reduces, self.calls = distiller, True, []
+
+    def forward(self, *arguments):
+        self.calls.append(self.reduces)
+        return self.distiller(*arguments)
+
+    @contextlib.contextmanager
+    def no_sync(self):
+        self.reduces = False
+        yield
+        self.reduces = True
+
+
+def test_gradients_are_reduced_with_the_last_micro_batch_only():
+    """Each rank's gradient counts twice, since the mean over both is taken: here, of two equal ranks."""
+    batches, teacher = train_runs.uneven_batches()[:3], train_runs.make_teacher()
+    found = []
+    for world in (distributed.SINGLE, SimpleNamespace(rank=0, size=2, sum=lambda values: 2 * values)):
+        student = initialise_student(teacher, [0, 2])
+        engine = Reduced(train.Distiller(student, teacher, LossSettings(), Runtime(torch.device("cpu"))))
+        train.backward(engine, teacher, batches, train_runs.DISABLED, world)
+        assert engine.calls == ([True] * 3 if world.size == 1 else [False, False, True])
+        found.append(torch.cat([parameter.grad.flatten() for parameter in student.parameters()]))
+    assert relative_norm(*found) < 1e-6
+
+
+def assert_close_runs(out, whole):
+    """Two runs are the same to rounding."""
+    one, other = state_dict(out), state_dict(whole)
+    assert one.keys() == other.keys()
+    for name in one:
+        if not name.endswith("attention.key.bias"):  # its gradient is rounding only, which AdamW enlarges
+            assert relative_norm(one[name], other[name]) < 1e-5, name
+    for line, expected in zip(metrics(out), metrics(whole), strict=True):
+        for name in ("step", "tokens", "learning_rate", "skipped"):
+            assert line[name] == expected[name]
+        for name in ("loss", "highest_loss", "soft_label_loss", "cosine_loss", "mlm_loss", "gradient_norm"):
+            assert line[name] == pytest.approx(expected[name], rel=1e-5), (line["step"], name)
+        assert line.get("held_out", {}) == pytest.approx(expected.get("held_out", {}), rel=1e-5)
+
+
+def test_two_ranks_equal_one_and_resume_as_one_or_as_two(place, tmp_path):
+    whole, out, one = tmp_path / "whole", tmp_path / "out", tmp_path / "one"
+    assert run(place, out=whole, **LONG).returncode == 0
+    with Command(*TWO_RANKS, *arguments(place, out=out, **LONG)) as command:
+        command.wait_for("step  9/50")
+        command.send(signal.SIGTERM)
+        assert command.end() != 0
+    (step,) = steps_kept(out)
+    assert 9 <= step < 50 and f"Stopped after step {step:,}; saved {out}/checkpoints" in command.output, command.output
+    assert "2 ranks" in command.output and command.output.count("Stopped after") == 1
+    shutil.copytree(out, one)
+    assert run(place, out=one, **LONG).returncode == 0
+    assert_close_runs(one, whole)
+    with Command(*TWO_RANKS, *arguments(place, out=out, **LONG)) as command:
+        assert command.end() == 0, command.output
+    assert f"resumed   after step {step}," in command.output and command.output.count("Written: ") == 1
+    assert_close_runs(out, whole)
+
+
+def test_the_death_of_one_rank_ends_all(place, tmp_path):
+    endless = dict(steps=10**6, log_every=1, checkpoint_every=5, compile="off")
+    with Command(*TWO_RANKS, *arguments(place, out=tmp_path / "out", **LONGER | endless)) as command:
+        command.wait_for("step       7/")
+        ranks = train_runs.ranks_of(command.pid)
+        assert sorted(ranks) == [0, 1]
+        os.kill(ranks[1], signal.SIGKILL)
+        begun = time.monotonic()
+        assert command.end(60) not in (0, None)
+        assert time.monotonic() - begun < 60 and not any(Path(f"/proc/{pid}").exists() for pid in ranks.values())
+    assert steps_kept(tmp_path / "out")
+
+
+def test_accumulate_must_be_a_multiple_of_the_ranks(place, tmp_path, monkeypatch):
+    @contextlib.contextmanager
+    def three(device):
+        yield distributed.World(0, 3), device
+
+    monkeypatch.setattr(distributed, "join_world", three)
+    result = run(place, out=tmp_path / "out", **LONGER)
+    assert result.returncode == 2 and "--accumulate 2 must be a multiple of the 3 ranks." in result.stderr
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,147 @@
+"""Wrong input to train.py: one message, exit status 2, no traceback, nothing under a final name."""
+
+import os
+
+import pytest
+import torch
+
+from tests.helpers import REAL_TOKENIZER, needs
+from tests.train_runs import SIZES, run, write_inputs
+
+
+@pytest.fixture
+def place(tmp_path):
+    return write_inputs(tmp_path)
+
+
+def replace_corpus(content):
+    return lambda folder: (folder / "corpus.txt").write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+OUT_OF_BOUNDS = {"steps": (-1, "at least 1"), "batch_size": (0, "at least 1"), "accumulate": (0, "at least 1")}
+OUT_OF_BOUNDS |= {"block_size": (1, "at least 3"), "lr": ("nan", "above 0"), "temperature": (0, "above 0")}
+OUT_OF_BOUNDS |= {"warmup": (1.5, "at least 0 and at most 1"), "dropout": (1, "at least 0 and below 1")}
+OUT_OF_BOUNDS |= {"weights": ([-1, 1, 1], "at least 0"), "chunk_mb": (0, "at least 1"), "seed": (2**64, "")}
+OUT_OF_BOUNDS |= {"num_layers": (10**9, ""), "hidden_size": (10**9, ""), "num_heads": (0, "at least 1")}
+EMPTY = ("out", "teacher", "tokenizer", "corpus", "device")
+WRONG_OPTIONS = {
+    "no such teacher": (dict(teacher="nothing.safetensors"), "There is no file nothing.safetensors"),
+    "a text as teacher": (dict(teacher="LICENSE"), "neither a .safetensors file nor"),
+    "no tokenizer": (dict(tokenizer=None), "There is no sentencepiece.bpe.model beside"),
+    "no such tokenizer": (dict(tokenizer="nothing.model"), "no tokenizer nothing.model"),
+    "no tokenizer and no teacher": (dict(teacher="none", tokenizer=None), "There is no sentencepiece.bpe.model given"),
+    "no such corpus": (dict(corpus="nothing.txt"), "There is no corpus nothing.txt"),
+    "an output below a file": (dict(out="LICENSE/out"), "cannot be written"),
+    "too many steps": (dict(steps="9" * 400), "--steps must be"),
+    "steps that are no integer": (dict(steps="many"), "invalid int value"),
+    "a block too long": (dict(block_size=513), "--block-size 513 exceeds the model's 512 tokens"),
+    "no learning rate": (dict(lr=0), "--lr must be above 0"),
+    "zero weights": (dict(weights=[0, 0, 0]), "--weights needs at least one weight above 0"),
+    "two weights": (dict(weights=[0.5, 0.5]), "expected 3 arguments"),
+    "a layer that the teacher lacks": (dict(layers="0,4"), "there is no layer 4"),
+    "layers of a larger teacher": (dict(layers="distilbert"), "needs a teacher of 12 layers"),
+    "layers and a student": (dict(layers="0", student="x"), "--layers cannot be combined with --student"),
+    "769 / 12": (SIZES | dict(hidden_size=769, num_heads=12), "769 must be divisible by num_heads 12"),
+    "a size with a teacher": (dict(hidden_size=64), "--hidden-size needs --teacher none"),
+    "a device of another PyTorch": (dict(device="hpu"), "--device hpu is not available"),
+    "an unknown device": (dict(device="abacus"), "--device abacus is not available"),
+    "an unknown precision": (dict(precision="fp8"), "invalid choice"),
+    "an unknown direction": (dict(direction="reverse"), "invalid choice"),
+    "an unknown option": (dict(colour="red"), "unrecognized arguments"),
+}
+WRONG_FILES = {
+    "an empty corpus": (replace_corpus("\n \n"), "no usable text"),
+    "a corpus that is not UTF-8": (replace_corpus("été\n".encode("latin-1") * 50), "no usable text"),
+    "a corpus of special tokens": (replace_corpus("".join("<mask> " * n + "\n" for n in range(120))), "is masked"),
+    "a corpus of zero-width spaces": (replace_corpus("\u200b\n" * 500), "no usable text"),
+    "too small a corpus": (replace_corpus("Un film.\n"), "which give no block of 32"),
+    "a corpus folder without text": (lambda folder: (folder / "corpus").mkdir(), "has no .txt, JSON lines"),
+    "an output that is a file": (lambda folder: (folder / "out").write_text("x"), "cannot be written"),
+}
+
+
+def assert_refused(place, message, **changed):
+    result = run(place, **changed)
+    assert result.returncode == 2, result
+    assert message in result.stderr and "Traceback" not in result.stderr
+    out = place / "out"
+    assert not out.is_dir() or set(os.listdir(out)) <= {"run.json"}
+
+
+@pytest.mark.parametrize("case", WRONG_OPTIONS)
+def test_wrong_options(place, case):
+    changed, message = WRONG_OPTIONS[case]
+    assert_refused(place, message, **changed)
+
+
+@pytest.mark.parametrize("name", OUT_OF_BOUNDS)
+def test_numbers_out_of_bounds(place, name):
+    value, bounds = OUT_OF_BOUNDS[name]
+    assert_refused(place, f"--{name.replace('_', '-')} must be {bounds}", **{name: value})
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_empty_options(place, name):
+    assert_refused(place, f"--{name} is empty", **{name: ""})
+
+
+@pytest.mark.parametrize("case", WRONG_FILES)
+def test_wrong_files(place, case):
+    spoil, message = WRONG_FILES[case]
+    spoil(place)
+    assert_refused(place, message, corpus=place / ("corpus" if "folder" in case else "corpus.txt"))
+
+
+@needs(REAL_TOKENIZER)
+def test_a_tokenizer_of_another_size(place):
+    assert_refused(place, "does not match the model: it has 32005 tokens", tokenizer=REAL_TOKENIZER)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() > 7, reason="this machine has an eighth GPU")
+def test_a_gpu_that_does_not_exist(place):
+    assert_refused(place, "--device cuda:7 is not available", device="cuda:7")
+
+
+def test_a_compiler_that_does_not_work(place, monkeypatch):
+    def broken(*arguments, **keywords):
+        raise RuntimeError("no compiler found")
+
+    monkeypatch.setattr("torch.compile", broken)
+    message = "--compile on: torch.compile does not work for cpu (no compiler found)"
+    assert_refused(place, message, compile="on")
+
+
+def test_another_tokenizer_in_the_output_folder_is_kept(place):
+    (place / "out").mkdir()
+    copy = place / "out" / "sentencepiece.bpe.model"
+    copy.write_bytes(b"another")
+    result = run(place)
+    assert result.returncode == 2 and f"{copy} differs from the tokenizer" in result.stderr
+    assert copy.read_bytes() == b"another" and os.listdir(place / "out") == [copy.name]
+
+
+def test_a_full_disk(place, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device", "metrics.jsonl")
+
+    monkeypatch.setattr("model.training.run_state.copy_tokenizer", full)
+    result = run(place)
+    assert result.returncode == 2 and "train.py: metrics.jsonl: No space left on device" in result.stderr
+    assert not (place / "out" / "student.safetensors").exists()
+
+
+def test_an_interruption_has_status_130(place, monkeypatch):
+    def interrupt(*arguments, **keywords):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("model.training.log.progress_line", interrupt)
+    result = run(place)
+    assert result.returncode == 130 and "interrupted" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("steps", [30, 1])
+def test_a_loss_that_is_not_finite_has_status_3(place, steps):
+    result = run(place, lr=1e30, clip=1e30, steps=steps)
+    assert result.returncode == 3
+    assert "smaller --lr" in result.stderr and "Traceback" not in result.stderr
+    assert not (place / "out" / "student.safetensors").exists()
