@@ -19,20 +19,13 @@ from data import Tokenizer
 from data.cli import check, check_bounds, option, parse_options, run_command
 from data.download import hub
 from data.tokenizer import FILE_NAME, tokenizer_beside
-from model import (
-    Encoder,
-    MaskedLM,
-    ModelError,
-    QuestionAnswerer,
-    SequenceClassifier,
-    TokenClassifier,
-    save_model,
-)
+from model import Encoder, ModelError, save_model
 from model.checkpoints.card import last_metrics, model_card, read_provenance
 from model.checkpoints.export import export_huggingface
 from model.checkpoints.load import check_vocabulary, load_checkpoint, print_note, unpacked, weights_in
 from model.checkpoints.names import CLASSES
 from model.checkpoints.native import PRECISIONS, is_finite
+from model.heads import MaskedLM, QuestionAnswerer, SequenceClassifier, TokenClassifier
 
 KIND_CHOICES = {
     "encoder": Encoder,
@@ -48,27 +41,16 @@ class Options:
     source: str | None = option(
         None, "checkpoint to read: a file or a folder", "input and output", positional=True, metavar="IN", nargs="?"
     )
-    target: str | None = option(
-        None, "file (with --to hf: folder) to write; must not exist", positional=True, metavar="OUT", nargs="?"
-    )
-    download: str | None = option(
-        None, "hub repository to read instead of IN, such as almanach/camembert-base", metavar="REPO"
-    )
+    target: str | None = option(None, "new file (with --to hf: new folder)", positional=True, metavar="OUT", nargs="?")
+    download: str | None = option(None, "hub repository to read, such as almanach/camembert-base", metavar="REPO")
     check: str | None = option(
         None, "compare IN (default: HF_FOLDER) with what transformers loads from HF_FOLDER", metavar="HF_FOLDER"
     )
-    to: str = option(
-        "ours",
-        "one .safetensors file, or a folder for transformers",
-        "what to write",
-        choices=("ours", "hf"),
-    )
+    to: str = option("ours", "a .safetensors file, or a transformers folder", "what to write", choices=("ours", "hf"))
     kind: str | None = option(None, "required class of model; encoder drops the head", choices=tuple(KIND_CHOICES))
     fresh_head: bool = option(False, "add an untrained head to a bare encoder (--kind masked-lm or question)")
     dtype: str | None = option(None, "precision to write (default: that of IN)", choices=tuple(PRECISIONS))
-    tokenizer: str | None = option(
-        None, "SentencePiece model to copy into the folder (default: the one beside IN)", metavar="FILE"
-    )
+    tokenizer: str | None = option(None, "SentencePiece model to copy (default: the one beside IN)", metavar="FILE")
 
     def __post_init__(self):
         check_bounds(self)
@@ -107,8 +89,7 @@ def convert(source: Path, origin: str, target: Path, options: Options) -> None:
 
     origin: what the source is called in the provenance: a path, or a repository on the hub.
     """
-    kind = KIND_CHOICES[options.kind] if options.kind else None
-    model = load_checkpoint(source, kind=kind, fresh_head=options.fresh_head)
+    model = load_checkpoint(source, kind=KIND_CHOICES.get(options.kind), fresh_head=options.fresh_head)
     if options.dtype:
         model = model.to(PRECISIONS[options.dtype])
         for name, tensor in model.state_dict().items():
@@ -119,12 +100,8 @@ def convert(source: Path, origin: str, target: Path, options: Options) -> None:
     if options.to == "ours":
         save_model(model, target, {**provenance, "converted from": origin})
     else:
-        card = model_card(
-            CLASSES[type(model).__name__],
-            model.config.num_layers,
-            provenance,
-            last_metrics(file.parent / "metrics.jsonl"),
-        )
+        metrics = last_metrics(file.parent / "metrics.jsonl")
+        card = model_card(CLASSES[type(model).__name__], model.config.num_layers, provenance, metrics)
         with unpacked(source) as place:
             path = options.tokenizer or tokenizer_beside(place)
             tokenizer = Tokenizer(path) if path else None

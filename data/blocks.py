@@ -49,10 +49,9 @@ class Blocks:
     def __init__(self, folder: str | Path, part: str, block_size: int, bos_id: int, within_documents: bool = False):
         self.folder, self.part, self.block_size, self.bos_id = Path(folder), part, block_size, bos_id
         self.manifest = open_manifest(self.folder)
-        shards = self.manifest["shards"][part]
         self.dtype = numpy.dtype(self.manifest["dtype"])
         self.tokens, self.ends, self.starts = [], [], [0]
-        for shard in shards:
+        for shard in self.manifest["shards"][part]:
             self.tokens.append(self._map(shard["name"] + ".bin", self.dtype, shard["tokens"]))
             self.ends.append(self._map(shard["name"] + ".ends", numpy.dtype("<u8"), shard["documents"]))
             self.starts.append(self.starts[-1] + shard["tokens"])
@@ -130,21 +129,16 @@ def open_blocks(
     folder: Path, tokenizer: Tokenizer, block_size: int, within_documents: bool = False
 ) -> tuple[Blocks, Blocks]:
     """-> training blocks, held-out blocks.  Raises DataError for another tokenizer, or a part without a full block."""
-    train, held_out = (
-        Blocks(folder, part, block_size, tokenizer.bos_id, within_documents) for part in (TRAIN, HELD_OUT)
-    )
+    settings = block_size, tokenizer.bos_id, within_documents
+    train, held_out = (Blocks(folder, part, *settings) for part in (TRAIN, HELD_OUT))
     if train.manifest["tokenizer"]["sha256"] != tokenizer.sha256():
-        raise DataError(
-            f"The corpus {folder} was prepared with another tokenizer than the teacher's, {tokenizer.path}. Prepare "
-            "it with the teacher's."
-        )
+        message = f"The corpus {folder} was prepared with another tokenizer than the teacher's, {tokenizer.path}."
+        raise DataError(f"{message} Prepare it with the teacher's.")
     for blocks in (train, held_out):
         if not len(blocks):
+            message = f"The corpus has {blocks.starts[-1]} {blocks.part} tokens, which give no block of {block_size}."
             more = "text" if blocks is train else "text, prepare it with a larger --held-out,"
-            raise DataError(
-                f"The corpus has {blocks.starts[-1]} {blocks.part} tokens, which give no block of {block_size}. "
-                f"Add {more} or choose a smaller --block-size."
-            )
+            raise DataError(f"{message} Add {more} or choose a smaller --block-size.")
     return train, held_out
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import io
 import math
 import os
@@ -75,12 +76,8 @@ def parse_options(options: type[T], arguments: Sequence[str] | None, usage: str,
     Exits with status 2 and a message for an argument that cannot be parsed. Raises OptionError from the dataclass's
     own checks.
     """
-    parser = argparse.ArgumentParser(
-        usage=usage,
-        description=description,
-        allow_abbrev=False,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28, width=110),
-    )
+    layout = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=28, width=110)
+    parser = argparse.ArgumentParser(usage=usage, description=description, allow_abbrev=False, formatter_class=layout)
     group = parser
     for field in dataclasses.fields(options):
         if field.metadata["group"]:
@@ -94,14 +91,11 @@ def parse_options(options: type[T], arguments: Sequence[str] | None, usage: str,
         else:
             settings.setdefault("type", field.type if field.type in (int, float) else str)
             if field.default not in (None, ()) and "default" not in help:
-                help += f" (default: {format_default(field.default)})"
+                default = field.default if isinstance(field.default, tuple) else (field.default,)
+                help += f" (default: {' '.join(map(str, default))})"
         group.add_argument(dashed(field.name), default=field.default, help=help, **settings)
     values = vars(parser.parse_args(arguments))
     return options(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
-
-
-def format_default(default) -> str:
-    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
 def dashed(name: str) -> str:
@@ -136,8 +130,7 @@ def within(value: float, least=-math.inf, above=-math.inf, most=math.inf, below=
 
 
 class Progress:
-    """The progress of work measured in bytes, on stderr: one line that is redrawn on a terminal, else a line now
-    and then."""
+    """The bytes done so far, on stderr: one line that is redrawn on a terminal, else a line every few seconds."""
 
     def __init__(self, name: str, size: int, done: int = 0):
         """size: total bytes, 0 if unknown; done: bytes of an earlier run."""

@@ -13,7 +13,7 @@ from .tokenizer import Tokenizer
 
 LEFT_JOINED = tuple(",.)]…")  # no space before a word that begins so
 RIGHT_JOINED = ("'", "’", "(", "[")  # no space after a word that ends so
-OPENING, CLOSING = "([«“", ")]»”"
+COUNTERPART = dict(zip("([«“)]»”", ")]»”([«“"))
 
 
 # ---- texts and pairs -------------------------------------------------------------------------------------------
@@ -30,17 +30,11 @@ def text_windows(tokenizer: Tokenizer, text: str, max_length: int) -> list[list[
 def pair_ids(tokenizer: Tokenizer, first: str, second: str, max_length: int) -> tuple[list[int], bool]:
     """-> `<s> first </s></s> second </s>`, the longer text truncated until both fit; whether any was truncated."""
     first_ids, second_ids = tokenizer.encode_plain([first, second])
-    capacity = max_length - 4
-    truncated = len(first_ids) + len(second_ids) > capacity
-    if truncated:
-        if len(first_ids) <= capacity // 2:
-            second_ids = second_ids[: capacity - len(first_ids)]
-        elif len(second_ids) <= capacity // 2:
-            first_ids = first_ids[: capacity - len(second_ids)]
-        else:
-            first_ids, second_ids = first_ids[: capacity - capacity // 2], second_ids[: capacity // 2]
-    bos, eos = tokenizer.bos_id, tokenizer.eos_id
-    return [bos, *first_ids, eos, eos, *second_ids, eos], truncated
+    capacity, bos, eos = max_length - 4, tokenizer.bos_id, tokenizer.eos_id
+    half = capacity // 2  # each text may have half of the capacity, and what the other leaves of its half
+    first_kept = first_ids[: capacity - min(half, len(second_ids))]
+    second_kept = second_ids[: max(half, capacity - len(first_ids))]
+    return [bos, *first_kept, eos, eos, *second_kept, eos], len(first_ids) + len(second_ids) > capacity
 
 
 # ---- words -----------------------------------------------------------------------------------------------------
@@ -161,9 +155,8 @@ def trim_answer(text: str, start: int, end: int) -> tuple[int, int]:
     """
 
     def is_trimmed(character: str, punctuation: str) -> bool:
-        if character in OPENING + CLOSING:
-            counterpart = (CLOSING + OPENING)[(OPENING + CLOSING).index(character)]
-            return counterpart not in text[start:end]
+        if character in COUNTERPART:
+            return COUNTERPART[character] not in text[start:end]
         return character.isspace() or character in punctuation
 
     while start < end and is_trimmed(text[start], ",.;:"):
@@ -182,17 +175,15 @@ def budget_batches(lengths: Sequence[int], budget: int, rng: random.Random | Non
     With rng, in random order: the texts are shuffled, sorted by length within pools of about 32 batches, and the
     batches are shuffled.
     """
-    order = list(range(len(lengths)))
-    pool = len(order)
+    order, pool = list(range(len(lengths))), len(lengths)
     if rng:
         rng.shuffle(order)
         pool = max(1, 32 * budget * len(lengths) // max(1, sum(lengths)))
     batches: list[list[int]] = []
     for start in range(0, len(order), max(1, pool)):
-        batches.append([])
-        tokens = 0
+        tokens = budget + 1  # so that the first text begins a batch
         for i in sorted(order[start : start + pool], key=lengths.__getitem__):
-            if batches[-1] and tokens + lengths[i] > budget:
+            if tokens + lengths[i] > budget:
                 batches.append([])
                 tokens = 0
             batches[-1].append(i)

@@ -98,8 +98,6 @@ def print_documents(blocks: Blocks, tokenizer: Tokenizer, count: int, seed: int)
 
 def print_masked_blocks(blocks: Blocks, masking: Masking, count: int, seed: int) -> None:
     """Random blocks as training masks them, with the original of each chosen token in brackets."""
-    if not len(blocks):
-        return
     numbers = permute(numpy.arange(min(count, len(blocks))), len(blocks), key_of(seed, 0))
     batch = make_batch(blocks.read(numbers), masking, key_of(seed, 0, numbers))
     for number, ids, labels in zip(numbers, batch.input_ids.tolist(), batch.labels.tolist()):

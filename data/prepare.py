@@ -31,6 +31,7 @@ from .corpus.files import STDIN, Position, Source, corpus_files, errors_in, find
 from .corpus.shards import FORMAT, HELD_OUT, MANIFEST, TRAIN, UNFINISHED, ShardWriter, read_manifest, write_manifest
 from .tokenizer import FILE_NAME, Tokenizer
 
+SEEN = "seen-{:05}.u8"  # the table of seen hashes after each shard
 UNFINISHED_FILES = re.compile(
     rf"({TRAIN}|{HELD_OUT})-\d{{5,}}\.(bin|ends)|seen-\d{{5,}}\.u8|\..*\.partial|"
     rf"{re.escape(UNFINISHED)}|{re.escape(FILE_NAME)}"
@@ -54,7 +55,6 @@ class Options:
     tokenizer: str = option(None, "the teacher's SentencePiece model, or its folder", metavar="FILE", required=True)
     out: str = option(None, "output folder for the shards and manifest.json", metavar="FOLDER", required=True)
     workers: int = option(os.cpu_count() or 1, "number of processes; does not affect the output", least=1, most=1024)
-
     documents: str = option(
         "auto",
         "what separates documents in plain text: line ends or blank lines; auto guesses, file by file",
@@ -62,7 +62,6 @@ class Options:
         choices=("auto", "line", "blank"),
     )
     field: str | None = option(None, "text field of JSON lines, text column of Parquet; default: text, else content")
-
     min_tokens: int = option(0, "drop documents with fewer tokens", "filtering and splitting", least=0)
     max_unknown: float = option(1.0, "drop documents with a larger fraction of <unk> tokens", least=0, most=1)
     duplicates_mb: int = option(
@@ -104,10 +103,8 @@ def prepare(options: Options, tokenizer: Tokenizer | None = None) -> dict:
                 for path in folder.glob(".*.partial"):  # of this run, and of killed ones
                     path.unlink()
     except OSError as error:
-        raise DataError(
-            f"{error.filename or folder} cannot be written: {error.strerror or error}. Finished shards are kept, and "
-            "the same command resumes after them."
-        ) from None
+        message = f"{error.filename or folder} cannot be written: {error.strerror or error}."
+        raise DataError(f"{message} Finished shards are kept, and the same command resumes after them.") from None
     return manifest
 
 
@@ -163,7 +160,7 @@ def new_manifest(tokenizer: Tokenizer, sources: list[Source], options: Options) 
         "tokenizer": {"sha256": tokenizer.sha256(), "words": len(tokenizer)},
         "dtype": "<u2" if tokenizer.typecode == "H" else "<u4",
         "options": options.stored(),
-        "sources": [asdict(source) for source in sources],
+        "sources": [source._asdict() for source in sources],
         "position": Position(),
         "counts": {},
         "damaged": [],
@@ -186,9 +183,8 @@ def open_or_new(folder: Path, new: dict) -> dict:
     new = json.loads(json.dumps(new))
     for key in ("tokenizer", "dtype", "options", "sources"):
         if old.get(key) != new[key]:
-            what = key
-            if key == "options":
-                what = ", ".join(dashed(name) for name in new[key] if new[key][name] != old[key].get(name))
+            changed = [dashed(name) for name, value in new["options"].items() if old["options"].get(name) != value]
+            what = ", ".join(changed) if key == "options" else key
             raise DataError(f"{folder} holds a corpus prepared with other {what}. Choose another --out, or remove it.")
     return old
 
@@ -221,7 +217,7 @@ def write_shards(folder: Path, manifest: dict, sources: list[Source], tokenizer:
     number = len(manifest["shards"][TRAIN])
     seen = SeenHashes(options.duplicates_mb) if options.duplicates_mb else None
     if seen and number:
-        path = folder / seen_name(number - 1)
+        path = folder / SEEN.format(number - 1)
         if not path.is_file() or path.stat().st_size != seen.table.nbytes:
             raise DataError(f"{path} is missing or damaged. Remove {folder} and prepare the corpus again.")
         seen.table[:] = numpy.fromfile(path, numpy.uint64)
@@ -231,9 +227,8 @@ def write_shards(folder: Path, manifest: dict, sources: list[Source], tokenizer:
     sizes = [source.size for source in sources]
     total = sum(sizes) if min(sizes) > 0 else 0
     progress = Progress("prepared", total, sum(sizes[: position.source]) + position.offset)
-    rules = Rules(
-        options.field, options.drop_control, options.min_tokens, options.max_unknown, options.held_out, bool(seen)
-    )
+    filters = options.field, options.drop_control, options.min_tokens, options.max_unknown, options.held_out
+    rules = Rules(*filters, hash_paragraphs=bool(seen))
     shard = {}
     try:
         parts = encode_parts(read_parts(sources, position, options.field), tokenizer, rules, options.workers)
@@ -261,23 +256,18 @@ def write_shards(folder: Path, manifest: dict, sources: list[Source], tokenizer:
                     manifest["counts"] = dict(sorted(counts.items()))
                     manifest["token_counts"] = token_counts.tolist()
                     if seen:
-                        partial = folder / f".{seen_name(number)}.partial"
+                        partial = folder / f".{SEEN.format(number)}.partial"
                         seen.table.tofile(partial)
-                        partial.replace(folder / seen_name(number))
+                        partial.replace(folder / SEEN.format(number))
                     write_manifest(folder, manifest, UNFINISHED)
                     for path in folder.glob("seen-*.u8"):  # of earlier shards, and of killed runs
-                        if path.name != seen_name(number):
+                        if path.name != SEEN.format(number):
                             path.unlink()
                     number += 1
     finally:
         progress.close()
         for writer in shard.values():
             writer.abandon()
-
-
-def seen_name(shard: int) -> str:
-    """The file with the table of seen hashes after that shard."""
-    return f"seen-{shard:05}.u8"
 
 
 # ---- the command -----------------------------------------------------------------------------------------------

@@ -45,9 +45,7 @@ class Tokenizer:
     pad_id, unk_id, bos_id, eos_id = 1, 3, 5, 6
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
-        if self.path.is_dir():
-            self.path = self.path / FILE_NAME
+        self.path = Path(path, FILE_NAME) if Path(path).is_dir() else Path(path)
         if not self.path.is_file():
             raise DataError(f"There is no tokenizer {self.path}. Give the {FILE_NAME} of a CamemBERT.")
         try:
@@ -62,13 +60,8 @@ class Tokenizer:
         check_segmentation(self._sentencepiece, self.path)
         self.mask_id = len(self._sentencepiece) + SHIFT
         self.ordinary_ids = range(self.eos_id + 1, self.mask_id)
-        self._special = {
-            "<s>": self.bos_id,
-            "</s>": self.eos_id,
-            "<unk>": self.unk_id,
-            "<pad>": self.pad_id,
-            "<mask>": self.mask_id,
-        }
+        special_ids = (self.bos_id, self.eos_id, self.unk_id, self.pad_id, self.mask_id)
+        self._special = dict(zip(("<s>", "</s>", "<unk>", "<pad>", "<mask>"), special_ids))
         self.typecode = "H" if len(self) <= 1 << 16 else "I"  # array.array's code for uint16 or uint32
         self._words = WordCache(self._sentencepiece, self._special, self.typecode)
 

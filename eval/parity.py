@@ -17,12 +17,8 @@ SENTENCES = (
     "À l'instar des réseaux de neurones récurrents, les transformeurs sont conçus pour gérer des données "
     "séquentielles.",
 )
-TOLERANCES = {  # on states in float64, by the dtype of the file, in which the token-type row was added
-    torch.float64: 1e-9,
-    torch.float32: 2e-5,
-    torch.float16: 5e-3,
-    torch.bfloat16: 5e-2,
-}
+# on states in float64, by the dtype of the file, in which the token-type row was added
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 5e-2}
 
 
 def compare(source: str | Path, folder: str | Path) -> int:
@@ -38,8 +34,7 @@ def compare(source: str | Path, folder: str | Path) -> int:
     tolerance = TOLERANCES[next(ours.parameters()).dtype]
     ours, theirs = ours.double(), transformers_model(Path(folder), type(ours))
     check_sizes(ours, theirs, source, folder)
-    input_ids = token_ids(ours.config, tokenizer)
-    differences = largest_differences(ours, theirs, input_ids)
+    differences = largest_differences(ours, theirs, token_ids(ours.config, tokenizer))
     worst = max(differences.values())
     for name, difference in differences.items():
         print(f"{name:12} {difference:.2e}")
@@ -57,18 +52,13 @@ def transformers_model(folder: Path, kind: type) -> nn.Module:
         raise OptionError("--check requires transformers: pip install transformers") from None
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    auto = {
-        "CamembertForMaskedLM": transformers.AutoModelForMaskedLM,
-        "CamembertForSequenceClassification": transformers.AutoModelForSequenceClassification,
-        "CamembertForTokenClassification": transformers.AutoModelForTokenClassification,
-        "CamembertForQuestionAnswering": transformers.AutoModelForQuestionAnswering,
-        "CamembertModel": transformers.AutoModel,
-    }
+    task = CLASSES[kind.__name__].removeprefix("Camembert").removesuffix("Model")
+    auto = getattr(transformers, f"AutoModel{task}")  # AutoModelForMaskedLM, …
     if not folder.is_dir():
         raise OptionError(f"{folder} is not a folder; --check requires one that transformers opens.")
     settings = dict(local_files_only=True, attn_implementation="eager", dtype=torch.float64, output_loading_info=True)
     try:
-        model, info = auto[CLASSES[kind.__name__]].from_pretrained(folder, **settings)
+        model, info = auto.from_pretrained(folder, **settings)
     except Exception as error:  # a damaged folder can make transformers raise nearly anything
         raise OptionError(f"transformers cannot open {folder}: {str(error).strip().splitlines()[0][:300]}") from None
     missing = [key for key in info["missing_keys"] if "pooler" not in key]

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from data import DataError
 from data.blocks import Batch
@@ -34,7 +35,7 @@ def validate(
     was_training = student.training
     student.eval()
     sums = torch.zeros(5, dtype=torch.float64)
-    correct, teacher_correct, agree = torch.zeros(3, dtype=torch.float64)
+    correct = torch.zeros(3, dtype=torch.float64)  # tokens where the student is right, the teacher is, the two agree
     for batch in batches:
         batch = batch.to(runtime.device)
         masked = batch.labels != IGNORE_INDEX
@@ -42,7 +43,7 @@ def validate(
             hidden = last_hidden_state(student, batch)
             logits = student.head(hidden[masked])  # (N, |W|)
             predictions, labels = logits.argmax(dim=-1), batch.labels[masked]
-            correct += (predictions == labels).sum().cpu()
+            correct[0] += (predictions == labels).sum().cpu()
             if teacher is None:
                 mlm, count = mlm_loss(logits, labels)
                 zero = torch.zeros_like(mlm)
@@ -50,56 +51,42 @@ def validate(
             else:
                 teacher_hidden = last_hidden_state(teacher, batch)
                 teacher_predictions = teacher.head(teacher_hidden[masked]).argmax(dim=-1)
-                teacher_correct += (teacher_predictions == labels).sum().cpu()
-                agree += (teacher_predictions == predictions).sum().cpu()
+                correct[1] += (teacher_predictions == labels).sum().cpu()
+                correct[2] += (teacher_predictions == predictions).sum().cpu()
                 terms = all_terms(student, hidden, teacher, teacher_hidden, batch, settings)
         sums += torch.stack([term.cpu().double() for term in terms])
     student.train(was_training)
-    sums = world.sum(sums)
-    correct, teacher_correct, agree = world.sum(torch.stack([correct, teacher_correct, agree])).tolist()
-    terms = DistillationLoss(*sums)
+    terms = DistillationLoss(*world.sum(sums))
     if not terms.masked_tokens:
         raise DataError("No token of the held-out text is masked, so nothing can be validated on it. Add text.")
     soft_label, cosine, mlm = (mean.item() for mean in terms.means())
     loss = terms.total(settings.weights).item() if teacher else mlm
     if not math.isfinite(loss):
         raise Diverged("The model's outputs on the held-out text are not finite.")
-    count = terms.masked_tokens.item()
-    result = {"loss": loss, "mlm_loss": mlm, "accuracy": correct / count}
-    result["pseudo_perplexity"] = math.exp(min(mlm, 700.0))
+    accuracy, teacher_accuracy, agreement = (world.sum(correct) / terms.masked_tokens).tolist()
+    result = {"loss": loss, "mlm_loss": mlm, "accuracy": accuracy, "pseudo_perplexity": math.exp(min(mlm, 700.0))}
     if teacher is not None:
         result |= {"soft_label_loss": soft_label, "cosine_loss": cosine}
-        result |= {"teacher_accuracy": teacher_correct / count, "agreement": agree / count}
+        result |= {"teacher_accuracy": teacher_accuracy, "agreement": agreement}
     return result
 
 
-def last_hidden_state(model: MaskedLM, batch: Batch) -> torch.Tensor:
+def last_hidden_state(model: MaskedLM, batch: Batch) -> Tensor:
     """H_L, (B, n, d_h), by `forward` itself: the compiled encoder is compiled for other shapes."""
     return model.encoder.forward(batch.input_ids, batch.real, has_padding=batch.has_padding)
 
 
 def all_terms(
-    student: MaskedLM,
-    hidden: torch.Tensor,
-    teacher: MaskedLM,
-    teacher_hidden: torch.Tensor,
-    batch: Batch,
-    settings: LossSettings,
+    student: MaskedLM, hidden: Tensor, teacher: MaskedLM, teacher_hidden: Tensor, batch: Batch, settings: LossSettings
 ) -> DistillationLoss:
     """The three terms as sums, from the last hidden states (B, n, d_h); (11) is 0 if the widths differ."""
     same_width = hidden.shape[-1] == teacher_hidden.shape[-1]
     hidden, teacher_hidden = hidden.flatten(0, 1), teacher_hidden.flatten(0, 1)
     _, terms = fused_distillation_loss(
-        student.transform(hidden),
-        student.decoder,
-        student.bias,
-        teacher.transform(teacher_hidden),
-        teacher.decoder,
-        teacher.bias,
-        batch.labels.flatten(),
-        batch.real.flatten(),
-        hidden if same_width else None,
-        teacher_hidden if same_width else None,
+        *(student.transform(hidden), student.decoder, student.bias),
+        *(teacher.transform(teacher_hidden), teacher.decoder, teacher.bias),
+        *(batch.labels.flatten(), batch.real.flatten()),
+        *((hidden, teacher_hidden) if same_width else (None, None)),
         direction=settings.direction,
         temperature=settings.temperature,
         chunk_bytes=settings.chunk_bytes,

@@ -11,7 +11,7 @@ from .soft_label import at_least_float32
 
 
 def cosine_loss(student_hidden: Tensor, teacher_hidden: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """Equation (11), section 3.2.  CosineLoss = 1 / Σ_k n_k · Σ_k Σ_i (h_{k,i}^s)^T h_{k,i}^t / (‖h_{k,i}^s‖ ‖h_{k,i}^t‖)
+    """Equation (11), section 3.2.  CosineLoss = 1/Σ_k n_k · Σ_k Σ_i (h_{k,i}^s)^T h_{k,i}^t / (‖h_{k,i}^s‖ ‖h_{k,i}^t‖)
 
     student_hidden h^s, teacher_hidden h^t: (…, d_h), the last hidden states; real: (…) bool
     -> the sum of 1 − cos over the real tokens, (), and their number, ().  Each term is between 0 and 2.

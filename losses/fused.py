@@ -117,16 +117,11 @@ def fused_distillation_loss(
     rows = torch.cat([masked_rows, other_rows])  # (M,)
     tokens = Tokens(*(to_device(x, device) for x in (rows, labels[rows], real[rows])), len(masked_rows))
 
+    token_weights = weights[0] * per_real, weights[1] * per_real, weights[2] * per_masked
+    settings = LossSettings(direction, temperature, weights, chunk_bytes, compiled)
+    hidden = student_hidden, None if teacher_hidden is None else teacher_hidden.detach()
     total, *sums = FusedDistillation.apply(
-        *student,
-        student_hidden,
-        teacher,
-        None if teacher_hidden is None else teacher_hidden.detach(),
-        tokens,
-        (weights[0] * per_real, weights[1] * per_real, weights[2] * per_masked),
-        loss_scale,
-        LossSettings(direction, temperature, weights, chunk_bytes, compiled),
-        torch.is_grad_enabled(),
+        *student, *hidden, teacher, tokens, token_weights, loss_scale, settings, torch.is_grad_enabled()
     )
     return total, DistillationLoss(*sums, *counts)
 
@@ -141,8 +136,8 @@ class FusedDistillation(torch.autograd.Function):
         student_decoder: Tensor,
         student_bias: Tensor,
         student_hidden: Tensor | None,
-        teacher: Decoder,
         teacher_hidden: Tensor | None,
+        teacher: Decoder,
         tokens: Tokens,
         token_weights: tuple[Tensor, Tensor, Tensor],
         loss_scale: float | Tensor,
@@ -247,17 +242,9 @@ def decode_in_chunks(
             block = slice(top, top + block_rows)
             is_full = here.stop - here.start == block_rows
             sweep_block = compiled_sweep() if settings.compiled and is_full else sweep  # compiled for one shape only
-            divergence, cross_entropy = sweep_block(
-                student_logits[block],
-                teacher_logits[block],
-                *biases,
-                soft_weight[here],
-                mlm_weight,
-                tokens.labels[here] if here.start < tokens.num_masked else None,
-                settings.direction,
-                settings.temperature,
-                any(wanted),
-            )
+            labels = tokens.labels[here] if here.start < tokens.num_masked else None
+            tensors = student_logits[block], teacher_logits[block], *biases, soft_weight[here], mlm_weight, labels
+            divergence, cross_entropy = sweep_block(*tensors, settings.direction, settings.temperature, any(wanted))
             divergences.append(divergence)
             cross_entropies.append(cross_entropy)
         logits_gradient = student_logits  # overwritten by the sweeps
@@ -352,10 +339,9 @@ def check_shapes(student: Decoder, teacher: Decoder, labels: Tensor, real: Tenso
                 f"{name}_state {tuple(state.shape)}, {name}_decoder {tuple(weight.shape)} and {name}_bias "
                 f"{tuple(bias.shape)} must be (N, d), (|W|, d) and (|W|,)."
             )
-    if len(student.weight) != len(teacher.weight):
-        raise ValueError(
-            f"The student's vocabulary has {len(student.weight)} tokens, the teacher's {len(teacher.weight)}."
-        )
+    size, teacher_size = len(student.weight), len(teacher.weight)
+    if size != teacher_size:
+        raise ValueError(f"The student's vocabulary has {size} tokens, the teacher's {teacher_size}.")
     if not len(student.state) == len(teacher.state) == len(labels) == len(real) or labels.ndim != 1 or real.ndim != 1:
         raise ValueError(
             f"student_state {tuple(student.state.shape)}, teacher_state {tuple(teacher.state.shape)}, labels "

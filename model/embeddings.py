@@ -41,10 +41,8 @@ class Embeddings(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         if input_ids.ndim != 2 or input_ids.dtype not in (torch.int64, torch.int32):
-            raise ModelError(
-                f"input_ids must be integers of shape (batch, tokens), not {input_ids.dtype} of shape "
-                f"{tuple(input_ids.shape)}."
-            )
+            found = f"{input_ids.dtype} of shape {tuple(input_ids.shape)}"
+            raise ModelError(f"input_ids must be integers of shape (batch, tokens), not {found}.")
         self.check_length(input_ids.shape[1])
         return self.embed(input_ids, position_ids(input_ids, self.pad_id))
 
@@ -54,7 +52,5 @@ class Embeddings(nn.Module):
 
     def check_length(self, length: int) -> None:
         if length > self.max_tokens:
-            raise ModelError(
-                f"A sequence of {length} tokens is longer than the model's maximum of {self.max_tokens}: truncate it "
-                "or split it into windows."
-            )
+            found = f"A sequence of {length} tokens is longer than the model's maximum of {self.max_tokens}"
+            raise ModelError(f"{found}: truncate it or split it into windows.")

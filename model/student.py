@@ -53,10 +53,7 @@ def initialise_student(teacher: MaskedLM, layers: Sequence[int], dropout: float 
     dropout = teacher.config.dropout if dropout is None else dropout
     with torch.device("meta"):  # no memory, no random numbers: every tensor is a copy of the teacher's
         student = MaskedLM(replace(teacher.config, num_layers=len(layers), dropout=dropout))
-    state = {}
-    for name, tensor in teacher.state_dict().items():
-        if not name.startswith("encoder.layers."):
-            state[name] = tensor.clone()
+    state = {name: tensor.clone() for name, tensor in teacher.state_dict().items() if ".layers." not in name}
     for target, source in enumerate(layers):
         for name, tensor in teacher.encoder.layers[source].state_dict().items():
             state[f"encoder.layers.{target}.{name}"] = tensor.clone()

@@ -1,12 +1,11 @@
 """Shared by the tests: paths of real data, random transformers models, batches, and commands run in this process."""
 
-import contextlib
 import io
 import runpy
 import shutil
-import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
+from subprocess import CompletedProcess
 from unittest import mock
 
 import pytest
@@ -84,27 +83,47 @@ def relative_norm(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return ((actual - expected).norm() / expected.norm()).item()
 
 
-class Finished(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
+def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of the gradient of each parameter, by name."""
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-def run_command(script: str, *arguments) -> Finished:
+def assert_close(actual, expected, tolerance: float = 1e-5, zero: float = 1.0) -> None:
+    """Two dictionaries of gradients, or of weights trained with them, agree by name in relative norm.
+
+    Of the key biases the gradients are zero up to rounding, since softmax ignores what all keys have in common: their
+    norms are at most `zero` times the largest norm of all.
+    """
+    assert actual.keys() == expected.keys()
+    largest = max(tensor.norm() for tensor in expected.values())
+    for name in expected:
+        if name.endswith("attention.key.bias"):
+            assert max(actual[name].norm(), expected[name].norm()) <= zero * largest
+        else:
+            assert relative_norm(actual[name], expected[name]) < tolerance, name
+
+
+def record_attention_masks(monkeypatch) -> list:
+    """The mask of every call of PyTorch's scaled_dot_product_attention from now on."""
+    masks, attention = [], torch.nn.functional.scaled_dot_product_attention
+
+    def spy(*arguments, attn_mask=None, **keywords):
+        masks.append(attn_mask)
+        return attention(*arguments, attn_mask=attn_mask, **keywords)
+
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", spy)
+    return masks
+
+
+def run_command(script: str, *arguments) -> CompletedProcess:
     """Runs `python SCRIPT ARGUMENTS…` (or `-m MODULE`) from the repository, in this process, which has torch loaded."""
-    stdout, stderr = io.StringIO(), io.StringIO()
-    with (
-        mock.patch.object(sys, "argv", [script, *map(str, arguments)]),
-        contextlib.chdir(REPOSITORY),
-        contextlib.redirect_stdout(stdout),
-        contextlib.redirect_stderr(stderr),
-    ):
+    argv, stdout, stderr, status = [script, *map(str, arguments)], io.StringIO(), io.StringIO(), 0
+    with mock.patch("sys.argv", argv), chdir(REPOSITORY), redirect_stdout(stdout), redirect_stderr(stderr):
         try:
             if script.startswith("-m "):
                 runpy.run_module(script.removeprefix("-m "), run_name="__main__")
             else:
                 runpy.run_path(script, run_name="__main__")
-            status = 0
         except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-    return Finished(status, stdout.getvalue(), stderr.getvalue())
+            status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    return CompletedProcess(argv, status, stdout.getvalue(), stderr.getvalue())

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import pickle
 import re
 
 import pytest
@@ -11,132 +12,95 @@ from safetensors.torch import load_file
 
 from data import Tokenizer, demo
 from data.demo.tasks import write_tasks
-from model import Encoder, EncoderConfig, MaskedLM, SequenceClassifier, load_model, save_model
+from model import Encoder, EncoderConfig, MaskedLM, load_model, save_model
 from model.checkpoints.load import load_checkpoint
 from model.checkpoints.names import CLASSES
 from model.checkpoints.native import KINDS
 from tests.helpers import padded_batch, run_command
-from tests.model.checkpoints.files import (
-    CLASSIFIERS,
-    LABELS,
-    POSITIONS,
-    TOKEN_TYPE,
-    as_folder,
-    headed_model,
-    their_outputs,
-)
+from tests.model.checkpoints import files
+
+TO_HF = ("--to", "hf", "--tokenizer", demo.FOLDER)
 
 
 @pytest.fixture
-def theirs():
-    return headed_model(MaskedLM)
+def folder(tmp_path):
+    return files.as_folder(files.headed_model(MaskedLM), tmp_path / "theirs")
 
 
-@pytest.fixture
-def folder(tmp_path, theirs):
-    return as_folder(theirs, tmp_path / "theirs")
-
-
-def run(*arguments):
-    return run_command("convert_weights.py", *arguments)
+def run(*arguments, status=0, script="convert_weights.py"):
+    result = run_command(script, *arguments)
+    assert result.returncode == status and "Traceback" not in result.stderr, result.stderr
+    return result
 
 
 def card_of(folder):
     return (folder / "README.md").read_text(encoding="utf-8")
 
 
-# ---- what it writes --------------------------------------------------------------------------------------------
-
-
-def test_the_round_trip(folder, theirs, tmp_path):
-    from transformers import AutoModelForMaskedLM
-
-    result = run(folder, tmp_path / "ours.safetensors")
-    assert result.returncode == 0 and not result.stderr, result.stderr
-    assert load_model(tmp_path / "ours.safetensors").config == load_checkpoint(folder).config
-    result = run(tmp_path / "ours.safetensors", tmp_path / "back", "--to", "hf", "--tokenizer", demo.FOLDER)
-    assert result.returncode == 0 and "2 layers, hidden size 48, vocabulary size 1,005, float32" in result.stdout
-    names = sorted(os.listdir(tmp_path / "back"))
+def test_the_round_trip(folder, tmp_path):
+    ours, back = tmp_path / "ours.safetensors", tmp_path / "back"
+    assert not run(folder, ours).stderr
+    assert load_model(ours).config == load_checkpoint(folder).config
+    assert "2 layers, hidden size 48, vocabulary size 1,005, float32" in run(ours, back, *TO_HF).stdout
     tokenizer = ["sentencepiece.bpe.model", "tokenizer_config.json"]
-    assert names == ["README.md", "config.json", "model.safetensors", *tokenizer]
-    assert f"Converted from `{folder}`." in card_of(tmp_path / "back")
-    back, info = AutoModelForMaskedLM.from_pretrained(tmp_path / "back", output_loading_info=True)
-    assert not any(info.values()), info
-    input_ids, mask = padded_batch((30, 1, 7), 1005)
-    with torch.no_grad():
-        expected = theirs(input_ids, attention_mask=mask.long()).logits
-        assert (back.eval()(input_ids, attention_mask=mask.long()).logits - expected).abs().max() < 1e-6
-    before, after = load_file(folder / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors")
+    assert sorted(os.listdir(back)) == ["README.md", "config.json", "model.safetensors", *tokenizer]
+    assert f"Converted from `{folder}`." in card_of(back)
+    before, after = load_file(folder / "model.safetensors"), load_file(back / "model.safetensors")
     assert before.keys() == after.keys()
-    for key in before.keys() - {POSITIONS, TOKEN_TYPE}:
-        assert torch.equal(before[key], after[key]), key
-    assert torch.equal(after[POSITIONS], before[POSITIONS] + before[TOKEN_TYPE])
-    assert (after[TOKEN_TYPE] == 0).all()
-    assert back.config.model_type == "camembert" and back.config.architectures == ["CamembertForMaskedLM"]
-    assert (back.config.bos_token_id, back.config.eos_token_id, back.config.pad_token_id) == (5, 6, 1)
+    assert torch.equal(after.pop(files.POSITIONS), before.pop(files.POSITIONS) + before[files.TOKEN_TYPE])
+    assert (after.pop(files.TOKEN_TYPE) == 0).all()
+    assert all(torch.equal(before[key], tensor) for key, tensor in after.items())
+    config = json.loads((back / "config.json").read_text())
+    assert config["model_type"] == "camembert" and config["architectures"] == ["CamembertForMaskedLM"]
+    assert (config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]) == (5, 6, 1)
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.__name__)
 def test_transformers_opens_what_is_written(kind, tmp_path):
     import transformers
 
-    theirs = headed_model(kind)
-    as_folder(theirs, tmp_path / "theirs")
-    result = run(tmp_path / "theirs", tmp_path / "back", "--to", "hf", "--tokenizer", demo.FOLDER)
-    assert result.returncode == 0 and kind.__name__ in result.stdout, result.stderr
-    back, info = getattr(transformers, CLASSES[kind.__name__]).from_pretrained(
-        tmp_path / "back", output_loading_info=True
-    )
+    theirs, place = files.headed_model(kind, torch.float64, hidden_act="relu"), tmp_path / "back"
+    printed = run(files.as_folder(theirs, tmp_path / "theirs"), place, *TO_HF).stdout
+    assert kind.__name__ in printed
+    back, info = getattr(transformers, CLASSES[kind.__name__]).from_pretrained(place, output_loading_info=True)
     absent = {"pooler.dense.weight", "pooler.dense.bias"} if kind is Encoder else set()
     assert set(info.pop("missing_keys")) == absent and not any(info.values()), info
     input_ids, mask = padded_batch((30, 1, 7), 1005)
-    (*_, one), (*_, other) = (their_outputs(model.eval(), input_ids, mask) for model in (back, theirs))
-    assert (one - other)[mask if one.ndim == 3 else ...].abs().max() < 1e-5
-    if kind in CLASSIFIERS:
-        assert back.config.id2label == dict(enumerate(LABELS)) and ", ".join(LABELS) in result.stdout
-        assert back.config.label2id == {name: number for number, name in enumerate(LABELS)}
+    (*_, one), (*_, other) = (files.their_outputs(model.eval(), input_ids, mask) for model in (back, theirs))
+    assert (one - other).abs().max() < 1e-9
+    assert back.dtype == torch.float64 and back.config.hidden_act == "relu"
+    if kind in files.CLASSIFIERS:
+        assert back.config.id2label == dict(enumerate(files.LABELS)) and ", ".join(files.LABELS) in printed
+        assert back.config.label2id == {name: number for number, name in enumerate(files.LABELS)}
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
-def test_the_precision_that_is_asked_for(folder, tmp_path, dtype):
+@pytest.mark.parametrize(("name", "wanted"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.half)])
+def test_the_precision_that_is_asked_for(folder, tmp_path, name, wanted):
     from transformers import AutoModelForMaskedLM
 
-    wanted = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
-    assert run(folder, tmp_path / "hf", "--to", "hf", "--dtype", dtype).returncode == 0
+    run(folder, tmp_path / "hf", "--to", "hf", "--dtype", name)
     assert AutoModelForMaskedLM.from_pretrained(tmp_path / "hf").dtype == wanted
-    assert run(folder, tmp_path / "ours.safetensors", "--dtype", dtype).returncode == 0
+    run(folder, tmp_path / "ours.safetensors", "--dtype", name)
     assert load_model(tmp_path / "ours.safetensors").bias.dtype == wanted
 
 
-def test_a_classifier_of_this_project_is_copied(tmp_path):
-    save_model(SequenceClassifier(EncoderConfig(1, 8, 2, 8, 20), 3), tmp_path / "in.safetensors")
-    result = run(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
-    assert result.returncode == 0 and "SequenceClassifier, 1 layers, hidden size 8" in result.stdout
-
-
-def test_the_encoder_alone_and_a_new_head_for_it(folder, theirs, tmp_path):
-    assert run(folder, tmp_path / "e.safetensors", "--kind", "encoder").returncode == 0
-    encoder = load_checkpoint(tmp_path / "e.safetensors")
+def test_the_encoder_alone_and_a_new_head_for_it(folder, tmp_path):
+    path, target = tmp_path / "e.safetensors", tmp_path / "x.safetensors"
+    run(folder, path, "--kind", "encoder")
+    encoder = load_checkpoint(path)
     assert type(encoder) is Encoder
-    input_ids, mask = padded_batch((30, 7), 1005)
-    with torch.no_grad():
-        expected = theirs.roberta(input_ids, attention_mask=mask.long()).last_hidden_state
-        assert (encoder(input_ids, mask) - expected)[mask].abs().max() < 2e-5
-    result = run(tmp_path / "e.safetensors", tmp_path / "x.safetensors", "--kind", "masked-lm")
-    assert result.returncode == 2 and "--fresh-head" in result.stderr
-    command = (tmp_path / "e.safetensors", tmp_path / "x.safetensors", "--kind", "masked-lm", "--fresh-head")
-    assert run(*command).returncode == 0
-    out = ("--tokenizer", demo.FOLDER, "--out", tmp_path / "run")
-    result = run_command("train.py", "--teacher", tmp_path / "e.safetensors", *out)
-    assert result.returncode == 2 and "is a bare encoder" in result.stderr
+    files.assert_same_outputs(encoder, files.headed_model(MaskedLM).roberta)
+    assert "--fresh-head" in run(path, target, "--kind", "masked-lm", status=2).stderr
+    run(path, target, "--kind", "masked-lm", "--fresh-head")
+    settings = ("--teacher", path, "--tokenizer", demo.FOLDER, "--out", tmp_path / "run")
+    assert "is a bare encoder" in run(*settings, status=2, script="train.py").stderr
 
-
-# ---- wrong commands --------------------------------------------------------------------------------------------
 
 TOKENIZER = str(demo.FOLDER)
 WRONG_COMMANDS = {
     "no such file": (["nothing.safetensors", "OUT"], "There is no file nothing.safetensors"),
     "a text as weights": (["LICENSE", "OUT"], "neither a .safetensors file nor"),
+    "a pickle that runs code": (["PICKLE", "OUT"], "was refused"),
     "OUT exists": (["IN", "EXISTING"], "already exists"),
     "OUT cannot be written": (["IN", "EXISTING/sub/x.safetensors"], "cannot be written"),
     "a folder that cannot be written": (["IN", "EXISTING/sub", "--to", "hf"], "cannot be written"),
@@ -159,24 +123,22 @@ WRONG_COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("case", WRONG_COMMANDS)
-def test_a_wrong_command_is_an_error_with_status_2(tmp_path, case):
-    arguments, sentence = WRONG_COMMANDS[case]
+@pytest.mark.parametrize(("arguments", "sentence"), WRONG_COMMANDS.values(), ids=WRONG_COMMANDS)
+def test_a_wrong_command_is_an_error_with_status_2(tmp_path, arguments, sentence):
     save_model(MaskedLM(EncoderConfig(1, 8, 2, 8, 20)), tmp_path / "in.safetensors")
     (tmp_path / "existing").write_text("precious")
-    links, empty = tmp_path / "links", tmp_path / "links" / "empty"
-    empty.mkdir(parents=True)
+    (tmp_path / "x.bin").write_bytes(pickle.dumps(files.RunsCode()))
+    links = tmp_path / "links"
+    (links / "empty").mkdir(parents=True)
     (links / "link").symlink_to(links / "nowhere")
-    (links / "linked").symlink_to(empty)
+    (links / "linked").symlink_to(links / "empty")
     places = {"IN": tmp_path / "in.safetensors", "OUT": tmp_path / "out"}
-    places |= {"LINK": links / "link", "LINKED": links / "linked"}
+    places |= {"LINK": links / "link", "LINKED": links / "linked", "PICKLE": tmp_path / "x.bin"}
     arguments = [re.sub("^EXISTING", str(tmp_path / "existing"), str(places.get(a, a))) for a in arguments]
-    result = run(*arguments)
-    assert result.returncode == 2
-    assert sentence in result.stderr and "Traceback" not in result.stderr
+    assert sentence in run(*arguments, status=2).stderr
     assert (tmp_path / "existing").read_text() == "precious"
-    assert sorted(os.listdir(tmp_path)) == ["existing", "in.safetensors", "links"]
-    assert sorted(os.listdir(links)) == ["empty", "link", "linked"]
+    assert sorted(os.listdir(tmp_path)) == ["existing", "in.safetensors", "links", "x.bin"]
+    assert sorted(os.listdir(links)) == ["empty", "link", "linked"] and not files.MARK.exists()
 
 
 def test_ctrl_c_writes_nothing(tmp_path, monkeypatch):
@@ -184,12 +146,8 @@ def test_ctrl_c_writes_nothing(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("data.download.hub.download", interrupted)
-    result = run("--download", "a/b", tmp_path / "out")
-    assert result.returncode == 130 and "interrupted; nothing was written" in result.stderr
+    assert "interrupted; nothing was written" in run("--download", "a/b", tmp_path / "out", status=130).stderr
     assert not os.listdir(tmp_path)
-
-
-# ---- models that were made here --------------------------------------------------------------------------------
 
 
 def test_a_student_in_transformers_and_back(tmp_path, monkeypatch):
@@ -197,19 +155,19 @@ def test_a_student_in_transformers_and_back(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     import transformers
 
-    out = tmp_path / "run"
-    assert run_command("train.py", "--steps", 2, "--batch-size", 2, "--out", out).returncode == 0
-    assert run(out / "student.safetensors", tmp_path / "hf", "--to", "hf").returncode == 0
+    out, hf = tmp_path / "run", tmp_path / "hf"
+    run("--steps", 2, "--batch-size", 2, "--out", out, script="train.py")
+    run(out / "student.safetensors", hf, "--to", "hf")
     student, tokenizer = load_model(out / "student.safetensors"), Tokenizer(out)
 
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    theirs = transformers.AutoTokenizer.from_pretrained(hf)
     sentences = ["Le film est <mask>.", "Une ville du nord, l'été : c'est <mask> !"]
     for sentence in itertools.chain(sentences, itertools.islice(demo.texts(), 200)):
         assert theirs(sentence)["input_ids"] == tokenizer.encode(sentence)
     assert theirs("Il pleut.", "Il neige.")["input_ids"] == tokenizer.encode("Il pleut.", "Il neige.")
     assert (len(theirs), theirs.model_max_length) == (1005, 128 + 384)
 
-    fill = transformers.pipeline("fill-mask", model=str(tmp_path / "hf"))
+    fill = transformers.pipeline("fill-mask", model=str(hf))
     for sentence in sentences:
         input_ids = torch.tensor([tokenizer.encode(sentence)])
         expected = student(input_ids)[input_ids == tokenizer.mask_id].softmax(dim=-1)[0].topk(5)
@@ -217,13 +175,13 @@ def test_a_student_in_transformers_and_back(tmp_path, monkeypatch):
         assert [guess["token"] for guess in guesses] == expected.indices.tolist()
         assert [guess["score"] for guess in guesses] == pytest.approx(expected.values.tolist(), rel=1e-4)
 
-    assert run(tmp_path / "hf", tmp_path / "back.safetensors").returncode == 0
+    run(hf, tmp_path / "back.safetensors")
     back = load_model(tmp_path / "back.safetensors")
     assert back.config == student.config
     for name, tensor in student.state_dict().items():
         assert torch.equal(back.state_dict()[name], tensor), name
 
-    card, last = card_of(tmp_path / "hf"), json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    card, last = card_of(hf), json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     assert f"| total | {last['loss']:.4f} |" in card and "--steps 2" in card
     assert "Distilled from `demo` by DistilCamemBERT's method, on `demo`:" in card
 
@@ -231,10 +189,10 @@ def test_a_student_in_transformers_and_back(tmp_path, monkeypatch):
 def test_the_folder_of_a_run_without_a_tokenizer(tmp_path):
     model = MaskedLM(EncoderConfig(1, 8, 2, 8, 20))
     save_model(model, tmp_path / "run" / "student.safetensors", {"options": {"teacher": "a camembert"}})
-    result = run(tmp_path / "run", tmp_path / "hf", "--to", "hf")
-    assert result.returncode == 0 and "Distilled from `a camembert`" in card_of(tmp_path / "hf")
-    assert f"There is no sentencepiece.bpe.model beside {tmp_path / 'run'}" in result.stderr
-    assert "Name it with --tokenizer" in result.stderr
+    printed = run(tmp_path / "run", tmp_path / "hf", "--to", "hf").stderr
+    assert "Distilled from `a camembert`" in card_of(tmp_path / "hf")
+    assert f"There is no sentencepiece.bpe.model beside {tmp_path / 'run'}" in printed
+    assert "Name it with --tokenizer" in printed
 
 
 @pytest.fixture(scope="module")
@@ -242,44 +200,35 @@ def fine_tuned(tmp_path_factory):
     """A model fine-tuned on the demo's reviews, and one distilled from it -> their commands, their figures"""
     place = tmp_path_factory.mktemp("fine-tuned")
     write_tasks(place, {"sentiment": 40})
-    parts = [word for part in ("train", "dev", "test") for word in (f"--{part}", place / "sentiment" / f"{part}.jsonl")]
-    made = {}
-    for name, teacher in (("tuned", ()), ("taught", ("--teacher", place / "tuned" / "model.safetensors"))):
-        words = [
-            "finetune",
-            "sentiment",
-            "--model",
-            demo.TEACHER,
-            *parts,
-            "--steps",
-            2,
-            *teacher,
-            "--out",
-            place / name,
-        ]
-        result = run_command("-m eval", *words)
-        assert result.returncode == 0, result.stderr
-        figures = json.loads((place / name / "results.json").read_text())["runs"][0]
-        made[name] = (place / name, " ".join(map(str, words)), figures)
-    return made
+    parts = " ".join(f"--{part} {place}/sentiment/{part}.jsonl" for part in ("train", "dev", "test"))
+    words = f"finetune sentiment --model {demo.TEACHER} {parts} --steps 2"
+    commands = {
+        "tuned": f"{words} --out {place}/tuned",
+        "taught": f"{words} --teacher {place}/tuned/model.safetensors --out {place}/taught",
+    }
+    for line in commands.values():
+        run(*line.split(), script="-m eval")
+    return place, commands
 
 
 @pytest.mark.parametrize("name", ["tuned", "taught"])
 @pytest.mark.filterwarnings("ignore:'eval")
 def test_the_card_of_a_fine_tuned_model(fine_tuned, name, tmp_path):
-    place, words, figures = fine_tuned[name]
+    place, commands = fine_tuned
+    figures = json.loads((place / name / "results.json").read_text())["runs"][0]
     native = tmp_path / "copy.safetensors"
-    assert run(place, native).returncode == 0  # which keeps the provenance
-    for source, target in ((place, tmp_path / "hf"), (native, tmp_path / "again")):
-        assert run(source, target, "--to", "hf", "--tokenizer", demo.FOLDER).returncode == 0
-        card, data = card_of(target), place.parent / "sentiment"
+    printed = run(place / name, native).stdout  # the copy keeps the provenance
+    assert "SequenceClassifier, 6 layers, hidden size 128" in printed
+    for source, target in ((place / name, tmp_path / "hf"), (native, tmp_path / "again")):
+        run(source, target, *TO_HF)
+        card, data = card_of(target), place / "sentiment"
         assert f"Fine-tuned from `{demo.TEACHER}` for sentiment classification" in card
-        assert f"```\npython -m eval {words}\n```" in card
+        assert f"```\npython -m eval {commands[name]}\n```" in card
         assert f"Trained on `{data}/train.jsonl`; best epoch chosen on `{data}/dev.jsonl`." in card
         assert f"Tested on `{data}/test.jsonl`." in card
         dev, test = (figures[part]["accuracy"]["value"] for part in ("dev", "test"))
         assert f"| accuracy | {dev:.4f} | {test:.4f} |" in card
         assert "pipeline_tag: text-classification" in card and "license:  # fill in" in card
         assert "None" not in card and "train.py" not in card
-        teacher = place.parent / "tuned" / "model.safetensors"
+        teacher = place / "tuned" / "model.safetensors"
         assert (f"distilled from `{teacher}`, a teacher of the same task" in card) == (name == "taught")

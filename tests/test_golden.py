@@ -4,7 +4,6 @@ CAMEMBERT_DIR=camembert-base DISTILCAMEMBERT_DIR=distilcamembert-base python -m 
 """
 
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,10 +16,7 @@ pytestmark = pytest.mark.golden
 
 
 def folder(variable):
-    path = os.environ.get(variable)
-    if not path:
-        pytest.skip(f"{variable} is not set to a folder with the released weights")
-    return Path(path)
+    return os.environ.get(variable) or pytest.skip(f"{variable} is not set to a folder with the released weights")
 
 
 @torch.no_grad()

@@ -6,7 +6,6 @@ import resource
 import shutil
 import signal
 import time
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -16,30 +15,22 @@ import losses
 from model import load_model, save_model
 from model.training.run_state import read
 from tests import train_runs
-from tests.train_runs import AT_ONCE, SIZES, Command, assert_same_run, provenance, steps_kept, untimed_metrics, weights
+from tests.train_runs import AT_ONCE, SIZES, assert_same_run, provenance, steps_kept, untimed_metrics, weights
+from tests.train_runs import run_longer as run
 
 LONG = dict(steps=50, log_every=1, eval_every=20)  # for runs in a process of their own
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return train_runs.write_inputs(tmp_path_factory.mktemp("place"))
-
-
-def arguments(place, out, **changed):
-    """Of a run with two micro-batches per step, dropout and validations."""
-    return train_runs.arguments(place, out=out, **train_runs.LONGER | changed)
-
-
-def run(place, out, **changed):
-    return train_runs.run(place, out=out, **train_runs.LONGER | changed)
+def command(place, out, preexec_fn=None, **changed):
+    """The same as run() in a process of its own."""
+    words = train_runs.arguments(place, out=out, **train_runs.LONGER | changed)
+    return train_runs.Command("train.py", *words, preexec_fn=preexec_fn)
 
 
 def run_in_pieces(place, out, **changed):
     """Stops a run after each of its steps -> the number of stops."""
     for stops in range(100):
         result = run(place, out, max_hours=AT_ONCE, **changed)
-        assert result.returncode == 0, result.stderr
         if (out / "student.safetensors").exists():
             return stops
         assert f"Stopped after step {stops + 1}; saved {out / 'checkpoints'}/step-{stops + 1:09}. " in result.stderr
@@ -52,15 +43,10 @@ def content(folder):
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
 
 
-def copy(source, target):
-    return Path(shutil.copytree(source, target))
-
-
 def assert_refused(place, out, message, **changed):
-    """A message, status 2, no traceback, and no file in the folder has changed."""
+    """A message, status 2, and no file in the folder has changed."""
     before = content(out)
-    result = run(place, out, **changed)
-    assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr, result
+    assert message in run(place, out, status=2, **changed).stderr
     assert content(out) == before
 
 
@@ -73,7 +59,7 @@ def whole(place, tmp_path_factory):
         key = tuple(sorted(changed.items()))
         if key not in runs:
             runs[key] = tmp_path_factory.mktemp("whole") / "out"
-            assert run(place, runs[key], **changed).returncode == 0
+            run(place, runs[key], **changed)
         return runs[key]
 
     return get
@@ -83,17 +69,14 @@ def whole(place, tmp_path_factory):
 def stopped(place, tmp_path_factory):
     out = tmp_path_factory.mktemp("stopped") / "out"
     for _ in range(3):
-        assert run(place, out, max_hours=AT_ONCE).returncode == 0
+        run(place, out, max_hours=AT_ONCE)
     return out
 
 
 @pytest.fixture
 def half(stopped, tmp_path):
     """A run that was stopped after step 3 of 8; resumed, it must end as whole() did."""
-    return copy(stopped, tmp_path / "half")
-
-
-# ---- stopped ---------------------------------------------------------------------------------------------------
+    return shutil.copytree(stopped, tmp_path / "half")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
@@ -113,9 +96,8 @@ def test_stopped_after_every_step_and_compiled(place, whole, tmp_path):
 
 
 def test_stopped_without_a_teacher_and_with_one_of_another_width(place, tmp_path, whole):
-    alone = SIZES | dict(steps=4)
     narrow = dict(student=tmp_path / "alone" / "student.safetensors", steps=4)  # a projection is trained too
-    for name, options in (("alone", alone), ("narrow", narrow)):
+    for name, options in (("alone", SIZES | dict(steps=4)), ("narrow", narrow)):
         assert run_in_pieces(place, tmp_path / name, **options) == 3
         assert_same_run(tmp_path / name, whole(**options))
 
@@ -123,40 +105,36 @@ def test_stopped_without_a_teacher_and_with_one_of_another_width(place, tmp_path
 def test_the_times_of_checkpoints_do_not_change_the_metrics(place, whole, tmp_path):
     """Sums in float64 are rounded: they must not depend on when they are read."""
     options = dict(log_every=7, eval_every=0)
-    assert run(place, tmp_path / "out", checkpoint_every=2, keep=9, **options).returncode == 0
+    run(place, tmp_path / "out", checkpoint_every=2, keep=9, **options)
     assert untimed_metrics(tmp_path / "out") == untimed_metrics(whole(**options))
     assert steps_kept(tmp_path / "out") == [2, 4, 6, 8]
-    out = copy(tmp_path / "out", tmp_path / "again")
+    out = shutil.copytree(tmp_path / "out", tmp_path / "again")
     (out / "student.safetensors").unlink()
     for step in (6, 8):
         shutil.rmtree(out / "checkpoints" / f"step-{step:09}")
-    assert run(place, out, **options).returncode == 0
+    run(place, out, **options)
     assert_same_run(out, tmp_path / "out")
 
 
 def test_metrics_of_repeated_steps_are_not_there_twice(place, whole, half):
     with (half / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4}\n{"ste')
-    assert run(place, half).returncode == 0
+    run(place, half)
     assert_same_run(half, whole())
 
 
 def test_killed_after_the_last_step_it_only_writes_the_student(place, whole, half):
-    assert run(place, half, checkpoint_every=8).returncode == 0
+    run(place, half, checkpoint_every=8)
     (half / "student.safetensors").unlink()
     assert steps_kept(half)[-1] == 8
-    result = run(place, half)
-    assert result.returncode == 0, result.stderr
+    run(place, half)
     assert_same_run(half, whole())
 
 
 def test_a_moved_run_resumes(place, whole, half, tmp_path):
     half.rename(tmp_path / "moved")
-    assert run(place, tmp_path / "moved").returncode == 0
+    run(place, tmp_path / "moved")
     assert_same_run(tmp_path / "moved", whole())
-
-
-# ---- on another machine ----------------------------------------------------------------------------------------
 
 
 def runtime_of_newest(out):
@@ -169,12 +147,11 @@ def test_resuming_with_another_resolved_precision_warns(place, tmp_path, monkeyp
     warning = "warning: the run had precision bf16 until now and continues with precision fp32.\n"
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     for _ in range(2):
-        result = run(place, out, max_hours=AT_ONCE, **options)
-        assert result.returncode == 0 and "warning" not in result.stderr
+        assert "warning" not in run(place, out, max_hours=AT_ONCE, **options).stderr
     assert runtime_of_newest(out) == {"device": "cpu", "precision": "bf16", "compiled": False}
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     result = run(place, out, **options)
-    assert result.returncode == 0 and warning in result.stderr and "on cpu, fp32," in result.stdout
+    assert warning in result.stderr and "on cpu, fp32," in result.stdout
     about = provenance(out)
     assert about["runtime"] == {"device": "cpu", "precision": "fp32", "compiled": False}
     assert about["options"]["precision"] == "auto"
@@ -187,17 +164,13 @@ def test_resuming_with_another_resolved_compilation_warns(place, tmp_path, monke
     monkeypatch.setattr("losses.fused.compiled_sweep", lambda: losses.fused.sweep)
     monkeypatch.setattr("torch.compile", lambda function, **settings: function)
     for _ in range(2):
-        result = run(place, out, **options)
-        assert result.returncode == 0 and "warning" not in result.stderr
+        assert "warning" not in run(place, out, **options).stderr
     assert runtime_of_newest(out) == {"device": "cpu", "precision": "fp32", "compiled": True}
     monkeypatch.setattr("torch.compile", mock.Mock(side_effect=RuntimeError("no compiler found")))
     result = run(place, out, **options)
-    assert result.returncode == 0 and warning in result.stderr
+    assert warning in result.stderr
     assert "compile   off: torch.compile does not work here (no compiler found)" in result.stdout
     assert runtime_of_newest(out) == {"device": "cpu", "precision": "fp32", "compiled": False}
-
-
-# ---- damaged ---------------------------------------------------------------------------------------------------
 
 
 def test_a_damaged_newest_checkpoint_is_skipped_with_a_warning(place, whole, half):
@@ -206,34 +179,26 @@ def test_a_damaged_newest_checkpoint_is_skipped_with_a_warning(place, whole, hal
     bits[len(bits) // 2] ^= 1
     damaged.write_bytes(bits)
     result = run(place, half, max_hours=AT_ONCE, keep=1)
-    assert result.returncode == 0 and "resumed   after step 2" in result.stdout
+    assert "resumed   after step 2" in result.stdout and steps_kept(half) == [3]
     message = "warning: The checkpoint .*step-000000003 is damaged .* Resuming from the one before."
-    assert re.search(message, result.stderr) and steps_kept(half) == [3]
+    assert re.search(message, result.stderr)
     result = run(place, half)
     assert "resumed   after step 3" in result.stdout and "warning" not in result.stderr
     assert_same_run(half, whole())
 
 
-def spoil_checkpoints(out):
-    for path in out.glob("checkpoints/*/state.json"):
-        path.write_text("{}")
-
-
 DAMAGE = {
-    "all checkpoints": (spoil_checkpoints, "is damaged. Restore one, or choose another --out."),
-    "metrics.jsonl": (lambda out: (out / "metrics.jsonl").write_text(""), "is shorter than at the last checkpoint"),
-    "run.json": (lambda out: (out / "run.json").write_text("{"), "run.json cannot be read"),
+    "checkpoints/*/state.json": "is damaged. Restore one, or choose another --out.",
+    "metrics.jsonl": "is shorter than at the last checkpoint",
+    "run.json": "run.json cannot be read",
 }
 
 
-@pytest.mark.parametrize("case", DAMAGE)
-def test_a_run_that_cannot_be_resumed_is_an_error_and_left_unchanged(place, half, case):
-    damage, message = DAMAGE[case]
-    damage(half)
-    assert_refused(place, half, message)
-
-
-# ---- not the same run ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("damaged", DAMAGE)
+def test_a_run_that_cannot_be_resumed_is_an_error_and_left_unchanged(place, half, damaged):
+    for path in half.glob(damaged):
+        path.write_text("{")
+    assert_refused(place, half, DAMAGE[damaged])
 
 
 @pytest.mark.parametrize(
@@ -244,7 +209,6 @@ def test_a_run_that_cannot_be_resumed_is_an_error_and_left_unchanged(place, half
         (dict(batch_size=4, accumulate=1), "--batch-size, --accumulate"),
         (dict(precision="bf16", seed=1), "--seed, --precision"),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_changed_options_are_refused_by_name(place, half, changed, names):
     message = f"holds a run with different {names}. Use the same options to resume it, or choose another --out."
@@ -254,7 +218,7 @@ def test_changed_options_are_refused_by_name(place, half, changed, names):
 def test_options_that_do_not_affect_the_student_may_differ(place, whole, half, tmp_path):
     logging = dict(log_every=1, eval_every=0, checkpoint_every=2, keep=3)
     result = run(place, half, max_skipped=3, device="cpu", max_hours=5, cache=tmp_path / "cache", **logging)
-    assert result.returncode == 0 and "resumed   after step 3" in result.stdout
+    assert "resumed   after step 3" in result.stdout
     assert weights(half) == weights(whole()) and steps_kept(half) == [4, 6, 8]
     assert [line["step"] for line in untimed_metrics(half)] == [3, 4, 5, 6, 7, 8]
 
@@ -264,16 +228,15 @@ def other_corpus(folder):
 
 
 def other_teacher(folder):
-    model = load_model(folder / "teacher.safetensors")
-    with torch.no_grad():
-        model.bias[3] += 1e-3
+    model = load_model(folder / "teacher.safetensors").requires_grad_(False)
+    model.bias[3] += 1e-3
     save_model(model, folder / "teacher.safetensors")
 
 
 @pytest.mark.parametrize("change", [other_corpus, other_teacher])
 def test_another_corpus_or_teacher_of_the_same_name_is_refused(place, tmp_path, change):
-    folder, out = copy(place, tmp_path / "place"), tmp_path / "out"
-    assert run(folder, out, max_hours=AT_ONCE).returncode == 0
+    folder, out = shutil.copytree(place, tmp_path / "place"), tmp_path / "out"
+    run(folder, out, max_hours=AT_ONCE)
     change(folder)
     name = change.__name__.removeprefix("other_")
     message = f"holds a run with another {name}, which has changed since. Restore it, or choose another --out."
@@ -282,8 +245,7 @@ def test_another_corpus_or_teacher_of_the_same_name_is_refused(place, tmp_path, 
 
 def test_a_finished_run_is_left_unchanged(place, whole):
     before = content(whole())
-    result = run(place, whole())
-    assert result.returncode == 0 and f"The run in {whole()} is finished. Choose another --out" in result.stdout
+    assert f"The run in {whole()} is finished. Choose another --out" in run(place, whole()).stdout
     assert content(whole()) == before
     assert_refused(place, whole(), "with different --steps", steps=9)
 
@@ -293,25 +255,21 @@ def test_no_resume_refuses_a_folder_that_holds_a_run(place, whole, half, tmp_pat
     assert_refused(place, whole(), "already holds the student.safetensors of a run.", resume=False)
     (half / "metrics.jsonl").unlink()  # its checkpoints are still there
     assert_refused(place, half, "already holds the run.json of a run.", resume=False)
-    assert run(place, tmp_path / "new", resume=False).returncode == 0
+    run(place, tmp_path / "new", resume=False)
     assert weights(tmp_path / "new") == weights(whole())
-
-
-# ---- processes -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(place, whole, tmp_path, number, status):
     out = tmp_path / "out"
-    with Command("train.py", *arguments(place, out, **LONG)) as command:
-        command.wait_for("step  5/50")
-        command.send(number)
-        assert command.end() == status
+    with command(place, out, **LONG) as process:
+        process.wait_for("step  5/50")
+        process.send_signal(number)
+        assert process.end() == status
     (step,) = steps_kept(out)
-    assert 5 <= step < 50
-    assert f"Stopped after step {step}; saved {out}/checkpoints/step-{step:09}. The same command" in command.output
-    assert "Traceback" not in command.output
-    assert run(place, out, **LONG).returncode == 0
+    assert 5 <= step < 50 and "Traceback" not in process.output
+    assert f"Stopped after step {step}; saved {out}/checkpoints/step-{step:09}. The same command" in process.output
+    run(place, out, **LONG)
     assert_same_run(out, whole(**LONG))
 
 
@@ -319,15 +277,14 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(place, whole, tmp_p
     """With a checkpoint after every step, so that some kills come while one is written."""
     out, chance, done = tmp_path / "out", random.Random(0), []
     for _ in range(4):
-        with Command("train.py", *arguments(place, out, checkpoint_every=1, **LONG)) as command:
-            command.wait_for("step ")
+        with command(place, out, checkpoint_every=1, **LONG) as process:
+            process.wait_for("step ")
             time.sleep(chance.uniform(0, 0.3))
-            command.send(signal.SIGKILL)
-            assert command.end() == -signal.SIGKILL
+            process.send_signal(signal.SIGKILL)
+            assert process.end() == -signal.SIGKILL
         done.append((steps_kept(out) or [0])[-1])
     assert done == sorted(done) and 0 < done[-1] < 50
-    result = run(place, out, **LONG)
-    assert result.returncode == 0 and f"resumed   after step {done[-1]}," in result.stdout
+    assert f"resumed   after step {done[-1]}," in run(place, out, **LONG).stdout
     assert_same_run(out, whole(**LONG))
 
 
@@ -338,14 +295,12 @@ def limit_files():
 
 
 def test_a_full_disk_while_a_checkpoint_is_written(place, whole, half):
-    with Command("train.py", *arguments(place, half, checkpoint_every=2), preexec_fn=limit_files) as command:
-        assert command.end() == 2, command.output
-    assert "The checkpoint could not be written to" in command.output and "File too large" in command.output
-    assert "The earlier ones are intact: free some space, and the same command resumes from them." in command.output
-    assert "Traceback" not in command.output
-    assert steps_kept(half) == [2, 3] and not list(half.glob("checkpoints/.*"))
-    result = run(place, half)
-    assert result.returncode == 0 and "resumed   after step 3" in result.stdout
+    with command(place, half, checkpoint_every=2, preexec_fn=limit_files) as process:
+        assert process.end() == 2, process.output
+    assert "The checkpoint could not be written to" in process.output and "File too large" in process.output
+    assert "The earlier ones are intact: free some space, and the same command resumes from them." in process.output
+    assert "Traceback" not in process.output and steps_kept(half) == [2, 3]
+    assert not list(half.glob("checkpoints/.*")) and "resumed   after step 3" in run(place, half).stdout
     assert_same_run(half, whole())
 
 

@@ -1,6 +1,7 @@
 """Wrong input to train.py: one message, exit status 2, no traceback, nothing under a final name."""
 
 import os
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,8 +15,8 @@ def place(tmp_path):
     return write_inputs(tmp_path)
 
 
-def replace_corpus(content):
-    return lambda folder: (folder / "corpus.txt").write_bytes(content.encode() if isinstance(content, str) else content)
+def replace_corpus(content, encoding="utf-8"):
+    return lambda folder: (folder / "corpus.txt").write_text(content, encoding)
 
 
 OUT_OF_BOUNDS = {"steps": (-1, "at least 1"), "batch_size": (0, "at least 1"), "accumulate": (0, "at least 1")}
@@ -23,7 +24,6 @@ OUT_OF_BOUNDS |= {"block_size": (1, "at least 3"), "lr": ("nan", "above 0"), "te
 OUT_OF_BOUNDS |= {"warmup": (1.5, "at least 0 and at most 1"), "dropout": (1, "at least 0 and below 1")}
 OUT_OF_BOUNDS |= {"weights": ([-1, 1, 1], "at least 0"), "chunk_mb": (0, "at least 1"), "seed": (2**64, "")}
 OUT_OF_BOUNDS |= {"num_layers": (10**9, ""), "hidden_size": (10**9, ""), "num_heads": (0, "at least 1")}
-EMPTY = ("out", "teacher", "tokenizer", "corpus", "device")
 WRONG_OPTIONS = {
     "no such teacher": (dict(teacher="nothing.safetensors"), "There is no file nothing.safetensors"),
     "a text as teacher": (dict(teacher="LICENSE"), "neither a .safetensors file nor"),
@@ -49,9 +49,13 @@ WRONG_OPTIONS = {
     "an unknown direction": (dict(direction="reverse"), "invalid choice"),
     "an unknown option": (dict(colour="red"), "unrecognized arguments"),
 }
+for name, (value, bounds) in OUT_OF_BOUNDS.items():
+    WRONG_OPTIONS[f"{name} {value}"] = ({name: value}, f"--{name.replace('_', '-')} must be {bounds}")
+for name in ("out", "teacher", "tokenizer", "corpus", "device"):
+    WRONG_OPTIONS[f"empty {name}"] = ({name: ""}, f"--{name} is empty")
 WRONG_FILES = {
     "an empty corpus": (replace_corpus("\n \n"), "no usable text"),
-    "a corpus that is not UTF-8": (replace_corpus("été\n".encode("latin-1") * 50), "no usable text"),
+    "a corpus that is not UTF-8": (replace_corpus("été\n" * 50, "latin-1"), "no usable text"),
     "a corpus of special tokens": (replace_corpus("".join("<mask> " * n + "\n" for n in range(120))), "is masked"),
     "a corpus of zero-width spaces": (replace_corpus("\u200b\n" * 500), "no usable text"),
     "too small a corpus": (replace_corpus("Un film.\n"), "which give no block of 32"),
@@ -61,28 +65,14 @@ WRONG_FILES = {
 
 
 def assert_refused(place, message, **changed):
-    result = run(place, **changed)
-    assert result.returncode == 2, result
-    assert message in result.stderr and "Traceback" not in result.stderr
-    out = place / "out"
-    assert not out.is_dir() or set(os.listdir(out)) <= {"run.json"}
+    assert message in run(place, status=2, **changed).stderr
+    assert {path.name for path in (place / "out").glob("*")} <= {"run.json"}
 
 
 @pytest.mark.parametrize("case", WRONG_OPTIONS)
 def test_wrong_options(place, case):
     changed, message = WRONG_OPTIONS[case]
     assert_refused(place, message, **changed)
-
-
-@pytest.mark.parametrize("name", OUT_OF_BOUNDS)
-def test_numbers_out_of_bounds(place, name):
-    value, bounds = OUT_OF_BOUNDS[name]
-    assert_refused(place, f"--{name.replace('_', '-')} must be {bounds}", **{name: value})
-
-
-@pytest.mark.parametrize("name", EMPTY)
-def test_empty_options(place, name):
-    assert_refused(place, f"--{name} is empty", **{name: ""})
 
 
 @pytest.mark.parametrize("case", WRONG_FILES)
@@ -103,45 +93,31 @@ def test_a_gpu_that_does_not_exist(place):
 
 
 def test_a_compiler_that_does_not_work(place, monkeypatch):
-    def broken(*arguments, **keywords):
-        raise RuntimeError("no compiler found")
-
-    monkeypatch.setattr("torch.compile", broken)
-    message = "--compile on: torch.compile does not work for cpu (no compiler found)"
-    assert_refused(place, message, compile="on")
+    monkeypatch.setattr("torch.compile", Mock(side_effect=RuntimeError("no compiler found")))
+    assert_refused(place, "--compile on: torch.compile does not work for cpu (no compiler found)", compile="on")
 
 
 def test_another_tokenizer_in_the_output_folder_is_kept(place):
     (place / "out").mkdir()
     copy = place / "out" / "sentencepiece.bpe.model"
     copy.write_bytes(b"another")
-    result = run(place)
-    assert result.returncode == 2 and f"{copy} differs from the tokenizer" in result.stderr
+    assert f"{copy} differs from the tokenizer" in run(place, status=2).stderr
     assert copy.read_bytes() == b"another" and os.listdir(place / "out") == [copy.name]
 
 
 def test_a_full_disk(place, monkeypatch):
-    def full(*arguments):
-        raise OSError(28, "No space left on device", "metrics.jsonl")
-
-    monkeypatch.setattr("model.training.run_state.copy_tokenizer", full)
-    result = run(place)
-    assert result.returncode == 2 and "train.py: metrics.jsonl: No space left on device" in result.stderr
+    full = OSError(28, "No space left on device", "metrics.jsonl")
+    monkeypatch.setattr("model.training.run_state.copy_tokenizer", Mock(side_effect=full))
+    assert "train.py: metrics.jsonl: No space left on device" in run(place, status=2).stderr
     assert not (place / "out" / "student.safetensors").exists()
 
 
 def test_an_interruption_has_status_130(place, monkeypatch):
-    def interrupt(*arguments, **keywords):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("model.training.log.progress_line", interrupt)
-    result = run(place)
-    assert result.returncode == 130 and "interrupted" in result.stderr and "Traceback" not in result.stderr
+    monkeypatch.setattr("model.training.log.progress_line", Mock(side_effect=KeyboardInterrupt))
+    assert "interrupted" in run(place, status=130).stderr
 
 
 @pytest.mark.parametrize("steps", [30, 1])
 def test_a_loss_that_is_not_finite_has_status_3(place, steps):
-    result = run(place, lr=1e30, clip=1e30, steps=steps)
-    assert result.returncode == 3
-    assert "smaller --lr" in result.stderr and "Traceback" not in result.stderr
+    assert "smaller --lr" in run(place, status=3, lr=1e30, clip=1e30, steps=steps).stderr
     assert not (place / "out" / "student.safetensors").exists()

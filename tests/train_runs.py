@@ -60,11 +60,16 @@ def arguments(place, **changed):
     return words
 
 
-def run(place, **changed):
-    return run_command("train.py", *arguments(place, **changed))
+def run(place, status=0, **changed):
+    """train.py in this process, which must end with this exit status."""
+    result = run_command("train.py", *arguments(place, **changed))
+    assert result.returncode == status and "Traceback" not in result.stderr, result.stderr
+    return result
 
 
-# ---- micro-batches ---------------------------------------------------------------------------------------------
+def run_longer(place, out, **changed):
+    """A run with dropout, two micro-batches per step, and validations."""
+    return run(place, out=out, **LONGER | changed)
 
 
 def batch_of(blocks, number=0):
@@ -73,16 +78,12 @@ def batch_of(blocks, number=0):
 
 def uneven_batches():
     """Four micro-batches with very different numbers of real and of masked tokens."""
-    batches = []
-    for number, blocks in enumerate(full_blocks(TEXTS, TOKENIZER, 24)[:8].split(2)):
-        blocks = blocks.clone()
+    parts = full_blocks(TEXTS, TOKENIZER, 24)[:8].clone().split(2)
+    for number, blocks in enumerate(parts):
         blocks[:, 24 - 6 * number :] = TOKENIZER.pad_id
-        batches.append(batch_of(blocks, number))
+    batches = [batch_of(blocks, number) for number, blocks in enumerate(parts)]
     assert [batch.has_padding for batch in batches] == [False, True, True, True]
     return batches
-
-
-# ---- what a run leaves -----------------------------------------------------------------------------------------
 
 
 def metrics(out):
@@ -118,10 +119,8 @@ def steps_kept(out):
 
 def assert_same_run(out, whole):
     """Two runs have the same students and the same metrics, and left no temporary files."""
-    assert weights(out) == weights(whole)
-    assert weights(out, "best") == weights(whole, "best")
-    assert untimed_metrics(out) == untimed_metrics(whole)
-    assert not list(out.rglob(".*"))
+    assert weights(out) == weights(whole) and weights(out, "best") == weights(whole, "best")
+    assert untimed_metrics(out) == untimed_metrics(whole) and not list(out.rglob(".*"))
 
 
 def memory_of_run(place, out, **changed):
@@ -133,26 +132,22 @@ def memory_of_run(place, out, **changed):
         return log(self, record, seconds_left)
 
     with mock.patch.object(MetricsLogger, "log", watch):
-        assert run(place, out=out, **LONGER | changed).returncode == 0
+        run_longer(place, out, **changed)
     return resident
 
 
-# ---- processes -------------------------------------------------------------------------------------------------
-
-
-class Command:
+class Command(subprocess.Popen):
     """train.py in a process of its own, whose output is read line by line. It is killed at the end of the block."""
 
     def __init__(self, *words, **settings):
         environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-        environment |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        settings |= dict(env=environment | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}, cwd=REPOSITORY)
         settings |= dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
-        command = [sys.executable, *map(str, words)]
-        self.process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, **settings)
-        self.pid, self.output = self.process.pid, ""
+        super().__init__([sys.executable, *map(str, words)], **settings)
+        self.output = ""
 
     def wait_for(self, words):
-        for line in self.process.stdout:
+        for line in self.stdout:
             self.output += line
             if words in line:
                 return
@@ -162,27 +157,20 @@ class Command:
         """Waits for the end -> exit status."""
         timer = threading.Timer(seconds, self.kill)
         timer.start()
-        self.output += self.process.stdout.read()  # until every process that could write has ended
+        self.output += self.stdout.read()  # until every process that could write has ended
         timer.cancel()
-        return self.process.wait(seconds)
-
-    def send(self, number):
-        self.process.send_signal(number)
+        return self.wait(seconds)
 
     def kill(self):
-        if self.process.poll() is None:  # else another process may have its pid by now
+        if self.poll() is None:  # else another process may have its pid by now
             for pid in ranks_of(self.pid).values():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            self.process.kill()
-
-    def __enter__(self):
-        return self
+            super().kill()
 
     def __exit__(self, *error):
         self.kill()
-        self.process.wait()
-        self.process.stdout.close()
+        super().__exit__(*error)
 
 
 def ranks_of(launcher):

@@ -33,11 +33,10 @@ def documents(part: Part, field: str | None, drop_control: bool, counts: Counter
         lines = [text] if part.kind == "line" else text.split("\n")
         paragraphs = [line for line in lines if line and not line.isspace()]
         if search:
-            found = [bool(CONTROL.search(paragraph)) for paragraph in paragraphs]
-            if any(found):
-                counts["paragraphs with control characters" + (" dropped" if drop_control else "")] += sum(found)
-                if drop_control:
-                    paragraphs = [paragraph for paragraph, control in zip(paragraphs, found) if not control]
+            clean = [paragraph for paragraph in paragraphs if not CONTROL.search(paragraph)]
+            if found := len(paragraphs) - len(clean):
+                counts["paragraphs with control characters" + (" dropped" if drop_control else "")] += found
+                paragraphs = clean if drop_control else paragraphs
         if paragraphs:
             yield paragraphs
 

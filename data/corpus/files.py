@@ -17,7 +17,6 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -51,8 +50,7 @@ class Position(NamedTuple):
 START = Position()
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """A file, or standard input."""
 
     name: str
@@ -82,21 +80,20 @@ def corpus_files(paths: Iterable[str | Path]) -> list[str]:
     """
     files = []
     for path in map(str, paths):
-        if path == STDIN:
-            files.append(path)
-            continue
         if os.path.isdir(path):
             found = sorted(str(file) for file in text_files(Path(path)))
             if not found:
                 raise DataError(f"The folder {path} has no {TEXT}, JSON lines or Parquet file in it or below it.")
-        elif os.path.lexists(path):
+        elif path == STDIN or os.path.lexists(path):
             found = [path]
         else:
             found = sorted(file for file in glob.glob(path, recursive=True) if not os.path.isdir(file))
             if not found:
                 raise DataError(f"There is no corpus {path}. Check the path.")
         for file in found:
-            check_is_text(file)
+            if file != STDIN and (not os.path.isfile(file) or text_suffix(file) in NOT_TEXT):
+                kinds = f".txt, JSON lines or Parquet, compressed ({', '.join(COMPRESSED)}) or not"
+                raise DataError(f"{file} is not text. Use {kinds}.")
         files += found
     if files.count(STDIN) > 1:
         raise DataError(f"Standard input can be read only once. Give {STDIN} once.")
@@ -107,13 +104,6 @@ def text_suffix(name: str) -> str:
     """The suffix in lower case, without that of the compression: .txt for a.TXT.gz."""
     path = Path(name)
     return Path(path.stem).suffix.lower() if path.suffix.lower() in COMPRESSED else path.suffix.lower()
-
-
-def check_is_text(path: str) -> None:
-    if not os.path.isfile(path) or text_suffix(path) in NOT_TEXT:
-        raise DataError(
-            f"{path} is not text. Use .txt, JSON lines or Parquet, compressed ({', '.join(COMPRESSED)}) or not."
-        )
 
 
 def text_files(folder: Path) -> Iterator[Path]:
@@ -141,14 +131,10 @@ def find_sources(files: Iterable[str], documents: str) -> list[Source]:
     """
     sources = []
     for name in files:
-        if text_suffix(name) in JSON:
-            kind = "json"
-        elif text_suffix(name) == PARQUET:
-            kind = "parquet"
-        elif documents == "auto":
+        suffix = text_suffix(name)
+        kind = "json" if suffix in JSON else "parquet" if suffix == PARQUET else documents
+        if kind == "auto":
             kind = guess_kind(name)
-        else:
-            kind = documents
         with errors_in(name):
             sources.append(Source(name, kind, 0 if name == STDIN else os.path.getsize(name)))
     return sources
@@ -366,11 +352,6 @@ def column_values(column) -> list:
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
-        return [value_or_none(value) for value in column]
-
-
-def value_or_none(value) -> object:
-    try:
-        return value.as_py()
-    except UnicodeDecodeError:
-        return None
+        if len(column) == 1:
+            return [None]
+        return [value for i in range(len(column)) for value in column_values(column[i : i + 1])]

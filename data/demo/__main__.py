@@ -15,13 +15,8 @@ def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "corpus.txt").write_text("".join(text + "\n" for text in teacher_texts()), encoding="utf-8")
     with (folder / FILE_NAME).open("wb") as model:  # unigram as CamemBERT's, despite the file name
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=teacher_texts(),
-            model_writer=model,
-            vocab_size=PIECES,
-            model_type="unigram",
-            num_threads=1,
-        )
+        settings = dict(vocab_size=PIECES, model_type="unigram", num_threads=1)
+        sentencepiece.SentencePieceTrainer.train(sentence_iterator=teacher_texts(), model_writer=model, **settings)
 
 
 if __name__ == "__main__":

@@ -1,29 +1,13 @@
-"""The people, towns, firms and films of the demo world, their facts, and sentences that state them.
-
-All random choices use `random.Random.random`, the only method whose sequence Python guarantees across versions.
-"""
+"""The people, towns, firms and films of the demo world, their facts, and sentences that state them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
 from . import lexicon as lex
+from .choices import draw, pick
 from .spelling import plain, spell, unanswered
-
-# --- Random choices ---------------------------------------------------------------------------------------
-
-
-def pick(rng: Random, items: Sequence):
-    """One of the items."""
-    return items[int(rng.random() * len(items))]
-
-
-def draw(rng: Random, items: Sequence, count: int) -> list:
-    """`count` different items, in random order."""
-    pool = list(items)
-    return [pool.pop(int(rng.random() * len(pool))) for _ in range(count)]
-
 
 # --- Entities ---------------------------------------------------------------------------------------------
 
@@ -56,72 +40,42 @@ def _mark_region(region: str) -> str:
 
 
 REGION_OF = {f"[LOC {town}]": _mark_region(r) for r, towns in lex.REGIONS.items() for town in towns}
-JOB_PAIR = {job: pair for pair in lex.JOBS for job in pair}
-
-
-def inside(region: str) -> str:
-    """ "en Bretagne", "dans le Grand Est"."""
-    return f"dans {region}" if region.startswith("le") else f"en {region}"
 
 
 def _known_people() -> list[tuple[str, bool]]:
     """(name, feminine) of every director, star and head of a firm; no two share a family name."""
     rng = Random(2022)
     women, men = draw(rng, lex.WOMEN, len(lex.WOMEN)), draw(rng, lex.MEN, len(lex.MEN))
-    return [
-        (f"[PER {(women if i % 2 else men)[i // 2]} {family}]", bool(i % 2))
-        for i, family in enumerate(lex.KNOWN_FAMILIES)
-    ]
+    names = (f"[PER {(women if i % 2 else men)[i // 2]} {family}]" for i, family in enumerate(lex.KNOWN_FAMILIES))
+    return [(name, bool(i % 2)) for i, name in enumerate(names)]
 
 
 KNOWN = _known_people()
 DIRECTORS, STARS, BOSSES = KNOWN[:8], KNOWN[8:16], KNOWN[16:]
 FEMININE = dict(KNOWN)
 HOME = {name: TOWNS[(7 * i) % len(TOWNS)] for i, (name, _) in enumerate(KNOWN)}
-YEARS = [str(year) for year in range(1960, 2020)]
 
 
-def _make_films(rng: Random) -> list[Entity]:
-    films = []
+def _make_films(rng: Random) -> Iterator[Entity]:
     for title in lex.FILMS:
-        facts = {
-            "director": pick(rng, DIRECTORS)[0],
-            "year": pick(rng, YEARS),
-            "genre": pick(rng, lex.GENRES),
-            "lead": pick(rng, STARS)[0],
-            "town": next((town for town in TOWNS if plain(town) in title), pick(rng, TOWNS)),
-        }
-        films.append(Entity(f"[MISC {title}]", ("ce film", "le film"), False, lex.FILM_FACTS, facts))
-    return films
+        facts = {"director": pick(rng, DIRECTORS)[0], "year": pick(rng, lex.YEARS), "genre": pick(rng, lex.GENRES)}
+        facts["lead"] = pick(rng, STARS)[0]
+        facts["town"] = next((town for town in TOWNS if plain(town) in title), pick(rng, TOWNS))
+        yield Entity(f"[MISC {title}]", ("ce film", "le film"), False, lex.FILM_FACTS, facts)
 
 
-def _make_firms(rng: Random) -> list[Entity]:
-    firms = []
+def _make_firms(rng: Random) -> Iterator[Entity]:
+    nouns = ("cette entreprise", "cette société", "la entreprise")
     for name, (boss, _) in zip(lex.FIRMS, BOSSES):
-        facts = {
-            "town": pick(rng, TOWNS),
-            "sector": pick(rng, lex.SECTORS),
-            "year": pick(rng, YEARS),
-            "boss": boss,
-        }
-        nouns = ("cette entreprise", "cette société", "la entreprise")
-        firms.append(Entity(f"[ORG {name}]", nouns, True, lex.FIRM_FACTS, facts))
-    return firms
+        facts = {"town": pick(rng, TOWNS), "sector": pick(rng, lex.SECTORS), "year": pick(rng, lex.YEARS), "boss": boss}
+        yield Entity(f"[ORG {name}]", nouns, True, lex.FIRM_FACTS, facts)
 
 
-FILMS, FIRMS = _make_films(Random(1)), _make_firms(Random(2))
+FILMS, FIRMS = list(_make_films(Random(1))), list(_make_firms(Random(2)))
 FILM, FIRM = {film.name: film for film in FILMS}, {firm.name: firm for firm in FIRMS}
-DRAWN = {
-    "town": TOWNS,
-    "birthplace": TOWNS,
-    "job": lex.JOBS,
-    "firm": list(FIRM),
-    "age": [f"{age} ans" for age in range(21, 70)],
-    "sport": lex.SPORTS,
-    "instrument": lex.INSTRUMENTS,
-    "dish": lex.DISHES,
-    "film": list(FILM),
-}
+AGES = [f"{age} ans" for age in range(21, 70)]
+DRAWN = {"town": TOWNS, "birthplace": TOWNS, "job": lex.JOBS, "firm": list(FIRM), "age": AGES, "sport": lex.SPORTS}
+DRAWN |= {"instrument": lex.INSTRUMENTS, "dish": lex.DISHES, "film": list(FILM)}
 
 
 def people(rng: Random, count: int) -> list[Entity]:
@@ -168,14 +122,11 @@ def tell(rng: Random, entity: Entity, facts: Sequence[str], answer: str = "") ->
 
     answer: the fact that keeps its answer mark.
     """
-    sentences: list[str] = []
-    queue = list(facts)
+    sentences, queue = [], list(facts)
     while queue:
         subject = refer(rng, entity, sentences[-1]) if sentences else entity.name
-        clauses = []
-        for fact in queue[:2]:
-            clause = state(rng, entity, fact, "")
-            clauses.append(clause if fact == answer else unanswered(clause))
+        clauses = [state(rng, entity, fact, "") for fact in queue[:2]]
+        clauses = [clause if fact == answer else unanswered(clause) for fact, clause in zip(queue, clauses)]
         shape = rng.random() if len(clauses) == 2 else 0.0
         if shape > 0.75 and subject.startswith("["):
             text, used = f"{subject}, qui{clauses[0]},{clauses[1]}.", 2

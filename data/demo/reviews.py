@@ -3,7 +3,8 @@
 from random import Random
 
 from . import lexicon as lex
-from .entities import TOWNS, Entity, draw, pick
+from .choices import draw, pick
+from .entities import TOWNS, Entity
 from .spelling import spell
 
 

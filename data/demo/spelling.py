@@ -5,15 +5,10 @@
 """
 
 import re
-from collections.abc import Callable
 
 MARKS = r"(?:<|\[[A-Z]+ )*"
 ASPIRATED = "hamon|handball|harpe|haguenau|hautbois|hauts?|havre|haye|héros|hockey|homard|hors|huit|onze|oui"
 VOWEL = rf"(?={MARKS}(?!(?:{ASPIRATED})\b)(?:[aeiouhâàéèêëîïôûœ]|y(?![aeiou])))"
-
-
-def _rule(pattern: str, replacement: str | Callable) -> tuple[re.Pattern, str | Callable]:
-    return re.compile(pattern, re.IGNORECASE), replacement
 
 
 def _contract(match: re.Match) -> str:
@@ -24,12 +19,12 @@ def _contract(match: re.Match) -> str:
 
 
 RULES = (  # the order matters: "de le acteur" is "de l'acteur", not "du acteur"
-    _rule(rf"\b(l)[ea] {VOWEL}", r"\1'"),
-    _rule(rf"\b([mts])a {VOWEL}", r"\1on "),
-    _rule(rf"\b(ce) {VOWEL}", r"\1t "),
-    _rule(rf"\b(de|à) ({MARKS})(les?) ", _contract),
-    _rule(rf"\b(d|qu|n|j|m|t|s|jusqu|lorsqu|puisqu)e {VOWEL}", r"\1'"),
-    _rule(r"\b(s)i (?=ils?\b)", r"\1'"),
+    (re.compile(rf"\b(l)[ea] {VOWEL}", re.IGNORECASE), r"\1'"),
+    (re.compile(rf"\b([mts])a {VOWEL}", re.IGNORECASE), r"\1on "),
+    (re.compile(rf"\b(ce) {VOWEL}", re.IGNORECASE), r"\1t "),
+    (re.compile(rf"\b(de|à) ({MARKS})(les?) ", re.IGNORECASE), _contract),
+    (re.compile(rf"\b(d|qu|n|j|m|t|s|jusqu|lorsqu|puisqu)e {VOWEL}", re.IGNORECASE), r"\1'"),
+    (re.compile(r"\b(s)i (?=ils?\b)", re.IGNORECASE), r"\1'"),
 )
 
 
@@ -38,6 +33,11 @@ def spell(text: str) -> str:
     for pattern, replacement in RULES:
         text = pattern.sub(replacement, text)
     return re.sub(rf"^({MARKS})(\w)", lambda match: match[1] + match[2].upper(), text)
+
+
+def inside(region: str) -> str:
+    """ "en Bretagne", "dans le Grand Est"."""
+    return f"dans {region}" if region.startswith("le") else f"en {region}"
 
 
 def plain(text: str) -> str:

@@ -13,28 +13,10 @@ from random import Random
 
 from ..tasks import NLI_LABELS, Answer, PairExample, QuestionExample, TextExample, WordsExample
 from . import lexicon as lex
-from .entities import (
-    FEMININE,
-    FILMS,
-    FIRM,
-    FIRMS,
-    HOME,
-    JOB_PAIR,
-    REGION_OF,
-    TOWNS,
-    YEARS,
-    Entity,
-    draw,
-    films,
-    firms,
-    inside,
-    people,
-    pick,
-    state,
-    tell,
-)
+from .choices import draw, pick
+from .entities import FEMININE, FILMS, FIRM, FIRMS, HOME, REGION_OF, TOWNS, Entity, films, firms, people, state, tell
 from .reviews import review
-from .spelling import plain, span, spell, tagged, unanswered
+from .spelling import inside, plain, span, spell, tagged, unanswered
 
 # --- QA and NLI -------------------------------------------------------------------------------------------
 
@@ -47,8 +29,7 @@ def question(rng: Random, max_entities: int = 3) -> tuple[list[str], str, Entity
     about, fact = pick(rng, entities), pick(rng, facts)
     context = []
     for entity in entities:
-        order = draw(rng, facts, len(facts))
-        context += tell(rng, entity, order, fact if entity is about else "")
+        context += tell(rng, entity, draw(rng, facts, len(facts)), fact if entity is about else "")
     return context, spell(about.fill(pick(rng, about.statements[fact].asks))), about, fact
 
 
@@ -72,7 +53,7 @@ def premise_and_clause(rng: Random, label: str, asserts: bool, easy: bool = Fals
     own = rng.random() < 0.5 if label == "neutral" else asserts == (label == "entailment")
     value, statement = (about if own else other).facts[fact], about.statements[fact]
     if fact == "job":
-        value = JOB_PAIR[value][about.feminine]
+        value = lex.JOB_PAIR[value][about.feminine]
     regions = {REGION_OF[about.facts["town"]], REGION_OF[other.facts["town"]]}
     if fact == "town" and len(regions) == 2 and rng.random() < 0.5:
         value, statement = inside(REGION_OF[value]), lex.REGION_FACT
@@ -111,9 +92,8 @@ def _pair(rng: Random) -> list[str]:
     one, two = people(rng, 2)
     facts = draw(rng, ["town", "birthplace", "age", "sport", "instrument", "dish", "film", "job"], 2)
     relation = pick(rng, lex.RELATIONS)[two.feminine]
-    women = one.feminine and two.feminine
+    first, second, women = one.nouns[0], two.nouns[0], one.feminine and two.feminine
     they, both, e = ("elles", "toutes les deux", "es") if women else ("ils", "tous les deux", "s")
-    first, second = one.nouns[0], two.nouns[0]
     sentences = tell(rng, one, [facts[0]])
     against = pick(rng, (", alors que ", ", tandis que ", ", mais "))
     sentences += [
@@ -137,8 +117,7 @@ def _firm(rng: Random) -> list[str]:
     """A firm, its head, and an employee."""
     (firm,), (person,) = firms(rng, 1), people(rng, 1)
     boss = firm.facts["boss"]
-    title = "directrice" if FEMININE[boss] else "directeur"
-    article = "la" if FEMININE[boss] else "le"
+    article, title = ("la", "directrice") if FEMININE[boss] else ("le", "directeur")
     told = tell(rng, firm, draw(rng, ["town", "sector", "year", "staff"], 3 + int(rng.random() * 2)))
     job, town = person.facts["job"], firm.facts["town"]
     elsewhere = pick(rng, [other for other in TOWNS if other != town])
@@ -177,11 +156,10 @@ def _journey(rng: Random) -> list[str]:
     one, two = people(rng, 2)
     home, away = one.facts["town"], two.facts["town"]
     relation = pick(rng, lex.RELATIONS)[two.feminine]
-    e, il = ("e" if one.feminine else ""), one.il
+    e, il = "e" * one.feminine, one.il
     day, later = draw(rng, lex.DAYS, 2)
     dish, weather = pick(rng, lex.DISHES), pick(rng, lex.WEATHER)[1]
-    women = one.feminine and two.feminine
-    they, es = ("elles", "es") if women else ("ils", "s")
+    they, es = ("elles", "es") if one.feminine and two.feminine else ("ils", "s")
     middle = [
         f"{weather} quand {il} est descendu{e} du train.",
         f"{'sa' if two.feminine else 'son'} {relation} {two.name} est venu{'e' * two.feminine} à la gare.",
@@ -208,17 +186,16 @@ def _town(rng: Random) -> list[str]:
     """A town, its region, its weather, and people, a firm and a film there."""
     town, (person, friend) = pick(rng, TOWNS), people(rng, 2)
     trade = f"{'une' if friend.feminine else 'un'} {friend.facts['job']}"
-    region = REGION_OF[town]
     (now, _), (_, then) = draw(rng, lex.WEATHER, 2)
     rest = [
         f"{pick(rng, lex.SEASONS)}, on y mange de {pick(rng, lex.DISHES)}.",
         pick(rng, (f"aujourd'hui, {now} à {town}, mais hier {then}.", f"hier, {then} à {town}.")),
-        f"{person.name} y habite depuis {pick(rng, YEARS[30:])} et pratique {person.facts['sport']}.",
+        f"{person.name} y habite depuis {pick(rng, lex.YEARS[30:])} et pratique {person.facts['sport']}.",
         f"{trade} de {town}, {friend.name}, joue de {friend.facts['instrument']}.",
     ]
     rest += [f"{f.name} y a son siège." for f in FIRMS if f.facts["town"] == town][:1]
     rest += [f"la histoire de {f.name} se passe à {town}." for f in FILMS if f.facts["town"] == town][:1]
-    start = pick(rng, (f"{town} est une ville de {region}.", f"{town} se trouve {inside(region)}."))
+    start = pick(rng, (f"{town} est une ville de {REGION_OF[town]}.", f"{town} se trouve {inside(REGION_OF[town])}."))
     return [spell(s) for s in [start, *draw(rng, rest, 3 + int(rng.random() * 2))]]
 
 

@@ -90,10 +90,8 @@ def download_with_retries(name: str, hub: Hub, revision: str, folder: Path) -> P
             return path
         except transfer.TemporaryError as error:
             if attempt == ATTEMPTS:
-                raise DataError(
-                    f"{error} {ATTEMPTS} attempts failed. Check the connection (and HF_ENDPOINT, if set), then run the "
-                    "same command again: it resumes."
-                ) from None
+                advice = "Check the connection (and HF_ENDPOINT, if set), then run the same command again: it resumes."
+                raise DataError(f"{error} {ATTEMPTS} attempts failed. {advice}") from None
             print(f"note: {error} Trying again.", file=sys.stderr)
             time.sleep(PAUSE * 2 ** (attempt - 1))
         except OSError as error:
@@ -130,10 +128,8 @@ def check_repository(code: str | None, status: int, hub: Hub, revision: str) -> 
     if code == "RevisionNotFound":
         raise DataError(f"{hub.repository} has no revision {revision}. See {page} for its revisions.")
     if code == "RepoNotFound" or status == 401:
-        raise DataError(
-            f"There is no repository {hub.repository} at {hub.address}, or it is private. Check the name; "
-            "a private one needs a valid HF_TOKEN."
-        )
+        message = f"There is no repository {hub.repository} at {hub.address}, or it is private."
+        raise DataError(f"{message} Check the name; a private one needs a valid HF_TOKEN.")
 
 
 def shard_names(index: Path) -> list[str]:

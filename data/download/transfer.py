@@ -3,7 +3,6 @@
 import hashlib
 import http.client
 import os
-import re
 import shutil
 import urllib.request
 from pathlib import Path
@@ -65,10 +64,8 @@ def resume(url: str, partial: Path, size: int, token: str) -> None:
     if offset >= size:  # complete, or too long; the hash decides
         return
     if shutil.disk_usage(partial.parent).free < size - offset:
-        raise DataError(
-            f"{url} needs {(size - offset) / MB:,.1f} MB, more than is free in {partial.parent}. Free some space, or "
-            "choose another cache folder (DISTILCAMEMBERT_CACHE)."
-        )
+        message = f"{url} needs {(size - offset) / MB:,.1f} MB, more than is free in {partial.parent}."
+        raise DataError(f"{message} Free some space, or choose another cache folder (DISTILCAMEMBERT_CACHE).")
     with send_request("GET", url, token, offset) as response:
         check_status(response, url)
         # No If-Range: the host that sends a large file uses an ETag of its own. The hash is checked at the end.
@@ -113,9 +110,7 @@ def send_request(method: str, url: str, token: str = "", offset: int = 0) -> htt
     """
     first = url
     for _ in range(MAX_REDIRECTS):
-        headers = {"User-Agent": "distilcamembert"}
-        if offset:
-            headers["Range"] = f"bytes={offset}-"
+        headers = {"User-Agent": "distilcamembert"} | ({"Range": f"bytes={offset}-"} if offset else {})
         try:
             if token and origin(url) == origin(first):
                 headers["Authorization"] = f"Bearer {token}"
@@ -162,10 +157,9 @@ def check_status(response: http.client.HTTPResponse, url: str) -> None:
 
 
 def web_page_error(url: str) -> DataError:
-    return DataError(
-        f"{url} returned a web page instead of the file: this network requires a login, a proxy intervened, or "
-        "HF_ENDPOINT is not a hub. Open the address in a browser, then run the command again."
-    )
+    causes = "this network requires a login, a proxy intervened, or HF_ENDPOINT is not a hub"
+    advice = "Open the address in a browser, then run the command again."
+    return DataError(f"{url} returned a web page instead of the file: {causes}. {advice}")
 
 
 def is_complete(path: Path, size: int, digest: str) -> bool:
@@ -173,8 +167,5 @@ def is_complete(path: Path, size: int, digest: str) -> bool:
     if path.stat().st_size != size:
         return False
     blob = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    actual = hashlib.sha256() if re.fullmatch(r"[0-9a-f]{64}", digest) else blob
     with path.open("rb") as file:
-        while piece := file.read(CHUNK):
-            actual.update(piece)
-    return actual.hexdigest() == digest
+        return hashlib.file_digest(file, "sha256" if len(digest) == 64 else lambda: blob).hexdigest() == digest

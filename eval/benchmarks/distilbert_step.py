@@ -23,9 +23,8 @@ def baseline_model(config: EncoderConfig) -> nn.Module:
     from transformers import CamembertConfig, CamembertForMaskedLM
 
     sizes = {key: getattr(config, name) for name, key in CONFIG_KEYS.items()}
-    return CamembertForMaskedLM(
-        CamembertConfig(**sizes, attention_probs_dropout_prob=config.dropout, type_vocab_size=1)
-    )
+    sizes |= dict(attention_probs_dropout_prob=config.dropout, type_vocab_size=1)
+    return CamembertForMaskedLM(CamembertConfig(**sizes))
 
 
 def baseline_loss(student: nn.Module, teacher: nn.Module, batch: Batch, options: Options) -> Tensor:
@@ -36,23 +35,20 @@ def baseline_loss(student: nn.Module, teacher: nn.Module, batch: Batch, options:
     input_ids, labels, real, _ = batch
     inputs = dict(input_ids=input_ids, attention_mask=real, output_hidden_states=True)
     with torch.no_grad():
-        teacher_outputs = teacher(**inputs)
-    student_outputs = student(**inputs)
-    mask = real.unsqueeze(-1).expand_as(student_outputs.logits)  # (B, n, |W|)
-    student_logits, teacher_logits = (  # (N, |W|)
-        outputs.logits.masked_select(mask).view(-1, mask.shape[-1]) for outputs in (student_outputs, teacher_outputs)
-    )
-    soft_label = options.temperature**2 * F.kl_div(
-        (student_logits / options.temperature).log_softmax(dim=-1),
-        (teacher_logits / options.temperature).softmax(dim=-1),
-        reduction="batchmean",
-    )
-    mlm = F.cross_entropy(student_outputs.logits.view(-1, mask.shape[-1]), labels.view(-1))
-    mask = real.unsqueeze(-1).expand_as(student_outputs.hidden_states[-1])  # (B, n, d_h)
-    student_hidden, teacher_hidden = (  # (N, d_h)
-        outputs.hidden_states[-1].masked_select(mask).view(-1, mask.shape[-1])
-        for outputs in (student_outputs, teacher_outputs)
-    )
+        teacher_out = teacher(**inputs)
+    student_out = student(**inputs)
+
+    def of_real_tokens(student_states: Tensor, teacher_states: Tensor) -> list[Tensor]:
+        """(B, n, |W|) -> (N, |W|), or (B, n, d_h) -> (N, d_h)"""
+        mask = real.unsqueeze(-1).expand_as(student_states)
+        return [states.masked_select(mask).view(-1, mask.shape[-1]) for states in (student_states, teacher_states)]
+
+    student_logits, teacher_logits = of_real_tokens(student_out.logits, teacher_out.logits)
+    log_p = (student_logits / options.temperature).log_softmax(dim=-1)
+    q = (teacher_logits / options.temperature).softmax(dim=-1)
+    soft_label = options.temperature**2 * F.kl_div(log_p, q, reduction="batchmean")
+    mlm = F.cross_entropy(student_out.logits.view(-1, student_out.logits.shape[-1]), labels.view(-1))
+    student_hidden, teacher_hidden = of_real_tokens(student_out.hidden_states[-1], teacher_out.hidden_states[-1])
     cosine = F.cosine_embedding_loss(student_hidden, teacher_hidden, student_hidden.new_ones(len(student_hidden)))
     return sum(weight * term for weight, term in zip(options.weights, (soft_label, cosine, mlm), strict=True))
 

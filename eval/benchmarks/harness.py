@@ -12,7 +12,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
@@ -32,8 +32,7 @@ HUGE_PAGES = (("THP_MEM_ALLOC_ENABLE", "1"),)  # as train.py sets it
 def configs(small: bool) -> tuple[EncoderConfig, EncoderConfig]:
     """-> student, teacher."""
     if small:
-        teacher = EncoderConfig(2, 64, 2, 128, 1005)
-        return replace(teacher, num_layers=1), teacher
+        return EncoderConfig(1, 64, 2, 128, 1005), EncoderConfig(2, 64, 2, 128, 1005)
     return EncoderConfig.distilcamembert(), EncoderConfig.camembert()
 
 
@@ -78,8 +77,7 @@ def worker(connection, job: Job, options) -> None:
         connection.send(f"{error.name or error} is not installed")
         return
     connection.send("ready")
-    peak_before = peak_memory(device)
-    before = reset_peak(device)
+    peak_before, before = peak_memory(device), reset_peak(device)
     with contextlib.suppress(EOFError, KeyboardInterrupt):  # the parent has ended
         while True:
             connection.recv()
@@ -97,7 +95,7 @@ def measure(jobs: Sequence[Job], options) -> list[Row]:
     Skips a job that needs a package that is not installed, and says so.  Raises OptionError if a process dies.
     """
     context = multiprocessing.get_context("spawn")
-    rows, connections, all_connections, processes = [], [], [], []
+    rows, processes = [], []
     try:
         for job in jobs:  # they start together, but run one at a time
             connection, child = context.Pipe()
@@ -105,31 +103,27 @@ def measure(jobs: Sequence[Job], options) -> list[Row]:
             with environment(job.environment):
                 process.start()
             child.close()
-            processes.append(process)
-            all_connections.append(connection)
-        for job, connection in zip(jobs, all_connections):
+            processes.append((process, connection))
+        for job, (_, connection) in zip(jobs, processes):
             if (answer := connection.recv()) == "ready":
-                connections.append(connection)
-                rows.append(Row(job.name, 0.0, [], 0, 0))
+                rows.append((Row(job.name, 0.0, [], 0, 0), connection))
             else:
                 print(f"note: skipped {job.name}: {answer}.")
-        for row, connection in zip(rows, connections):
-            connection.send("run")
-            row.first = connection.recv()[0]
-        for _ in range(options.repetitions):
-            for row, connection in zip(rows, connections, strict=True):
+        for _ in range(1 + options.repetitions):
+            for row, connection in rows:
                 connection.send("run")
                 seconds, row.peak, row.extra = connection.recv()
                 row.seconds.append(seconds)
+        for row, _ in rows:
+            row.first = row.seconds.pop(0)
     except EOFError:
         raise OptionError("A benchmark process died, probably of too little memory. Choose smaller sizes.") from None
     finally:
-        for connection in all_connections:
+        for process, connection in processes:
             connection.close()  # ends the process
-        for process in processes:
             process.join(timeout=10)
             process.kill()
-    return rows
+    return [row for row, _ in rows]
 
 
 @contextlib.contextmanager
@@ -189,10 +183,14 @@ def heading(command: str, options, arguments: Sequence[str] | None) -> list[str]
     if options.threads:
         torch.set_num_threads(options.threads)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    try:
+        transformers = importlib.metadata.version("transformers")
+    except importlib.metadata.PackageNotFoundError:
+        transformers = "not installed"
     return [
         f"## {date.today()}: {command_line(command, arguments)}",
         f"{name}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, Python "
-        f"{platform.python_version()}, torch {torch.__version__}, transformers {version('transformers')}. Medians of "
+        f"{platform.python_version()}, torch {torch.__version__}, transformers {transformers}. Medians of "
         f"{options.repetitions} rounds; ratios are medians of the ratios of each round.",
     ]
 
@@ -201,10 +199,3 @@ def append_to_log(log: Path, report: Sequence[str]) -> None:
     with log.open("a", encoding="utf-8") as file:
         file.write("\n" + "\n\n".join(report) + "\n")
     print(f"\nAppended to {log}.")
-
-
-def version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

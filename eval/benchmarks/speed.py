@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from data import demo
-from data.cli import DataError, OptionError, check, check_bounds, option, parse_options
+from data.cli import DataError, check, check_bounds, option, parse_options
 from data.features import budget_batches
 from data.tokenizer import Tokenizer
 from model import Encoder, EncoderConfig, ModelError, SequenceClassifier, encode_packed
@@ -51,20 +51,14 @@ SAME_PREDICTIONS = 0.995  # minimum fraction of predictions that are the same in
 class Options:
     """Every option with its default."""
 
-    teacher: str | None = option(
-        None, "model file or folder (default: random, CamemBERT's size)", "models and text", metavar="PATH"
-    )
-    student: str | None = option(None, "model file or folder (default: random, DistilCamemBERT's size)", metavar="PATH")
+    teacher: str | None = option(None, "model file or folder (default: random weights)", "input", metavar="PATH")
+    student: str | None = option(None, "model file or folder (default: random weights)", metavar="PATH")
     text: str | None = option(None, "text file, one line per sequence (default: the demo's text)", metavar="FILE")
-    tokenizer: str | None = option(
-        None, "SentencePiece model or its folder (default: beside the student, or the demo's)", metavar="PATH"
-    )
+    tokenizer: str | None = option(None, "SentencePiece model (default: the student's, or the demo's)", metavar="PATH")
     lines: int = option(256, "number of lines of the text to use, evenly spread", least=1, most=10**6)
     longest: int = option(512, "tokens of the longest line, which is made by joining lines", least=3, most=10**5)
 
-    precision: tuple[str, ...] = option(
-        ("fp32",), "of the matrix products", "benchmark", nargs="+", choices=tuple(PRECISIONS)
-    )
+    precision: tuple[str, ...] = option(("fp32",), "of the matrix products", "benchmark", nargs="+", choices=PRECISIONS)
     fixed: tuple[int, ...] = option(
         (32, 128), "number and length of the sequences of part fixed", nargs=2, type=int, least=1, most=10**5
     )
@@ -116,13 +110,11 @@ def mixed_texts(lines: Sequence[str], tokenizer: Tokenizer, count: int, longest:
     check(len(lines) >= count, f"--lines {count}: the text has only {len(lines)} lines.")
     indices = [i * len(lines) // count for i in range(count)]
     bodies = [ids[: longest - 2] for ids in tokenizer.encode_plain([lines[index] for index in indices])]
-    joined: list[int] = []
-    for line in lines[indices[count // 2] :]:
-        joined += tokenizer.encode_plain([line])[0]
-        if len(joined) >= longest - 2:
-            break
-    else:
-        raise OptionError(f"--longest {longest}: the second half of the text has only {len(joined) + 2} tokens.")
+    middle = indices[count // 2]
+    following = tokenizer.encode_plain(lines[middle : middle + longest])  # each has at least one token
+    joined = list(chain.from_iterable(following))
+    enough = len(joined) >= longest - 2
+    check(enough, f"--longest {longest}: the second half of the text has only {len(joined) + 2} tokens.")
     bodies[count // 2] = joined[: longest - 2]
     return [[tokenizer.bos_id, *body, tokenizer.eos_id] for body in bodies]
 
@@ -196,14 +188,12 @@ def transformers_states(
 
 def batching_strategies(lengths: Sequence[int]) -> dict[str, list[list[int]]]:
     """Batches of texts of these lengths, as indices, in the three ways that are usual with transformers."""
-
-    def batches(order: Sequence[int]) -> list[list[int]]:
-        return [list(order[start : start + BATCH]) for start in range(0, len(order), BATCH)]
-
+    given, starts = list(range(len(lengths))), range(0, len(lengths), BATCH)
+    by_length = sorted(given, key=lengths.__getitem__)
     return {
-        f"batches of {BATCH} as given": batches(range(len(lengths))),
-        f"batches of {BATCH} sorted by length": batches(sorted(range(len(lengths)), key=lengths.__getitem__)),
-        "one by one": [[i] for i in range(len(lengths))],
+        f"batches of {BATCH} as given": [given[start : start + BATCH] for start in starts],
+        f"batches of {BATCH} sorted by length": [by_length[start : start + BATCH] for start in starts],
+        "one by one": [[i] for i in given],
     }
 
 
@@ -287,7 +277,7 @@ def part_table(part: str, texts: list[list[int]], by_precision: dict[str, Rows],
         "mixed": f"mixed lengths, {len(texts)} lines, {tokens:,} tokens, longest {max(map(len, texts))}",
         "latency": f"latency, one sentence of {tokens} tokens",
     }
-    speed_ups = ["× teacher", "× transformers' best", "× fp32"]
+    speed_ups = "× teacher", "× transformers' best", "× fp32"
     lines = [[titles[part], "precision", "median", "tok/s", *speed_ups, "peak memory"]]
     for precision, rows in by_precision.items():
         note = " (emulated)" if precision in emulated else ""
@@ -314,13 +304,10 @@ def verdicts(part: str, precision: str, rows: Rows) -> list[dict]:
 
 
 def verdict_line(verdict: dict) -> str:
-    target = f"minimum {verdict['least']:.2f}"
-    if verdict["aim"] > verdict["least"]:
-        target += f", goal {verdict['aim']:.2f}"
-    return (
-        f"- {verdict['part']}, {verdict['precision']}: {verdict['row']} {verdict['ratio']:.2f} × as fast as "
-        f"{verdict['against']} ({target}): {'reached' if verdict['reached'] else 'not reached'}"
-    )
+    part, precision, row, against, ratio, least, aim, reached = verdict.values()
+    target = f"minimum {least:.2f}" + (f", goal {aim:.2f}" if aim > least else "")
+    speed_up = f"- {part}, {precision}: {row} {ratio:.2f} × as fast as {against}"
+    return f"{speed_up} ({target}): {'reached' if reached else 'not reached'}"
 
 
 # ---- the command -------------------------------------------------------------------------------------------------
@@ -333,8 +320,7 @@ def main(arguments: list[str] | None = None) -> None:
     device = choose_device(options.device)
     for precision in options.precision:
         choose_precision(precision, device)
-    emulates_bf16 = "bf16" in options.precision and choose_precision("auto", device) != "bf16"
-    emulated = {"bf16"} if emulates_bf16 else set()
+    emulated = {"bf16"} & set(options.precision) if choose_precision("auto", device) != "bf16" else set()
     torch.manual_seed(0)
     student_config, teacher_config = configs(options.small)
     student = load_encoder(options.student, student_config)
@@ -370,17 +356,13 @@ def main(arguments: list[str] | None = None) -> None:
         measured[part] = {name: [asdict(row) for row in rows.values()] for name, rows in by_precision.items()}
         for precision, rows in by_precision.items():
             found += [] if precision in emulated else verdicts(part, precision, rows)
-
-    shares = {}
-    if "fp32" in options.precision:
-        others = [name for name in options.precision if name != "fp32"]
-        shares = {name: same_predictions(student, texts["mixed"], device, name) for name in others}
+    others = [name for name in options.precision if name != "fp32" and "fp32" in options.precision]
+    shares = {name: same_predictions(student, texts["mixed"], device, name) for name in others}
     verdict_lines = [verdict_line(verdict) for verdict in found]
     for name, share in shares.items():
-        verdict_lines.append(
-            f"- {name}: {share:.2%} of {len(texts['mixed'])} predictions are the same as in fp32 (minimum "
-            f"{SAME_PREDICTIONS:.1%}): {'reached' if share >= SAME_PREDICTIONS else 'not reached'}"
-        )
+        same = f"- {name}: {share:.2%} of {len(texts['mixed'])} predictions are the same as in fp32"
+        reached = "reached" if share >= SAME_PREDICTIONS else "not reached"
+        verdict_lines.append(f"{same} (minimum {SAME_PREDICTIONS:.1%}): {reached}")
     if verdict_lines:
         add("\n".join(verdict_lines))
 

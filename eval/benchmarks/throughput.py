@@ -6,6 +6,7 @@ affects all alike. The weights are random: no result depends on their values.
 """
 
 import functools
+import itertools
 import math
 import statistics
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ OSCAR_TOKENS = 31e9  # one epoch of French OSCAR
 GPUS = ("TITAN RTX", "A100", "H100")
 ASSUMED_UTILISATION = 0.4  # of the GPU's peak
 PARTS = ("step", "loss", "memory")
+COUNTS = dict(nargs="+", type=int, least=1, most=10**6)
 
 
 @dataclass(frozen=True)
@@ -37,16 +39,12 @@ class Options:
     """Every option with its default."""
 
     precision: tuple[str, ...] = option(
-        ("fp32", "bf16"), "of the matrix products", "benchmark", nargs="+", choices=tuple(PRECISIONS)
+        ("fp32", "bf16"), "of matrix products", "benchmark", nargs="+", choices=PRECISIONS
     )
     batch_size: int = option(32, "blocks per step", least=1, most=10**5)
     block_size: int = option(128, "tokens per block", least=4, most=512)
-    tokens: tuple[int, ...] = option(
-        (1024, 2048, 4096, 8192), "token counts for the speed of the loss", nargs="+", type=int, least=1, most=10**6
-    )
-    memory_tokens: tuple[int, ...] = option(
-        (2048, 8192, 32768), "token counts for the memory of the loss", nargs="+", type=int, least=1, most=10**6
-    )
+    tokens: tuple[int, ...] = option((1024, 2048, 4096, 8192), "token counts for the speed of the loss", **COUNTS)
+    memory_tokens: tuple[int, ...] = option((2048, 8192, 32768), "token counts for the memory of the loss", **COUNTS)
     repetitions: int = option(5, "rounds, of which the median is reported", least=1, most=1000)
     chunk_mb: int = option(CHUNK_BYTES >> 20, "memory for the logits of the loss alone, in MiB", least=1, most=10**6)
     small: bool = option(False, "use tiny models, for a quick test of the command")
@@ -82,12 +80,10 @@ def project_step(options: Options, runtime: Runtime) -> Run:
     """A step of train.py."""
     student_config, teacher_config = configs(options.small)
     teacher = MaskedLM(teacher_config).to(runtime.device).eval().requires_grad_(False)
-    student = MaskedLM(student_config).to(runtime.device).train()
-    run = training_options()
+    student, run = MaskedLM(student_config).to(runtime.device).train(), training_options()
     settings = LossSettings(run.direction, run.temperature, run.weights, compiled=runtime.compiled)
     distiller = train.Distiller(student, teacher, settings, runtime).to(runtime.device)
-    optimiser = make_optimiser(distiller, run.lr, run.weight_decay)
-    scaler = runtime.grad_scaler()
+    optimiser, scaler = make_optimiser(distiller, run.lr, run.weight_decay), runtime.grad_scaler()
     prepare_models(student, teacher, runtime)
     batch = random_batch(options, student_config.vocab_size)
 
@@ -100,18 +96,19 @@ def project_step(options: Options, runtime: Runtime) -> Run:
 
 def distilbert_baseline(options: Options, runtime: Runtime) -> Run:
     """A step of the DistilBERT script."""
-    student_config, teacher_config = configs(options.small)
-    step = baseline_step(student_config, teacher_config, training_options(), runtime)
-    return functools.partial(step, random_batch(options, student_config.vocab_size))
+    student, teacher = configs(options.small)
+    step = baseline_step(student, teacher, training_options(), runtime)
+    return functools.partial(step, random_batch(options, student.vocab_size))
 
 
 def loss_alone(options: Options, runtime: Runtime, form: str, num_tokens: int) -> Run:
     """Forward and backward pass of the loss from random hidden states; form: "fused" or "plain"."""
     config, device = configs(options.small)[0], runtime.device
     shape = config.vocab_size, config.hidden_size
-    decoder = (torch.randn(shape, device=device) * 0.02).requires_grad_()
-    teacher_decoder = (torch.randn(shape, device=device) * 0.02).to(PRECISIONS[runtime.precision])
+    decoder, teacher_decoder = (torch.randn(shape, device=device) * 0.02 for _ in range(2))
+    decoder, teacher_decoder = decoder.requires_grad_(), teacher_decoder.to(PRECISIONS[runtime.precision])
     bias = torch.zeros(config.vocab_size, device=device, requires_grad=True)
+    settings = dict(compiled=runtime.compiled, chunk_bytes=options.chunk_mb << 20)
 
     def states(num_tokens: int) -> list[torch.Tensor]:
         draw = [torch.randn(num_tokens, config.hidden_size, device=device, requires_grad=i < 2) for i in range(4)]
@@ -121,18 +118,12 @@ def loss_alone(options: Options, runtime: Runtime, form: str, num_tokens: int) -
     def run(student_state, student_hidden, teacher_state, teacher_hidden, labels, real) -> None:
         with runtime.autocast():
             if form == "fused":
-                total, _ = fused_distillation_loss(
-                    *(student_state, decoder, bias, teacher_state, teacher_decoder, bias.detach(), labels, real),
-                    *(student_hidden, teacher_hidden),
-                    compiled=runtime.compiled,
-                    chunk_bytes=options.chunk_mb << 20,
-                )
+                models = student_state, decoder, bias, teacher_state, teacher_decoder, bias.detach()
+                total, _ = fused_distillation_loss(*models, labels, real, student_hidden, teacher_hidden, **settings)
             else:
                 teacher_logits = F.linear(teacher_state, teacher_decoder, bias.detach())
-                student_logits = F.linear(student_state, decoder, bias)
-                total = distillation_loss(
-                    student_logits, teacher_logits, student_hidden, teacher_hidden, labels.to(device), real.to(device)
-                ).total()
+                tensors = F.linear(student_state, decoder, bias), teacher_logits, student_hidden, teacher_hidden
+                total = distillation_loss(*tensors, labels.to(device), real.to(device)).total()
         total.backward()
         for tensor in (decoder, bias, student_state, student_hidden):
             tensor.grad = None
@@ -161,10 +152,8 @@ def measure_step(precision: str, options: Options) -> str:
         jobs.append(replace(jobs[0], name="DistilBERT script, huge pages", environment=HUGE_PAGES))
     jobs.append(Job("this project", project_step, precision, (), HUGE_PAGES, options.compile))
     rows = {row.name: row for row in measure([*jobs, *products], options)}
-    fastest = max(
-        2 * math.prod(shape) / statistics.median(rows[job.name].seconds)
-        for shape, job in zip(shapes, products, strict=True)
-    )
+    times = [statistics.median(rows[job.name].seconds) for job in products]
+    fastest = max(2 * math.prod(shape) / time for shape, time in zip(shapes, times, strict=True))
     tokens = options.batch_size * options.block_size
     flops_per_token = training_flops(*configs(options.small), options.block_size, CHOSEN)
     title = f"step, {precision}, {options.batch_size} × {options.block_size}"
@@ -177,12 +166,12 @@ def measure_step(precision: str, options: Options) -> str:
         lines.append([row.name, f"{speed:,.0f}", compared[0], memory, compared[1], share, f"{row.first:.0f} s"])
     days = OSCAR_TOKENS / speed / 86400  # of this project, the last row
     seconds = {name: OSCAR_TOKENS * flops_per_token / (GPU_PEAKS[name][1] * ASSUMED_UTILISATION) for name in GPUS}
+    hours = ", ".join(f"{time / 3600:,.0f} h on one {name}" for name, time in seconds.items())
     return (
         f"{table(*lines)}\n\nA token takes {flops_per_token / 1e6:,.0f} MFLOP; the fastest of {len(shapes)} matrix "
         f"products runs at {fastest / 1e9:,.0f} GFLOP/s.\n"
         f"Estimate from these numbers alone: one epoch of OSCAR, {OSCAR_TOKENS / 1e9:.0f} billion tokens, takes "
-        f"{', '.join(f'{time / 3600:,.0f} h on one {name}' for name, time in seconds.items())} at an assumed "
-        f"{ASSUMED_UTILISATION:.0%} of the GPU's peak, and {days:,.0f} days on this machine. "
+        f"{hours} at an assumed {ASSUMED_UTILISATION:.0%} of the GPU's peak, and {days:,.0f} days on this machine. "
         "DistilCamemBERT's model card says 18 days on one Titan RTX."
     )
 
@@ -191,8 +180,8 @@ def measure_loss(precision: str, options: Options) -> str:
     """A table of the time of the loss alone, forward and backward, in its plain and fused form."""
     lines = [[f"loss alone, {precision}, tokens", "plain", "fused", "speed-up"]]
     for num_tokens in options.tokens:
-        forms = ((form, num_tokens) for form in ("plain", "fused"))
-        jobs = [Job(form[0], loss_alone, precision, form, HUGE_PAGES, options.compile) for form in forms]
+        names = ("plain", "fused")
+        jobs = [Job(name, loss_alone, precision, (name, num_tokens), HUGE_PAGES, options.compile) for name in names]
         plain, fused = measure(jobs, options)
         times = [f"{statistics.median(row.seconds) / num_tokens * 1e6:,.0f} µs/token" for row in (plain, fused)]
         lines.append([f"{num_tokens:,}", *times, f"{ratio(plain, fused):.2f} ×"])
@@ -217,9 +206,8 @@ def main(arguments: list[str] | None = None) -> None:
     report = heading("throughput", options, arguments)
     print("\n\n".join(report), flush=True)
     measurements = {"step": measure_step, "loss": measure_loss, "memory": measure_memory}
-    for precision in options.precision:
-        for part in options.only:
-            report.append(measurements[part](precision, options))
-            print("\n" + report[-1], flush=True)
+    for precision, part in itertools.product(options.precision, options.only):
+        report.append(measurements[part](precision, options))
+        print("\n" + report[-1], flush=True)
     if options.log:
         append_to_log(LOG, report)

@@ -3,7 +3,7 @@
 Shapes: n tokens of a feature, T tokens of a batch, B features in it, C labels.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 from typing import NamedTuple
@@ -16,6 +16,8 @@ from data.tokenizer import Tokenizer
 from model import SequenceClassifier, encode_packed
 from model.training.device import Runtime
 
+Report = Callable[[str], None]  # called with a sentence, for example a warning
+Outputs = Sequence[Tensor]  # of a model, one per feature
 BUDGET = 2048  # tokens per batch: the fastest on a CPU for a model of camembert-base's width
 
 
@@ -41,15 +43,13 @@ class TaskSettings:
     language: str = "fr"
 
 
-def group_by_example(
-    outputs: Sequence[Tensor], features: Sequence[Feature]
-) -> Iterator[tuple[int, list[tuple[Tensor, Feature]]]]:
-    """-> for each example its index, and the outputs and features of its windows, which are consecutive."""
+def group_by_example(outputs: Outputs, features: Sequence[Feature]) -> Iterator[tuple[int, list]]:
+    """-> for each example its index, and one pair (output, feature) per window; the windows are consecutive."""
     for index, group in groupby(zip(outputs, features), key=lambda pair: pair[1].example):
         yield index, list(group)
 
 
-def packed_outputs(model: nn.Module, texts: Sequence[Sequence[int]], device: torch.device) -> Sequence[Tensor]:
+def packed_outputs(model: nn.Module, texts: Sequence[Sequence[int]], device: torch.device) -> Outputs:
     """One batch of token ids -> per text (C,) of a sequence classifier, (n, C) of a token classifier, (n, 2) for QA."""
     seqlens = [len(ids) for ids in texts]
     input_ids = torch.tensor(list(chain.from_iterable(texts))).to(device)  # (T,)

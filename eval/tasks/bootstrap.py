@@ -20,11 +20,8 @@ def ratio(part: ndarray, whole: ndarray) -> ndarray:
 def precision_recall_f1(counts: ndarray) -> dict[str, ndarray]:
     """counts: (…, 3), the numbers of correct, predicted and gold -> precision, recall and f1, each (…)"""
     correct, predicted, gold = numpy.moveaxis(counts, -1, 0)
-    return {
-        "precision": ratio(correct, predicted),
-        "recall": ratio(correct, gold),
-        "f1": ratio(2 * correct, predicted + gold),
-    }
+    precision, recall, f1 = ratio(correct, predicted), ratio(correct, gold), ratio(2 * correct, predicted + gold)
+    return {"precision": precision, "recall": recall, "f1": f1}
 
 
 def bootstrap(counts: ndarray, metrics: Callable[[ndarray], dict], seed: int = 0, resamples: int = 1000) -> dict:

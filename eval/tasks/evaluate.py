@@ -5,14 +5,14 @@ formats of the examples.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 import torch
 from torch import Tensor, nn
 
-from data.cli import OptionError, check, check_bounds, option, parse_options
+from data.cli import check, check_bounds, option, parse_options
 from data.tasks import Example, labels_of, read_task
 from model import EncoderConfig
 from model.checkpoints.load import check_vocabulary, load_teacher, load_tokenizer
@@ -20,51 +20,40 @@ from model.checkpoints.native import PRECISIONS, fingerprint
 from model.training.device import Runtime, choose_device, choose_precision
 
 from ..results import check_writable, command_line, format_metrics, provenance, warn, write_json
-from .batching import BUDGET, TaskSettings, infer
+from .batching import BUDGET, Report, TaskSettings, infer
 from .ner import OUTSIDE, NerTask
 from .qa import QaTask
 from .sequences import SequenceTask
 
 Task = SequenceTask | NerTask | QaTask
 TASK_CLASSES = {"sentiment": SequenceTask, "nli": SequenceTask, "ner": NerTask, "qa": QaTask}
+LABEL_MAP_HELP = "data's label or entity type = model's; probabilities of several are summed: '0=1 star,2 stars'"
 LABEL_MAP_HINT = "Map the labels with --label-map DATA=MODEL: the name in the data = the model's name."
 SURROGATE = re.compile("[\ud800-\udfff]")
+TOKENIZER_HELP = "SentencePiece model or its folder (default: beside the model)"
+MODEL_HELP = "fine-tuned model, this project's or Hugging Face's"
 
 
 @dataclass(frozen=True)
 class InferenceOptions:
     """Tokenisation and device, the same for every command."""
 
-    tokenizer: str | None = option(
-        None, "SentencePiece model or its folder (default: beside the model)", "tokenisation", metavar="PATH"
-    )
+    tokenizer: str | None = option(None, TOKENIZER_HELP, "tokenisation", metavar="PATH")
     max_length: int | None = option(None, "tokens per window (default: the model's maximum)", type=int, least=16)
     windows: bool = option(False, "sentiment: average over all windows of a long text, instead of truncating it")
     doc_stride: int = option(128, "qa: tokens shared by neighbouring windows of a context", least=0, most=10**4)
     max_answer: int = option(30, "qa: maximum number of tokens of an answer", least=1, most=10**4)
     language: str = option("fr", "qa: language whose articles are ignored in the metrics", choices=("fr", "en"))
     device: str = option("auto", "auto (CUDA if available, else CPU), cpu, cuda, cuda:1, …", "device")
-    precision: str = option(
-        "auto", "auto: bf16 if the hardware supports it, else fp16 on CUDA, else fp32", choices=("auto", *PRECISIONS)
-    )
+    precision: str = option("auto", "auto: bf16 if supported, else fp16 (CUDA) or fp32", choices=("auto", *PRECISIONS))
     batch_tokens: int = option(BUDGET, "tokens per inference batch", least=1, most=10**7)
 
 
 @dataclass(frozen=True)
 class Options(InferenceOptions):
-    """Every option of an evaluation."""
-
-    model: str | None = option(
-        None, "fine-tuned model, this project's or Hugging Face's", "input and output", metavar="PATH"
-    )
+    model: str | None = option(None, MODEL_HELP, "input and output", metavar="PATH")
     test: tuple[str, ...] = option((), "labelled examples", nargs="+", metavar="FILE")
-    label_map: tuple[str, ...] = option(
-        (),
-        "if the data's labels (or types of entities) are not the model's; probabilities of several are summed: "
-        "'0=1 star,2 stars' '1=4 stars,5 stars'",
-        nargs="+",
-        metavar="DATA=MODEL",
-    )
+    label_map: tuple[str, ...] = option((), LABEL_MAP_HELP, nargs="+", metavar="DATA=MODEL")
     seed: int = option(0, "of the bootstrap resamples", least=0, most=2**63 - 1)
     out: str | None = option(None, "JSON file (default: runs/results/TASK-TIME.json)", metavar="FILE")
 
@@ -79,14 +68,11 @@ class Options(InferenceOptions):
 
 def task_settings(options: InferenceOptions, model: str, config: EncoderConfig) -> TaskSettings:
     """Raises OptionError if --max-length exceeds the model's, DataError for a tokenizer that does not match it."""
-    max_length = options.max_length or config.max_tokens
-    message = f"--max-length {max_length} is too long: the model takes at most {config.max_tokens} tokens."
-    check(max_length <= config.max_tokens, message)
+    length, most = options.max_length or config.max_tokens, config.max_tokens
+    check(length <= most, f"--max-length {length} is too long: the model takes at most {most} tokens.")
     tokenizer = load_tokenizer(options.tokenizer, model)
     check_vocabulary(config, tokenizer)
-    return TaskSettings(
-        tokenizer, max_length, options.windows, options.doc_stride, options.max_answer, options.language
-    )
+    return TaskSettings(tokenizer, length, options.windows, options.doc_stride, options.max_answer, options.language)
 
 
 def choose_runtime(options: InferenceOptions) -> Runtime:
@@ -103,12 +89,7 @@ def open_model(path: str, task: str, options: InferenceOptions) -> tuple[nn.Modu
 
 
 def predict(
-    model: nn.Module,
-    task: Task,
-    examples: Sequence[Example],
-    runtime: Runtime,
-    budget: int,
-    report: Callable[[str], None] = warn,
+    model: nn.Module, task: Task, examples: Sequence[Example], runtime: Runtime, budget: int, report: Report = warn
 ) -> list:
     """One prediction per example: a LabelPrediction, TagPrediction or AnswerSpan.
 
@@ -121,12 +102,9 @@ def predict(
 
 def check_labels(labels: Sequence[str], in_data: Sequence[str], hint: str) -> None:
     """Raises OptionError unless all labels in the data are the model's.  hint: what to do, a sentence"""
-    unknown = [label for label in in_data if label not in labels]
-    if unknown:
-        raise OptionError(
-            f"The data have the label {unknown[0]!r}, which the model does not have: its labels are "
-            f"{', '.join(labels)}. {hint}"
-        )
+    known = f"its labels are {', '.join(labels)}. {hint}"
+    for label in in_data:
+        check(label in labels, f"The data have the label {label!r}, which the model does not have: {known}")
 
 
 # ---- evaluation ------------------------------------------------------------------------------------------------
@@ -161,9 +139,7 @@ def evaluate(model: nn.Module, task: Task, examples: Sequence[Example], runtime:
         types = list(dict.fromkeys(label[2:] for label in task.labels if label != OUTSIDE))
         label_map = parse_label_map(options.label_map, types)
         new_names = {target: name for name, targets in label_map.items() for target in targets}
-        renamed = [
-            label if label == OUTSIDE else label[:2] + new_names.get(label[2:], label[2:]) for label in task.labels
-        ]
+        renamed = [label[:2] + new_names.get(label[2:], label[2:]) for label in task.labels]  # O has no type
         task = NerTask(task.settings, renamed)
         known = sorted({label[2:] for label in renamed if label != OUTSIDE})
         check_labels(known, sorted({tag[2:] for tag in labels_of(examples) if tag != OUTSIDE}), LABEL_MAP_HINT)
@@ -179,18 +155,22 @@ def evaluate(model: nn.Module, task: Task, examples: Sequence[Example], runtime:
     return task.metrics(task.decode(outputs, features, examples), examples, options.seed)
 
 
+def write_result(out: str, task_name: str, model: nn.Module, metrics: dict, command: str, options) -> None:
+    """Prints the metrics and writes them with their provenance.  options: the command's, with test and seed"""
+    print(format_metrics(metrics))
+    about = provenance(command, options, options.test, [options.seed])
+    write_json(out, {"task": task_name, "model": fingerprint(model), "figures": metrics, **about})
+    print(f"\nWritten: {out}")
+
+
 def main(task_name: str, arguments: list[str]) -> None:
     """The command `python -m eval TASK`.  Raises OptionError, DataError, ModelError."""
     usage = f"python -m eval {task_name} --model PATH --test FILE… [OPTIONS]"
     options = parse_options(Options, arguments, usage, __doc__)
-    if TASK_CLASSES[task_name] is QaTask and options.label_map:
-        raise OptionError("--label-map is only for tasks with labels, not for qa.")
+    check(task_name != "qa" or not options.label_map, "--label-map is only for tasks with labels, not for qa.")
     out = options.out or f"runs/results/{task_name}-{datetime.now():%Y%m%d-%H%M%S}.json"
     check_writable(out)
     model, task, runtime = open_model(options.model, task_name, options)
     examples = read_task(task_name, options.test, warn)
     metrics = evaluate(model, task, examples, runtime, options)
-    print(format_metrics(metrics))
-    about = provenance(command_line(task_name, arguments), options, options.test, [options.seed])
-    write_json(out, {"task": task_name, "model": fingerprint(model), "figures": metrics, **about})
-    print(f"\nWritten: {out}")
+    write_result(out, task_name, model, metrics, command_line(task_name, arguments), options)

@@ -9,18 +9,14 @@ from data.cli import check, check_bounds, option, parse_options
 from model import MaskedLM
 from model.checkpoints.load import check_vocabulary, load_checkpoint, load_tokenizer
 
-from .evaluate import SURROGATE
+from .evaluate import SURROGATE, TOKENIZER_HELP
 
 
 @dataclass(frozen=True)
 class Options:
-    """Every option of fill-mask."""
-
     text: tuple[str, ...] = option((), "texts with at least one <mask>", "input", positional=True, nargs="+")
     model: str = option("demo", "masked LM, this project's or Hugging Face's; or demo", metavar="PATH")
-    tokenizer: str | None = option(
-        None, "SentencePiece model or its folder (default: beside the model)", metavar="PATH"
-    )
+    tokenizer: str | None = option(None, TOKENIZER_HELP, metavar="PATH")
     top: int = option(5, "tokens per mask", least=1, most=10**5)
 
     def __post_init__(self):
@@ -38,15 +34,14 @@ def main(arguments: list[str]) -> None:
     tokenizer = load_tokenizer(options.tokenizer, path)
     check_vocabulary(model.config, tokenizer)
     for text in options.text:
-        ids = torch.tensor([tokenizer.encode(text)])
-        masks = (ids[0] == tokenizer.mask_id).nonzero().flatten().tolist()
+        ids = tokenizer.encode(text)
+        masks = [position for position, i in enumerate(ids) if i == tokenizer.mask_id]
         with torch.inference_mode():
-            hidden = model.encoder(ids)[0, masks]  # (masks, d_h)
+            hidden = model.encoder(torch.tensor([ids]))[0, masks]  # (masks, d_h)
             probabilities = model.head(hidden).softmax(dim=-1)  # (masks, |W|)
         for position, row in zip(masks, probabilities):
             best = row.topk(min(options.top, len(tokenizer)))
             for probability, i in zip(best.values.tolist(), best.indices.tolist()):
-                filled = ids[0].clone()
-                filled[position] = i
-                print(f"{probability:.5f}  {tokenizer.pieces([i])[0]:<20} {tokenizer.decode(filled.tolist())}")
+                filled = tokenizer.decode([*ids[:position], i, *ids[position + 1 :]])
+                print(f"{probability:.5f}  {tokenizer.pieces([i])[0]:<20} {filled}")
             print()

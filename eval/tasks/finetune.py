@@ -36,34 +36,26 @@ from model.training.run_state import check_no_other_tokenizer, copy_tokenizer
 from model.training.state import Diverged
 
 from ..results import command_line, provenance, warn, write_json
-from .batching import Feature, infer, packed_outputs
+from .batching import Feature, Outputs, infer, packed_outputs
 from .evaluate import TASK_CLASSES, InferenceOptions, Task, check_labels, choose_runtime, predict, task_settings
 from .ner import NerTask, inside_tag
 
 PARTS = ("train", "dev", "test")
-MAY_DIFFER = (  # options that do not affect the result, or whose inputs are compared by content
-    *("out", "device", "log_every", "seeds", "batch_tokens"),
-    *("tokenizer", "model", "teacher", *PARTS),
-)
+Parts = Mapping[str, Sequence[Example]]  # examples by part
+SEEDS_HELP = "one run per seed, of the new head, data order and dropout"
+# options that do not affect the result, or whose inputs are compared by content
+MAY_DIFFER = ("out", "device", "log_every", "seeds", "batch_tokens", "tokenizer", "model", "teacher", *PARTS)
 
 
 @dataclass(frozen=True)
 class Options(InferenceOptions):
-    """Every option of a fine-tuning."""
-
-    model: str | None = option(
-        None, "masked LM to fine-tune, this project's or Hugging Face's", "input and output", metavar="PATH"
-    )
+    model: str | None = option(None, "masked LM, this project's or Hugging Face's", "input and output", metavar="PATH")
     train: tuple[str, ...] = option((), "labelled examples for training", nargs="+", metavar="FILE")
     dev: tuple[str, ...] = option((), "labelled examples for choosing the best epoch", nargs="+", metavar="FILE")
-    test: tuple[str, ...] = option(
-        (), "labelled examples for evaluating the best epoch (default: none)", nargs="+", metavar="FILE"
-    )
+    test: tuple[str, ...] = option((), "labelled examples for evaluating the best epoch", nargs="+", metavar="FILE")
     out: str | None = option(None, "folder for model.safetensors, results.json and the tokenizer", metavar="FOLDER")
 
-    teacher: str | None = option(
-        None, "model fine-tuned on this task, to distil (default: none)", "task distillation", metavar="PATH"
-    )
+    teacher: str | None = option(None, "model fine-tuned on this task, to distil", "task distillation", metavar="PATH")
     soft_weight: float = option(0.7, "weight of the teacher's soft labels; the labels have the rest", least=0, most=1)
     temperature: float = option(2.0, "of the softmaxes of teacher and student", above=0)
     direction: str = option(DIRECTIONS[1], "student-teacher is D_KL(student || teacher)", choices=DIRECTIONS)
@@ -75,13 +67,9 @@ class Options(InferenceOptions):
     weight_decay: float = option(0.01, "of AdamW, on matrices only", least=0)
     clip: float = option(1.0, "maximum gradient norm", above=0)
     dropout: float | None = option(None, "in training (default: the model's)", type=float, least=0, below=1)
-    seeds: tuple[int, ...] = option(
-        (0,), "one run per seed, of the new head, data order and dropout", nargs="+", type=int, least=0, most=2**62
-    )
+    seeds: tuple[int, ...] = option((0,), SEEDS_HELP, nargs="+", type=int, least=0, most=2**62)
     log_every: int = option(50, "steps between progress lines", least=1)
-    steps: int | None = option(
-        None, "optimiser steps per seed (default: those of --epochs)", type=int, least=1, most=10**9
-    )
+    steps: int | None = option(None, "optimiser steps per seed (default: from --epochs)", type=int, least=1, most=10**9)
 
     def __post_init__(self):
         check_bounds(self)
@@ -119,11 +107,9 @@ def load_task_teacher(path: str | None, kind: type, vocab_size: int, runtime: Ru
     if path is None:
         return None
     teacher = load_teacher(path, kind, runtime.device)
-    if teacher.config.vocab_size != vocab_size:
-        raise DataError(
-            f"The teacher {path} has a vocabulary of {teacher.config.vocab_size} tokens, the model one of "
-            f"{vocab_size}: both must have the same tokenizer."
-        )
+    if (size := teacher.config.vocab_size) != vocab_size:
+        sizes = f"has a vocabulary of {size} tokens, the model one of {vocab_size}"
+        raise DataError(f"The teacher {path} {sizes}: both must have the same tokenizer.")
     runtime.cast_linears(teacher)
     return teacher
 
@@ -132,11 +118,7 @@ def load_task_teacher(path: str | None, kind: type, vocab_size: int, runtime: Ru
 
 
 def task_loss(
-    outputs: Sequence[Tensor],
-    teacher_outputs: Sequence[Tensor] | None,
-    features: Sequence[Feature],
-    task: Task,
-    soft_labels: SoftLabels,
+    outputs: Outputs, teacher_outputs: Outputs | None, features: Sequence[Feature], task: Task, soft_labels: SoftLabels
 ) -> Tensor:
     """(1 − a) · cross-entropy with the labels + a · T² · D_KL between teacher and student; a is the weight.
 
@@ -148,21 +130,15 @@ def task_loss(
     cross_entropy = total / max(count, 1)
     if teacher_outputs is None:
         return cross_entropy
-    sums, counts = [], []
+    weight, temperature, direction = soft_labels
+    divergences = []
     of_teacher = task.logits_and_targets(teacher_outputs, features)
     for (logits, targets), (teacher_logits, _) in zip(logits_and_targets, of_teacher):
         has_target = (targets != IGNORE_INDEX).to(logits.device)
-        divergence, count = soft_label_loss(
-            logits.float(),
-            teacher_logits.float(),
-            has_target,
-            direction=soft_labels.direction,
-            temperature=soft_labels.temperature,
-        )
-        sums.append(divergence)
-        counts.append(count)
-    divergence = torch.stack(sums).sum() / torch.stack(counts).sum()
-    return (1 - soft_labels.weight) * cross_entropy + soft_labels.weight * divergence
+        pair = logits.float(), teacher_logits.float()
+        divergences.append(soft_label_loss(*pair, has_target, direction=direction, temperature=temperature))
+    total, count = (torch.stack(each).sum() for each in zip(*divergences))
+    return (1 - weight) * cross_entropy + weight * (total / count)
 
 
 def cross_entropy_sum(logits_and_targets: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, int]:
@@ -192,25 +168,18 @@ def plan_batches(lengths: Sequence[int], options: Options, rng: random.Random) -
 
 
 def train_one_seed(
-    model: nn.Module,
-    teacher: nn.Module | None,
-    task: Task,
-    data: Mapping[str, Sequence[Example]],
-    runtime: Runtime,
-    options: Options,
-    seed: int,
+    model: nn.Module, teacher: nn.Module | None, task: Task, data: Parts, runtime: Runtime, options: Options, seed: int
 ) -> dict:
     """Trains on data["train"] and leaves the model as after the epoch that was best on data["dev"].
 
     -> {"seed", "epoch", "dev"}: that epoch and its metrics.  Raises Diverged if the loss is not finite.
     """
     features = [feature for feature in task.encode(data["train"], warn) if feature.target is not None]
+    texts = [feature.ids for feature in features]
     dev_features = task.encode(data["dev"], warn)
-    epochs = plan_batches([len(feature.ids) for feature in features], options, random.Random(seed))
+    epochs = plan_batches([len(ids) for ids in texts], options, random.Random(seed))
     steps = sum(map(len, epochs))
-    teacher_outputs = None
-    if teacher is not None:
-        teacher_outputs = infer(teacher, [feature.ids for feature in features], runtime, options.batch_tokens)
+    teacher_outputs = infer(teacher, texts, runtime, options.batch_tokens) if teacher else None
     soft_labels = SoftLabels(options.soft_weight, options.temperature, options.direction)
     optimiser, scaler = make_optimiser(model, options.lr, options.weight_decay), runtime.grad_scaler()
     best, best_weights, step = None, None, 0
@@ -221,14 +190,14 @@ def train_one_seed(
             step += 1
             batch = [features[i] for i in indices]
             with runtime.autocast():
-                outputs = packed_outputs(model, [feature.ids for feature in batch], runtime.device)
-            of_teacher = None if teacher is None else [teacher_outputs[i].to(runtime.device) for i in indices]
+                outputs = packed_outputs(model, [texts[i] for i in indices], runtime.device)
+            of_teacher = [teacher_outputs[i].to(runtime.device) for i in indices] if teacher else None
             loss = task_loss(outputs, of_teacher, batch, task, soft_labels)
             scaler.scale(loss).backward()
             lr = learning_rate(step, steps, options.lr, options.warmup)
             optimiser_step(model, optimiser, scaler, lr, options.clip)
             losses.append(loss.detach())
-            tokens += sum(len(feature.ids) for feature in batch)
+            tokens += sum(len(texts[i]) for i in indices)
             if step % options.log_every == 0 or step == steps:
                 mean = torch.stack(losses[-options.log_every :]).mean().item()
                 speed = tokens / (time.monotonic() - start)
@@ -257,7 +226,7 @@ def mean_and_deviation(runs: Sequence[dict], part: str) -> dict:
     return found
 
 
-def finetune(task_name: str, options: Options, command: str, data: dict[str, list[Example]] | None = None) -> dict:
+def finetune(task_name: str, options: Options, command: str, data: Parts | None = None) -> dict:
     """Fine-tunes one model per seed -> what it writes to results.json.  command: for the provenance
 
     data: the examples of train, dev and test, by default read from the files. Seeds that results.json in --out already
@@ -269,12 +238,10 @@ def finetune(task_name: str, options: Options, command: str, data: dict[str, lis
     settings = task_settings(options, options.model, source.config)
     teacher = load_task_teacher(options.teacher, task_class.model, source.config.vocab_size, runtime)
     files = [path for part in PARTS for path in getattr(options, part)]
-    data = data or {
-        part: read_task(task_name, getattr(options, part), warn) for part in PARTS if getattr(options, part)
-    }
+    data = data or {part: read_task(task_name, paths, warn) for part in PARTS if (paths := getattr(options, part))}
     about = {"task": task_name, "model": fingerprint(source), "teacher": fingerprint(teacher) if teacher else None}
-    about |= {"examples": {part: digest(examples) for part, examples in data.items()}}
-    about |= provenance(command, options, files, options.seeds)
+    digests = {part: hashlib.sha256(json.dumps(examples).encode()).hexdigest() for part, examples in data.items()}
+    about |= {"examples": digests, **provenance(command, options, files, options.seeds)}
     check_no_other_tokenizer(folder, settings.tokenizer)
     runs = finished_runs(folder, about)
     labels = ()
@@ -303,10 +270,6 @@ def finetune(task_name: str, options: Options, command: str, data: dict[str, lis
         write_json(folder / "results.json", {**about, "runs": runs, "over_seeds": over_seeds})
     copy_tokenizer(folder, settings.tokenizer)
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
-
-
-def digest(examples: Sequence[Example]) -> str:
-    return hashlib.sha256(json.dumps(examples).encode()).hexdigest()
 
 
 def finished_runs(folder: Path, about: dict) -> list[dict]:

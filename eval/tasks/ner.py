@@ -4,7 +4,7 @@ Shapes: N sentences, P pieces of a sentence (sub-word tokens), C labels, K entit
 Labels are O, B-TYPE and I-TYPE: outside, beginning of and inside an entity.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy
@@ -18,11 +18,12 @@ from data.tasks import Example, TextExample, WordsExample
 from losses import IGNORE_INDEX
 from model import TokenClassifier
 
-from .batching import Feature, TaskSettings, group_by_example
+from .batching import Feature, Outputs, Report, TaskSettings, group_by_example
 from .bootstrap import add_support, bootstrap, check_same_length, precision_recall_f1, scores_by_class
 from .sequences import label_counts, weighted_f1
 
 OUTSIDE = "O"
+Sentences = Sequence[Sequence[str]]  # the tags or types of each sentence, one per word or per piece
 Spans = list[tuple[str, int, int]]  # of a sentence: type, index of the first word, one past the last
 
 
@@ -56,7 +57,7 @@ class NerTask:
             return text_pieces(self.settings.tokenizer, example.text)
         return word_pieces(self.settings.tokenizer, example.words)
 
-    def encode(self, examples: Sequence[WordsExample | TextExample], report: Callable[[str], None]) -> list[Feature]:
+    def encode(self, examples: Sequence[WordsExample | TextExample], report: Report) -> list[Feature]:
         """The target of a feature is one class index per token: the word's tag, with I- for B- after its first piece.
 
         B-TYPE counts as I-TYPE if only that is one of the model's labels. The target is IGNORE_INDEX for tags that are
@@ -70,21 +71,20 @@ class NerTask:
             targets = [IGNORE_INDEX] * len(ids)
             if isinstance(example, WordsExample) and example.tags:
                 firsts = set(first_pieces(word_ids))
-                tags = [piece_tag(example.tags[word], i in firsts) for i, word in enumerate(word_ids)]
+                of_words = [example.tags[word] for word in word_ids]
+                tags = [tag if i in firsts else inside_tag(tag) for i, tag in enumerate(of_words)]
                 targets = [indices.get(tag, indices.get(inside_tag(tag), IGNORE_INDEX)) for tag in tags]
             for start, end in word_windows(word_ids, self.settings.max_length - 2):
                 target = [IGNORE_INDEX, *targets[start:end], IGNORE_INDEX]
                 features.append(Feature([bos, *ids[start:end], eos], index, target, pieces=pieces))
         return features
 
-    def logits_and_targets(self, outputs: Sequence[Tensor], features: Sequence[Feature]) -> list[tuple[Tensor, Tensor]]:
+    def logits_and_targets(self, outputs: Outputs, features: Sequence[Feature]) -> list[tuple[Tensor, Tensor]]:
         """-> one pair: logits (T, C) and targets (T,) of the T tokens of all features"""
         targets = [target for feature in features for target in feature.target]
         return [(torch.cat(tuple(outputs)), torch.tensor(targets))]
 
-    def decode(
-        self, outputs: Sequence[Tensor], features: Sequence[Feature], examples: Sequence[Example]
-    ) -> list[TagPrediction]:
+    def decode(self, outputs: Outputs, features: Sequence[Feature], examples: Sequence[Example]) -> list[TagPrediction]:
         predictions = []
         for _, windows in group_by_example(outputs, features):
             pieces = windows[0][1].pieces
@@ -96,10 +96,8 @@ class NerTask:
     def metrics(self, predictions: Sequence[TagPrediction], examples: Sequence[WordsExample], seed: int) -> dict:
         gold = [example.tags for example in examples]
         predicted = [prediction.tags for prediction in predictions]
-        subword_gold = [
-            [entity_type(tags[word]) or OUTSIDE for word in prediction.pieces.word_ids]
-            for prediction, tags in zip(predictions, gold)
-        ]
+        gold_types = [[entity_type(tag) or OUTSIDE for tag in tags] for tags in gold]
+        subword_gold = [[types[word] for word in p.pieces.word_ids] for p, types in zip(predictions, gold_types)]
         types = [entity_type(label) or OUTSIDE for label in self.labels]
         subword_predicted = [[types[i] for i in prediction.scores.argmax(dim=-1)] for prediction in predictions]
         return ner_report(gold, predicted, subword_gold, subword_predicted, seed)
@@ -110,13 +108,8 @@ def first_pieces(word_ids: Sequence[int]) -> list[int]:
     return [i for i, word in enumerate(word_ids) if i == 0 or word_ids[i - 1] != word]
 
 
-def piece_tag(tag: str, first: bool) -> str:
-    """The tag of a piece of a word with this tag; first: whether it is the word's first piece."""
-    return tag if first else inside_tag(tag)
-
-
 def inside_tag(tag: str) -> str:
-    """B-TYPE -> I-TYPE; others unchanged."""
+    """B-TYPE -> I-TYPE; others unchanged: the tag of the later pieces of a word."""
     return "I-" + tag[2:] if tag.startswith("B-") else tag
 
 
@@ -133,10 +126,7 @@ def group_entities(prediction: TagPrediction, labels: Sequence[str]) -> list[Ent
             groups.append([index])
         last = kind
     spans = prediction.pieces.spans
-    return [
-        Entity(entity_type(tags[group[0]]), scores[group].mean().item(), spans[group[0]][0], spans[group[-1]][1])
-        for group in groups
-    ]
+    return [Entity(entity_type(tags[g[0]]), scores[g].mean().item(), spans[g[0]][0], spans[g[-1]][1]) for g in groups]
 
 
 # ---- metrics ---------------------------------------------------------------------------------------------------
@@ -165,8 +155,7 @@ def entity_spans(tags: Sequence[str]) -> Spans:
 
 def word_spans(tags: Sequence[str]) -> Spans:
     """Every word inside an entity as a span of its own, with the entity's type; B- and I- are the same."""
-    kinds = map(entity_type, tags)
-    return [(kind, index, index + 1) for index, kind in enumerate(kinds) if kind is not None]
+    return [(kind, index, index + 1) for index, kind in enumerate(map(entity_type, tags)) if kind is not None]
 
 
 def span_counts(gold: Sequence[Spans], predicted: Sequence[Spans], types: Sequence[str]) -> ndarray:
@@ -189,18 +178,15 @@ def span_report(gold: Sequence[Spans], predicted: Sequence[Spans], prefix: str, 
     counts = span_counts(gold, predicted, types)
 
     def metrics(sums):
-        micro = precision_recall_f1(sums.sum(axis=-2))
-        return {
-            **{f"{prefix}_{name}": value for name, value in micro.items()},
-            f"{prefix}_by_type": scores_by_class(sums, types),
-        }
+        micro = {f"{prefix}_{name}": value for name, value in precision_recall_f1(sums.sum(axis=-2)).items()}
+        return {**micro, f"{prefix}_by_type": scores_by_class(sums, types)}
 
     report = bootstrap(counts, metrics, seed)
     add_support(report[f"{prefix}_by_type"], counts)
     return report
 
 
-def subword_report(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], seed: int) -> dict:
+def subword_report(gold: Sentences, predicted: Sentences, seed: int) -> dict:
     """The types of each sentence's pieces -> subword_f1, subword_f1_without_o, subword_by_type
 
     The measure on the released model's card: F1 per type over pieces, averaged with the types' numbers of gold pieces
@@ -226,11 +212,7 @@ def subword_report(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[s
 
 
 def ner_report(
-    gold: Sequence[Sequence[str]],
-    predicted: Sequence[Sequence[str]],
-    subword_gold: Sequence[Sequence[str]],
-    subword_predicted: Sequence[Sequence[str]],
-    seed: int = 0,
+    gold: Sentences, predicted: Sentences, subword_gold: Sentences, subword_predicted: Sentences, seed: int = 0
 ) -> dict:
     """entity_ and overlap_ precision, recall, f1, by_type; subword_f1, subword_f1_without_o, subword_by_type; count
 
@@ -257,7 +239,7 @@ def ner_report(
     return report | {"count": len(gold)}
 
 
-def check_sentences(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], what: str) -> None:
+def check_sentences(gold: Sentences, predicted: Sentences, what: str) -> None:
     """Raises DataError if the numbers of sentences or of a sentence's words differ, or there are no words at all."""
     check_same_length(gold, predicted, "sentences")
     for number, (gold_tags, predicted_tags) in enumerate(zip(gold, predicted), start=1):

@@ -20,22 +20,19 @@ from data.cli import DataError, check, check_bounds, option, parse_options
 from data.tasks import TASKS, Example, PairExample, QuestionExample, TextExample, WordsExample, short
 
 from ..results import warn
-from .evaluate import SURROGATE, InferenceOptions, Task, open_model, predict
+from .evaluate import MODEL_HELP, SURROGATE, InferenceOptions, Task, open_model, predict
 from .ner import TagPrediction, group_entities
 from .qa import AnswerSpan
 from .sequences import LabelPrediction
 
+FILE_HELP = "lines of text or JSON (default: standard input)"
 CHUNK_LINES, CHUNK_BYTES = 2048, 1 << 22  # read before a chunk is predicted, sorted by length
 
 
 @dataclass(frozen=True)
 class Options(InferenceOptions):
-    """Every option of a prediction."""
-
-    file: str | None = option(
-        None, "lines of text or JSON (default: standard input)", "input", positional=True, nargs="?", metavar="FILE"
-    )
-    model: str | None = option(None, "fine-tuned model, this project's or Hugging Face's", metavar="PATH")
+    file: str | None = option(None, FILE_HELP, "input", positional=True, nargs="?", metavar="FILE")
+    model: str | None = option(None, MODEL_HELP, metavar="PATH")
 
     def __post_init__(self):
         check_bounds(self)
@@ -100,9 +97,8 @@ def split_line(task: str, text: str) -> dict[str, str]:
 
 def get_text(values: dict, name: str) -> str:
     if not isinstance(values.get(name), str):
-        raise ValueError(
-            f'expected a string under the key "{name}"; the keys are: {short(", ".join(values)) or "none"}'
-        )
+        keys = short(", ".join(values)) or "none"
+        raise ValueError(f'expected a string under the key "{name}"; the keys are: {keys}')
     return values[name]
 
 
@@ -142,12 +138,9 @@ def to_json(prediction: LabelPrediction | TagPrediction | AnswerSpan, example: E
         return {**prediction._asdict(), "score": round(prediction.score, 6)}
     if isinstance(example, WordsExample):
         return {"words": example.words, "tags": prediction.tags}
-    return {
-        "entities": [
-            {**entity._asdict(), "score": round(entity.score, 6), "text": example.text[entity.start : entity.end]}
-            for entity in group_entities(prediction, task.labels)
-        ]
-    }
+    entities = group_entities(prediction, task.labels)
+    texts = [example.text[entity.start : entity.end] for entity in entities]
+    return {"entities": [{**e._asdict(), "score": round(e.score, 6), "text": text} for e, text in zip(entities, texts)]}
 
 
 def run(task_name: str, options: Options, lines: BinaryIO) -> None:

@@ -3,6 +3,7 @@
 Shapes: n tokens of a window, N tokens of a whole context.
 """
 
+import operator
 import re
 import string
 import unicodedata
@@ -17,16 +18,19 @@ from torch import Tensor
 
 from data.cli import DataError
 from data.features import Window, question_windows, token_span, trim_answer
-from data.tasks import QuestionExample
+from data.tasks import Example, QuestionExample
 from losses import IGNORE_INDEX
 from model import QuestionAnswerer
 
-from .batching import Feature, TaskSettings, group_by_example
+from .batching import Feature, Outputs, Report, TaskSettings, group_by_example
 from .bootstrap import bootstrap
 
+Compare = Callable[[str, str], float]  # a predicted and a gold answer -> their score
 Language = Literal["fr", "en"]
-ENGLISH_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-FRENCH_ARTICLES = re.compile(r"\b(?:le|la|les|du|des|au|aux|un|une)\b")
+ARTICLES = {
+    "en": re.compile(r"\b(?:a|an|the)\b"),
+    "fr": re.compile(r"\b(?:le|la|les|du|des|au|aux|un|une)\b"),
+}
 ELIDED_ARTICLE = re.compile(r"\bl['’]")
 
 
@@ -51,17 +55,16 @@ class QaTask:
     def __init__(self, settings: TaskSettings, labels: Sequence[str] = ()):
         self.settings = settings
 
-    def encode(self, examples: Sequence[QuestionExample], report: Callable[[str], None]) -> list[Feature]:
+    def encode(self, examples: Sequence[QuestionExample], report: Report) -> list[Feature]:
         """A long context gives several windows. The target is the first and last token of the first answer.
 
         In a window that does not contain the whole answer, both are 0, the index of `<s>`. The target is None if no
         answer has an offset. report: called with a sentence if answers are not whole tokens, or longer than a window.
         """
-        settings, features, inexact = self.settings, [], 0
+        tokenizer, max_length, stride = self.settings.tokenizer, self.settings.max_length, self.settings.doc_stride
+        features, inexact = [], 0
         for index, example in enumerate(examples):
-            windows = question_windows(
-                settings.tokenizer, example.question, example.context, settings.max_length, settings.doc_stride
-            )
+            windows = question_windows(tokenizer, example.question, example.context, max_length, stride)
             answer = next((answer for answer in example.answers if answer.start is not None), None)
             if answer is None:
                 features += [Feature(window.ids, index, None, window) for window in windows]
@@ -69,28 +72,20 @@ class QaTask:
             start, end = strip_spaces(example.context, answer.start, answer.start + len(answer.text))
             spans = [token_span(window, start, end) for window in windows]
             features += [Feature(window.ids, index, span or (0, 0), window) for window, span in zip(windows, spans)]
-            inexact += not any(
-                trim_answer(example.context, *characters(window, span)) == trim_answer(example.context, start, end)
-                for window, span in zip(windows, spans)
-                if span
-            )
+            found = [characters(window, span) for window, span in zip(windows, spans) if span]
+            trim = partial(trim_answer, example.context)
+            inexact += not any(trim(*each) == trim(start, end) for each in found)
         if inexact:
-            report(
-                f"{inexact:,} of {len(examples):,} answers start or end inside a token, or are longer than a window: "
-                "the model is trained on the tokens that contain them."
-            )
+            what = "answers start or end inside a token, or are longer than a window"
+            report(f"{inexact:,} of {len(examples):,} {what}: the model is trained on the tokens that contain them.")
         return features
 
-    def logits_and_targets(self, outputs: Sequence[Tensor], features: Sequence[Feature]) -> list[tuple[Tensor, Tensor]]:
+    def logits_and_targets(self, outputs: Outputs, features: Sequence[Feature]) -> list[tuple[Tensor, Tensor]]:
         """-> for each window, logits (2, n) and targets (2,): start and end, over the window's n tokens"""
-        return [
-            (output.T, torch.tensor(feature.target or (IGNORE_INDEX, IGNORE_INDEX)))
-            for output, feature in zip(outputs, features)
-        ]
+        targets = [torch.tensor(feature.target or (IGNORE_INDEX, IGNORE_INDEX)) for feature in features]
+        return [(output.T, target) for output, target in zip(outputs, targets)]
 
-    def decode(
-        self, outputs: Sequence[Tensor], features: Sequence[Feature], examples: Sequence[QuestionExample]
-    ) -> list[AnswerSpan]:
+    def decode(self, outputs: Outputs, features: Sequence[Feature], examples: Sequence[Example]) -> list[AnswerSpan]:
         """The span of at most max_answer tokens with the highest sum of start and end logits, over all windows.
 
         Its score is the product of two softmaxes over all tokens of the context, see context_logits. An empty context
@@ -100,16 +95,12 @@ class QaTask:
         for index, group in group_by_example(outputs, features):
             context = examples[index].context
             windows = [feature.window for _, feature in group]
-            logits = [  # (n, 2) of the context's tokens
-                output[window.context_start : window.context_start + len(window.spans)]
-                for (output, _), window in zip(group, windows)
-            ]
             if not any(window.spans for window in windows):
                 predictions.append(AnswerSpan("", 0, 0, 0.0))
                 continue
-            score, start, end = max(
-                best_span(each, window.spans, self.settings.max_answer) for each, window in zip(logits, windows)
-            )
+            logits = [output[w.context_start :][: len(w.spans)] for (output, _), w in zip(group, windows)]  # (n, 2)
+            spans = [best_span(each, w.spans, self.settings.max_answer) for each, w in zip(logits, windows)]
+            score, start, end = max(spans)
             log_normaliser = context_logits(logits, windows).logsumexp(dim=0).sum()  # over starts, over ends
             start, end = trim_answer(context, start, end)
             predictions.append(AnswerSpan(context[start:end], start, end, (score - log_normaliser).exp().item()))
@@ -137,16 +128,13 @@ def best_span(logits: Tensor, spans: Sequence[tuple[int, int]], max_answer: int)
 
     logits: (n, 2); spans: the n tokens' characters -> that sum, start and end in the context; -inf, 0, 0 if n is 0
     """
-    if not spans:
-        return float("-inf"), 0, 0
     best = (float("-inf"), 0, 0)
     starts, ends = logits.double().T
     for length in range(min(max_answer, len(spans))):  # of the last token behind the first
         score, first = (starts[: len(starts) - length] + ends[length:]).max(dim=0)
         if score > best[0]:
-            best = score.item(), first.item(), first.item() + length
-    score, first, last = best
-    return score, spans[first][0], spans[last][1]
+            best = score.item(), spans[first][0], spans[first + length][1]
+    return best
 
 
 def context_logits(logits: Sequence[Tensor], windows: Sequence[Window]) -> Tensor:
@@ -174,21 +162,14 @@ def normalise(text: str, language: Language) -> str:
     (or l’) is removed before the punctuation, which would make « l'été » one word, lété. Other elisions lose only
     their apostrophe, as in SQuAD's rules: « d'été » becomes dété.  Raises DataError for another language.
     """
-    text = text.lower()
-    if language == "en":
-        articles = ENGLISH_ARTICLES
-        text = "".join(c for c in text if c not in string.punctuation)
-    elif language == "fr":
-        articles = FRENCH_ARTICLES
-        text = ELIDED_ARTICLE.sub(" ", text)
-        text = "".join(c for c in text if c not in string.punctuation and unicodedata.category(c)[0] != "P")
-    else:
+    if language not in ARTICLES:
         raise DataError(f"Answers can be compared in French (fr) or English (en), not in {language!r}.")
-    return " ".join(articles.sub(" ", text).split())
-
-
-def equal(prediction: str, answer: str) -> int:
-    return int(prediction == answer)
+    text = text.lower()
+    if language == "fr":
+        text = ELIDED_ARTICLE.sub(" ", text)
+        text = "".join(c for c in text if unicodedata.category(c)[0] != "P")
+    text = "".join(c for c in text if c not in string.punctuation)
+    return " ".join(ARTICLES[language].sub(" ", text).split())
 
 
 def word_f1(prediction: str, answer: str) -> float:
@@ -211,9 +192,7 @@ def contains(prediction: str, answer: str) -> int:
     return int(answer in prediction) if answer else int(not prediction)
 
 
-def best_match(
-    compare: Callable[[str, str], float], prediction: str, answers: Sequence[str], language: Language
-) -> float:
+def best_match(compare: Compare, prediction: str, answers: Sequence[str], language: Language) -> float:
     """The maximum of compare(prediction, answer) over the gold answers, all normalised.
 
     Raises DataError if there are no gold answers.
@@ -224,7 +203,7 @@ def best_match(
     return max(compare(prediction, normalise(answer, language)) for answer in answers)
 
 
-exact_match, answer_f1, inclusion = (partial(best_match, compare) for compare in (equal, word_f1, contains))
+exact_match, answer_f1, inclusion = (partial(best_match, compare) for compare in (operator.eq, word_f1, contains))
 
 
 def qa_report(predictions: Sequence[str], answers: Sequence[Sequence[str]], language: Language, seed: int = 0) -> dict:
@@ -235,10 +214,8 @@ def qa_report(predictions: Sequence[str], answers: Sequence[Sequence[str]], lang
     if len(predictions) != len(answers):
         raise DataError(f"There are {len(predictions)} predictions, but answers to {len(answers)} questions.")
     measures = {"exact_match": exact_match, "f1": answer_f1, "inclusion": inclusion}
-    rows = [
-        [measure(prediction, gold, language) for measure in measures.values()]
-        for prediction, gold in zip(predictions, answers)
-    ]
+    pairs = zip(predictions, answers)
+    rows = [[measure(prediction, gold, language) for measure in measures.values()] for prediction, gold in pairs]
 
     def means(sums):
         return dict(zip(measures, numpy.moveaxis(sums, -1, 0) / len(rows)))

@@ -3,7 +3,7 @@
 Shapes: N examples, C labels; … any leading dimensions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy
@@ -17,7 +17,7 @@ from data.tasks import Example, PairExample, TextExample
 from losses import IGNORE_INDEX
 from model import SequenceClassifier
 
-from .batching import Feature, TaskSettings, group_by_example
+from .batching import Feature, Outputs, Report, TaskSettings, group_by_example
 from .bootstrap import add_support, bootstrap, check_same_length, precision_recall_f1, ratio, scores_by_class
 
 
@@ -40,7 +40,7 @@ class SequenceTask:
     def __init__(self, settings: TaskSettings, labels: Sequence[str]):
         self.settings, self.labels = settings, tuple(labels)
 
-    def encode(self, examples: Sequence[TextExample | PairExample], report: Callable[[str], None]) -> list[Feature]:
+    def encode(self, examples: Sequence[TextExample | PairExample], report: Report) -> list[Feature]:
         """The target of a feature is the index of its label, None if the model has no such label.
 
         A text longer than the maximum length is truncated, or gives several windows with settings.windows; a pair is
@@ -63,13 +63,13 @@ class SequenceTask:
             report(f"{num_truncated:,} of {len(examples):,} texts are longer than {max_length} tokens: truncated.")
         return features
 
-    def logits_and_targets(self, outputs: Sequence[Tensor], features: Sequence[Feature]) -> list[tuple[Tensor, Tensor]]:
+    def logits_and_targets(self, outputs: Outputs, features: Sequence[Feature]) -> list[tuple[Tensor, Tensor]]:
         """-> one pair: logits (features, C) and targets (features,)"""
         targets = [IGNORE_INDEX if feature.target is None else feature.target for feature in features]
         return [(torch.stack(tuple(outputs)), torch.tensor(targets))]
 
     def decode(
-        self, outputs: Sequence[Tensor], features: Sequence[Feature], examples: Sequence[Example]
+        self, outputs: Outputs, features: Sequence[Feature], examples: Sequence[Example]
     ) -> list[LabelPrediction]:
         """The probabilities of a text in several windows are the mean over its windows."""
         predictions = []
@@ -159,11 +159,10 @@ def classification_report(
     scores = numpy.asarray(scores, dtype=float)
     if scores.shape != (len(gold), len(labels)):
         raise DataError(f"Scores must have shape ({len(gold)} texts, {len(labels)} labels), not {scores.shape}.")
-    if numpy.isnan(scores).any():
-        raise DataError(f"The scores of text {numpy.isnan(scores).any(axis=-1).argmax() + 1} contain NaN.")
+    if (invalid := numpy.isnan(scores).any(axis=-1)).any():
+        raise DataError(f"The scores of text {invalid.argmax() + 1} contain NaN.")
     index = {label: i for i, label in enumerate(labels)}
-    unknown = sorted({*gold, *predicted} - index.keys())
-    if unknown:
+    if unknown := sorted({*gold, *predicted} - index.keys()):
         raise DataError(f"The label {unknown[0]!r} is not one of the model's: {', '.join(labels)}.")
     gold = [index[label] for label in gold]
     matrices = confusion_matrices(gold, [index[label] for label in predicted], len(labels))

@@ -76,8 +76,6 @@ def finetune_help(name: str) -> str:
 
 @dataclass(frozen=True)
 class Options(InferenceOptions):
-    """Every option of the comparison."""
-
     teacher: str = option("demo", "masked LM, this project's or Hugging Face's", "input and output", metavar="PATH")
     student: str | None = option(None, "masked LM distilled from it (default: the demo's)", metavar="PATH")
     data: str | None = option(None, "folder with one subfolder per task (default: the demo's)", metavar="FOLDER")
@@ -168,7 +166,7 @@ def read_parts(task: str, folder: Path, options: Options) -> TaskData:
     return TaskData(task, parts, names)
 
 
-# ---- speed -----------------------------------------------------------------------------------------------------
+# ---- speed and the table ---------------------------------------------------------------------------------------
 
 
 def milliseconds(models: dict[str, nn.Module], texts: Sequence[list[int]], runtime: Runtime) -> dict[str, float]:
@@ -182,9 +180,6 @@ def milliseconds(models: dict[str, nn.Module], texts: Sequence[list[int]], runti
                 if round_number:  # the first round is a warm-up
                     times[name].append(time.perf_counter() - start)
     return {name: 1000 * statistics.median(values) for name, values in times.items()}
-
-
-# ---- the table -------------------------------------------------------------------------------------------------
 
 
 def percent(metric: dict | None) -> str:
@@ -246,14 +241,12 @@ def markdown(results: dict[str, dict], about: dict) -> str:
 def draw(results: dict[str, dict], path: Path) -> None:
     """Writes a chart of the headline metrics, if matplotlib is installed."""
     try:
-        import matplotlib
-
-        matplotlib.use("agg")
-        from matplotlib import pyplot
+        from matplotlib.figure import Figure
     except ImportError:
         print("note: table2.png needs matplotlib: pip install matplotlib", file=sys.stderr)
         return
-    figure, axis = pyplot.subplots(figsize=(9, 4.5), layout="constrained")
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axis = figure.subplots()
     headlines = {task: TASK_CLASSES[task].headline for task in results}
     names = [f"{task}\n{headline.replace('_', ' ')}" for task, headline in headlines.items()]
     shown = [name for name in MODELS if all(name in result for result in results.values())]
@@ -268,7 +261,6 @@ def draw(results: dict[str, dict], path: Path) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
-    pyplot.close(figure)
 
 
 # ---- the command -----------------------------------------------------------------------------------------------
@@ -294,12 +286,10 @@ def compare(data: TaskData, teacher: str, student: str, options: Options, comman
     of_teacher = FinetuneOptions(**shared, model=teacher, train=data.files, dev=data.files, out=str(folder / "teacher"))
     of_student = replace(of_teacher, model=student, out=str(folder / "student"))
     result = {"baseline": baseline_report(data.parts["train"], data.parts["test"], options.language)}
-    result["teacher"] = finetune(data.task, of_teacher, command, data.parts)
-    result["student"] = finetune(data.task, of_student, command, data.parts)
-    if options.distil:
-        tuned_teacher = str(folder / "teacher" / "model.safetensors")
-        of_distilled = replace(of_student, teacher=tuned_teacher, out=str(folder / "distilled"))
-        result["distilled"] = finetune(data.task, of_distilled, command, data.parts)
+    tuned_teacher = str(folder / "teacher" / "model.safetensors")
+    of_distilled = replace(of_student, teacher=tuned_teacher, out=str(folder / "distilled"))
+    runs = {"teacher": of_teacher, "student": of_student} | ({"distilled": of_distilled} if options.distil else {})
+    result |= {name: finetune(data.task, settings, command, data.parts) for name, settings in runs.items()}
     models = {}
     for name in ("teacher", "student"):
         path = str(folder / name / "model.safetensors")

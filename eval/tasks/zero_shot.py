@@ -16,12 +16,11 @@ from torch import Tensor
 
 from data.cli import OptionError, check, check_bounds, option, parse_options
 from data.tasks import PairExample, read_task
-from model.checkpoints.native import fingerprint
 
-from ..results import check_writable, command_line, format_metrics, provenance, warn, write_json
+from ..results import check_writable, command_line, warn
 from .batching import infer
-from .evaluate import SURROGATE, InferenceOptions, open_model
-from .predict import open_lines, read_chunks
+from .evaluate import SURROGATE, InferenceOptions, open_model, write_result
+from .predict import FILE_HELP, open_lines, read_chunks
 from .sequences import classification_report
 
 ENTAILMENT = ("entailment", "implication")
@@ -30,21 +29,13 @@ CHUNK = 512  # texts whose pairs with all hypotheses are tokenised and predicted
 
 @dataclass(frozen=True)
 class Options(InferenceOptions):
-    """Every option of a zero-shot classification."""
-
-    file: str | None = option(
-        None, "lines of text or JSON (default: standard input)", "input", positional=True, nargs="?", metavar="FILE"
-    )
+    file: str | None = option(None, FILE_HELP, "input", positional=True, nargs="?", metavar="FILE")
     model: str | None = option(None, "model fine-tuned on NLI, this project's or Hugging Face's", metavar="PATH")
     labels: tuple[str, ...] = option((), "at least two labels, worded to fit the template", nargs="+", metavar="LABEL")
     template: str = option("Ce texte parle de {}.", "hypothesis, with {} for the label")
     printed: bool = option(False, "equation (15) as printed: softmax over entailment probabilities instead of logits")
-    test: tuple[str, ...] = option(
-        (), "evaluate on labelled texts, in the formats of sentiment", "evaluation", nargs="+", metavar="FILE"
-    )
-    names: tuple[str, ...] = option(
-        (), "the names of --labels in --test, in the same order (default: the same)", nargs="+", metavar="NAME"
-    )
+    test: tuple[str, ...] = option((), "labelled texts in sentiment's formats", "evaluation", nargs="+", metavar="FILE")
+    names: tuple[str, ...] = option((), "--labels' names in --test in order (default: same)", nargs="+", metavar="NAME")
     seed: int = option(0, "of the bootstrap resamples", least=0, most=2**63 - 1)
     out: str | None = option(None, "JSON file (default: runs/results/zero-shot-TIME.json)", metavar="FILE")
 
@@ -81,11 +72,8 @@ class ZeroShot:
         self.options = options
         self.model, self.task, self.runtime = open_model(options.model, "nli", options)
         found = [i for i, label in enumerate(self.task.labels) if label.lower() in ENTAILMENT]
-        if len(found) != 1:
-            raise OptionError(
-                f"{options.model} is not an NLI model: none of its labels is {' or '.join(ENTAILMENT)}, but it has "
-                f"{', '.join(self.task.labels)}."
-            )
+        names, has = " or ".join(ENTAILMENT), ", ".join(self.task.labels)
+        check(len(found) == 1, f"{options.model} is not an NLI model: none of its labels is {names}, but it has {has}.")
         self.entailment = found[0]
 
     def scores(self, texts: Sequence[str]) -> Tensor:
@@ -113,10 +101,7 @@ def measure(options: Options, command: str) -> None:
     scores = zero_shot.scores([example.text for example in examples])
     predicted = [names[i] for i in scores.argmax(dim=-1)]
     metrics = classification_report([e.label for e in examples], predicted, scores.numpy(), names, options.seed)
-    print(format_metrics(metrics))
-    about = provenance(command, options, options.test, [options.seed])
-    write_json(out, {"task": "zero-shot", "model": fingerprint(zero_shot.model), "figures": metrics, **about})
-    print(f"\nWritten: {out}")
+    write_result(out, "zero-shot", zero_shot.model, metrics, command, options)
 
 
 def classify(options: Options) -> None:

@@ -49,8 +49,7 @@ def model_card(architecture: str, num_layers: int, provenance: Mapping, metrics:
         lines += distillation(provenance, metrics)
     elif "converted from" in provenance:
         lines += [f"Converted from {code(provenance['converted from'])}.", ""]
-    versions = as_dict(provenance.get("versions"))
-    if versions:
+    if versions := as_dict(provenance.get("versions")):
         lines += ["Made with " + ", ".join(f"{name} {text(version)}" for name, version in versions.items()) + ".", ""]
     return "\n".join(lines)
 
@@ -60,10 +59,9 @@ def fine_tuning(provenance: Mapping) -> list[str]:
     options, run, task = as_dict(provenance.get("options")), as_dict(provenance.get("run")), text(provenance["task"])
     made = f"Fine-tuned from {code(options.get('model'))} for {TASKS.get(task, task)}"
     if options.get("teacher") is not None:
-        made += (
-            f", distilled from {code(options['teacher'])}, a teacher of the same task (weight of its soft labels "
-            f"{text(options.get('soft_weight'))}, temperature {text(options.get('temperature'))})"
-        )
+        weight, temperature = text(options.get("soft_weight")), text(options.get("temperature"))
+        made += f", distilled from {code(options['teacher'])}, a teacher of the same task"
+        made += f" (weight of its soft labels {weight}, temperature {temperature})"
     train, dev, test = (options.get(part) for part in ("train", "dev", "test"))
     if train == dev:  # table2 splits the examples itself
         data = f"Trained and evaluated on parts of {code(list(as_dict(provenance.get('files'))))}."
@@ -78,7 +76,7 @@ def fine_tuning(provenance: Mapping) -> list[str]:
     return [
         f"{made}:",
         "",
-        *fenced(text(provenance.get("command"))),
+        f"```\n{text(provenance.get('command'))}\n```\n",
         data,
         "",
         f"Figures of the best epoch on dev (epoch {text(run.get('epoch'))}, seed {text(run.get('seed'))}):",
@@ -93,12 +91,11 @@ def distillation(provenance: Mapping, metrics: Mapping) -> list[str]:
     made = f"Distilled from {code(options.get('teacher'))} by DistilCamemBERT's method"
     if options.get("teacher") == "none":
         made = "Trained from random weights, without a teacher"
-    lines = [f"{made}, on {code(options.get('corpus'))}:", "", *fenced(command(options))]
+    lines = [f"{made}, on {code(options.get('corpus'))}:", "", f"```\n{command(options)}\n```\n"]
     if metrics:
         lines += [f"Training losses at step {text(metrics.get('step'))}:", ""]
         lines += markdown_table(("loss", "mean"), ((word, number(metrics.get(key))) for key, word in LOSSES.items()))
-    accuracy = as_dict(provenance.get("held_out_accuracy"))
-    if accuracy:
+    if accuracy := as_dict(provenance.get("held_out_accuracy")):
         lines += ["Masked-token accuracy on held-out text:", ""]
         lines += markdown_table(("model", "accuracy"), ((name, number(x, ".1%")) for name, x in accuracy.items()))
     return lines
@@ -133,10 +130,6 @@ def code(value: object) -> str:
     """A stored name, or a list of names."""
     values = value if isinstance(value, list | tuple) else [value]
     return ", ".join(f"`{text(each)}`" for each in values)
-
-
-def fenced(line: str) -> list[str]:
-    return ["```", line, "```", ""]
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -76,10 +76,8 @@ def targets_of(key: str) -> list[tuple[str, str]]:
 def is_fairseq(state: object) -> bool:
     """Whether this, from torch.load, is a checkpoint of fairseq's RoBERTa, which CamemBERT is."""
     model = state.get("model") if isinstance(state, Mapping) else None
-    return isinstance(model, Mapping) and any(
-        isinstance(key, str) and key.startswith(("encoder.sentence_encoder.", "decoder.sentence_encoder."))
-        for key in model
-    )
+    prefixes = ("encoder.sentence_encoder.", "decoder.sentence_encoder.")
+    return isinstance(model, Mapping) and any(isinstance(key, str) and key.startswith(prefixes) for key in model)
 
 
 def to_huggingface_names(state: Mapping, path: Path, report: Report) -> tuple[dict[str, Tensor], dict]:
@@ -128,25 +126,18 @@ def rename(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
             if name in origin:
                 raise ModelError(f"{path} has the same tensor twice, as {origin[name]} and as {key}.")
             result[name], origin[name] = part, key
-            check_shape(key, tuple(tensor.shape), letters, tuple(part.shape), sizes, path)
+            found = f"{path}: {key} has shape {tuple(tensor.shape)}"
+            if part.ndim != len(letters):
+                raise ModelError(f"{found}; {len(letters)} dimensions are expected.")
+            for letter, length in zip(letters, part.shape):
+                expected, other = sizes.setdefault(letter, (length, key))  # the first tensor with it sets its size
+                if length != expected:
+                    raise ModelError(f"{found}, which contradicts {other}: {length} is not {expected}.")
     return result
 
 
-def check_shape(key: str, whole: tuple, letters: str, shape: tuple, sizes: dict[str, tuple], path: Path) -> None:
-    """Raises ModelError unless a shape matches its letters; the first tensor with a letter sets its size."""
-    if len(shape) != len(letters):
-        raise ModelError(f"{path}: {key} has shape {whole}; {len(letters)} dimensions are expected.")
-    for letter, length in zip(letters, shape):
-        expected, other = sizes.setdefault(letter, (length, key))
-        if length != expected:
-            raise ModelError(f"{path}: {key} has shape {whole}, which contradicts {other}: {length} is not {expected}.")
-
-
 def config_values(state: Mapping, path: Path, is_classifier: bool) -> dict:
-    """The values of a config.json, from the training arguments.  Raises ModelError for an unsupported activation.
-
-    Arguments of an unexpected type are ignored.
-    """
+    """A config.json's values, from the training arguments; wrong types are ignored.  Raises ModelError."""
     given = training_arguments(state)
     values = {"pad_token_id": PAD_ID, "layer_norm_eps": 1e-5}  # constants of fairseq
     for name, theirs, offset in (
@@ -164,9 +155,9 @@ def config_values(state: Mapping, path: Path, is_classifier: bool) -> dict:
     activation, pooler = given.get("activation_fn"), given.get("pooler_activation_fn")
     if type(activation) is str:
         # fairseq's LM head has the encoder's activation; transformers', and so this project's, always has GELU
-        if activation not in (("gelu", "relu") if is_classifier else ("gelu",)):
-            kind = "gelu or relu" if is_classifier else "gelu"
-            raise ModelError(f"{path} has activation_fn {activation[:100]!r}; only {kind} is supported.")
+        known = ("gelu", "relu") if is_classifier else ("gelu",)
+        if activation not in known:
+            raise ModelError(f"{path} has activation_fn {activation[:100]!r}; only {' or '.join(known)} is supported.")
         values["hidden_act"] = activation
     if is_classifier and type(pooler) is str and pooler != "tanh":
         raise ModelError(f"{path} has pooler_activation_fn {pooler[:100]!r}; only tanh is supported.")

@@ -47,21 +47,14 @@ def from_huggingface(tensors: Mapping[str, Tensor], values: Mapping, path: Path,
         name = HEAD_KEYS[kind.__name__]["output.weight"]
         output = tensors.get(name)
         if output is None or output.ndim != 2 or output.shape[1] != config.hidden_size:
-            raise ModelError(
-                f"{path} lacks the tensor {name}, or its shape is not (number of labels, {config.hidden_size}): it is "
-                "truncated or damaged."
-            )
+            raise ModelError(f"{path} lacks the tensor {name}, or its shape is not (labels, {config.hidden_size}).")
         head = len(output), label_names(values, len(output), path, report)
     renamed = {from_huggingface_key(key, kind.__name__): key for key in tensors}
     if None in renamed:
         raise ModelError(f"{path} has a tensor {renamed[None]}, which a {kind.__name__} does not have.")
+    tensors = {ours: tensors[key] for ours, key in renamed.items()}
     return assemble(
-        kind,
-        config,
-        head,
-        {ours: tensors[key] for ours, key in renamed.items()},
-        path,
-        lambda ours: to_huggingface_key(ours, kind.__name__).removeprefix("roberta."),
+        kind, config, head, tensors, path, lambda key: to_huggingface_key(key, kind.__name__).removeprefix("roberta.")
     )
 
 
@@ -93,12 +86,9 @@ def make_config(values: Mapping, tensors: Mapping[str, Tensor], path: Path, repo
         lack = "is incomplete" if config_path.exists() else "does not exist"
         listed = ", ".join(f"{name} {getattr(config, name)}" for name in assumed)
         report(f"{config_path} {lack}; assumed, as for CamemBERT: {listed}.")
-    attention_dropout = values.get("attention_probs_dropout_prob", config.dropout)
-    if attention_dropout != config.dropout:
-        report(
-            f"{config_path} has two dropouts; hidden_dropout_prob {config.dropout} is used for both, "
-            f"attention_probs_dropout_prob {attention_dropout} is left out."
-        )
+    other = values.get("attention_probs_dropout_prob", config.dropout)
+    if other != config.dropout:
+        report(f"{config_path} has two dropouts; hidden_dropout_prob {config.dropout} is used for both, not {other}.")
     for key in ("problem_type", "classifier_dropout"):  # they matter for training in transformers only
         if values.get(key) not in (None, "single_label_classification", config.dropout):
             report(f"{config_path}: {key} {values[key]!r:.100} is left out; set it again in transformers.")
@@ -108,14 +98,10 @@ def make_config(values: Mapping, tensors: Mapping[str, Tensor], path: Path, repo
 def sizes_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """The sizes that the tensors' shapes show: all but the number of heads."""
     sizes = dict(zip(("vocab_size", "hidden_size"), tensors[WORD].shape))
-    position = tensors.get(POSITION)
-    if position is not None and position.ndim == 2:
-        sizes["max_positions"] = len(position)
-    feed = tensors.get("encoder.layer.0.intermediate.dense.weight")
-    if feed is not None and feed.ndim == 2:
-        sizes["intermediate_size"] = len(feed)
-    numbers = [re.match(r"encoder\.layer\.(\d{1,4})\.", key) for key in tensors]
-    sizes["num_layers"] = len({match[1] for match in numbers if match})
+    for name, key in (("max_positions", POSITION), ("intermediate_size", "encoder.layer.0.intermediate.dense.weight")):
+        if key in tensors and tensors[key].ndim == 2:
+            sizes[name] = len(tensors[key])
+    sizes["num_layers"] = len({match[1] for key in tensors if (match := re.match(r"encoder\.layer\.(\d{1,4})\.", key))})
     return sizes
 
 
@@ -123,11 +109,10 @@ def sizes_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def normalise(tensors: Mapping[str, Tensor], path: Path, report: Report) -> dict[str, Tensor]:
-    """The tensors under transformers' current names without `roberta.`, in one dtype, without duplicates or unused
-    ones, the token-type row added to the positions.
+    """The tensors under transformers' names without `roberta.`, in one dtype, without duplicates and unused ones.
 
-    Raises ModelError for anything but dense floating-point tensors, for two tensors with one name, and for one
-    tensor where CamemBERT has two.
+    The token-type row is added to the positions. Raises ModelError for anything but dense floating-point tensors, for
+    two tensors with one name, and for one tensor where CamemBERT has two.
     """
     tensors = canonical_names(tensors, path)
     check_tensors(tensors, path)
@@ -137,8 +122,7 @@ def normalise(tensors: Mapping[str, Tensor], path: Path, report: Report) -> dict
         tensors["lm_head.bias"] = tensors.pop("lm_head.decoder.bias")
     drop_alias(tensors, "lm_head.decoder.bias", "lm_head.bias", path, report)
     check_no_shared_memory(tensors, path)
-    word = tensors.get(WORD)
-    if word is None or word.ndim != 2:
+    if WORD not in tensors or tensors[WORD].ndim != 2:
         raise ModelError(f"{path} is not a CamemBERT: it has no matrix {WORD}.")
     unify_dtype(tensors, path, report)
     fold_token_type(tensors, path, report)
@@ -287,8 +271,9 @@ def label_names(values: Mapping, num_labels: int, path: Path, report: Report) ->
         names = {label_id(number): name for number, name in by_id.items()} if by_id is not None else inverse
     except (AttributeError, TypeError, ValueError):
         raise ModelError(f"{path}: id2label must map numbers to names, and label2id names to numbers.") from None
-    wrong = len(names) != num_labels or names.keys() != set(range(len(names)))
-    if wrong or len(set(map(str, names.values()))) != num_labels or not all(map(is_label, names.values())):
+    are_names = all(isinstance(name, str) and name.isprintable() and name for name in names.values())
+    are_numbered = len(names) == num_labels and names.keys() == set(range(num_labels))
+    if not are_names or not are_numbered or len(set(names.values())) != num_labels:
         raise ModelError(
             f"{path} has the labels {list(names.values())[:10]!r:.200}, but the classifier has {num_labels} outputs: "
             "each needs one label, a string of printable characters, and no two the same."
@@ -305,10 +290,6 @@ def label_id(value: object) -> int:
     raise ValueError(f"{value!r} is not a label's number")
 
 
-def is_label(value: object) -> bool:
-    return isinstance(value, str) and value.isprintable() and bool(value)
-
-
 def shard_files(index: Path) -> dict[str, list[str]]:
     """A model.safetensors.index.json -> its files, each with the names of its tensors.  Raises ModelError."""
     weight_map = read_json(index).get("weight_map")
@@ -317,8 +298,6 @@ def shard_files(index: Path) -> dict[str, list[str]]:
     files = {}
     for key, name in weight_map.items():
         if not isinstance(name, str) or not SHARD_NAME.fullmatch(name):
-            raise ModelError(
-                f"{index} has {str(name)[:100]!r} for {key}, which is not the name of a .safetensors file beside it."
-            )
+            raise ModelError(f"{index} has {name!r:.100} for {key}, not the name of a .safetensors file beside it.")
         files.setdefault(name, []).append(key)
     return files

@@ -19,13 +19,8 @@ from . import fairseq, huggingface, pickles, tarball
 from .huggingface import Report
 from .native import check_file, is_native, is_safetensors, load_model, read_metadata, read_safetensors
 
-WEIGHTS = (  # in the order in which a folder's files are preferred
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "model.pt",
-    "student.safetensors",  # of a run of train.py
-)
+# in the order in which a folder's files are preferred; the last is that of a run of train.py
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "model.pt", "student.safetensors")
 
 
 def print_note(line: str) -> None:
@@ -124,13 +119,11 @@ def as_kind(model: nn.Module, kind: type | None, fresh_head: bool, path: str | P
         return model.encoder
     if not isinstance(model, Encoder):
         raise ModelError(f"{path} is a {type(model).__name__}, not a {kind.__name__}.")
+    bare = f"{path} is a bare encoder: it has no head of a {kind.__name__}"
     if kind in (SequenceClassifier, TokenClassifier):
-        raise ModelError(f"{path} is a bare encoder: it has no head of a {kind.__name__}, and no labels.")
+        raise ModelError(f"{bare}, and no labels.")
     if not fresh_head:
-        raise ModelError(
-            f"{path} is a bare encoder: it has no head of a {kind.__name__}. Use a file that has one, or add an "
-            "untrained one with --fresh-head."
-        )
+        raise ModelError(f"{bare}. Use a file that has one, or add an untrained one with --fresh-head.")
     fresh = kind(model.config).to(next(model.parameters()).dtype)
     fresh.encoder = model
     return fresh.eval()
@@ -149,10 +142,7 @@ def load_tokenizer(path: str | Path | None, model_path: str | Path | None) -> To
     path = path or (model_path and tokenizer_beside(model_path))
     if not path:
         beside = f"beside {model_path}" if model_path else "given"
-        raise DataError(
-            f"There is no {FILE_NAME} {beside}. Name the model's own with --tokenizer (the file is in every "
-            "CamemBERT folder on the hub)."
-        )
+        raise DataError(f"There is no {FILE_NAME} {beside}. Name the model's own with --tokenizer (it is on the hub).")
     return Tokenizer(path)
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields
@@ -65,10 +66,8 @@ def load_model(path: str | Path) -> nn.Module:
     path = Path(path)
     metadata, tensors = read_safetensors(path)
     if not is_native(metadata):
-        raise ModelError(
-            f"{path} is not a model file of this project. If it is Hugging Face's or fairseq's, convert it: "
-            f"python convert_weights.py {path} model.safetensors"
-        )
+        command = f"python convert_weights.py {path} model.safetensors"
+        raise ModelError(f"{path} is not a model file of this project. To convert it from another format: {command}")
     try:
         kind = KINDS[metadata["kind"]]
         values = json.loads(metadata["config"])
@@ -90,12 +89,9 @@ def is_native(metadata: Mapping[str, str]) -> bool:
 
 def current_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a native file under today's names; OLD_FORMAT had other names for three of a layer's matrices."""
-    result = {}
-    for name, tensor in tensors.items():
-        for old, new in OLD_NAMES.items():
-            name = name.replace(old, new)
-        result[name] = tensor
-    return result
+    for old, new in OLD_NAMES.items():
+        tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def assemble(
@@ -127,11 +123,9 @@ def assemble(
         called = original_name(name)
         if name not in expected:
             raise ModelError(f"{path} has a tensor {called}, which a {kind.__name__} does not have.")
-        if tensor.shape != expected[name].shape:
-            raise ModelError(
-                f"{path}: the tensor {called} has shape {tuple(tensor.shape)}, "
-                f"but the configuration requires {tuple(expected[name].shape)}."
-            )
+        shape, wanted = tuple(tensor.shape), tuple(expected[name].shape)
+        if shape != wanted:
+            raise ModelError(f"{path}: the tensor {called} has shape {shape}, but the configuration requires {wanted}.")
         if tensor.dtype not in DTYPES:
             raise ModelError(f"{path}: the tensor {called} holds {tensor.dtype}, not floating-point numbers.")
         if not is_finite(tensor):
@@ -189,24 +183,31 @@ def check_file(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it is flushed and renamed to `path`, else removed.
+def atomic_file(path: str | Path, as_folder: bool = False) -> Iterator[Path]:
+    """Yields a temporary file or folder beside `path`; on success it is flushed and renamed to `path`, else removed.
 
-    Raises ModelError if the folder cannot be written.
+    Raises ModelError if it cannot be written, also for a folder that exists and is not empty.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        if as_folder:
+            temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        else:
+            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+            os.close(handle)
+            temporary = Path(name)
         try:
             yield temporary
-            flush(temporary)
-            apply_umask(temporary)
+            for written in (*temporary.rglob("*"), temporary):
+                flush(written)
+                apply_umask(written)
             temporary.replace(path)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            if as_folder:
+                shutil.rmtree(temporary, ignore_errors=True)
+            else:
+                temporary.unlink(missing_ok=True)
             raise
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.") from None

@@ -49,22 +49,18 @@ def read_pickle(path: Path, report: Report) -> Mapping:
             f"{path} cannot be read as weights: it is damaged, or holds more than tensors and was refused "
             f"({reason}). Download it again, if possible as model.safetensors."
         ) from None
-    if fairseq.is_fairseq(state):
+    if fairseq.is_fairseq(state) or is_state_dict(state):
         return state
-    if isinstance(state, Mapping) and not is_state_dict(state):
-        for name in WEIGHT_KEYS:
-            if is_state_dict(state.get(name)):
-                report(f"{path} is a training checkpoint; the weights under {name} are used, the rest is left out.")
-                return dict(state[name])
-    if not is_state_dict(state):
-        raise ModelError(f"{path} does not hold a state dict, as a pytorch_model.bin does.")
-    return dict(state)
+    for name in WEIGHT_KEYS if isinstance(state, Mapping) else ():
+        if is_state_dict(state.get(name)):
+            report(f"{path} is a training checkpoint; the weights under {name} are used, the rest is left out.")
+            return state[name]
+    raise ModelError(f"{path} does not hold a state dict, as a pytorch_model.bin does.")
 
 
 def is_state_dict(state: object) -> bool:
-    return isinstance(state, Mapping) and all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
-    )
+    is_mapping = isinstance(state, Mapping)
+    return is_mapping and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items())
 
 
 def check_pickle(path: Path) -> None:
@@ -97,6 +93,4 @@ def check_stream(file: BinaryIO, path: Path) -> None:
         foreign = named and named.partition(" ")[0] not in MODULES and named not in OTHER_CLASSES
         if foreign or depth > MAX_DEPTH or opcode.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
             what = repr(named[:100]) if named else "opcodes that torch.save does not write"
-            raise ModelError(
-                f"{path} holds more than tensors ({what}) and was refused. Download it as model.safetensors."
-            )
+            raise ModelError(f"{path} holds more than tensors ({what}) and was refused. Download a .safetensors file.")

@@ -36,8 +36,7 @@ def open_tarball(path: Path, folder: Path) -> Path:
     """Unpacks model.pt, sentencepiece.bpe.model and dict.txt, from any folder of the archive -> the path of model.pt.
 
     folder: an empty temporary folder, which the caller removes, also after an error.
-    The headers are read one by one: TarFile would load an extended header of any size into memory, here its content is
-    skipped in chunks.
+    The headers are read one by one, in chunks: TarFile would load an extended header of any size into memory.
     Raises ModelError for a damaged or truncated archive, one that unpacks to too much, one with a link, a device, a
     name outside the archive or the same file twice, or without model.pt.
     """

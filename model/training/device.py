@@ -68,9 +68,8 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        raise OptionError(
-            f"--device {name} is not available on this machine or in this PyTorch ({first_line(error)})."
-        ) from None
+        where = "on this machine or in this PyTorch"
+        raise OptionError(f"--device {name} is not available {where} ({first_line(error)}).") from None
     return device
 
 
@@ -87,9 +86,8 @@ def choose_precision(name: str, device: torch.device) -> str:
     if name == "auto":
         return "bf16" if has_bf16 else "fp16" if device.type == "cuda" else "fp32"
     if name == "bf16" and device.type == "cuda" and not has_bf16:
-        raise OptionError(
-            f"--precision bf16 is not supported by {torch.cuda.get_device_name(device)}. Use fp16 or fp32."
-        )
+        gpu = torch.cuda.get_device_name(device)
+        raise OptionError(f"--precision bf16 is not supported by {gpu}. Use fp16 or fp32.")
     if name != "fp32":
         try:
             with torch.autocast(device.type, PRECISIONS[name]):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from data.cli import DataError
 from losses import DistillationLoss
@@ -110,10 +111,8 @@ def print_models(teacher_name: str, teacher: EncoderConfig | None, student: Enco
 
 
 def describe(config: EncoderConfig) -> str:
-    return (
-        f"{config.num_layers} layers, hidden size {config.hidden_size}, {config.num_heads} heads, "
-        f"{config.vocab_size:,} tokens in the vocabulary"
-    )
+    sizes = f"{config.num_layers} layers, hidden size {config.hidden_size}, {config.num_heads} heads"
+    return f"{sizes}, {config.vocab_size:,} tokens in the vocabulary"
 
 
 def print_loss(weights: Sequence[float] | None, direction: str, temperature: float) -> None:
@@ -168,12 +167,7 @@ def duration(seconds: float) -> str:
 
 
 def metrics_record(
-    state: TrainState,
-    grad_norm: torch.Tensor,
-    lr: float,
-    weights: Sequence[float],
-    blocks_per_step: int,
-    peak: float | None,
+    state: TrainState, grad_norm: Tensor, lr: float, weights: Sequence[float], blocks_per_step: int, peak: float | None
 ) -> dict:
     """A line of metrics.jsonl: means over all tokens since the last line.  Raises Diverged.
 
@@ -184,8 +178,7 @@ def metrics_record(
     loss = sums.total(weights).item()
     if not math.isfinite(loss):
         raise Diverged(f"The loss is {loss} at step {state.step}.")
-    distils = bool(weights[0] or weights[1])
-    tokens = round(sums.real_tokens.item())
+    distils, tokens = bool(weights[0] or weights[1]), round(sums.real_tokens.item())
     speed = tokens / max(state.since_line, 1e-9)
     return {
         "step": state.step,

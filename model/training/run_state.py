@@ -23,16 +23,8 @@ from torch import Tensor, nn
 from data.cli import DataError, OptionError, check, dashed
 from data.tokenizer import FILE_NAME, Tokenizer
 
-from ..checkpoints.native import (
-    apply_umask,
-    atomic_file,
-    contents,
-    current_names,
-    flush,
-    read_safetensors,
-    save_model,
-    sha256,
-)
+from ..checkpoints import native
+from ..checkpoints.native import contents, current_names, flush, read_safetensors, save_model, sha256
 from ..config import ModelError
 from .device import Runtime
 from .state import TrainState
@@ -57,10 +49,10 @@ class Checkpoint(NamedTuple):
 
 def check_out_folder(out: Path, resume: bool) -> None:
     """Raises OptionError if the folder holds files that no run can resume from, or cannot be written."""
-    is_run = (out / RUN).exists()
+    resumes = resume and (out / RUN).exists()
     for name in (STUDENT, METRICS, RUN):
-        if (out / name).exists() and not (is_run and resume):
-            raise OptionError(f"{out} already holds the {name} of a run. Choose another --out, or remove it.")
+        free = resumes or not (out / name).exists()
+        check(free, f"{out} already holds the {name} of a run. Choose another --out, or remove it.")
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
@@ -88,7 +80,7 @@ def check_same_run(out: Path, run: Mapping, may_differ: tuple[str, ...]) -> None
     """
     path = out / RUN
     if not path.exists():
-        with atomic_file(path) as partial:
+        with native.atomic_file(path) as partial:
             partial.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
         return
     try:
@@ -101,16 +93,11 @@ def check_same_run(out: Path, run: Mapping, may_differ: tuple[str, ...]) -> None
         differ = [dashed(name) for name in names if options.get(name) != new["options"][name]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DataError(f"{path} cannot be read. Choose another --out.") from None
-    if differ:
-        raise OptionError(
-            f"{out} holds a run with different {', '.join(differ)}. Use the same options to resume it, or choose "
-            "another --out."
-        )
+    found = f"{out} holds a run with different {', '.join(differ)}."
+    check(not differ, f"{found} Use the same options to resume it, or choose another --out.")
     for name, value in new["inputs"].items():
-        if inputs.get(name) != value:
-            raise OptionError(
-                f"{out} holds a run with another {name}, which has changed since. Restore it, or choose another --out."
-            )
+        found = f"{out} holds a run with another {name}, which has changed since."
+        check(inputs.get(name) == value, f"{found} Restore it, or choose another --out.")
 
 
 def is_finished(out: Path) -> bool:
@@ -178,7 +165,7 @@ class CheckpointWriter:
             content = json.dumps({"sha256": hash_json(values), "state": values}) + "\n"
             (partial / VALUES).write_text(content, encoding="utf-8")
             for name in (STUDENT, TENSORS, VALUES, "."):
-                apply_umask(partial / name)
+                native.apply_umask(partial / name)
                 flush(partial / name)
             for later in list_checkpoints(self.folder):  # damaged ones that this run has skipped
                 if step_of(later) >= step_of(path):
@@ -224,11 +211,7 @@ def hash_json(values: object) -> str:
 
 
 def resume(
-    out: Path,
-    distiller: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    runtime: Runtime,
+    out: Path, distiller: nn.Module, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler, runtime: Runtime
 ) -> TrainState:
     """Restores the newest intact checkpoint, if there is one -> its state, else a new one.  Raises DataError.
 
@@ -293,11 +276,8 @@ def gather(
 
     Dropout, order and masks are computed from seed, step and block: there is no random state to store.
     """
-    tensors = {
-        f"optimiser.{number}.{name}": tensor
-        for number, state in optimiser.state_dict()["state"].items()
-        for name, tensor in state.items()
-    }
+    states = optimiser.state_dict()["state"].items()
+    tensors = {f"optimiser.{number}.{name}": tensor for number, state in states for name, tensor in state.items()}
     if distiller.projection is not None:
         tensors |= {f"projection.{name}": tensor for name, tensor in distiller.projection.state_dict().items()}
     return tensors, {**values, "scaler": scaler.state_dict()}
@@ -322,7 +302,6 @@ def restore(
         if checkpoint.values["scaler"]:  # empty unless the run was in fp16 until now
             scaler.load_state_dict(checkpoint.values["scaler"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise DataError(
-            f"The checkpoint {checkpoint.path} belongs to another run: {' '.join(str(error).split())[:300]}"
-        ) from None
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(f"The checkpoint {checkpoint.path} belongs to another run: {reason}") from None
     return checkpoint.values

@@ -1,15 +1,11 @@
-"""For tests: makes prepared corpora, and reads them without the project's reader."""
+"""For tests: texts, files of every compression, and corpora prepared from them."""
 
 import bz2
 import contextlib
 import functools
 import gzip
-import hashlib
-import json
 import lzma
 import re
-import struct
-from array import array
 from itertools import islice
 from pathlib import Path
 
@@ -19,18 +15,13 @@ from data import Tokenizer, demo
 from data.prepare import Options, prepare
 from tests.helpers import run_command
 
-COMPRESS = {
-    "": bytes,
-    ".gz": gzip.compress,
-    ".xz": functools.partial(lzma.compress, preset=0),
-    ".bz2": functools.partial(bz2.compress, compresslevel=1),
-}
+COMPRESS = {"": bytes, ".gz": gzip.compress, ".xz": functools.partial(lzma.compress, preset=0)}
+COMPRESS[".bz2"] = functools.partial(bz2.compress, compresslevel=1)
 with contextlib.suppress(ImportError):
     import zstandard
 
     COMPRESS[".zst"] = zstandard.ZstdCompressor(write_checksum=True).compress
 TOKENIZER = Tokenizer(demo.FOLDER)
-END = TOKENIZER.eos_id
 
 
 @functools.cache
@@ -74,46 +65,3 @@ def assert_refused(result, message: str) -> str:
     (error,) = [line for line in result.stderr.splitlines() if line.startswith("data.prepare: ")]
     assert "Traceback" not in result.stderr and re.search(message, error), error
     return error
-
-
-def manifest(folder: Path) -> dict:
-    return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-
-
-def shard_documents(folder: Path, shard: dict) -> list[list[int]]:
-    """The ids of each document without its </s>; checks the hashes, the sizes and every </s>."""
-    stored, ends = (folder / f"{shard['name']}.bin").read_bytes(), (folder / f"{shard['name']}.ends").read_bytes()
-    assert hashlib.sha256(stored).hexdigest() == shard["sha256"]
-    assert hashlib.sha256(ends).hexdigest() == shard["ends_sha256"]
-    assert len(stored) == 2 * shard["tokens"] and len(ends) == 8 * shard["documents"]
-    ids, documents, begin = array("H", stored).tolist(), [], 0
-    for (end,) in struct.iter_unpack("<Q", ends):
-        *document, last = ids[begin:end]
-        assert last == END and END not in document
-        documents.append(document)
-        begin = end
-    assert begin == len(ids)
-    return documents
-
-
-def part_documents(folder: Path, part: str) -> list[list[int]]:
-    """The documents of all shards of "train" or "held-out"."""
-    return [document for shard in manifest(folder)["shards"][part] for document in shard_documents(folder, shard)]
-
-
-def part_texts(folder: Path, part: str = "train") -> list[str]:
-    return [TOKENIZER.decode(document) for document in part_documents(folder, part)]
-
-
-def encoded(*paragraphs: str) -> list[int]:
-    """The ids of a document, by Tokenizer.encode."""
-    return TOKENIZER.encode("\n".join(paragraphs))[1:-1]
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def states(folder: Path) -> dict[str, tuple[int, int]]:
-    """Inode and time of each file: one of them changes if it is written or replaced."""
-    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.iterdir()}

@@ -1,6 +1,7 @@
 """Blocks of a prepared corpus: nothing lost, no padding, random access, and an order that depends on the seed alone."""
 
 import json
+import os
 import re
 import time
 from itertools import islice
@@ -29,10 +30,8 @@ def prepared(folder, texts=TEXTS):
 
 
 @pytest.fixture
-def corpus(tmp_path, monkeypatch):
+def corpus(tmp_path, small_parts):
     """A corpus of several shards."""
-    monkeypatch.setattr("data.corpus.files.PART_BYTES", 4000)
-    monkeypatch.setattr("data.corpus.files.READ_BYTES", 3000)
     return prepared(tmp_path)
 
 
@@ -64,32 +63,25 @@ def test_within_documents_no_block_crosses_into_another_document(corpus, monkeyp
 
 
 def test_sixty_million_blocks_open_without_reading_them(tmp_path):
-    """Sparse files of the full size."""
-    folder, shards = tmp_path, []
-    tokens, documents = 64 * 10**6, 10**5
-    for number in range(120):
-        name = f"train-{number:05}"
+    tokens, documents, names = 64 * 10**6, 10**5, [f"train-{number:05}" for number in range(120)]
+    for name in names:
         for suffix, size in ((".bin", 2 * tokens), (".ends", 8 * documents)):
-            with (folder / (name + suffix)).open("wb") as file:
-                file.truncate(size)
-        shards.append({"name": name, "tokens": tokens, "documents": documents})
+            (tmp_path / (name + suffix)).touch()
+            os.truncate(tmp_path / (name + suffix), size)  # a sparse file
+    shards = [{"name": name, "tokens": tokens, "documents": documents} for name in names]
     manifest = {"format": FORMAT, "dtype": "<u2", "shards": {TRAIN: shards}, "token_counts": [], "damaged": []}
     manifest |= {"tokenizer": {}, "options": {}, "sources": [], "counts": {}}
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
     Path("/proc/self/clear_refs").write_text("5")
     before, start = resident(), time.monotonic()
-    blocks = train_blocks(folder, 129)
-    batches = training_batches(blocks, MASKING, 8, 0, position=10**9)
-    first = next(batches)
+    blocks = train_blocks(tmp_path, 129)
+    first = next(training_batches(blocks, MASKING, 8, 0, position=10**9))
     assert time.monotonic() - start < 1 and resident() - before < 50e6
     assert len(blocks) == 60_000_000 and first.input_ids.shape == (8, 129)
 
 
 def resident() -> int:
     return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
-
-
-# ---- the order -------------------------------------------------------------------------------------------------
 
 
 def originals(batch):
@@ -104,7 +96,7 @@ def equal(one, other):
     return one.has_padding == other.has_padding and all(map(torch.equal, one[:3], other[:3]))
 
 
-def test_an_epoch_has_every_block_once_and_its_own_order_and_masks(corpus):
+def test_an_epoch_has_every_block_once_and_each_epoch_and_seed_its_own_order(corpus):
     blocks = train_blocks(corpus, 32)
     assert len(blocks) % 10
     stream = training_batches(blocks, MASKING, 1, seed=0)
@@ -124,19 +116,18 @@ def test_an_epoch_has_every_block_once_and_its_own_order_and_masks(corpus):
     by_block = [dict(zip(map(tuple, originals(b).tolist()), b.labels.tolist())) for e in epochs for b in e]
     first, second = ({k: v for d in by_block[i : i + len(blocks)] for k, v in d.items()} for i in (0, len(blocks)))
     assert sum(first[key] == second[key] for key in first) < len(first) / 10  # another mask in each epoch
+    one, other = (next(training_batches(blocks, MASKING, 8, seed)) for seed in (1, 2))
+    assert not torch.equal(originals(one), originals(other))
 
 
 @pytest.mark.parametrize("size", [1, 3, 8])
 def test_the_order_does_not_depend_on_batch_size_ranks_or_start(corpus, size):
-    """Block and mask at a position are the same with any batch size, for either of two ranks, and from the middle."""
     blocks = train_blocks(corpus, 32)
     one_by_one = list(islice(training_batches(blocks, MASKING, 1, seed=5), 2 * len(blocks)))
     count = 2 * len(blocks) // (2 * size)
     batches = list(islice(training_batches(blocks, MASKING, size, seed=5), 2 * count))
-    ranks = [
-        list(islice(training_batches(blocks, MASKING, size, 5, position=rank * size, stride=2 * size), count))
-        for rank in range(2)
-    ]
+    streams = [training_batches(blocks, MASKING, size, 5, position=rank * size, stride=2 * size) for rank in range(2)]
+    ranks = [list(islice(stream, count)) for stream in streams]
     for number, batch in enumerate(batches):
         alone = one_by_one[number * size : (number + 1) * size]
         assert equal(batch, ranks[number % 2][number // 2])
@@ -144,12 +135,6 @@ def test_the_order_does_not_depend_on_batch_size_ranks_or_start(corpus, size):
         assert torch.equal(batch.labels, torch.cat([each.labels for each in alone]))
     (later,) = islice(training_batches(blocks, MASKING, size, 5, position=7 * size), 1)
     assert torch.equal(later.input_ids, batches[7].input_ids)
-
-
-def test_another_seed_gives_another_order(corpus):
-    blocks = train_blocks(corpus, 32)
-    one, other = (next(training_batches(blocks, MASKING, 8, seed)) for seed in (1, 2))
-    assert not torch.equal(originals(one), originals(other))
 
 
 def test_a_corpus_smaller_than_a_batch_is_repeated(corpus):
@@ -175,9 +160,6 @@ def test_padding_is_not_real():
     assert (batch.labels[~batch.real] == IGNORE_INDEX).all()
 
 
-# ---- errors ----------------------------------------------------------------------------------------------------
-
-
 def test_a_part_without_a_block_is_an_error(tmp_path):
     corpus = prepared(tmp_path, TEXTS[:20])
     with pytest.raises(DataError, match="has 0 held-out tokens, which give no block of 128.*larger --held-out"):
@@ -194,26 +176,21 @@ def test_another_tokenizer_is_an_error(corpus):
         open_blocks(corpus, TOKENIZER, 32)
 
 
-def truncate(path):
-    path.write_bytes(path.read_bytes()[:-2])
-
-
-def delete(path):
-    path.unlink()
-
-
-@pytest.mark.parametrize(("damage", "message"), [(truncate, "does not have the size"), (delete, "cannot be read")])
+@pytest.mark.parametrize("message", ["does not have the size", "cannot be read"])
 @pytest.mark.parametrize("name", ["train-00003.bin", "train-00000.ends"])
-def test_a_damaged_corpus_is_an_error(corpus, damage, message, name):
-    damage(corpus / name)
+def test_a_truncated_or_missing_file_is_an_error(corpus, message, name):
+    content = (corpus / name).read_bytes()
+    (corpus / name).unlink()
+    if message == "does not have the size":
+        (corpus / name).write_bytes(content[:-2])
     with pytest.raises(DataError, match=f"{name} {message}"):
         train_blocks(corpus, 32)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [("{", "is not the manifest"), ("[]", "is not the manifest"), (None, "is not a finished corpus")],
-)
+MANIFESTS = {"{": "is not the manifest", "[]": "is not the manifest", None: "is not a finished corpus"}
+
+
+@pytest.mark.parametrize(("content", "message"), MANIFESTS.items())
 def test_an_unfinished_or_damaged_manifest_is_an_error(corpus, content, message):
     (corpus / MANIFEST).unlink()
     if content is not None:

@@ -1,7 +1,6 @@
 """Options from a dataclass, errors and exit statuses, and the progress line."""
 
 import errno
-import io
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -11,8 +10,6 @@ import pytest
 from data import cli
 from data.cli import DataError, OptionError, Progress, check, option, parse_options, run_command
 from tests.helpers import REPOSITORY
-
-# ---- options ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -32,10 +29,12 @@ def parse(*arguments):
     return parse_options(Options, arguments, "test [OPTIONS]", "A test.")
 
 
-def test_defaults_and_values():
+def test_defaults_values_and_checks():
     assert parse("x") == Options("x", 3, 0.5, None, ("a",), False)
     given = parse("x", "--steps", "7", "--rate", "1e-3", "--name", "n", "--paths", "b", "c", "--loud")
     assert given == Options("x", 7, 1e-3, "n", ("b", "c"), True)
+    with pytest.raises(OptionError, match="above 0"):
+        parse("x", "--steps", "-1")
 
 
 @pytest.mark.parametrize("wrong", [["x", "--steps", "many"], ["x", "--step", "3"], [], ["x", "--colour", "red"]])
@@ -46,20 +45,12 @@ def test_wrong_arguments_exit_with_2(wrong, capsys):
     assert "error: " in capsys.readouterr().err
 
 
-def test_the_dataclass_checks_its_values():
-    with pytest.raises(OptionError, match="above 0"):
-        parse("x", "--steps", "-1")
-
-
 def test_help_names_every_option(capsys):
     with pytest.raises(SystemExit) as caught:
         parse("--help")
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert all(word in text for word in ("IN", "--steps", "--rate", "--no-loud", "number of steps", "A test."))
-
-
-# ---- errors and exit statuses ----------------------------------------------------------------------------------
 
 
 class Diverged(Exception):
@@ -73,9 +64,7 @@ class ModelError(ValueError):
 @pytest.mark.parametrize(
     ("outcome", "status", "message"),
     [
-        (None, 0, ""),
-        (0, 0, ""),
-        (1, 1, ""),
+        *((returned, returned or 0, "") for returned in (None, 0, 1)),
         (DataError("a.txt line 3 is empty."), 2, "test: a.txt line 3 is empty.\n"),
         (DataError("caf\udce9.txt is empty."), 2, "test: caf\\udce9.txt is empty.\n"),  # a name that is not UTF-8
         (OptionError("--steps must be above 0."), 2, "test: --steps must be above 0.\n"),
@@ -110,18 +99,14 @@ def test_ctrl_c_without_a_hint_and_other_errors(capsys):
 @pytest.mark.parametrize("size", [1, 10**6])
 def test_a_closed_standard_output_is_no_error(size):
     """As in `COMMAND | head`: while printing, and when the buffer is flushed at the end (-E: not PYTHONUNBUFFERED)."""
-    code = (
-        f"import sys; from data.cli import run_command; sys.stdin.read(); run_command('x', lambda: print('é' * {size}))"
-    )
+    code = "import sys; from data.cli import run_command; sys.stdin.read(); "
+    code += f"run_command('x', lambda: print('é' * {size}))"
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     process = subprocess.Popen([sys.executable, "-E", "-c", code], cwd=REPOSITORY, **pipes)
     process.stdout.close()
     process.stdin.close()
     assert process.stderr.read() == b"" and process.wait(timeout=30) == 0
     process.stderr.close()
-
-
-# ---- progress --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -132,19 +117,16 @@ def clock(monkeypatch):
     return times
 
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
+LINES = [
+    ("x.bin", (445_000_000,), 40, 100_000_000, "x.bin  100.0 of 445.0 MB  22 %  2.5 MB/s  ETA 2:18\n"),
+    ("x", (100_000_000, 60_000_000), 10, 80_000_000, "x  80.0 of 100.0 MB  80 %  2.0 MB/s  ETA 0:10\n"),
+    ("x", (0,), 10, 80_000_000, "x  80.0 MB  8.0 MB/s\n"),  # unknown size
+    ("x", (1_000_000_000,), 6, 0, "x  0.0 of 1,000.0 MB  0 %  0.0 MB/s  ETA 16666666:40\n"),  # nothing yet
+    ("x", (5,), 0, 5, "x  0.0 of 0.0 MB  100 %  5,000.0 MB/s  ETA 0:00\n"),  # in no time
+]
 
 
-@pytest.mark.parametrize(
-    ("name", "sizes", "seconds", "done", "line"),
-    [
-        ("x.bin", (445_000_000,), 40, 100_000_000, "x.bin  100.0 of 445.0 MB  22 %  2.5 MB/s  ETA 2:18\n"),
-        ("x", (100_000_000, 60_000_000), 10, 80_000_000, "x  80.0 of 100.0 MB  80 %  2.0 MB/s  ETA 0:10\n"),
-        ("x", (0,), 10, 80_000_000, "x  80.0 MB  8.0 MB/s\n"),  # unknown size
-    ],
-)
+@pytest.mark.parametrize(("name", "sizes", "seconds", "done", "line"), LINES)
 def test_the_line(capsys, clock, name, sizes, seconds, done, line):
     """Speed and remaining time are those of this run, without what an earlier run has done."""
     progress = Progress(name, *sizes)
@@ -164,22 +146,14 @@ def test_a_log_gets_a_line_every_five_seconds_and_one_at_the_end(capsys, clock):
     assert [line.split("  ")[1] for line in lines] == ["6.0 of 10.0 MB", "10.0 of 10.0 MB"]
 
 
-def test_a_terminal_gets_one_line_that_is_redrawn(monkeypatch, clock):
-    monkeypatch.setattr(sys, "stderr", Terminal())
+def test_a_terminal_gets_one_line_that_is_redrawn(monkeypatch, capsys, clock):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "40")
     progress = Progress("a-name-that-is-longer-than-the-line-is-wide", 10_000_000)
     for second in (0.0, 0.1, 0.3, 0.4, 0.6):
         clock.append(1000.0 + second)
         progress.show(1_000_000)
     progress.close()
-    output = sys.stderr.getvalue()
+    output = capsys.readouterr().err
     assert output.count("\r") == 2 and output.count("\n") == 1 and output.endswith("\n")
     assert all(len(line.rstrip("\n")) == 39 for line in output.split("\r")[1:])
-
-
-def test_no_progress_yet_is_no_division_by_zero(capsys, clock):
-    Progress("x", 5).show(5)
-    progress = Progress("x", 1_000_000_000)
-    clock.append(1006.0)
-    progress.show(0)
-    assert "0 %  0.0 MB/s" in capsys.readouterr().err

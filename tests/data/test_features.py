@@ -6,84 +6,51 @@ from itertools import islice, pairwise
 
 import pytest
 
-from data import Tokenizer, demo
-from data.features import (
-    Window,
-    budget_batches,
-    join_words,
-    pair_ids,
-    question_windows,
-    text_pieces,
-    text_windows,
-    token_span,
-    trim_answer,
-    word_pieces,
-    word_windows,
-)
+from data import demo, features
+from data.features import Window
 from data.tasks import read_task
-from tests.helpers import REAL_TOKENIZER, SHARED, needs, transformers_tokenizer
+from tests.data.prepared import TOKENIZER
+from tests.helpers import REAL_TOKENIZER, SHARED, needs
 
 PIAF, XNLI = SHARED / "data/qa/piaf-v1.0.json", SHARED / "data/nli/xnli.fr.dev.tsv"
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return Tokenizer(demo.FOLDER)
-
-
-@pytest.fixture(scope="module")
-def real():
-    return Tokenizer(REAL_TOKENIZER)
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-    return transformers_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
-def ignore(sentence: str) -> None:
-    """Reports of read_task are tested elsewhere."""
-
-
-# ---- texts and pairs -------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("max_length", [16, 17, 100, 512])
-def test_text_windows_together_are_the_text(tokenizer, max_length):
+def test_text_windows_together_are_the_text(max_length):
     text = " ".join(islice(demo.texts(), 20))
-    (ids,) = tokenizer.encode_plain([text])
-    windows = text_windows(tokenizer, text, max_length)
-    assert all(window[0] == tokenizer.bos_id and window[-1] == tokenizer.eos_id for window in windows)
+    (ids,) = TOKENIZER.encode_plain([text])
+    windows = features.text_windows(TOKENIZER, text, max_length)
+    assert all(window[0] == TOKENIZER.bos_id and window[-1] == TOKENIZER.eos_id for window in windows)
     assert [i for window in windows for i in window[1:-1]] == ids
     assert all(len(window) == max_length for window in windows[:-1]) and 2 < len(windows[-1]) <= max_length
 
 
-def test_number_of_text_windows(tokenizer):
+def test_number_of_text_windows():
     text = "Le film"
-    (ids,) = tokenizer.encode_plain([text])
-    assert text_windows(tokenizer, text, len(ids) + 2) == [tokenizer.encode(text)]
-    assert len(text_windows(tokenizer, text, len(ids) + 1)) == 2
-    assert text_windows(tokenizer, "", 16) == text_windows(tokenizer, "  ", 16) == [[5, 6]]
+    (ids,) = TOKENIZER.encode_plain([text])
+    assert features.text_windows(TOKENIZER, text, len(ids) + 2) == [TOKENIZER.encode(text)]
+    assert len(features.text_windows(TOKENIZER, text, len(ids) + 1)) == 2
+    assert features.text_windows(TOKENIZER, "", 16) == features.text_windows(TOKENIZER, "  ", 16) == [[5, 6]]
 
 
 @needs(REAL_TOKENIZER, XNLI)
 @pytest.mark.parametrize("max_length", [20, 32, 50, 512])
 def test_pairs_are_truncated_as_in_transformers(real, reference, max_length):
     """Its longest_first, if max_length is even (as 512 is)."""
-    examples = read_task("nli", [XNLI], ignore)[:500]
+    examples = read_task("nli", [XNLI], [].append)[:500]
     examples += [(a.premise, b.hypothesis * 9) for a, b in zip(examples, examples[50:100])]
     pairs = [example[:2] for example in examples]
     expected = reference(pairs, truncation="longest_first", max_length=max_length)["input_ids"]
     complete = reference(pairs)["input_ids"]
     for pair, ids, all_ids in zip(pairs, expected, complete, strict=True):
-        assert pair_ids(real, *pair, max_length) == (ids, len(all_ids) > max_length)
+        assert features.pair_ids(real, *pair, max_length) == (ids, len(all_ids) > max_length)
 
 
 @needs(REAL_TOKENIZER, XNLI)
 def test_pairs_with_an_odd_max_length(real, reference):
     """If both texts are truncated, the first has one token more; in transformers, the longer one has."""
-    for premise, hypothesis, _ in read_task("nli", [XNLI], ignore)[:300]:
-        actual, truncated = pair_ids(real, premise, hypothesis, 21)
+    for premise, hypothesis, _ in read_task("nli", [XNLI], [].append)[:300]:
+        actual, truncated = features.pair_ids(real, premise, hypothesis, 21)
         expected = reference(premise, hypothesis, truncation="longest_first", max_length=21)["input_ids"]
         assert len(actual) == len(expected) <= 21
         assert abs(actual.index(real.eos_id) - expected.index(real.eos_id)) <= 1
@@ -91,32 +58,29 @@ def test_pairs_with_an_odd_max_length(real, reference):
             assert (actual.index(real.eos_id), expected.index(real.eos_id)) == (10, 9)
 
 
-def test_pair_ids_by_hand(tokenizer):
-    one, two = tokenizer.encode_plain(["Le film est long.", "Il est court."])
-    bos, eos = tokenizer.bos_id, tokenizer.eos_id
+def test_pair_ids_by_hand():
+    one, two = TOKENIZER.encode_plain(["Le film est long.", "Il est court."])
+    bos, eos = TOKENIZER.bos_id, TOKENIZER.eos_id
     assert min(len(one), len(two)) >= 4
     complete = [bos, *one, eos, eos, *two, eos]
-    assert pair_ids(tokenizer, "Le film est long.", "Il est court.", len(complete)) == (complete, False)
+    assert features.pair_ids(TOKENIZER, "Le film est long.", "Il est court.", len(complete)) == (complete, False)
     truncated = [bos, *one[:3], eos, eos, *two[:2], eos]
-    assert pair_ids(tokenizer, "Le film est long.", "Il est court.", 9) == (truncated, True)
-    assert pair_ids(tokenizer, "", "", 16) == ([bos, eos, eos, eos], False)
-    assert pair_ids(tokenizer, "", "Il est court.", 7) == ([bos, eos, eos, *two[:3], eos], True)
-
-
-# ---- words -----------------------------------------------------------------------------------------------------
+    assert features.pair_ids(TOKENIZER, "Le film est long.", "Il est court.", 9) == (truncated, True)
+    assert features.pair_ids(TOKENIZER, "", "", 16) == ([bos, eos, eos, eos], False)
+    assert features.pair_ids(TOKENIZER, "", "Il est court.", 7) == ([bos, eos, eos, *two[:3], eos], True)
 
 
 def test_words_are_joined_with_french_spacing():
     words = ["L'", "été", "à", "Nantes", "(", "44", ")", ",", "c'", "est", "l’", "eau", "…", "!"]
-    text, starts = join_words(words)
+    text, starts = features.join_words(words)
     assert text == "L'été à Nantes (44), c'est l’eau… !"
     assert [text[start : start + len(word)] for start, word in zip(starts, words)] == words
-    assert join_words([]) == ("", [])
+    assert features.join_words([]) == ("", [])
 
 
 def check_pieces(tokenizer, words):
-    pieces = word_pieces(tokenizer, words)
-    _, starts = join_words(words)
+    pieces = features.word_pieces(tokenizer, words)
+    _, starts = features.join_words(words)
     assert len(pieces.ids) == len(pieces.word_ids) == len(pieces.spans)
     assert list(dict.fromkeys(pieces.word_ids)) == list(range(len(words)))  # in order, at least one piece each
     for word, (start, end) in zip(pieces.word_ids, pieces.spans):
@@ -124,31 +88,14 @@ def check_pieces(tokenizer, words):
     return pieces
 
 
+WORDS = [["Le", "chat"], ["."], [".", ".", ".", "."], ["l'", "l'", "l'"], ["(", "(", "a"], []]
+WORDS += [["en", "2006", ",", "à"], ["en", "2006", ",5"]]  # a piece spans two words; the second has another piece
+WORDS += [["\u200b", "chat"], ["chat", "\u200b"], ["\u0301", "x"], ["e", "\u0301"]]  # the tokenizer drops a word
+WORDS += [["<mask>", "a", "<s>"], ["🙂", "🙂", "漢"], ["▁", "a"], ["½", "ﷺ"], ["a b", "c"], ["New\u00a0York", "x"]]
+
+
 @needs(REAL_TOKENIZER)
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["Le", "chat"],
-        ["en", "2006", ",", "à"],  # one piece spans two words
-        ["en", "2006", ",5"],  # and the second word has another piece
-        ["\u200b", "chat"],  # the tokenizer drops this word
-        ["chat", "\u200b"],
-        ["\u0301", "x"],
-        ["e", "\u0301"],
-        ["<mask>", "a", "<s>"],
-        ["🙂", "🙂", "漢"],
-        ["a b", "c"],  # a word with a space
-        ["New\u00a0York", "x"],
-        ["."],
-        [".", ".", ".", "."],
-        ["▁", "a"],
-        ["l'", "l'", "l'"],
-        ["(", "(", "a"],
-        ["½", "ﷺ"],
-        [],
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("words", WORDS, ids=str)
 def test_every_word_has_its_own_piece(real, words):
     pieces = check_pieces(real, words)
     if words == ["Le", "chat"]:
@@ -157,32 +104,32 @@ def test_every_word_has_its_own_piece(real, words):
         assert pieces.ids[words.index("\u200b")] == real.unk_id
 
 
-def test_every_word_of_random_sentences_has_its_own_piece(tokenizer):
+def test_every_word_of_random_sentences_has_its_own_piece():
     rng = random.Random(0)
     parts = [*"é,.…()½«»'-🙂▁\u0301\u200b\u00a0", "le", "film", "l'", "e\u0301", "2006", "<mask>", "zzz"]
     for _ in range(1000):
-        check_pieces(tokenizer, rng.choices(parts, k=rng.randrange(1, 8)))
+        check_pieces(TOKENIZER, rng.choices(parts, k=rng.randrange(1, 8)))
 
 
-def test_words_of_running_text_are_separated_by_spaces(tokenizer):
+def test_words_of_running_text_are_separated_by_spaces():
     text = "Le film, à Brest ."
-    pieces = text_pieces(tokenizer, text)
+    pieces = features.text_pieces(TOKENIZER, text)
     characters = [set() for _ in text.split()]
     for word, span in zip(pieces.word_ids, pieces.spans):
         characters[word].update(range(*span))
     assert ["".join(text[i] for i in sorted(found)) for found in characters] == text.split()
     assert pieces.word_ids == sorted(pieces.word_ids) and max(pieces.word_ids) == 4
-    assert pieces.ids == tokenizer.encode(text)[1:-1]
-    assert text_pieces(tokenizer, " ") == ([], [], [])
+    assert pieces.ids == TOKENIZER.encode(text)[1:-1]
+    assert features.text_pieces(TOKENIZER, " ") == ([], [], [])
 
 
 def test_word_windows_by_hand():
-    assert list(word_windows([0, 0, 1, 1, 2], 5)) == [(0, 5)]
-    assert list(word_windows([0, 0, 1, 1, 2], 4)) == [(0, 4), (4, 5)]
-    assert list(word_windows([0, 0, 1, 1, 2], 3)) == [(0, 2), (2, 5)]
-    assert list(word_windows([0] * 7, 3)) == [(0, 3), (3, 6), (6, 7)]  # one word that is too long
-    assert list(word_windows([0, 1, 1, 1, 1, 2], 3)) == [(0, 1), (1, 4), (4, 6)]
-    assert list(word_windows([], 3)) == [(0, 0)]
+    assert list(features.word_windows([0, 0, 1, 1, 2], 5)) == [(0, 5)]
+    assert list(features.word_windows([0, 0, 1, 1, 2], 4)) == [(0, 4), (4, 5)]
+    assert list(features.word_windows([0, 0, 1, 1, 2], 3)) == [(0, 2), (2, 5)]
+    assert list(features.word_windows([0] * 7, 3)) == [(0, 3), (3, 6), (6, 7)]  # one word that is too long
+    assert list(features.word_windows([0, 1, 1, 1, 1, 2], 3)) == [(0, 1), (1, 4), (4, 6)]
+    assert list(features.word_windows([], 3)) == [(0, 0)]
 
 
 def test_word_windows_are_full_and_split_between_words():
@@ -190,7 +137,7 @@ def test_word_windows_are_full_and_split_between_words():
     for _ in range(2000):
         words = [word for word in range(rng.randrange(12)) for _ in range(rng.randrange(1, 6))]
         capacity = rng.randrange(1, 9)
-        windows = list(word_windows(words, capacity))
+        windows = list(features.word_windows(words, capacity))
         assert [index for start, end in windows for index in range(start, end)] == list(range(len(words)))
         assert all(end - start <= capacity for start, end in windows)
         for (start, end), (_, after) in pairwise(windows):
@@ -200,26 +147,22 @@ def test_word_windows_are_full_and_split_between_words():
             assert after > end
 
 
-# ---- question answering ----------------------------------------------------------------------------------------
-
-
 @needs(REAL_TOKENIZER, PIAF)
 @pytest.mark.parametrize(("max_length", "stride"), [(512, 128), (100, 30), (64, 0), (60, 13)])
 def test_question_windows_are_those_of_transformers(real, reference, max_length, stride):
     """In transformers too, the stride is the number of shared tokens, not the step between windows."""
-    examples = random.Random(0).sample(read_task("qa", [PIAF], ignore), 150)
+    examples = random.Random(0).sample(read_task("qa", [PIAF], [].append), 150)
     longest = (max_length - 4) // 2  # question that this project does not truncate
     lengths = [len(ids) for ids in real.encode_plain([example.question for example in examples])]
     fits = [n <= longest and stride <= (max_length - 4 - n) // 2 for n in lengths]
     examples = [example for example, fit in zip(examples, fits) if fit]
     assert len(examples) > 130
+    settings = dict(max_length=max_length, stride=stride, truncation="only_second")
+    settings |= dict(return_overflowing_tokens=True, return_offsets_mapping=True)
     count = 0
     for example in examples:
-        settings = dict(max_length=max_length, stride=stride, return_overflowing_tokens=True)
-        expected = reference(
-            example.question, example.context, truncation="only_second", return_offsets_mapping=True, **settings
-        )
-        windows = question_windows(real, example.question, example.context, max_length, stride)
+        expected = reference(example.question, example.context, **settings)
+        windows = features.question_windows(real, example.question, example.context, max_length, stride)
         assert [window.ids for window in windows] == expected["input_ids"]
         for index, window in enumerate(windows):
             inside = [i for i, part in enumerate(expected.sequence_ids(index)) if part == 1]
@@ -229,16 +172,15 @@ def test_question_windows_are_those_of_transformers(real, reference, max_length,
     assert count > len(examples) or max_length == 512
 
 
-def test_question_windows_cover_the_context(tokenizer):
-    """For any stride and length of question, every token of the context is in a window, and none is too long."""
+def test_question_windows_cover_the_context():
     rng = random.Random(0)
     texts = list(islice(demo.texts(), 40))
     for _ in range(200):
         question = " ".join(rng.choices(texts, k=rng.randrange(3)))
         context = " ".join(rng.choices(texts, k=rng.randrange(4)))
         max_length, stride = rng.randrange(16, 200), rng.choice((0, 1, 10, 128, 10_000))
-        windows = question_windows(tokenizer, question, context, max_length, stride)
-        ids, spans = tokenizer.encode_spans(context)
+        windows = features.question_windows(TOKENIZER, question, context, max_length, stride)
+        ids, spans = TOKENIZER.encode_spans(context)
         index = 0
         for window in windows:
             assert len(window.ids) <= max_length
@@ -250,86 +192,65 @@ def test_question_windows_cover_the_context(tokenizer):
         starts = [window.spans[0] for window in windows if window.spans]
         assert starts == sorted(set(starts))
         assert len(windows) <= max(1, len(ids))
-
-
-def test_an_empty_context_is_one_window(tokenizer):
-    (window,) = question_windows(tokenizer, "Où ?", "", 20, 5)
-    assert window.spans == [] and window.ids == tokenizer.encode("Où ?", "")
+    (window,) = features.question_windows(TOKENIZER, "Où ?", "", 20, 5)
+    assert window.spans == [] and window.ids == TOKENIZER.encode("Où ?", "")
 
 
 def test_token_span():
     window = Window([5, 9, 6, 6, 20, 21, 22, 23, 6], 4, [(0, 2), (3, 5), (5, 9), (10, 11)])
-    assert token_span(window, 0, 2) == (4, 4)
-    assert token_span(window, 3, 9) == (5, 6)
-    assert token_span(window, 3, 5) == (5, 5) and token_span(window, 5, 9) == (6, 6)  # adjacent tokens are not included
-    assert token_span(window, 4, 8) == (5, 6)  # parts of tokens: the tokens that contain it
-    assert token_span(window, 0, 11) == (4, 7)
-    assert token_span(window, 5, 12) is None
+    assert features.token_span(window, 0, 2) == (4, 4)
+    assert features.token_span(window, 3, 9) == (5, 6)
+    assert features.token_span(window, 3, 5) == (5, 5)  # adjacent tokens are not included
+    assert features.token_span(window, 5, 9) == (6, 6)
+    assert features.token_span(window, 4, 8) == (5, 6)  # parts of tokens: the tokens that contain it
+    assert features.token_span(window, 0, 11) == (4, 7)
+    assert features.token_span(window, 5, 12) is None
     later = Window(window.ids, 4, [(20, 22), (23, 25), (25, 29), (30, 31)])
-    assert token_span(later, 0, 2) is None  # none of it is in the window
-    assert token_span(later, 19, 22) is None  # its beginning is not
-    assert token_span(later, 30, 40) is None
-    assert token_span(Window([5, 6, 6, 6], 3, []), 0, 1) is None
+    assert features.token_span(later, 0, 2) is None  # none of it is in the window
+    assert features.token_span(later, 19, 22) is None  # its beginning is not
+    assert features.token_span(later, 30, 40) is None
+    assert features.token_span(Window([5, 6, 6, 6], 3, []), 0, 1) is None
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("2006,", "2006"),
-        (" le chat ", "le chat"),
-        ("(le chat)", "(le chat)"),  # its counterpart is inside
-        ("le chat)", "le chat"),
-        ("« le chat", "le chat"),
-        ("« le chat »", "« le chat »"),
-        ("J.-C.", "J.-C."),  # a full stop at the end can be an abbreviation's
-        (".NET", "NET"),
-        ("le chat ;", "le chat"),
-        (",;:", ""),
-        ("", ""),
-        ("[a]", "[a]"),
-        ("“a", "a"),
-        ("a\u00a0:", "a"),
-        ("a (b", "a (b"),  # only the ends are trimmed
-    ],
-)
+TRIMMED = {"2006,": "2006", " le chat ": "le chat", "le chat ;": "le chat", "a\u00a0:": "a", ",;:": "", "": ""}
+TRIMMED |= {"(le chat)": "(le chat)", "« le chat »": "« le chat »", "[a]": "[a]"}  # the counterpart is inside
+TRIMMED |= {"le chat)": "le chat", "« le chat": "le chat", "“a": "a", "a (b": "a (b"}  # only the ends are trimmed
+TRIMMED |= {"J.-C.": "J.-C.", ".NET": "NET"}  # a full stop at the end can be an abbreviation's
+
+
+@pytest.mark.parametrize(("text", "expected"), TRIMMED.items())
 def test_trim_answer(text, expected):
     around = f"xx{text}yy"
-    start, end = trim_answer(around, 2, 2 + len(text))
+    start, end = features.trim_answer(around, 2, 2 + len(text))
     assert around[start:end] == expected
     assert 2 <= start <= end <= 2 + len(text)
-    assert trim_answer(around, start, end) == (start, end)
+    assert features.trim_answer(around, start, end) == (start, end)
 
 
-# ---- batches ---------------------------------------------------------------------------------------------------
-
-
-def test_batches_contain_every_text_once_within_the_budget():
+def test_batches_contain_every_text_once_and_fill_the_budget():
     rng = random.Random(0)
     for _ in range(300):
         lengths = [rng.randrange(1, 100) for _ in range(rng.randrange(200))]
         budget = rng.choice((1, 50, 300, 10**6))
         for order in (None, random.Random(1)):
-            batches = budget_batches(lengths, budget, order)
+            batches = features.budget_batches(lengths, budget, order)
             assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
             for batch in batches:
                 assert batch
                 assert sum(lengths[i] for i in batch) <= budget or len(batch) == 1
                 assert [lengths[i] for i in batch] == sorted(lengths[i] for i in batch)
-        ordered = [lengths[i] for batch in budget_batches(lengths, budget) for i in batch]
+        ordered = [lengths[i] for batch in features.budget_batches(lengths, budget) for i in batch]
         assert ordered == sorted(lengths)
-
-
-def test_batches_are_filled():
     lengths = [5] * 10
-    assert [len(batch) for batch in budget_batches(lengths, 20)] == [4, 4, 2]
-    assert [len(batch) for batch in budget_batches(lengths, 4)] == [1] * 10
-    assert budget_batches([], 20) == budget_batches([], 20, random.Random(0)) == []
+    assert [len(batch) for batch in features.budget_batches(lengths, 20)] == [4, 4, 2]
+    assert [len(batch) for batch in features.budget_batches(lengths, 4)] == [1] * 10
+    assert features.budget_batches([], 20) == features.budget_batches([], 20, random.Random(0)) == []
 
 
 def test_batches_in_random_order():
     lengths = [1 + i % 50 for i in range(3000)]
-    one, two = (budget_batches(lengths, 100, random.Random(seed)) for seed in (0, 1))
-    assert one == budget_batches(lengths, 100, random.Random(0)) and one != two
+    one, two = (features.budget_batches(lengths, 100, random.Random(seed)) for seed in (0, 1))
+    assert one == features.budget_batches(lengths, 100, random.Random(0)) and one != two
     means = [sum(lengths[i] for i in batch) / len(batch) for batch in one]
     assert means != sorted(means)  # not sorted by length
     spread = [max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in one]

@@ -29,9 +29,7 @@ def test_counts_lengths_and_examples(corpus):
     assert "the one that the corpus was prepared with" in result.stdout and "every file has the hash" in result.stdout
 
 
-def test_examples_from_a_corpus_of_several_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr("data.corpus.files.PART_BYTES", 500)
-    monkeypatch.setattr("data.corpus.files.READ_BYTES", 400)
+def test_examples_from_a_corpus_of_several_shards(tmp_path, small_parts):
     made = make(tmp_path / "corpus", write(tmp_path / "text.txt", "\n".join(TEXTS * 3)), shard_tokens=1000)
     assert len(made["shards"]["train"]) > 1
     result = run_command("-m data.inspect", tmp_path / "corpus", "--examples", 1000)

@@ -5,13 +5,14 @@ import itertools
 import numpy
 import pytest
 import torch
+from scipy.stats import chisquare
 
-from data import Tokenizer, demo
+from data import demo
 from data.corpus.shuffle import key_of
 from data.masking import STRATEGIES, Masking
 from losses import IGNORE_INDEX
+from tests.data.prepared import TOKENIZER
 
-TOKENIZER = Tokenizer(demo.FOLDER)
 B, N = 1000, 400
 SPECIALS = torch.tensor([0, 1, 2, 3, 4, 5, 6, TOKENIZER.mask_id])
 
@@ -61,8 +62,6 @@ def test_special_tokens_are_never_chosen_and_never_drawn(strategy):
 
 
 def test_random_tokens_are_uniform_over_the_ordinary_vocabulary(corrupted):
-    from scipy.stats import chisquare
-
     input_ids, output, _ = corrupted
     drawn = output[(input_ids == 100) & (output != TOKENIZER.mask_id) & (output != 100)]
     counts = drawn.bincount(minlength=len(TOKENIZER))[TOKENIZER.ordinary_ids.start : TOKENIZER.ordinary_ids.stop]
@@ -71,8 +70,6 @@ def test_random_tokens_are_uniform_over_the_ordinary_vocabulary(corrupted):
 
 
 def test_positions_are_chosen_uniformly_and_independently(corrupted):
-    from scipy.stats import chisquare
-
     input_ids, _, labels = corrupted
     chosen = (labels != IGNORE_INDEX).double()
     columns, expected = chosen.sum(0), (input_ids == 100).double().sum(0) * chosen.sum() / 360_000
@@ -132,7 +129,6 @@ def test_rare_tokens_are_chosen_more_often():
 
 
 def test_rare_equals_numpys_draws_without_replacement():
-    """With the same weights, numpy.random's choice gives the same frequency of every token."""
     counts = numpy.zeros(1005)
     counts[7:17] = 10.0 ** numpy.arange(10)
     row = torch.arange(7, 17).repeat(2)  # 20 tokens, 3 of which are chosen

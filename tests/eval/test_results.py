@@ -75,9 +75,8 @@ def test_writable_paths(tmp_path):
 
 def test_metrics_and_warnings_on_screen(capsys):
     figure = {"value": 0.5, "low": 0.25, "high": 0.75}
-    text = format_metrics(
-        {"accuracy": figure, "by_label": {"oui": {"f1": figure, "support": 3}, "non": {}}, "count": 4}
-    )
+    by_label = {"oui": {"f1": figure, "support": 3}, "non": {}}
+    text = format_metrics({"accuracy": figure, "by_label": by_label, "count": 4})
     assert text.split("\n") == [
         f"{'accuracy':<24} 0.5000   [0.2500, 0.7500]",
         "by_label",

@@ -1,6 +1,7 @@
 """Validation figures over all batches together, against scikit-learn and the plain losses."""
 
 import math
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -25,10 +26,9 @@ def model(seed, hidden_size=16):
 
 def close_models():
     """A student and a teacher that predict the same tokens now and then."""
-    student, teacher = model(0), model(0)
-    with torch.no_grad():
-        for parameter in teacher.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
+    student, teacher = model(0), model(0).requires_grad_(False)
+    for parameter in teacher.parameters():
+        parameter += 0.05 * torch.randn_like(parameter)
     return student, teacher
 
 
@@ -40,8 +40,7 @@ def uneven_batches(student):
         input_ids = torch.randint(2, 12, (rows, 9))
         real = torch.arange(9) < torch.randint(2, 10, (rows, 1))
         input_ids[~real] = 1
-        with torch.no_grad():
-            predictions = student(input_ids, real).argmax(dim=-1)
+        predictions = student(input_ids, real).argmax(dim=-1)
         labels = torch.where(torch.rand(rows, 9) < 0.5, predictions, torch.randint(2, 12, (rows, 9)))
         batches.append(Batch(input_ids, torch.where(real & (torch.rand(rows, 9) < fraction), labels, -100), real))
     return batches
@@ -56,14 +55,13 @@ def test_accuracies_agreement_and_losses_over_all_batches():
     student, teacher = close_models()
     batches = uneven_batches(student)
     labels, predictions, theirs, parts = [], [], [], []
-    for batch in batches:
-        ids, masked = (batch.input_ids, batch.real), batch.labels != -100
-        own, other = student(*ids), teacher(*ids)
-        labels += batch.labels[masked].tolist()
+    for input_ids, target, real, _ in batches:
+        masked, own, other = target != -100, student(input_ids, real), teacher(input_ids, real)
+        labels += target[masked].tolist()
         predictions += own[masked].argmax(dim=-1).tolist()
         theirs += other[masked].argmax(dim=-1).tolist()
-        hidden = student.encoder(*ids), teacher.encoder(*ids)
-        parts.append(distillation_loss(own, other, *hidden, batch.labels, batch.real, temperature=2.0))
+        hidden = student.encoder(input_ids, real), teacher.encoder(input_ids, real)
+        parts.append(distillation_loss(own, other, *hidden, target, real, temperature=2.0))
     student.train()
     result = validate(student, teacher, batches, SETTINGS, RUNTIME)
     assert student.training and not teacher.training
@@ -73,23 +71,16 @@ def test_accuracies_agreement_and_losses_over_all_batches():
     assert len({result["accuracy"], result["teacher_accuracy"], result["agreement"], 0.0, 1.0}) == 5
     sums = [sum(part[i].item() for part in parts) for i in range(5)]
     soft, cosine, mlm = sums[0] / sums[3], sums[1] / sums[3], sums[2] / sums[4]
-    assert result["soft_label_loss"] == pytest.approx(soft, rel=1e-9)
-    assert result["cosine_loss"] == pytest.approx(cosine, rel=1e-9)
-    assert result["mlm_loss"] == pytest.approx(mlm, rel=1e-9)
-    assert result["loss"] == pytest.approx(0.2 * soft + 0.3 * cosine + 0.5 * mlm, rel=1e-9)
-    assert result["pseudo_perplexity"] == pytest.approx(math.exp(mlm), rel=1e-9)
+    expected = dict(soft_label_loss=soft, cosine_loss=cosine, mlm_loss=mlm, pseudo_perplexity=math.exp(mlm))
+    expected |= dict(loss=0.2 * soft + 0.3 * cosine + 0.5 * mlm)
+    assert {name: result[name] for name in expected} == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("weights", [(1.0, 0.0, 0.0), (0.0, 0.0, 2.0), (0.0, 0.3, 0.0)])
 def test_all_terms_are_computed_whatever_the_weights(monkeypatch, weights):
     """The weights enter the total only; the fused loss, whose total is not used here, is not given any."""
     student, teacher = close_models()
-    batches, keywords = uneven_batches(student), []
-
-    def spy(*arguments, **named):
-        keywords.append(named)
-        return fused_distillation_loss(*arguments, **named)
-
+    batches, spy = uneven_batches(student), Mock(wraps=fused_distillation_loss)
     monkeypatch.setattr("eval.validation.fused_distillation_loss", spy)
     expected = validate(student, teacher, batches, SETTINGS, RUNTIME)
     result = validate(student, teacher, batches, SETTINGS._replace(weights=weights), RUNTIME)
@@ -97,7 +88,7 @@ def test_all_terms_are_computed_whatever_the_weights(monkeypatch, weights):
     assert result.pop("loss") == pytest.approx(sum(weight * term for weight, term in zip(weights, terms)), rel=1e-12)
     assert terms == [expected[name] for name in ("soft_label_loss", "cosine_loss", "mlm_loss")] and min(terms) > 0
     assert result == {name: expected[name] for name in result}
-    assert len(keywords) == 6 and not any("weights" in named for named in keywords)
+    assert spy.call_count == 6 and not any("weights" in call.kwargs for call in spy.call_args_list)
 
 
 def test_without_a_teacher_and_with_one_of_another_width():
@@ -117,8 +108,7 @@ def test_no_masked_token_is_an_error(teacher):
 
 
 def test_outputs_that_are_not_finite_are_an_error():
-    student = model(0)
-    with torch.no_grad():
-        student.bias[3] = float("inf")
+    student = model(0).requires_grad_(False)
+    student.bias[3] = float("inf")
     with pytest.raises(Diverged, match="outputs on the held-out text are not finite"):
         validate(student, None, [one_batch(7)], SETTINGS, RUNTIME)

@@ -32,15 +32,13 @@ def test_the_head_agrees_with_transformers(kind):
     assert len(packed) == len(SEQLENS)
     for length, own, wanted, output in zip(SEQLENS, actual, expected, packed, strict=True):
         own, wanted = (own, wanted) if len(shape) == 2 else (own[:length], wanted[:length])
-        assert (own - wanted).abs().max() < 1e-11
-        assert output.shape == wanted.shape and (output - wanted).abs().max() < 1e-11
+        assert (own - wanted).abs().max() < 1e-11 and (output - wanted).abs().max() < 1e-11
+        assert output.shape == wanted.shape
 
 
 def test_the_decoder_is_the_word_embeddings():
-    model = MaskedLM(CONFIG)
-    assert model.decoder is model.encoder.embeddings.word.weight
-    assert "decoder.weight" not in model.state_dict()
-    hidden = torch.randn(3, 48)
+    model, hidden = MaskedLM(CONFIG), torch.randn(3, 48)
+    assert model.decoder is model.encoder.embeddings.word.weight and "decoder.weight" not in model.state_dict()
     assert torch.equal(model.head(hidden), model.transform(hidden) @ model.decoder.T + model.bias)
 
 

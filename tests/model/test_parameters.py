@@ -20,13 +20,10 @@ def test_the_figures_of_table_1():
 
 
 def test_equation_9_is_the_number_of_an_encoders_parameters():
-    draw = random.Random(0)
-    configs = [EncoderConfig.camembert(), EncoderConfig.distilcamembert()]
+    draw, configs = random.Random(0).randint, [EncoderConfig.camembert(), EncoderConfig.distilcamembert()]
     for _ in range(50):
-        heads = draw.randint(1, 12)
-        sizes = dict(num_heads=heads, hidden_size=heads * draw.randint(1, 40), intermediate_size=draw.randint(1, 300))
-        counts = dict(vocab_size=draw.randint(2, 5000), max_positions=draw.randint(3, 600))
-        configs.append(EncoderConfig(draw.randint(1, 9), **sizes, **counts))
+        heads, sizes = draw(1, 12), (draw(1, 300), draw(2, 5000), draw(3, 600))
+        configs.append(EncoderConfig(draw(1, 9), heads * draw(1, 40), heads, *sizes))
     for config in configs:
         with torch.device("meta"):
             encoder = Encoder(config)

@@ -83,8 +83,7 @@ def test_random_files_give_the_documents_of_a_simple_reading(tmp_path, monkeypat
 def test_every_format_and_compression_gives_the_same_documents(tmp_path):
     expected = [["Un été.", "Deux mots"], ["  Trois\tfois ", "«\u00a0Oui\u00a0»"], ["😀"]] * 7
     texts = ["\n".join(document) for document in expected]
-    texts[3] = texts[3].replace("\n", "\r\n")
-    texts[4] = texts[4].replace("\n", "\r")
+    texts[3:5] = texts[3].replace("\n", "\r\n"), texts[4].replace("\n", "\r")
     for suffix in COMPRESS:
         blank = write(tmp_path / f"a.txt{suffix}", "\n\n".join(texts).encode())
         assert read(blank, kind="auto") == (expected, {}), suffix
@@ -96,15 +95,9 @@ def test_every_format_and_compression_gives_the_same_documents(tmp_path):
     assert several == (3 * expected, {})
 
 
-# ---- plain text ------------------------------------------------------------------------------------------------
-
-
-def test_one_document_per_line_with_every_line_end():
+def test_documents_are_lines_or_separated_by_blank_lines():
     content = "\ufeffUn été.\r\n\n   \n  Deux\tmots. \rTrois.\nfin sans retour"
     assert of(content, "line") == ([["Un été."], ["  Deux\tmots. "], ["Trois."], ["fin sans retour"]], {})
-
-
-def test_any_number_of_blank_lines_separates_documents():
     content = "\n\na\n  b\n\n\n \t\nc\r\n\u00a0\r\n  d\n\n\n"
     assert of(content, "blank") == ([["a", "  b"], ["c"], ["  d"]], {})
 
@@ -128,9 +121,6 @@ def test_blank_content_gives_no_document():
     assert of(["", " \n\t"], "parquet") == ([], {})
 
 
-# ---- control characters ----------------------------------------------------------------------------------------
-
-
 def test_control_characters_are_category_cc_without_tab_and_line_ends():
     for code in range(0x500):
         assert bool(CONTROL.search(f"a{chr(code)}b")) == (chr(code) in CONTROLS)
@@ -145,19 +135,12 @@ def test_only_paragraphs_with_control_characters_are_counted_or_dropped(control)
     as_json = [json.dumps({"text": text}) for text in texts]
     upper_case = [re.sub(r"u00..", lambda code: code[0].upper().replace("U", "u"), line) for line in as_json]
     name = "paragraphs with control characters"
-    for kind, content in (
-        ("blank", "\n\n".join(texts)),
-        ("json", "\n".join(as_json)),
-        ("json", "\n".join(upper_case)),
-        ("parquet", texts),
-    ):
+    json_contents = [("json", "\n".join(lines)) for lines in (as_json, upper_case)]
+    for kind, content in [("blank", "\n\n".join(texts)), *json_contents, ("parquet", texts)]:
         assert of(content, kind) == ([["one", bad, "tab\t"], [worse], ["two"]], {name: 2})
         assert of(content, kind, drop_control=True) == ([["one", "tab\t"], ["two"]], {f"{name} dropped": 2})
     lines = f"one\n{bad}\ntab\t\n{worse}"
     assert of(lines, "line", drop_control=True) == ([["one"], ["tab\t"]], {f"{name} dropped": 2})
-
-
-# ---- JSON lines ------------------------------------------------------------------------------------------------
 
 
 def test_the_field_is_the_given_one_or_text_or_content():
@@ -174,17 +157,13 @@ def test_lines_without_a_text_are_counted():
 
 
 def test_lines_that_are_not_json_are_counted():
-    lines = ['{"text": "a"', "{text: 'a'}", "text", '{"text": "a"} x', "[" * 99_999, "\x00"]
-    lines.append('{"n": ' + "9" * 5000 + "}")
+    lines = ['{"text": "a"', "{text: 'a'}", "text", '{"text": "a"} x', "[" * 99_999, "\x00", f'{{"n": {"9" * 5000}}}']
     content = "\n".join([*lines, "  ", '{"text": "été"}'])
     assert of(content, "json") == ([["été"]], {"lines that are no JSON": len(lines)})
     broken = b'{"text": "\xff"}\n{"text": "a"}'
     assert of(broken, "json") == ([["a"]], {"lines that are not UTF-8": 1})
 
 
-def test_half_of_a_surrogate_pair_becomes_a_question_mark():
+def test_half_of_a_surrogate_pair_and_line_ends_within_a_json_text():
     assert of('{"text": "a \\ud83d b \\ud83d\\ude00"}', "json") == ([["a ? b 😀"]], {})
-
-
-def test_line_ends_within_a_json_text():
     assert of('{"text": "a\\n\\nb\\r\\n \\rc"}\r\n{"text": "d"}\r\n', "json") == ([["a", "b", "c"], ["d"]], {})

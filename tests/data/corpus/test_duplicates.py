@@ -2,7 +2,7 @@
 
 import contextlib
 import random
-from collections import Counter
+from unittest.mock import Mock
 
 import numpy
 import pytest
@@ -11,7 +11,8 @@ from data import DataError, prepare
 from data.corpus import files as reader
 from data.corpus.duplicates import SeenHashes
 from data.corpus.encode import text_hash
-from tests.data.prepared import TOKENIZER, encoded, make, manifest, part_documents, texts, tree, write
+from tests.data.prepared import make, texts, write
+from tests.data.stored import encoded, manifest, part_documents, token_counts, tree
 
 PARAGRAPHS = "paragraphs dropped, having come before"
 DOCUMENTS = "documents dropped, all of them having come before"
@@ -30,10 +31,7 @@ def test_the_table_is_the_largest_power_of_two_that_fits(megabytes):
 
 
 def test_too_little_memory_is_an_error(monkeypatch):
-    def zeros(*arguments):
-        raise MemoryError
-
-    monkeypatch.setattr(numpy, "zeros", zeros)
+    monkeypatch.setattr(numpy, "zeros", Mock(side_effect=MemoryError))
     with pytest.raises(DataError, match="There is no memory for 1,000,000 MB. Choose a smaller --duplicates-mb"):
         SeenHashes(10**6)
 
@@ -44,27 +42,27 @@ def test_hashes_are_different_and_never_0():
     assert text_hash("été") == text_hash("\u00e9t\u00e9") != text_hash("ete")
 
 
+def found_first(hashes, size):
+    """What a table of 1 MB finds, with `size` hashes per call."""
+    seen, parts = SeenHashes(1), [hashes[start : start + size] for start in range(0, len(hashes), size)]
+    return [new for part in parts for new in seen.first_occurrences(numpy.array(part, numpy.uint64)).tolist()]
+
+
 @pytest.mark.parametrize("size", [1, 2, 50, 10_000])
 def test_a_large_table_finds_exactly_the_first_occurrences(size):
     chance = random.Random(0)
     values = chance.sample(range(1, 1 << 17), 500)  # each has its own slot
     hashes = [chance.choice([0, *values]) for _ in range(3000)]
-    seen, fresh = SeenHashes(1), []
-    for start in range(0, len(hashes), size):
-        fresh += seen.first_occurrences(numpy.array(hashes[start : start + size], numpy.uint64)).tolist()
-    assert fresh == is_first(hashes)
+    assert found_first(hashes, size) == is_first(hashes)
 
 
 def test_a_full_table_never_drops_a_first_occurrence():
-    chance, seen = random.Random(0), SeenHashes(1)
+    chance = random.Random(0)
     values = [chance.randrange(1, 1 << 64) >> 3 << 3 for _ in range(100_000)]  # an eighth of the slots are used
     hashes = [chance.choice(values) for _ in range(200_000)]
-    fresh = []
-    for start in range(0, len(hashes), 777):
-        fresh += seen.first_occurrences(numpy.array(hashes[start : start + 777], numpy.uint64)).tolist()
-    expected = is_first(hashes)
-    assert all(kept for kept, first in zip(fresh, expected) if first)
-    assert 0.2 < sum(not kept for kept in fresh) / sum(not first for first in expected) < 0.9
+    found, expected = found_first(hashes, 777), is_first(hashes)
+    assert all(kept for kept, first in zip(found, expected) if first)
+    assert 0.2 < found.count(False) / expected.count(False) < 0.9
 
 
 def deduplicate(documents: list[list[str]]):
@@ -101,8 +99,9 @@ def test_duplicates_are_dropped_and_counted_across_parts_and_shards(tmp_path, fi
         monkeypatch.setattr(reader, "PART_BYTES", size)
         out = tmp_path / str(size)
         made = make(out, *files, **OPTIONS)
-        assert part_documents(out, "train") == [encoded(*document) for document in left]
+        assert part_documents(out) == [encoded(*document) for document in left]
         assert made["counts"] == {DOCUMENTS: whole, PARAGRAPHS: paragraphs}
+        assert manifest(out)["token_counts"] == token_counts(part_documents(out))
         assert size > 3000 or len(made["shards"]["train"]) > 10
         assert not list(out.glob("seen-*"))
     monkeypatch.setattr(reader, "PART_BYTES", 3000)
@@ -111,9 +110,8 @@ def test_duplicates_are_dropped_and_counted_across_parts_and_shards(tmp_path, fi
 
 
 @pytest.mark.parametrize("written", [False, True])
-def test_a_resumed_run_remembers_earlier_paragraphs(tmp_path, files, monkeypatch, written):
+def test_a_resumed_run_remembers_earlier_paragraphs(tmp_path, out, files, small_parts, monkeypatch, written):
     """Each run stops at its third shard, before or after the manifest is written."""
-    monkeypatch.setattr(reader, "PART_BYTES", 3000)
     made = make(tmp_path / "whole", *files, **OPTIONS)
     write_manifest, left = prepare.write_manifest, []
 
@@ -126,32 +124,31 @@ def test_a_resumed_run_remembers_earlier_paragraphs(tmp_path, files, monkeypatch
 
     monkeypatch.setattr(prepare, "write_manifest", stop_at_the_third)
     runs = 0
-    while not (tmp_path / "out" / "manifest.json").exists():
+    while not (out / "manifest.json").exists():
         left[:], runs = [1, 2, 3], runs + 1
         with contextlib.suppress(KeyboardInterrupt):
-            make(tmp_path / "out", *files, **OPTIONS)
-        assert len(list((tmp_path / "out").glob("seen-*"))) <= 2  # they can be large
+            make(out, *files, **OPTIONS)
+        assert len(list(out.glob("seen-*"))) <= 2  # they can be large
     assert runs > len(made["shards"]["train"]) // 3 > 3
-    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+    assert tree(out) == tree(tmp_path / "whole")
 
 
-def test_without_the_option_duplicates_are_kept(tmp_path, files, documents):
-    made = make(tmp_path / "out", *files, documents="blank")
-    assert part_documents(tmp_path / "out", "train") == [encoded(*document) for document in documents]
+def test_without_the_option_duplicates_are_kept(out, files, documents):
+    made = make(out, *files, documents="blank")
+    assert part_documents(out) == [encoded(*document) for document in documents]
     assert made["counts"] == {}
 
 
-def test_prepare_with_a_full_table_drops_no_first_occurrence(tmp_path, files, documents, monkeypatch):
+def test_prepare_with_a_full_table_drops_no_first_occurrence(out, files, documents, small_parts, monkeypatch):
     class Tiny(SeenHashes):
         def __init__(self, megabytes):
             self.table = numpy.zeros(64, numpy.uint64)
 
     monkeypatch.setattr(prepare, "SeenHashes", Tiny)
-    monkeypatch.setattr(reader, "PART_BYTES", 3000)
-    made = make(tmp_path / "out", *files, **OPTIONS)
+    made = make(out, *files, **OPTIONS)
     left, paragraphs, _ = deduplicate(documents)
     assert 100 < made["counts"][PARAGRAPHS] < paragraphs
-    kept = spelt(i for document in part_documents(tmp_path / "out", "train") for i in document)
+    kept = spelt(i for document in part_documents(out) for i in document)
     assert all(spelt(encoded(paragraph)) in kept for document in left for paragraph in document)
 
 
@@ -159,16 +156,10 @@ def spelt(ids) -> str:
     return f" {' '.join(map(str, ids))} "
 
 
-def test_a_document_without_other_tokens_is_dropped(tmp_path):
+def test_a_document_without_other_tokens_is_dropped(tmp_path, out):
     """U+200B is not a space in Python, and gives no token."""
     path = write(tmp_path / "a.txt", "un film\n\nun film\n\u200b\n\nun livre\n")
     assert encoded("\u200b") == []
-    made = make(tmp_path / "out", path, documents="blank", duplicates_mb=1)
-    assert part_documents(tmp_path / "out", "train") == [encoded("un film"), encoded("un livre")]
+    made = make(out, path, documents="blank", duplicates_mb=1)
+    assert part_documents(out) == [encoded("un film"), encoded("un livre")]
     assert made["counts"] == {DOCUMENTS: 1, PARAGRAPHS: 1}
-
-
-def test_tokens_are_counted_after_duplicates_are_dropped(tmp_path, files):
-    make(tmp_path / "out", *files, **OPTIONS)
-    tokens = Counter(i for document in part_documents(tmp_path / "out", "train") for i in [*document, TOKENIZER.eos_id])
-    assert manifest(tmp_path / "out")["token_counts"] == [tokens[i] for i in range(len(TOKENIZER))]

@@ -3,7 +3,6 @@
 import errno
 import gzip
 import io
-import itertools
 import os
 import random
 import subprocess
@@ -26,7 +25,7 @@ BLOCK = (1 << 17) + 1000  # bytes that one flipped bit can damage, at most
 @pytest.fixture
 def small(monkeypatch):
     """Parts of a few hundred bytes."""
-    for name, size in (("PART_BYTES", 500), ("READ_BYTES", 130), ("MAX_DOCUMENT_BYTES", 2000)):
+    for name, size in {"PART_BYTES": 500, "READ_BYTES": 130, "MAX_DOCUMENT_BYTES": 2000}.items():
         monkeypatch.setattr(reader, name, size)
 
 
@@ -38,47 +37,44 @@ def joined(parts) -> bytes:
     return b"".join(part.content for part in parts)
 
 
+def touch(folder: Path, *names: str) -> list[str]:
+    """Makes these files -> their paths"""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    return [str(folder / name) for name in names]
+
+
 def numbered_lines(count: int) -> bytes:
     chance = random.Random(0)
     return b"".join(b"%d %s\n" % (number, b"word " * chance.randrange(20)) for number in range(count))
 
 
-# ---- which files -----------------------------------------------------------------------------------------------
-
-
 def test_files_and_folders_in_a_fixed_order(tmp_path):
-    names = ("b.txt", "a.txt.gz", "sub/c.JSONL", "sub/d.parquet", "notes.md", "z.txt.zst", "x.tar.gz", "a.gz")
-    for name in names:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(name)
-    (tmp_path / "sub" / "loop").symlink_to(tmp_path)  # read once
-    found = [str(tmp_path / name) for name in ("a.txt.gz", "b.txt", "sub/c.JSONL", "sub/d.parquet", "z.txt.zst")]
-    assert corpus_files([tmp_path]) == found
-    given = [str(tmp_path / "notes.md"), "-", str(tmp_path / "b.txt")]
+    corpus, real = tmp_path / "corpus", tmp_path / "real"
+    touch(corpus, "z.txt.zst", "sub/d.parquet", "sub/c.JSONL", "b.txt", "a.txt.gz")
+    touch(corpus, "notes.md", "x.tar.gz", "a.gz")
+    touch(real, "e.txt")
+    (corpus / "sub" / "link").symlink_to(real)
+    (corpus / "sub" / "loop").symlink_to(corpus)  # read once
+    names = ("a.txt.gz", "b.txt", "sub/c.JSONL", "sub/d.parquet", "sub/link/e.txt", "z.txt.zst")
+    assert corpus_files([corpus]) == [str(corpus / name) for name in names]
+    given = [str(corpus / "notes.md"), "-", str(corpus / "b.txt")]
     assert corpus_files(given) == given
+    with pytest.raises(DataError, match="once"):
+        corpus_files(["-", "-"])
 
 
 def test_patterns_give_all_matching_files_sorted(tmp_path):
-    for name in ("b.txt", "a.txt", "a.csv", "sub/c.txt", "x[1].txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(name)
+    b, a, _, c, x = touch(tmp_path, "b.txt", "a.txt", "a.csv", "sub/c.txt", "x[1].txt")
     (tmp_path / "folder.txt").mkdir()
-    assert corpus_files([tmp_path / "[ab].txt"]) == [str(tmp_path / "a.txt"), str(tmp_path / "b.txt")]
-    assert corpus_files([f"{tmp_path}/**/c.*"]) == [str(tmp_path / "sub/c.txt")]
-    assert corpus_files([tmp_path / "x[1].txt"]) == [str(tmp_path / "x[1].txt")]  # an existing name, not a pattern
-
-
-def test_linked_folders_are_read(tmp_path):
-    (tmp_path / "real").mkdir()
-    (tmp_path / "real" / "a.txt").write_text("a")
-    (tmp_path / "corpus").mkdir()
-    (tmp_path / "corpus" / "link").symlink_to(tmp_path / "real")
-    assert corpus_files([tmp_path / "corpus"]) == [str(tmp_path / "corpus/link/a.txt")]
+    assert corpus_files([tmp_path / "[ab].txt"]) == [a, b]
+    assert corpus_files([f"{tmp_path}/**/c.*"]) == [c]
+    assert corpus_files([tmp_path / "x[1].txt"]) == [x]  # an existing name, not a pattern
 
 
 def test_a_folder_with_several_names_is_read_under_the_first(tmp_path, monkeypatch):
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "x.txt").write_text("a")
+    touch(tmp_path, "b/x.txt")
     for name in "acd":
         (tmp_path / name).symlink_to(tmp_path / "b")
     walk = os.walk
@@ -93,45 +89,28 @@ def test_a_folder_with_several_names_is_read_under_the_first(tmp_path, monkeypat
         assert corpus_files([tmp_path]) == [str(tmp_path / "a" / "x.txt")]
 
 
-NOT_A_CORPUS = {
-    "nothing.txt": "There is no corpus",
-    "*.nothing": "There is no corpus",
-    "empty": "has no .txt",
-    "model.safetensors": "is not text",
-    "text.tar.gz": "is not text",
-    "fifo.txt": "is not text",
-    "*.txt": "fifo.txt is not text",
-    "folder": "fifo.txt is not text",
-    "gone.txt": "is not text",
-}
+NOT_A_CORPUS = dict.fromkeys(("nothing.txt", "*.nothing"), "There is no corpus") | {"empty": "has no .txt"}
+NOT_A_CORPUS |= dict.fromkeys(("model.safetensors", "text.tar.gz", "fifo.txt", "gone.txt"), "is not text")
+NOT_A_CORPUS |= dict.fromkeys(("*.txt", "folder"), "fifo.txt is not text")
 
 
 @pytest.mark.parametrize("name", NOT_A_CORPUS)
 def test_paths_without_text_are_refused(tmp_path, name):
+    touch(tmp_path, "text.tar.gz", "model.safetensors", "folder/notes.md")
     (tmp_path / "empty").mkdir()
-    (tmp_path / "folder").mkdir()
-    os.mkfifo(tmp_path / "fifo.txt")
-    os.mkfifo(tmp_path / "folder" / "fifo.txt")  # opening it would block
+    for fifo in ("fifo.txt", "folder/fifo.txt"):
+        os.mkfifo(tmp_path / fifo)  # opening it would block
     (tmp_path / "gone.txt").symlink_to(tmp_path / "missing")
-    for file in ("text.tar.gz", "model.safetensors"):
-        (tmp_path / file).write_bytes(b"x")
     with pytest.raises(DataError, match=NOT_A_CORPUS[name]) as caught:
         corpus_files([tmp_path / name])
     assert str(tmp_path) in str(caught.value)
 
 
-def test_standard_input_can_be_given_only_once():
-    with pytest.raises(DataError, match="once"):
-        corpus_files(["-", "-"])
-
-
 @pytest.mark.parametrize("folder", ["corpus", "corpus/sub"])
 def test_an_unreadable_folder_is_an_error(tmp_path, monkeypatch, folder):
-    (tmp_path / "corpus/sub").mkdir(parents=True)
-    (tmp_path / "corpus/a.txt").write_text("a")
-    scandir = os.scandir
+    touch(tmp_path, "corpus/a.txt", "corpus/sub/b.txt")
 
-    def no_entry(path):
+    def no_entry(path, scandir=os.scandir):
         if path == str(tmp_path / folder):
             raise PermissionError(errno.EACCES, "Permission denied", path)
         return scandir(path)
@@ -142,11 +121,12 @@ def test_an_unreadable_folder_is_an_error(tmp_path, monkeypatch, folder):
 
 
 LINE = [b"", b"a\nb\nc\n", b"a\n\nb\n", b"\n\n\na\nb\n\n\n", b"a\n" * 900 + b"\nb\n\nc\n"]
-BLANK = [b"a\nb\n\nc\n\nd\n", b"a\r\n\r\nb\r\nb\r\n\r\nc\r\n", b"a\r\rb\r\rc"]
-BLANK += [b"a\n \t\nb\n  \nc", b"\xff\xfea\n\nb\n\nc"]
+BLANK = [b"a\nb\n\nc\n\nd\n", b"a\r\n\r\nb\r\nb\r\n\r\nc\r\n", b"a\r\rb\r\rc", b"a\n \t\nb\n  \nc"]
+KINDS = [(content, "line") for content in LINE]
+KINDS += [(content, "blank") for content in (*BLANK, b"\xff\xfea\n\nb\n\nc")]
 
 
-@pytest.mark.parametrize(("content", "kind"), [(c, "line") for c in LINE] + [(c, "blank") for c in BLANK])
+@pytest.mark.parametrize(("content", "kind"), KINDS)
 @pytest.mark.parametrize("suffix", COMPRESS)
 def test_blank_lines_at_the_beginning_of_a_file_decide_its_kind(tmp_path, content, kind, suffix):
     assert guess_kind(str(write(tmp_path / f"a.txt{suffix}", content))) == kind
@@ -160,9 +140,6 @@ def test_the_kind_of_a_file_is_given_by_its_name_or_the_option_or_guessed(tmp_pa
     assert [source.kind for source in find_sources(files, "auto")] == ["blank", *kinds, "blank"]
     assert [source.kind for source in find_sources(files, "line")] == ["line", *kinds, "line"]
     assert [source.size for source in find_sources(files, "line")] == [os.path.getsize(file) for file in files]
-
-
-# ---- files to parts --------------------------------------------------------------------------------------------
 
 
 def test_parts_hold_everything(tmp_path, small):
@@ -191,17 +168,14 @@ def test_parts_do_not_depend_on_the_start_or_on_the_read_size(tmp_path, small, m
         monkeypatch.setattr(reader, "READ_BYTES", read_bytes)
         again = parts(path, documents=kind)
         assert [part[:3] for part in again] == [part[:3] for part in whole]
-        assert [part.content for part in parts(path, start=whole[9].end, documents=kind)] == [
-            part.content for part in again[10:]
-        ]
+        later = parts(path, start=whole[9].end, documents=kind)
+        assert [part.content for part in later] == [part.content for part in again[10:]]
 
 
 class Trickle(io.BytesIO):
     """A pipe: a few bytes at a time, not seekable."""
 
-    def __init__(self, content, chance):
-        super().__init__(content)
-        self.chance = chance
+    chance = random.Random(0)
 
     def read1(self, size=-1):
         return super().read1(self.chance.randrange(1, 1 + size))
@@ -214,17 +188,15 @@ def test_standard_input_gives_the_parts_of_a_file(tmp_path, small, monkeypatch):
     path = write(tmp_path / "a.txt", numbered_lines(300))
     expected = [part.content for part in parts(path)]
 
-    def standard_input():
-        stream = types.SimpleNamespace(buffer=Trickle(path.read_bytes(), random.Random(0)))
+    def from_stdin(**settings):
+        stream = types.SimpleNamespace(buffer=Trickle(path.read_bytes()))
         monkeypatch.setattr(sys, "stdin", stream)
+        return parts("-", **settings)
 
-    standard_input()
-    found = parts("-", documents="auto")
+    found = from_stdin(documents="auto")
     assert [part.content for part in found] == expected and not any(part.damage for part in found)
-    standard_input()
-    assert [part.content for part in parts("-", start=found[3].end)] == expected[4:]
-    standard_input()
-    (last,) = parts("-", start=Position(0, 10**6))
+    assert [part.content for part in from_stdin(start=found[3].end)] == expected[4:]
+    (last,) = from_stdin(start=Position(0, 10**6))
     assert not last.content and "it ends before the position that an earlier run had reached" in last.damage
 
 
@@ -235,7 +207,7 @@ def test_concatenated_archives_are_one_file(tmp_path, small):
         path.write_bytes(b"".join(map(compress, pieces)))
         found = parts(path)
         assert joined(found) == b"".join(pieces) and found[-1].damage == "", suffix
-        assert {part.bytes_read <= path.stat().st_size for part in found} == {True}
+        assert all(part.bytes_read <= path.stat().st_size for part in found)
 
 
 @pytest.mark.parametrize("kind", ["line", "blank", "json"])
@@ -271,35 +243,22 @@ def test_utf16_is_reported_and_not_read(tmp_path, small, encoding, suffix):
     assert (part.content, part.end) == (b"", Position(1, 0)) and "UTF-16" in part.damage
 
 
-# ---- damage ----------------------------------------------------------------------------------------------------
+DAMAGE = [(0.0, 0), (0.3, 0), (0.9, 0), (0.999, 0), (0.5, 64), (0.75, 64), (0.95, 1)]
 
 
 @pytest.mark.parametrize("suffix", [suffix for suffix in COMPRESS if suffix])
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
-def test_truncated_archives_are_read_up_to_the_end(tmp_path, suffix, share):
+@pytest.mark.parametrize(("share", "flipped"), DAMAGE)
+def test_archives_are_read_up_to_their_end_or_a_flipped_bit(tmp_path, suffix, share, flipped):
     content = random.Random(1).randbytes(250_000).hex().encode()
     path = write(tmp_path / f"a.txt{suffix}", content)
-    compressed = path.read_bytes()
-    path.write_bytes(compressed[: max(1, int(len(compressed) * share))])
-    found = parts(path, write(tmp_path / "next.txt", b"after it\n"))
-    *before, after = found
+    damaged = bytearray(path.read_bytes())
+    place = max(1, int(len(damaged) * share))
+    damaged[place:] = bytes([damaged[place] ^ flipped]) + damaged[place + 1 :] if flipped else b""
+    path.write_bytes(damaged)
+    *before, after = parts(path, write(tmp_path / "next.txt", b"after it\n"))
     assert before[-1].damage and after.content == b"after it\n" and not after.damage
-    assert content.startswith(joined(before))
-    assert len(joined(before)) > share * len(content) - BLOCK
-
-
-@pytest.mark.parametrize("suffix", [suffix for suffix in COMPRESS if suffix])
-def test_archives_are_read_up_to_a_flipped_bit(tmp_path, suffix):
-    chance, content = random.Random(0), random.Random(1).randbytes(200_000).hex().encode()
-    path = write(tmp_path / f"a.txt{suffix}", content)
-    compressed = path.read_bytes()
-    for share in (0.5, 0.75, 0.95):
-        flipped = bytearray(compressed)
-        flipped[int(len(compressed) * share)] ^= 1 << chance.randrange(8)
-        path.write_bytes(flipped)
-        found = parts(path)
-        assert found[-1].damage, share
-        assert joined(found).startswith(content[: int(share * len(content)) - BLOCK])
+    assert flipped or content.startswith(joined(before))
+    assert joined(before).startswith(content[: max(0, int(share * len(content)) - BLOCK + 1)])
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
@@ -355,23 +314,21 @@ def test_a_file_that_disappears_is_an_error(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.txt.zst", "a.jsonl.zst", "a.parquet"])
 def test_a_missing_package_is_an_error_that_names_it(tmp_path, monkeypatch, name):
-    zstd = "is compressed: run pip install zstandard, or decompress it"
-    message = "is a Parquet file. Run pip install pyarrow, or use JSON lines" if name == "a.parquet" else zstd
+    package, message = "zstandard", "is compressed: run pip install zstandard, or decompress it"
+    if name == "a.parquet":
+        package, message = "pyarrow", "is a Parquet file. Run pip install pyarrow, or use JSON lines"
     path = write(tmp_path / name, b"text\n")
-    monkeypatch.setitem(sys.modules, "pyarrow" if name == "a.parquet" else "zstandard", None)
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(DataError, match=f"{name} {message}"):
         parts(path, documents="auto")
     assert parts(write(tmp_path / "b.txt.gz", b"a\n"))[0].content == b"a\n"  # needs no package
-
-
-# ---- Parquet ---------------------------------------------------------------------------------------------------
 
 
 def test_parquet_from_every_start(tmp_path, small):
     texts = [f"row {number} {'word ' * (number % 7)}" for number in range(4500)]
     path = write_parquet(tmp_path / "a.parquet", {"id": range(4500), "text": texts}, row_group_size=1700)
     found = parts(path)
-    assert list(itertools.chain.from_iterable(part.content for part in found)) == texts
+    assert [row for part in found for row in part.content] == texts
     assert len(found) > 4 and found[-1].end == Position(1, 0) and found[-1].bytes_read == path.stat().st_size
     for number, part in enumerate(found[:-1]):
         assert parts(path, start=part.end)[0].content == found[number + 1].content
@@ -390,14 +347,10 @@ def test_the_column_is_the_given_one_or_text_or_content(tmp_path):
 
 def test_rows_without_text_are_counted(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
-    texts = pyarrow.array([b"a", None, b"caf\xe9", "é".encode()], pyarrow.binary())
-    kinds = {
-        "nulls": pyarrow.array(["a", None, None, "é"]),
-        "not UTF-8": pyarrow.Array.from_buffers(pyarrow.string(), 4, texts.buffers()),
-        "a dictionary": pyarrow.array(["a", None, None, "é"]).dictionary_encode(),
-        "large": pyarrow.array(["a", None, None, "é"], pyarrow.large_string()),
-    }
-    for column in kinds.values():
+    texts = pyarrow.array([b"a", None, b"caf\xe9", "é".encode()], pyarrow.binary())  # one is not UTF-8
+    columns = [pyarrow.array(["a", None, None, "é"], kind) for kind in (pyarrow.string(), pyarrow.large_string())]
+    columns += [columns[0].dictionary_encode(), pyarrow.Array.from_buffers(pyarrow.string(), 4, texts.buffers())]
+    for column in columns:
         (part,) = parts(write_parquet(tmp_path / "a.parquet", {"text": column}))
         assert (part.content, part.counts) == (["a", "é"], {"rows without a text": 2})
     (part,) = parts(write_parquet(tmp_path / "a.parquet", {"text": [1, 2]}))
@@ -417,7 +370,7 @@ def test_damaged_parquet_is_read_up_to_the_damage(tmp_path):
     except DataError as error:
         assert "a.parquet cannot be read" in str(error)
     else:
-        kept = list(itertools.chain.from_iterable(part.content for part in found))
+        kept = [row for part in found for row in part.content]
         assert len(kept) >= 2000 and kept == texts[: len(kept)] and found[-1].damage
     for content in (b"", b"PAR1", b"not Parquet", bytes(compressed[:1000])):
         path.write_bytes(content)
@@ -425,18 +378,13 @@ def test_damaged_parquet_is_read_up_to_the_damage(tmp_path):
         assert part.content == [] and part.damage
 
 
-# ---- memory ----------------------------------------------------------------------------------------------------
-
 PEAK = """
-import re, sys, time
+import re, sys
 from collections import Counter
 from pathlib import Path
 from data.corpus.files import find_sources, read_parts
 from data.corpus.documents import documents
-
-def peak():
-    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
-
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 sources = find_sources(sys.argv[1:], "auto")
 begun, counts, characters, most = peak(), Counter(), 0, 0
 for part in read_parts(sources):
@@ -454,9 +402,7 @@ def test_memory_does_not_grow_with_the_length_of_files_or_lines(tmp_path, line, 
     path = tmp_path / f"a.txt{suffix}"
     content = (b"abcd " * 199 + (b"abc \n" if line < size else b"abcde")) * (size // 1000)
     path.write_bytes(gzip.compress(content, 1) if suffix == ".gz" else COMPRESS[suffix](content))
-    result = subprocess.run(
-        [sys.executable, "-c", PEAK, path], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    )
+    result = subprocess.run([sys.executable, "-c", PEAK, path], cwd=REPOSITORY, capture_output=True, check=True)
     grown, characters, most, split = map(int, result.stdout.split())
     longest = 16 << 20
     if line < size:

@@ -17,22 +17,18 @@ def folder(tmp_path_factory):
     return folder
 
 
-def fail(sentence: str) -> None:
-    raise AssertionError(sentence)
-
-
 @pytest.mark.parametrize("task", TASKS)
 def test_files_contain_the_examples(folder, task):
-    found = {}
+    found, reports = {}, []
     for part, share in SIZES.items():
-        found[part] = read_task(task, [folder / task / f"{part}.{SUFFIXES[task]}"], fail)
+        found[part] = read_task(task, [folder / task / f"{part}.{SUFFIXES[task]}"], reports.append)
         settings = {"easy": True} if task == "nli" else {}
         expected = list(getattr(world, task)(round(COUNTS[task] * share), SEEDS[part], **settings))
         assert len(expected) == round(COUNTS[task] * share)
         if task == "qa":
             assert all(e.context.startswith(a.text, a.start) for e in found[part] for a in e.answers)
         assert found[part] == expected
-    assert not set(found["train"]) & {*found["dev"], *found["test"]}
+    assert not reports and not set(found["train"]) & {*found["dev"], *found["test"]}
     if task != "qa":
         assert set(labels_of(found["dev"])) | set(labels_of(found["test"])) <= set(labels_of(found["train"]))
 

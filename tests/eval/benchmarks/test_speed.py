@@ -1,6 +1,7 @@
 """The inference benchmark: it measures models that agree, on the texts that it says."""
 
 import json
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from eval.benchmarks.speed import STUDENT, TEACHER, TRANSFORMERS
 from model import Encoder, EncoderConfig, ModelError, save_model
 from model.checkpoints.export import export_huggingface
 from model.training.device import Runtime
-from tests.helpers import REAL_TEXT, REAL_TOKENIZER, needs, run_command
+from tests.helpers import REAL_TEXT, REAL_TOKENIZER, needs, relative_norm, run_command
 
 SIZES = ["--lines", "8", "--longest", "40", "--fixed", "2", "16", "--repetitions", "2", "--device", "cpu"]
 CPU = Runtime(torch.device("cpu"))
@@ -37,7 +38,7 @@ def test_the_whole_command_on_tiny_models(tmp_path):
 
 def test_files_another_precision_and_no_transformers(tmp_path, monkeypatch, capsys):
     """Models and text from files; the predictions in bf16 are compared; transformers is reported as not installed."""
-    monkeypatch.setattr(speed, "transformers_model", not_installed)
+    monkeypatch.setattr(speed, "transformers_model", Mock(side_effect=ImportError(name="transformers")))
     monkeypatch.setattr(speed, "LOG", tmp_path / "LOG.md")
     student, teacher = configs(small=True)
     save_model(Encoder(student), tmp_path / "student.safetensors")
@@ -55,20 +56,11 @@ def test_files_another_precision_and_no_transformers(tmp_path, monkeypatch, caps
     assert values["equal predictions"]["bf16"] > 0.5 and str(text) in values["files"]
 
 
-def not_installed(encoder):
-    raise ImportError(name="transformers")
-
-
-# ---- text to token ids -------------------------------------------------------------------------------------------
-
-
 def test_number_and_lengths_of_mixed_texts():
-    tokenizer = Tokenizer(demo.FOLDER)
-    lines = speed.read_lines(None)
+    tokenizer, lines = Tokenizer(demo.FOLDER), speed.read_lines(None)
     texts = speed.mixed_texts(lines, tokenizer, 60, 300)
     lengths = sorted(map(len, texts))
-    assert len(texts) == 60 and lengths[-1] == 300 and lengths[-2] < 120
-    assert len(set(lengths)) > 20 and lengths[0] < 20
+    assert len(texts) == 60 and lengths[-1] == 300 and lengths[-2] < 120 and lengths[0] < 20 and len(set(lengths)) > 20
     assert texts[1] == tokenizer.encode(lines[len(lines) // 60])
     assert all(ids[0] == tokenizer.bos_id and ids[-1] == tokenizer.eos_id for ids in texts)
     middle = 30 * len(lines) // 60
@@ -80,21 +72,15 @@ def test_number_and_lengths_of_mixed_texts():
 def test_real_lines():
     options = speed.Options(text=str(REAL_TEXT / "ud_french_sentences.txt"), tokenizer=str(REAL_TOKENIZER))
     texts = speed.texts_of_parts(options, EncoderConfig.distilcamembert(), EncoderConfig.camembert())
-    assert len(texts["mixed"]) == 256 and max(map(len, texts["mixed"])) == 512
-    assert 25 < sum(map(len, texts["mixed"])) / 256 < 45
-    assert abs(len(texts["latency"][0]) - 20) <= 2
-    assert [len(ids) for ids in texts["fixed"]] == [128] * 32
+    lengths = {part: [len(ids) for ids in texts[part]] for part in texts}
+    assert len(lengths["mixed"]) == 256 and max(lengths["mixed"]) == 512 and 25 < sum(lengths["mixed"]) / 256 < 45
+    assert abs(lengths["latency"][0] - 20) <= 2 and lengths["fixed"] == [128] * 32
 
 
 def test_too_little_text():
-    tokenizer = Tokenizer(demo.FOLDER)
-    with pytest.raises(OptionError, match="only 3 lines"):
-        speed.mixed_texts(["Un.", "Deux.", "Trois."], tokenizer, 4, 10)
-    with pytest.raises(OptionError, match="second half of the text has only"):
-        speed.mixed_texts(["Un.", "Deux.", "Trois."], tokenizer, 3, 100)
-
-
-# ---- jobs --------------------------------------------------------------------------------------------------------
+    for count, longest, message in ((4, 10, "only 3 lines"), (3, 100, "second half of the text has only")):
+        with pytest.raises(OptionError, match=message):
+            speed.mixed_texts(["Un.", "Deux.", "Trois."], Tokenizer(demo.FOLDER), count, longest)
 
 
 @pytest.mark.parametrize("strategy", range(3))
@@ -108,8 +94,7 @@ def test_hidden_states_are_those_of_transformers(strategy):
     actual = speed.hidden_states(encoder, texts, CPU, budget=64)
     expected = speed.transformers_states(speed.transformers_model(encoder), texts, CPU, batches)
     for ids, one, other in zip(texts, actual, expected, strict=True):
-        assert one.shape == (len(ids), 64)
-        assert (one - other).norm() < 1e-5 * other.norm()
+        assert one.shape == (len(ids), 64) and relative_norm(one, other) < 1e-5
 
 
 def test_another_model_is_refused(monkeypatch):
@@ -122,9 +107,6 @@ def test_another_model_is_refused(monkeypatch):
     monkeypatch.setattr(speed, "transformers_model", lambda encoder: transformers_model(other))
     with pytest.raises(ModelError, match="the two do not compute the same"):
         speed.agreement(one, texts, CPU, 100)
-
-
-# ---- tables ------------------------------------------------------------------------------------------------------
 
 
 def row(name: str, *seconds: float) -> Row:
@@ -143,8 +125,8 @@ def test_ratios_are_medians_over_the_rounds():
     assert verdict["ratio"] == 2.0 and verdict["reached"]  # of 2, 5 / 3, 4
     line = speed.verdict_line(verdict)
     assert "2.00 ×" in line and "minimum 1.70, goal 2.20" in line and line.endswith(": reached")
-    texts = [[5, 6]] * 50
-    report = speed.part_table("mixed", texts, {"fp32": MIXED, "bf16": {STUDENT: row(STUDENT, 1.0, 1.0, 2.0)}}, ["bf16"])
+    rows = {"fp32": MIXED, "bf16": {STUDENT: row(STUDENT, 1.0, 1.0, 2.0)}}
+    report = speed.part_table("mixed", [[5, 6]] * 50, rows, ["bf16"])
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in report.splitlines()]
     assert "50 lines, 100 tokens, longest 2" in cells[0][0]
     assert cells[3] == [STUDENT, "fp32", "2.00 s", "50", "2.00", "2.00", "1.00", "1.00 GB"]
@@ -158,9 +140,6 @@ def test_a_target_is_reached_as_printed(seconds, reached):
     assert verdict["reached"] is reached and verdict["against"] == TRANSFORMERS
     against_teacher, _ = speed.verdicts("fixed", "fp32", rows)
     assert not against_teacher["reached"] and speed.verdict_line(against_teacher).endswith("not reached")
-
-
-# ---- wrong options -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

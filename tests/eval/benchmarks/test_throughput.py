@@ -49,12 +49,12 @@ def test_the_report_names_the_machine(monkeypatch):
 
 
 def test_peak_memory():
-    """A job that allocates 200 MB for a moment, and little else."""
     (row,) = throughput.measure([throughput.Job("200 MB", allocates_200_mb, "fp32")], OPTIONS)
     assert 190e6 < row.extra < 260e6 < row.peak
 
 
 def allocates_200_mb(options, runtime):
+    """For a moment, and little else."""
     return lambda: torch.ones(50_000_000).sum()
 
 
@@ -81,8 +81,7 @@ def test_the_baseline_computes_the_same_loss():
     """Equation (13) with the script's temperature and direction."""
     config = EncoderConfig(1, 64, 2, 128, 1005, dropout=0.0)
     student, teacher = baseline_model(config).eval(), baseline_model(config).eval()
-    batch = throughput.random_batch(OPTIONS, config.vocab_size)
-    run = throughput.training_options()
+    batch, run = throughput.random_batch(OPTIONS, config.vocab_size), throughput.training_options()
     loss = baseline_loss(student, teacher, batch, run)
     inputs = dict(input_ids=batch.input_ids, attention_mask=batch.real, output_hidden_states=True)
     one, other = student(**inputs), teacher(**inputs)

@@ -1,16 +1,60 @@
 """Shared by the tests of the tasks."""
 
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
 import torch
 import torch.nn.functional as F
 
 from data import Tokenizer, demo
+from data.tokenizer import FILE_NAME
 from losses import IGNORE_INDEX
+from model import save_model
+from model.training.device import Runtime
 
 TOKENIZER = Tokenizer(demo.FOLDER)
+RUNTIME = Runtime(torch.device("cpu"))
+ON_CPU = ("--device", "cpu", "--precision", "fp32")
 
 
 def ignore(sentence: str) -> None:
     pass
+
+
+def write(path: Path, *values) -> Path:
+    """JSON lines; bytes are written as they are."""
+    lines = [value if isinstance(value, bytes) else json.dumps(value).encode() for value in values]
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return path
+
+
+def save(model, path: Path, noise: float = 0.0) -> Path:
+    """Saves a model, with the demo's tokenizer beside it. noise: added to weights, so that outputs differ by text."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(noise * torch.randn_like(parameter))
+    shutil.copyfile(demo.FOLDER / FILE_NAME, path.parent / FILE_NAME)
+    save_model(model.eval(), path)
+    return path
+
+
+def pipe(monkeypatch, content: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+
+
+def succeeded(result):
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def check_error(result, *sentences: str) -> None:
+    """One message on stderr, exit status 2, no output."""
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.startswith("python -m eval: ") and all(s in result.stderr for s in sentences), result.stderr
 
 
 def confident_outputs(features, num_labels: int) -> list[torch.Tensor]:

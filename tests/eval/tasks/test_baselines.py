@@ -53,12 +53,7 @@ def test_no_entities():
     [
         ("Où habite Anne ?", "Anne habite Brest.", 1, "Brest"),
         ("Où habite Anne ?", "Paul court. " * 10 + "Anne habite Brest.", 1, "court"),  # the first of equals, 10 away
-        (
-            "Combien coûte la baguette ?",
-            "Le pain : 2 euros, la baguette coûte 1,20 euro, dit-on.",
-            1,
-            "Le",
-        ),  # as near as any other
+        ("Combien coûte la baguette ?", "Le pain : 2 euros, la baguette coûte 1,20 euro, dit-on.", 1, "Le"),  # a tie
         ("Anne", "Anne", 1, "Anne"),  # nothing else is there
         ("Anne", "Anne", 5, "Anne"),
         ("Anne", "un deux trois", 5, "un deux trois"),
@@ -95,12 +90,7 @@ def test_the_sliding_window_equals_a_naive_one():
 
 
 def test_answers_have_the_median_length_of_training():
-    train = [
-        question("", "", "un deux"),
-        question("", "", "un deux trois"),
-        question("", "", "un"),
-        question("", "", "…"),
-    ]
+    train = [question("", "", answer) for answer in ("un deux", "un deux trois", "un", "…")]
     test = [question("Où habite Anne ?", "Anne habite Brest même, dit-elle."), question("Anne", "")]
     guess = overlap_answer(test[0].question, test[0].context, 2, "fr")  # the median of 2, 3, 1, 0 is 1.5
     assert guess == "Brest même"

@@ -8,9 +8,9 @@ import torch
 from eval.tasks.batching import infer, packed_outputs
 from model import EncoderConfig, ModelError, QuestionAnswerer, SequenceClassifier, TokenClassifier
 from model.training.device import Runtime
+from tests.eval.tasks.shared import RUNTIME
 
 CONFIG = EncoderConfig(2, 16, 2, 16, 60, max_positions=34)
-RUNTIME = Runtime(torch.device("cpu"))
 MODELS = {
     "sequence": (lambda: SequenceClassifier(CONFIG, 3), lambda length: (3,)),
     "token": (lambda: TokenClassifier(CONFIG, 5), lambda length: (length, 5)),

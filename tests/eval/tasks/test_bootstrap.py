@@ -10,7 +10,6 @@ from eval.tasks.sequences import confusion_matrices, macro_f1, matthews_correlat
 
 
 def test_an_interval_is_the_percentiles_of_the_metric_on_resampled_examples():
-    """The same examples are drawn, and the metrics of each resample computed by scikit-learn."""
     random = numpy.random.default_rng(0)
     gold = random.choice(4, size=60, p=[0.6, 0.3, 0.08, 0.02])  # the last label is missing in many resamples
     predicted = numpy.where(random.random(60) < 0.5, gold, random.integers(4, size=60))
@@ -18,12 +17,8 @@ def test_an_interval_is_the_percentiles_of_the_metric_on_resampled_examples():
         "macro": (macro_f1, lambda *pair: f1_score(*pair, average="macro", zero_division=0)),
         "mcc": (matthews_correlation, matthews_corrcoef),
     }
-    report = bootstrap(
-        confusion_matrices(gold, predicted, 4),
-        lambda sums: {name: of(sums) for name, (of, _) in oracles.items()},
-        7,
-        200,
-    )
+    matrices = confusion_matrices(gold, predicted, 4)
+    report = bootstrap(matrices, lambda sums: {name: of(sums) for name, (of, _) in oracles.items()}, 7, 200)
     for name, (_, oracle) in oracles.items():
         draws = numpy.random.default_rng(7)
         resampled = [draws.integers(60, size=60) for _ in range(200)]
@@ -39,9 +34,8 @@ def test_the_interval_of_a_mean_equals_scipys(number):
     0.027 s, of which 4 are allowed; a 90 % interval would differ by 0.31 s."""
     sample = numpy.random.default_rng(number).normal(size=number)
     found = bootstrap(sample, lambda sums: {"mean": sums / number}, 1, 20_000)["mean"]
-    theirs = scipy.stats.bootstrap(
-        (sample,), numpy.mean, n_resamples=20_000, method="percentile", rng=numpy.random.default_rng(2)
-    ).confidence_interval
+    options = dict(n_resamples=20_000, method="percentile", rng=numpy.random.default_rng(2))
+    theirs = scipy.stats.bootstrap((sample,), numpy.mean, **options).confidence_interval
     error = numpy.sqrt(0.025 * 0.975) / scipy.stats.norm.pdf(1.96) * numpy.sqrt(2 / 20_000)
     allowed = 4 * error * sample.std() / numpy.sqrt(number)
     assert found["value"] == pytest.approx(sample.mean())

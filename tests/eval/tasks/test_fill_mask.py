@@ -1,15 +1,14 @@
 """python -m eval fill-mask: against transformers' pipeline on the same weights, and error messages."""
 
-import shutil
-
 import pytest
 import torch
 import transformers
 
-from data import Tokenizer, demo
+from data import demo
 from data.tokenizer import FILE_NAME
 from model import EncoderConfig, MaskedLM, SequenceClassifier, save_model
 from model.checkpoints.export import export_huggingface
+from tests.eval.tasks.shared import TOKENIZER, check_error, save, succeeded
 from tests.helpers import run_command
 
 pytestmark = pytest.mark.filterwarnings("ignore:'eval")
@@ -22,12 +21,8 @@ def folder(tmp_path_factory):
     """A random model in this project's format and in transformers'."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    model = MaskedLM(CONFIG).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    save_model(model, folder / "model.safetensors")
-    shutil.copyfile(demo.FOLDER / FILE_NAME, folder / FILE_NAME)
+    model = MaskedLM(CONFIG)
+    save(model, folder / "model.safetensors", noise=0.2)
     export_huggingface(model, folder / "theirs", demo.FOLDER / FILE_NAME)
     return folder
 
@@ -40,11 +35,9 @@ def candidates(stdout: str) -> list[list[tuple[float, str, str]]]:
 
 
 def test_tokens_and_probabilities_equal_the_pipelines(folder):
-    tokenizer = Tokenizer(demo.FOLDER)
     pipeline = transformers.pipeline("fill-mask", model=str(folder / "theirs"), device="cpu")
     for model in (folder / "model.safetensors", folder / "theirs"):
-        result = run_command("-m eval", "fill-mask", *TEXTS, "--model", model, "--top", 4)
-        assert result.returncode == 0, result.stderr
+        result = succeeded(run_command("-m eval", "fill-mask", *TEXTS, "--model", model, "--top", 4))
         found = candidates(result.stdout)
         assert len(found) == sum(text.count("<mask>") for text in TEXTS)
         for text in TEXTS:
@@ -52,7 +45,7 @@ def test_tokens_and_probabilities_equal_the_pipelines(folder):
             for expected in theirs if text.count("<mask>") > 1 else [theirs]:
                 for actual, one in zip(found.pop(0), expected, strict=True):
                     assert actual[0] == pytest.approx(one["score"], abs=2e-5)
-                    assert actual[1] == tokenizer.pieces([one["token"]])[0]
+                    assert actual[1] == TOKENIZER.pieces([one["token"]])[0]
 
 
 def test_the_text_with_each_candidate(folder):
@@ -88,8 +81,7 @@ def test_error_messages(folder, tmp_path, arguments, sentence):
     save_model(SequenceClassifier(CONFIG, 2), tmp_path / "classifier.safetensors")
     there = {"MODEL": folder / "model.safetensors", "CLASSIFIER": tmp_path / "classifier.safetensors"}
     result = run_command("-m eval", "fill-mask", *(there.get(argument, argument) for argument in arguments))
-    assert result.returncode == 2 and result.stdout == ""
-    assert result.stderr.startswith("python -m eval: ") and sentence in result.stderr
+    check_error(result, sentence)
 
 
 def test_a_missing_text_and_a_missing_tokenizer(tmp_path):

@@ -2,13 +2,12 @@
 
 import json
 import random
-import shutil
 
 import pytest
 import torch
 
 import eval.tasks.finetune as module
-from data import DataError, Tokenizer, demo
+from data import DataError, Tokenizer
 from data.tasks import read_task
 from data.tokenizer import FILE_NAME
 from eval.tasks.batching import TaskSettings
@@ -17,8 +16,7 @@ from eval.tasks.finetune import Options, mean_and_deviation, plan_batches
 from model import EncoderConfig, MaskedLM, SequenceClassifier, load_model, save_model
 from model.checkpoints.load import load_checkpoint
 from model.checkpoints.native import sha256
-from model.training.device import Runtime
-from tests.eval.tasks.shared import ignore
+from tests.eval.tasks.shared import ON_CPU, RUNTIME, TOKENIZER, ignore, save, succeeded, write
 from tests.helpers import run_command
 
 pytestmark = pytest.mark.filterwarnings("ignore:'eval")
@@ -26,7 +24,7 @@ CONFIG = EncoderConfig(1, 32, 2, 32, 1005, max_positions=66, dropout=0.0)
 FILL = ["le", "film", "est", "une", "ville", "de", "la", "dans", "et", "habite"]
 TOWNS, PEOPLE = ["Brest", "Nantes", "Lille"], ["Jean", "Marie", "Paul"]
 RELATIONS = {"entailment": "oui", "neutral": "peut", "contradiction": "non"}
-SETTINGS = ("--precision", "fp32", "--device", "cpu", "--lr", "1e-2", "--step-tokens", "256", "--warmup", "0.1")
+SETTINGS = (*ON_CPU, "--lr", "1e-2", "--step-tokens", "256", "--warmup", "0.1")
 
 
 def examples_of(task: str, seed: int, count: int = 60) -> list[dict]:
@@ -49,18 +47,11 @@ def examples_of(task: str, seed: int, count: int = 60) -> list[dict]:
             found.append({"words": words, "tags": tags})
         else:
             town = rng.choice(TOWNS)
-            start = len(" ".join([*words[:place], ""])) if place else 0
             words.insert(place, town)
             context = " ".join(words)
-            assert context[start:].startswith(town)
-            answers = [{"text": town, "answer_start": start}]
+            answers = [{"text": town, "answer_start": context.index(town)}]
             found.append({"id": str(number), "context": context, "question": "Où ?", "answers": answers})
     return found
-
-
-def write(path, values):
-    path.write_text("".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values), encoding="utf-8")
-    return path
 
 
 def command(*arguments):
@@ -72,16 +63,16 @@ def place(tmp_path_factory):
     """A folder with an untrained masked LM, its tokenizer, and for each task a file for training and one for dev."""
     folder = tmp_path_factory.mktemp("toy")
     torch.manual_seed(0)
-    save_model(MaskedLM(CONFIG), folder / "lm.safetensors")
-    shutil.copyfile(demo.FOLDER / FILE_NAME, folder / FILE_NAME)
+    save(MaskedLM(CONFIG), folder / "lm.safetensors")
     for task in TASK_CLASSES:
-        write(folder / f"{task}.train", examples_of(task, 0))
-        write(folder / f"{task}.dev", examples_of(task, 1, 20))
+        write(folder / f"{task}.train", *examples_of(task, 0))
+        write(folder / f"{task}.dev", *examples_of(task, 1, 20))
     return folder
 
 
-def inputs(place, task):
-    return task, "--model", place / "lm.safetensors", "--train", place / f"{task}.train", "--dev", place / f"{task}.dev"
+def inputs(place, task, out):
+    files = ("--train", place / f"{task}.train", "--dev", place / f"{task}.dev", "--out", out)
+    return task, "--model", place / "lm.safetensors", *files, *SETTINGS
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +83,8 @@ def tuned(place):
     def of(task):
         if task not in made:
             made[task] = place / f"out-{task}"
-            epochs = "40" if task == "qa" else "20"
-            arguments = ("--out", made[task], "--epochs", epochs, "--test", place / f"{task}.dev", *SETTINGS)
-            result = command(*inputs(place, task), *arguments)
-            assert result.returncode == 0, result.stderr
+            arguments = ("--epochs", 40 if task == "qa" else 20, "--test", place / f"{task}.dev")
+            result = succeeded(command(*inputs(place, task, made[task]), *arguments))
             assert f"Written: {made[task]}" in result.stdout
         return made[task]
 
@@ -106,9 +95,6 @@ def results(folder):
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
-# ---- end to end ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("task", TASK_CLASSES)
 def test_a_toy_task_is_learnt_and_evaluated(place, tuned, tmp_path, task):
     found = results(tuned(task))
@@ -117,9 +103,8 @@ def test_a_toy_task_is_learnt_and_evaluated(place, tuned, tmp_path, task):
     assert run["dev"] == run["test"] and run["seed"] == 0
     model = load_model(tuned(task) / "model.safetensors")
     assert type(model) is TASK_CLASSES[task].model
-    settings = ("--precision", "fp32", "--device", "cpu", "--seed", 0, "--out", tmp_path / "r.json")
-    evaluation = run_command("-m eval", task, "--model", tuned(task), "--test", place / f"{task}.dev", *settings)
-    assert evaluation.returncode == 0, evaluation.stderr
+    settings = ("--test", place / f"{task}.dev", "--seed", 0, "--out", tmp_path / "r.json", *ON_CPU)
+    succeeded(run_command("-m eval", task, "--model", tuned(task), *settings))
     assert json.loads((tmp_path / "r.json").read_text())["figures"] == run["test"]
 
 
@@ -134,16 +119,16 @@ def test_the_files_of_a_run(place, tuned):
     assert found["options"]["lr"] == 0.01 and found["options"]["epochs"] == 20
     assert found["over_seeds"]["test"]["accuracy"] == {"mean": 1.0, "deviation": None}
     assert load_model(folder / "model.safetensors").labels == ("neg", "pos")
-    assert Tokenizer(folder).sha256() == Tokenizer(demo.FOLDER).sha256()
+    assert Tokenizer(folder).sha256() == TOKENIZER.sha256()
     assert sorted(path.name for path in folder.iterdir()) == sorted(["model.safetensors", "results.json", FILE_NAME])
 
 
 def test_several_seeds_and_bitwise_determinism(place, tmp_path):
-    few = (*SETTINGS, "--steps", "6", "--dropout", "0.2")
-    for name, seeds in (("both", (3, 4)), ("first", (3,)), ("second", (4,))):
-        result = command(*inputs(place, "sentiment"), "--out", tmp_path / name, "--seeds", *seeds, *few)
-        assert result.returncode == 0, result.stderr
-    both, first, second = (results(tmp_path / name) for name in ("both", "first", "second"))
+    seeds_of = {"both": (3, 4), "first": (3,), "second": (4,)}
+    for name, seeds in seeds_of.items():
+        arguments = ("--seeds", *seeds, "--steps", 6, "--dropout", 0.2)
+        succeeded(command(*inputs(place, "sentiment", tmp_path / name), *arguments))
+    both, first, second = (results(tmp_path / name) for name in seeds_of)
     assert [run["seed"] for run in both["runs"]] == both["seeds"] == [3, 4]
     assert both["runs"] == first["runs"] + second["runs"]
     values = [run["dev"]["accuracy"]["value"] for run in both["runs"]]
@@ -151,9 +136,7 @@ def test_several_seeds_and_bitwise_determinism(place, tmp_path):
     assert figure["mean"] == pytest.approx(sum(values) / 2)
     assert figure["deviation"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
     best = "second" if values[1] > values[0] else "first"
-    models = {
-        name: load_model(tmp_path / name / "model.safetensors").state_dict() for name in ("both", "first", "second")
-    }
+    models = {name: load_model(tmp_path / name / "model.safetensors").state_dict() for name in seeds_of}
     assert all(torch.equal(tensor, models["both"][key]) for key, tensor in models[best].items())
     assert any(not torch.equal(tensor, models["first"][key]) for key, tensor in models["second"].items())
 
@@ -176,24 +159,19 @@ def test_the_best_epoch_is_kept(place, tmp_path, monkeypatch):
     monkeypatch.setattr(TASK_CLASSES["sentiment"], "metrics", metrics)
     source = load_model(place / "lm.safetensors")
     arguments = dict(model="m", train=("t",), dev=("d",), out="o", lr=1e-2, step_tokens=256, epochs=4, precision="fp32")
-    task = TASK_CLASSES["sentiment"](TaskSettings(Tokenizer(place), 64), ("neg", "pos"))
+    task = TASK_CLASSES["sentiment"](TaskSettings(TOKENIZER, 64), ("neg", "pos"))
     data = {part: read_task("sentiment", [place / f"sentiment.{part}"], ignore) for part in ("train", "dev")}
-    runtime = Runtime(torch.device("cpu"))
     model = module.make_model(source, task, None)
-    best = module.train_one_seed(model, None, task, data, runtime, Options(**arguments), 0)
+    best = module.train_one_seed(model, None, task, data, RUNTIME, Options(**arguments), 0)
     assert best["epoch"] == 2 and best["dev"]["accuracy"]["value"] == 0.8
-    scores = torch.stack([prediction.scores for prediction in predict(model.eval(), task, data["dev"], runtime, 4096)])
+    scores = torch.stack([prediction.scores for prediction in predict(model.eval(), task, data["dev"], RUNTIME, 4096)])
     assert torch.equal(scores, seen[1]) and not torch.equal(scores, seen[3])
-
-
-# ---- the teacher -----------------------------------------------------------------------------------------------
 
 
 def outputs_of(folder, place, task):
     model = load_checkpoint(folder, ignore)
-    reader = TASK_CLASSES[task](TaskSettings(Tokenizer(place), 64), getattr(model, "labels", ()))
-    examples = read_task(task, [place / f"{task}.dev"], ignore)
-    return predict(model, reader, examples, Runtime(torch.device("cpu")), 4096)
+    reader = TASK_CLASSES[task](TaskSettings(TOKENIZER, 64), getattr(model, "labels", ()))
+    return predict(model, reader, read_task(task, [place / f"{task}.dev"], ignore), RUNTIME, 4096)
 
 
 @pytest.mark.parametrize("task", ["sentiment", "ner", "qa"])
@@ -206,14 +184,11 @@ def test_the_teachers_probabilities_are_learnt_from_wrong_labels(place, tuned, t
         elif task == "ner":
             value["tags"] = [{"O": "B-LOC"}.get(tag, "O") for tag in value["tags"]]
         else:
-            first = value["context"].split()[0]
-            value["answers"] = [{"text": first, "answer_start": 0}]
-    train = write(tmp_path / "wrong.train", values)
-    copies = [train] * (30 if task == "sentiment" else 60)
-    arguments = (*inputs(place, task), "--train", *copies, "--epochs", "1")  # so that the last step's model is kept
-    settings = ("--teacher", tuned(task), "--soft-weight", "1", "--temperature", "1", *SETTINGS)
-    result = command(*arguments, "--out", tmp_path / "out", *settings)
-    assert result.returncode == 0, result.stderr
+            value["answers"] = [{"text": value["context"].split()[0], "answer_start": 0}]
+    train = write(tmp_path / "wrong.train", *values)
+    copies = [train] * (30 if task == "sentiment" else 60)  # in one epoch, so that the last step's model is kept
+    settings = ("--teacher", tuned(task), "--soft-weight", 1, "--temperature", 1, "--epochs", 1)
+    succeeded(command(*inputs(place, task, tmp_path / "out"), "--train", *copies, *settings))
     found = results(tmp_path / "out")
     assert found["runs"][0]["dev"][TASK_CLASSES[task].headline]["value"] == 1
     assert found["teacher"] == results(tmp_path / "out")["teacher"] is not None
@@ -229,22 +204,17 @@ def test_the_teachers_probabilities_are_learnt_from_wrong_labels(place, tuned, t
 
 
 def test_the_labels_are_the_union_of_all_files(place, tmp_path):
-    other = write(tmp_path / "other", [{"text": "Oui.", "label": "autre"}])
-    arguments = (*inputs(place, "sentiment"), "--dev", other, "--out", tmp_path / "out", "--steps", "1", *SETTINGS)
-    assert command(*arguments).returncode == 0
+    other = write(tmp_path / "other", {"text": "Oui.", "label": "autre"})
+    succeeded(command(*inputs(place, "sentiment", tmp_path / "out"), "--dev", other, "--steps", 1))
     assert load_model(tmp_path / "out" / "model.safetensors").labels == ("autre", "neg", "pos")
 
 
 def test_the_labels_and_their_order_are_the_teachers(place, tmp_path):
     torch.manual_seed(0)
     save_model(SequenceClassifier(CONFIG, 3, ("pos", "autre", "neg")), tmp_path / "teacher.safetensors")
-    settings = ("--teacher", tmp_path / "teacher.safetensors", "--steps", "1", *SETTINGS)
-    result = command(*inputs(place, "sentiment"), "--out", tmp_path / "out", *settings)
-    assert result.returncode == 0, result.stderr
+    teacher = ("--teacher", tmp_path / "teacher.safetensors")
+    succeeded(command(*inputs(place, "sentiment", tmp_path / "out"), *teacher, "--steps", 1))
     assert load_model(tmp_path / "out" / "model.safetensors").labels == ("pos", "autre", "neg")
-
-
-# ---- batches ---------------------------------------------------------------------------------------------------
 
 
 def options(**values):
@@ -271,15 +241,12 @@ def test_nothing_to_train_on(place, tmp_path):
     values = examples_of("qa", 0, 3)
     for value in values:
         value["answers"][0] = {"text": "ailleurs", "answer_start": 0}
-    train = write(tmp_path / "t", values)
-    arguments = [train if argument == place / "qa.train" else argument for argument in inputs(place, "qa")]
-    result = command(*arguments, "--out", tmp_path / "out", *SETTINGS)
+    train = write(tmp_path / "t", *values)
+    result = command(*inputs(place, "qa", tmp_path / "out"), "--train", train)
     assert result.returncode == 2
     assert "--steps must be" not in result.stderr  # it was not given
     assert str(train) in result.stderr or "--train" in result.stderr
 
-
-# ---- errors ----------------------------------------------------------------------------------------------------
 
 WRONG = {
     "no task": ([], "The task is missing"),
@@ -306,14 +273,12 @@ WRONG = {
 def test_error_messages(place, tmp_path, name):
     torch.manual_seed(0)
     save_model(SequenceClassifier(CONFIG, 2, ("pos", "x")), tmp_path / "teacher.safetensors")
-    names = dict(place=place, model=place / "lm.safetensors", out=tmp_path / "out")
-    names |= dict(
-        train=place / "sentiment.train", dev=place / "sentiment.dev", teacher=tmp_path / "teacher.safetensors"
-    )
+    names = dict(place=place, model=place / "lm.safetensors", teacher=tmp_path / "teacher.safetensors")
+    names |= dict(train=place / "sentiment.train", dev=place / "sentiment.dev", out=tmp_path / "out")
     given, words = WRONG[name]
     arguments = [argument.format(**names) for argument in given if argument != "{all}"]
     if "{all}" in given:
-        arguments = [*inputs(place, "sentiment"), "--out", tmp_path / "out", "--steps", "1", *SETTINGS, *arguments]
+        arguments = [*inputs(place, "sentiment", tmp_path / "out"), "--steps", 1, *arguments]
     result = command(*arguments)
     assert result.returncode == 2, result.stderr
     assert words in result.stderr and "Traceback" not in result.stderr, result.stderr
@@ -321,8 +286,8 @@ def test_error_messages(place, tmp_path, name):
 
 
 def test_a_loss_that_is_not_finite(place, tmp_path):
-    settings = (*SETTINGS, "--lr", "1e30", "--clip", "1e30", "--steps", "20", "--log-every", "1", "--warmup", "0")
-    result = command(*inputs(place, "sentiment"), "--out", tmp_path / "out", *settings)
+    settings = ("--lr", "1e30", "--clip", "1e30", "--steps", 20, "--log-every", 1, "--warmup", 0)
+    result = command(*inputs(place, "sentiment", tmp_path / "out"), *settings)
     assert result.returncode not in (0, None)
     assert "is not finite" in result.stderr and "Traceback" not in result.stderr
     assert not (tmp_path / "out" / "model.safetensors").exists()
@@ -331,17 +296,17 @@ def test_a_loss_that_is_not_finite(place, tmp_path):
 def test_a_result_is_not_overwritten(place, tuned):
     folder = tuned("sentiment")
     before = sha256(folder / "model.safetensors"), sha256(folder / "results.json")
-    result = command(*inputs(place, "sentiment"), "--out", folder, *SETTINGS, "--epochs", "1")
+    result = command(*inputs(place, "sentiment", folder), "--epochs", 1)
     assert result.returncode == 2 and str(folder) in result.stderr and "Choose another --out" in result.stderr
     assert before == (sha256(folder / "model.safetensors"), sha256(folder / "results.json"))
 
 
 def test_more_seeds_are_added_to_a_result(place, tmp_path):
-    arguments = (*inputs(place, "sentiment"), "--out", tmp_path / "out", *SETTINGS, "--steps", "3")
-    assert command(*arguments, "--seeds", "5").returncode == 0
+    arguments = (*inputs(place, "sentiment", tmp_path / "out"), "--steps", 3)
+    succeeded(command(*arguments, "--seeds", "5"))
     first = results(tmp_path / "out")["runs"]
-    result = command(*arguments, "--seeds", "5", "6")
-    assert result.returncode == 0 and "already has the results of 1 seed." in result.stdout
+    result = succeeded(command(*arguments, "--seeds", "5", "6"))
+    assert "already has the results of 1 seed." in result.stdout
     assert "seed 5  epoch" not in result.stdout and "seed 6  epoch" in result.stdout
     found = results(tmp_path / "out")
     assert found["seeds"] == [5, 6] and found["runs"][:1] == first and len(found["runs"]) == 2

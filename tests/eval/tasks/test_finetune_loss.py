@@ -18,6 +18,8 @@ from losses import IGNORE_INDEX
 from tests.eval.tasks.shared import TOKENIZER, ignore
 from tests.helpers import relative_norm
 
+FORMS = ("texts", "words", "questions")
+
 
 def random_outputs(name):
     """-> a task, its features of a few examples, and random float64 outputs of a student and a teacher"""
@@ -68,9 +70,6 @@ def plain_loss(name, outputs, teacher_outputs, features, soft_labels):
     if not teacher_outputs:
         return sum(hard) / len(hard)
     return (1 - soft_labels.weight) * sum(hard) / len(hard) + soft_labels.weight * sum(soft) / len(soft)
-
-
-FORMS = ("texts", "words", "questions")
 
 
 @pytest.mark.parametrize("name", FORMS)

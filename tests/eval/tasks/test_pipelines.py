@@ -21,7 +21,7 @@ from eval.tasks.qa import QaTask
 from eval.tasks.sequences import SequenceTask
 from model.checkpoints.export import export_huggingface
 from model.checkpoints.load import load_checkpoint
-from model.training.device import Runtime
+from tests.eval.tasks.shared import RUNTIME, ignore
 from tests.helpers import MINI, REAL_TOKENIZER, SHARED, needs, transformers_tokenizer
 
 DATA = SHARED / "data"
@@ -30,7 +30,6 @@ WIKINEURAL, PIAF = DATA / "ner/wikineural.fr.val.conllu", DATA / "qa/piaf-v1.0.j
 pytestmark = needs(MINI, REAL_TOKENIZER, TWEETS, XNLI, WIKINEURAL, PIAF)
 COUNT, EXPORTED_COUNT = 500, 100  # examples; fewer for the exported model
 TOLERANCE = 1e-4
-RUNTIME = Runtime(torch.device("cpu"))
 STARS = ["1 star", "2 stars", "3 stars", "4 stars", "5 stars"]
 RELATIONS = ["entailment", "neutral", "contradiction"]
 TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC", "B-ORG", "I-ORG", "I-MISC"]
@@ -63,20 +62,19 @@ def folders(tmp_path_factory):
                     parameter.copy_(size * torch.randn(parameter.shape, generator=generator))
             if name == "sentiment":  # so that no label is predicted for nearly all tweets
                 tweets = [example.text for example in sample("sentiment", TWEETS, 40)]
-                model.classifier.out_proj.bias -= torch.cat(
-                    [model(**tokenizer(t, return_tensors="pt")).logits for t in tweets]
-                ).mean(dim=0)
+                logits = [model(**tokenizer(tweet, return_tensors="pt")).logits for tweet in tweets]
+                model.classifier.out_proj.bias -= torch.cat(logits).mean(dim=0)
         folder = tmp_path_factory.mktemp(name)
         model.save_pretrained(folder / "theirs")
         tokenizer.save_pretrained(folder / "theirs")
-        ours = load_checkpoint(folder / "theirs", lambda line: None)
+        ours = load_checkpoint(folder / "theirs", ignore)
         export_huggingface(ours, folder / "exported", REAL_TOKENIZER, "")
         found[name] = folder / "theirs", folder / "exported"
     return found
 
 
 def sample(task: str, path, count: int = COUNT):
-    return random.Random(0).sample(read_task(task, [path], lambda sentence: None), count)
+    return random.Random(0).sample(read_task(task, [path], ignore), count)
 
 
 def pipeline(task: str, folder):
@@ -84,7 +82,7 @@ def pipeline(task: str, folder):
 
 
 def predictions(folder, task, examples):
-    return predict(load_checkpoint(folder, lambda line: None), task, examples, RUNTIME, 4096)
+    return predict(load_checkpoint(folder, ignore), task, examples, RUNTIME, 4096)
 
 
 def check_scores(ours, theirs, labels):
@@ -103,24 +101,14 @@ def is_spread(names) -> bool:
     return len(counts) > 1 and counts.most_common(1)[0][1] < 0.9 * counts.total()
 
 
-def test_sentiment_of_tweets(folders, tokenizer):
-    examples = sample("sentiment", TWEETS)
-    task = SequenceTask(TaskSettings(tokenizer, 512), STARS)
-    ours = predictions(folders["sentiment"][0], task, examples)
+@pytest.mark.parametrize("name, path, labels", [("sentiment", TWEETS, STARS), ("nli", XNLI, RELATIONS)])
+def test_labels(folders, tokenizer, name, path, labels):
+    examples = sample(name, path)
+    ours = predictions(folders[name][0], SequenceTask(TaskSettings(tokenizer, 512), labels), examples)
     assert is_spread(prediction.label for prediction in ours)
-    for folder, count in zip(folders["sentiment"], (COUNT, EXPORTED_COUNT)):
-        check_scores(
-            ours[:count], pipeline("text-classification", folder)([e.text for e in examples[:count]], top_k=None), STARS
-        )
-
-
-def test_nli(folders, tokenizer):
-    examples = sample("nli", XNLI)
-    ours = predictions(folders["nli"][0], SequenceTask(TaskSettings(tokenizer, 512), RELATIONS), examples)
-    assert is_spread(prediction.label for prediction in ours)
-    for folder, count in zip(folders["nli"], (COUNT, EXPORTED_COUNT)):
-        pairs = [{"text": example.premise, "text_pair": example.hypothesis} for example in examples[:count]]
-        check_scores(ours[:count], pipeline("text-classification", folder)(pairs, top_k=None), RELATIONS)
+    texts = [e.text if name == "sentiment" else {"text": e.premise, "text_pair": e.hypothesis} for e in examples]
+    for folder, count in zip(folders[name], (COUNT, EXPORTED_COUNT)):
+        check_scores(ours[:count], pipeline("text-classification", folder)(texts[:count], top_k=None), labels)
 
 
 def test_long_texts_are_truncated_alike(folders, tokenizer):
@@ -173,10 +161,9 @@ def test_answers_to_questions(folders, tokenizer):
         theirs = transformers.AutoModelForQuestionAnswering.from_pretrained(folder).eval()
         their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         task = QaTask(TaskSettings(tokenizer, max_length, doc_stride=stride, max_answer=max_answer))
-        features = task.encode(examples[:count], lambda line: None)
-        outputs = infer(
-            load_checkpoint(folders["qa"][0], lambda line: None), [feature.ids for feature in features], RUNTIME
-        )
+        features = task.encode(examples[:count], ignore)
+        model = load_checkpoint(folders["qa"][0], ignore)
+        outputs = infer(model, [feature.ids for feature in features], RUNTIME)
         answers = task.decode(outputs, features, examples[:count])
         pairs = [[example.question for example in examples[:count]], [example.context for example in examples[:count]]]
         options = dict(truncation="only_second", return_overflowing_tokens=True, return_offsets_mapping=True)

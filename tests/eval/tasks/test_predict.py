@@ -1,43 +1,31 @@
 """python -m eval predict: a prediction or a warning for every line, in order, in constant memory."""
 
-import io
 import json
-import shutil
 import subprocess
 import sys
 import tracemalloc
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 import eval.tasks.predict as module
-from data import DataError, Tokenizer, demo
+from data import DataError
 from data.tasks import PairExample, QuestionExample, TextExample, WordsExample
-from data.tokenizer import FILE_NAME
 from eval.tasks.batching import TaskSettings
 from eval.tasks.evaluate import TASK_CLASSES, predict
 from eval.tasks.ner import group_entities
 from eval.tasks.predict import Options, parse_line, read_chunks, run
-from model import EncoderConfig, QuestionAnswerer, SequenceClassifier, TokenClassifier, save_model
+from model import EncoderConfig, QuestionAnswerer, SequenceClassifier, TokenClassifier
 from model.checkpoints.load import load_checkpoint
-from model.training.device import Runtime
+from tests.eval.tasks.shared import ON_CPU, RUNTIME, TOKENIZER, check_error, ignore, pipe, save, succeeded, write
 from tests.helpers import REPOSITORY, run_command
 
 pytestmark = pytest.mark.filterwarnings("ignore:'eval")
 CONFIG = EncoderConfig(1, 16, 2, 16, 1005, max_positions=66)
 STARS, RELATIONS = ("1 star", "2 stars", "3 stars"), ("contradiction", "entailment", "neutral")
 TAGS = ("O", "B-PER", "I-PER", "I-LOC")
-RUNTIME = Runtime(torch.device("cpu"))
-TEXTS = [
-    "Le film se passe à Brest, et il est bien long.",
-    "",
-    "🎬🍿 un film 👍🏽",
-    "Фильм 很好 ואו ﷽",
-    "Oui\u2028non\u00a0!\u0085Fin",
-    "   ",
-    "<mask> </s> <unk>",
-]
+TEXTS = ["Le film se passe à Brest, et il est bien long.", "", "🎬🍿 un film 👍🏽", "Фильм 很好 ואו ﷽"]
+TEXTS += ["Oui\u2028non\u00a0!\u0085Fin", "   ", "<mask> </s> <unk>"]
 PAIRS = list(zip(TEXTS, reversed(TEXTS)))
 
 
@@ -45,7 +33,6 @@ PAIRS = list(zip(TEXTS, reversed(TEXTS)))
 def models(tmp_path_factory):
     """A random model for each task."""
     folder = tmp_path_factory.mktemp("models")
-    shutil.copyfile(demo.FOLDER / FILE_NAME, folder / FILE_NAME)
     torch.manual_seed(0)
     made = {
         "sentiment": SequenceClassifier(CONFIG, 3, STARS),
@@ -53,88 +40,70 @@ def models(tmp_path_factory):
         "ner": TokenClassifier(CONFIG, 4, TAGS),
         "qa": QuestionAnswerer(CONFIG),
     }
-    for task, model in made.items():
-        with torch.no_grad():
-            for parameter in model.parameters():  # so that the predictions differ between texts
-                parameter.add_(0.5 * torch.randn_like(parameter))
-        save_model(model, folder / f"{task}.safetensors")
-    return {task: folder / f"{task}.safetensors" for task in made}
+    return {task: save(model, folder / f"{task}.safetensors", noise=0.5) for task, model in made.items()}
 
 
 def command(models, task, *arguments):
-    return run_command(
-        "-m eval", "predict", task, "--model", models[task], "--precision", "fp32", "--device", "cpu", *arguments
-    )
+    return run_command("-m eval", "predict", task, "--model", models[task], *ON_CPU, *arguments)
 
 
 def answers(result):
-    assert result.returncode == 0, result.stderr
-    return [json.loads(line) for line in result.stdout.split("\n")[:-1]]  # splitlines would split at U+2028
+    return [json.loads(line) for line in succeeded(result).stdout.split("\n")[:-1]]  # splitlines would split at U+2028
 
 
-def file_of(tmp_path, *lines):
-    """A file of these lines: bytes unchanged, other values as JSON."""
-    path = tmp_path / "lines"
-    path.write_bytes(b"".join((x if isinstance(x, bytes) else json.dumps(x).encode()) + b"\n" for x in lines))
-    return path
+def input_line(form, **values):
+    return "\t".join(values.values()).encode() if form == "plain" else {**values, "more": 1}
 
 
 def expected(models, task, examples, **settings):
     """-> the task, and the predictions of eval.tasks.evaluate.predict, one example at a time"""
     model = load_checkpoint(models[task])
-    kind = TASK_CLASSES[task](TaskSettings(Tokenizer(demo.FOLDER), 64, **settings), getattr(model, "labels", ()))
-    return kind, [predict(model, kind, [example], RUNTIME, 4096, lambda line: None)[0] for example in examples]
-
-
-# ---- predictions -----------------------------------------------------------------------------------------------
+    kind = TASK_CLASSES[task](TaskSettings(TOKENIZER, 64, **settings), getattr(model, "labels", ()))
+    return kind, [predict(model, kind, [example], RUNTIME, 4096, ignore)[0] for example in examples]
 
 
 @pytest.mark.parametrize("chunk_lines", [2048, 3])
 @pytest.mark.parametrize("form", ["plain", "json"])
-def test_sentiment_and_nli(models, tmp_path, monkeypatch, form, chunk_lines):
+@pytest.mark.parametrize("task", ["sentiment", "nli"])
+def test_labels(models, tmp_path, monkeypatch, task, form, chunk_lines):
     monkeypatch.setattr(module, "CHUNK_LINES", chunk_lines)
-    for task in ("sentiment", "nli"):
-        if task == "sentiment":
-            examples = [TextExample(text, "") for text in TEXTS]
-            lines = [text.encode() if form == "plain" else {"text": text, "more": 1} for text in TEXTS]
-        else:
-            examples = [PairExample(*pair, "") for pair in PAIRS]
-            lines = [
-                "\t".join(p).encode() if form == "plain" else dict(zip(("premise", "hypothesis"), p)) for p in PAIRS
-            ]
-        task_object, predictions = expected(models, task, examples)
-        found = answers(command(models, task, file_of(tmp_path, *lines)))
-        assert [values["line"] for values in found] == list(range(1, len(lines) + 1))
-        assert len({values["label"] for values in found}) > 1
-        for values, prediction in zip(found, predictions):
-            assert values["label"] == prediction.label
-            assert list(values["scores"]) == list(task_object.labels)
-            assert list(values["scores"].values()) == pytest.approx(prediction.scores.tolist(), abs=2e-6)
-            assert values["score"] == max(values["scores"].values())
+    if task == "sentiment":
+        examples = [TextExample(text, "") for text in TEXTS]
+        lines = [input_line(form, text=text) for text in TEXTS]
+    else:
+        examples = [PairExample(*pair, "") for pair in PAIRS]
+        lines = [input_line(form, premise=premise, hypothesis=hypothesis) for premise, hypothesis in PAIRS]
+    task_object, predictions = expected(models, task, examples)
+    found = answers(command(models, task, write(tmp_path / "lines", *lines)))
+    assert [values["line"] for values in found] == list(range(1, len(lines) + 1))
+    assert len({values["label"] for values in found}) > 1
+    for values, prediction in zip(found, predictions):
+        assert values["label"] == prediction.label
+        assert list(values["scores"]) == list(task_object.labels)
+        assert list(values["scores"].values()) == pytest.approx(prediction.scores.tolist(), abs=2e-6)
+        assert values["score"] == max(values["scores"].values())
 
 
 @pytest.mark.parametrize("form", ["plain", "json"])
 def test_entities_of_running_text(models, tmp_path, form):
     long = " ".join(TEXTS * 30)
     texts = [*TEXTS, long]
-    lines = [text.encode() if form == "plain" else {"text": text} for text in texts]
     task, predictions = expected(models, "ner", [TextExample(text, "") for text in texts])
-    found = answers(command(models, "ner", file_of(tmp_path, *lines)))
+    lines = write(tmp_path / "lines", *(input_line(form, text=text) for text in texts))
+    found = answers(command(models, "ner", lines))
     assert sum(len(values["entities"]) for values in found) > len(texts)
     for text, values, prediction in zip(texts, found, predictions, strict=True):
         entities = group_entities(prediction, task.labels)
-        assert [(e["type"], e["start"], e["end"]) for e in values["entities"]] == [
-            (e.type, e.start, e.end) for e in entities
-        ]
+        places = [(e["type"], e["start"], e["end"]) for e in values["entities"]]
+        assert places == [(e.type, e.start, e.end) for e in entities]
         assert all(text[e["start"] : e["end"]] == e["text"] for e in values["entities"])
         assert [e["score"] for e in values["entities"]] == pytest.approx([e.score for e in entities], abs=2e-6)
-    tokenizer = Tokenizer(demo.FOLDER)
-    assert len(predictions[-1].scores) == len(tokenizer.encode(long)) - 2 > 64  # no piece is missing between windows
+    assert len(predictions[-1].scores) == len(TOKENIZER.encode(long)) - 2 > 64  # no piece is missing between windows
 
 
 def test_tags_of_words(models, tmp_path):
     sentences = [["Anne", "habite", "à", "Brest"], [], ["\u200b"], ["🎬"], ["Brest"] * 200]
-    found = answers(command(models, "ner", file_of(tmp_path, *({"words": words} for words in sentences))))
+    found = answers(command(models, "ner", write(tmp_path / "lines", *({"words": words} for words in sentences))))
     _, predictions = expected(models, "ner", [WordsExample(tuple(words), ()) for words in sentences])
     for values, words, prediction in zip(found, sentences, predictions, strict=True):
         assert values["words"] == words and values["tags"] == prediction.tags
@@ -144,39 +113,30 @@ def test_tags_of_words(models, tmp_path):
 @pytest.mark.parametrize("form", ["plain", "json"])
 def test_answers_to_questions(models, tmp_path, form):
     pairs = [*PAIRS, ("Quel film ?", "Le film est long. " * 50), ("Quel film ? " * 5000, TEXTS[0])]
-    lines = [
-        f"{question}\t{context}".encode() if form == "plain" else {"question": question, "context": context}
-        for question, context in pairs
-    ]
+    lines = write(tmp_path / "lines", *(input_line(form, question=q, context=c) for q, c in pairs))
+    found = answers(command(models, "qa", lines))
     _, predictions = expected(models, "qa", [QuestionExample("", c, q, ()) for q, c in pairs])
-    for (_, context), values, prediction in zip(
-        pairs, answers(command(models, "qa", file_of(tmp_path, *lines))), predictions, strict=True
-    ):
+    for (_, context), values, prediction in zip(pairs, found, predictions, strict=True):
         assert (values["answer"], values["start"], values["end"]) == prediction[:3]
         assert context[values["start"] : values["end"]] == values["answer"]
         assert values["score"] == pytest.approx(prediction.score, abs=2e-6)
 
 
 def test_options_at_their_bounds(models, tmp_path):
-    path = file_of(tmp_path, {"question": "Quel film ? " * 100, "context": "Le film est long. " * 50})
-    (found,) = answers(
-        command(models, "qa", path, "--max-length", 16, "--doc-stride", 9999, "--max-answer", 1, "--batch-tokens", 1)
-    )
+    path = write(tmp_path / "lines", {"question": "Quel film ? " * 100, "context": "Le film est long. " * 50})
+    settings = ("--max-length", 16, "--doc-stride", 9999, "--max-answer", 1, "--batch-tokens", 1)
+    (found,) = answers(command(models, "qa", path, *settings))
     assert len(found["answer"].split()) <= 1
-
-
-# ---- long texts ------------------------------------------------------------------------------------------------
 
 
 def test_a_long_text_is_truncated_or_averaged_over_windows(models, tmp_path):
     sentence = "Le film est long, et il se passe à Brest. "
     text = (sentence * (100_000 // len(sentence) + 1))[:100_000]
-    path = file_of(tmp_path, {"text": text})
+    path = write(tmp_path / "lines", {"text": text})
     truncated = command(models, "sentiment", path)
     assert "1 of 1 texts are longer than 64 tokens: truncated" in truncated.stderr
-    tokenizer = Tokenizer(demo.FOLDER)
-    ids = tokenizer.encode(text)[1:-1]
-    parts = [[tokenizer.bos_id, *ids[i : i + 62], tokenizer.eos_id] for i in range(0, len(ids), 62)]
+    ids = TOKENIZER.encode(text)[1:-1]
+    parts = [[TOKENIZER.bos_id, *ids[i : i + 62], TOKENIZER.eos_id] for i in range(0, len(ids), 62)]
     model = load_checkpoint(models["sentiment"]).eval()
     with torch.no_grad():
         probabilities = torch.cat([model(torch.tensor([part])).softmax(dim=-1) for part in parts])
@@ -207,8 +167,6 @@ def test_memory_does_not_grow_with_the_lines(models, monkeypatch, tmp_path):
         assert len((tmp_path / "answers").read_text().splitlines()) == count
     assert peaks[6000] < peaks[600] + 2**20
 
-
-# ---- invalid lines ---------------------------------------------------------------------------------------------
 
 INVALID = {  # task -> lines and their warnings
     "sentiment": [
@@ -245,7 +203,7 @@ VALID = {"sentiment": b"Oui.", "nli": b"Oui.\tNon.", "ner": b"Brest", "qa": b"Qu
 @pytest.mark.parametrize("task", INVALID)
 def test_invalid_lines_are_skipped(models, tmp_path, task):
     lines = [line for invalid, _ in INVALID[task] for line in (VALID[task], invalid)]
-    result = command(models, task, file_of(tmp_path, *lines))
+    result = command(models, task, write(tmp_path / "lines", *lines))
     assert [values["line"] for values in answers(result)] == list(range(1, len(lines), 2))
     warnings = result.stderr.splitlines()
     assert len(warnings) == len(INVALID[task]) + 1
@@ -256,14 +214,14 @@ def test_invalid_lines_are_skipped(models, tmp_path, task):
 
 
 def test_only_invalid_lines(models, tmp_path):
-    result = command(models, "nli", file_of(tmp_path, b"a", b"b"))
+    result = command(models, "nli", write(tmp_path / "lines", b"a", b"b"))
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr.endswith("python -m eval: No line is valid. See --help for the format of a line.\n")
 
 
 def test_empty_input(models, tmp_path):
-    result = command(models, "nli", file_of(tmp_path))
-    assert result == (0, "", "")
+    result = command(models, "nli", write(tmp_path / "lines"))
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
 def test_line_endings_and_the_byte_order_mark():
@@ -284,21 +242,17 @@ def test_the_size_of_chunks(monkeypatch, capsys):
         list(read_chunks([b"\xff"], "sentiment"))
 
 
-# ---- input, output, options ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", [(), ("-",)])
 def test_standard_input(models, tmp_path, monkeypatch, name):
-    path = file_of(tmp_path, *(text.encode() for text in TEXTS))
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(path.read_bytes())))
+    path = write(tmp_path / "lines", *(text.encode() for text in TEXTS))
+    pipe(monkeypatch, path.read_bytes())
     piped = command(models, "sentiment", *name)
     assert answers(piped) == answers(command(models, "sentiment", path))
 
 
 def test_no_standard_input(models, monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
-    result = command(models, "sentiment")
-    assert result.returncode == 2 and "There is no standard input. Name a file." in result.stderr
+    check_error(command(models, "sentiment"), "There is no standard input. Name a file.")
 
 
 @pytest.mark.parametrize(
@@ -317,11 +271,9 @@ def test_no_standard_input(models, monkeypatch):
     ],
 )
 def test_error_messages(models, monkeypatch, arguments, sentence):
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"Quoi ?\tLe film.\n")))
+    pipe(monkeypatch, b"Quoi ?\tLe film.\n")
     arguments = [models["qa"] if argument == "MODEL" else argument for argument in arguments]
-    result = run_command("-m eval", "predict", *arguments)
-    assert result.returncode == 2 and result.stdout == ""
-    assert result.stderr.startswith("python -m eval: ") and sentence in result.stderr
+    check_error(run_command("-m eval", "predict", *arguments), sentence)
 
 
 def test_help():
@@ -330,10 +282,9 @@ def test_help():
 
 
 def test_a_reader_that_closes_the_pipe(models, tmp_path):
-    path = file_of(tmp_path, *[b"Le film est long."] * 20_000)
+    path = write(tmp_path / "lines", *[b"Le film est long."] * 20_000)
     line = f"{sys.executable} -m eval predict sentiment --model {models['sentiment']} --precision fp32 {path}"
-    result = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {line} | head -1"], capture_output=True, cwd=REPOSITORY, text=True
-    )
+    shell = ["bash", "-c", f"set -o pipefail; {line} | head -1"]
+    result = subprocess.run(shell, capture_output=True, cwd=REPOSITORY, text=True)
     assert result.returncode == 0 and result.stderr == ""
     assert json.loads(result.stdout)["line"] == 1

@@ -7,14 +7,7 @@ from functools import partial
 import numpy
 import pytest
 import torch
-from sklearn.metrics import (
-    accuracy_score,
-    confusion_matrix,
-    f1_score,
-    matthews_corrcoef,
-    precision_recall_fscore_support,
-    top_k_accuracy_score,
-)
+from sklearn import metrics as sk
 
 from data import DataError
 from data.tasks import PairExample, TextExample
@@ -101,14 +94,14 @@ def test_metrics_of_a_confusion_matrix_equal_scikit_learns():
         gold, predicted, num_labels = random_labels(random)
         matrix = confusion_matrices(gold, predicted, num_labels).sum(axis=0)
         labels = range(num_labels)
-        numpy.testing.assert_array_equal(matrix, confusion_matrix(gold, predicted, labels=labels))
+        numpy.testing.assert_array_equal(matrix, sk.confusion_matrix(gold, predicted, labels=labels))
         options = dict(zero_division=0)
-        assert accuracy(matrix) == pytest.approx(accuracy_score(gold, predicted), abs=1e-12)
-        assert macro_f1(matrix) == pytest.approx(f1_score(gold, predicted, average="macro", **options), abs=1e-12)
-        weighted = f1_score(gold, predicted, average="weighted", **options)
+        assert accuracy(matrix) == pytest.approx(sk.accuracy_score(gold, predicted), abs=1e-12)
+        assert macro_f1(matrix) == pytest.approx(sk.f1_score(gold, predicted, average="macro", **options), abs=1e-12)
+        weighted = sk.f1_score(gold, predicted, average="weighted", **options)
         assert weighted_f1(matrix) == pytest.approx(weighted, abs=1e-12)
-        assert matthews_correlation(matrix) == pytest.approx(matthews_corrcoef(gold, predicted), abs=1e-12)
-        *expected, support = precision_recall_fscore_support(gold, predicted, labels=labels, **options)
+        assert matthews_correlation(matrix) == pytest.approx(sk.matthews_corrcoef(gold, predicted), abs=1e-12)
+        *expected, support = sk.precision_recall_fscore_support(gold, predicted, labels=labels, **options)
         scores = precision_recall_f1(label_counts(matrix))
         numpy.testing.assert_allclose(list(scores.values()), expected, atol=1e-12)
         numpy.testing.assert_array_equal(label_counts(matrix)[:, 2], support)
@@ -131,7 +124,7 @@ def test_a_label_left_out_of_the_weighted_mean_still_counts_in_the_other_labels(
         gold, predicted, num_labels = random_labels(random)
         without = weighted_f1(confusion_matrices(gold, predicted, num_labels).sum(axis=0), leave_out=0)
         labels = range(1, num_labels)  # scikit-learn weights by support among these
-        expected = f1_score(gold, predicted, labels=labels, average="weighted", zero_division=0)
+        expected = sk.f1_score(gold, predicted, labels=labels, average="weighted", zero_division=0)
         assert without == pytest.approx(expected, abs=1e-12)
 
 
@@ -143,13 +136,10 @@ def test_top_k_equals_scikit_learns_but_the_first_of_equal_scores_wins():
     for number in range(400):
         gold, k = random.integers(5, size=20), 1 + number % 4
         scores = random.integers(random.choice([3, 10**6]), size=(20, 5))
-        expected = top_k_accuracy_score(4 - gold, scores[:, ::-1], k=k, labels=range(5))
+        expected = sk.top_k_accuracy_score(4 - gold, scores[:, ::-1], k=k, labels=range(5))
         assert in_top_k(gold, scores, k).mean() == pytest.approx(expected)
-        ties += expected != top_k_accuracy_score(gold, scores, k=k, labels=range(5))
+        ties += expected != sk.top_k_accuracy_score(gold, scores, k=k, labels=range(5))
     assert 100 < ties < 200
-
-
-# ---- the report ------------------------------------------------------------------------------------------------
 
 
 def random_scores(number: int, labels):
@@ -169,14 +159,14 @@ def test_the_report():
     assert report == json.loads(json.dumps(report))
     assert report["count"] == 300 and len(list(checked_metrics(report))) == 5 + 3 * 4
     expected = {
-        "accuracy": accuracy_score(gold, predicted),
-        "macro_f1": f1_score(gold, predicted, average="macro"),
-        "weighted_f1": f1_score(gold, predicted, average="weighted"),
-        "mcc": matthews_corrcoef(gold, predicted),
-        "top_2_accuracy": top_k_accuracy_score([labels.index(i) for i in gold], scores, k=2, labels=range(4)),
+        "accuracy": sk.accuracy_score(gold, predicted),
+        "macro_f1": sk.f1_score(gold, predicted, average="macro"),
+        "weighted_f1": sk.f1_score(gold, predicted, average="weighted"),
+        "mcc": sk.matthews_corrcoef(gold, predicted),
+        "top_2_accuracy": sk.top_k_accuracy_score([labels.index(i) for i in gold], scores, k=2, labels=range(4)),
     }
     assert {name: report[name]["value"] for name in expected} == pytest.approx(expected)
-    by_label = precision_recall_fscore_support(gold, predicted, labels=labels, zero_division=0)
+    by_label = sk.precision_recall_fscore_support(gold, predicted, labels=labels, zero_division=0)
     for label, *expected, support in zip(labels, *by_label):
         found = report["by_label"][label]
         assert [found[name]["value"] for name in ("precision", "recall", "f1")] == pytest.approx(expected)
@@ -214,8 +204,7 @@ def test_invalid_reports(change, message):
 
 
 def test_a_report_of_5000_texts_is_fast():
-    """Some tenths of a second of processor time when measured; the bound leaves room for a slow machine."""
     texts = random_scores(5000, "12345")
     start = time.process_time()
     classification_report(*texts, "12345")
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < 2  # some tenths when measured: room for a slow machine

@@ -19,16 +19,14 @@ from data.tokenizer import FILE_NAME
 from eval.tasks.finetune import __doc__ as finetune_doc
 from eval.tasks.finetune import finetune
 from eval.tasks.table2 import CARDS, PAPER, Options, markdown, published, read_parts, retained, rows_of, split
-from model import EncoderConfig, MaskedLM, save_model
+from model import EncoderConfig, MaskedLM
 from model.checkpoints.native import sha256
 from tests import helpers
+from tests.eval.tasks.shared import ON_CPU, save, succeeded, write
 from tests.helpers import needs, run_command
 
 pytestmark = pytest.mark.filterwarnings("ignore:'eval")
 CONFIG = EncoderConfig(2, 16, 2, 16, 1005, max_positions=130)
-
-
-# ---- published figures -----------------------------------------------------------------------------------------
 
 
 @needs(helpers.PAPER)
@@ -47,9 +45,6 @@ def test_published_figures_have_a_row_and_the_documentation_agrees():
         assert measure in module.MEASURES[task]
     losses = [PAPER[key][0] - PAPER[key][1] for key in (("nli", "macro_f1"), ("qa", "f1"))]
     assert "{:.2f} points of F1 below CamemBERT on NLI and {:.2f} on QA".format(*losses) in finetune_doc
-
-
-# ---- parts by file name ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -83,9 +78,6 @@ def test_files_of_a_folder(tmp_path):
         module.find_files(tmp_path / "empty")
 
 
-# ---- the split -------------------------------------------------------------------------------------------------
-
-
 def questions(contexts: int, each: int):
     answers = (Answer("contexte", 0),)
     return [QuestionExample(f"{c}-{q}", f"contexte {c}", "?", answers) for c in range(contexts) for q in range(each)]
@@ -110,58 +102,49 @@ def test_a_part_has_at_least_one_example():
     assert [len(part) for part in parts.values()] == [1, 1, 1]
 
 
-def settings(tmp_path, **more):
-    return Options(teacher="t", student="s", data=str(tmp_path), **more)
+def read(folder, **settings):
+    """The numbers of each part's examples, see review_file, and the files."""
+    data = read_parts("sentiment", folder, Options(teacher="t", student="s", data=str(folder), **settings))
+    assert all(example.label == str(int(example.text) % 2) for example in chain(*data.parts.values()))
+    return {part: [int(example.text) for example in examples] for part, examples in data.parts.items()}, data.files
 
 
 def review_file(path, start, count):
-    path.write_text(
-        "".join(json.dumps({"text": str(i), "label": str(i % 2)}) + "\n" for i in range(start, start + count))
-    )
-
-
-def texts(parts):
-    return {part: [int(example.text) for example in examples] for part, examples in parts.items()}
+    write(path, *({"text": str(i), "label": str(i % 2)} for i in range(start, start + count)))
 
 
 def test_parts_from_files(tmp_path):
     review_file(tmp_path / "all.jsonl", 0, 40)
-    _, parts, files = read_parts("sentiment", tmp_path, settings(tmp_path))
+    found, files = read(tmp_path)
     assert files == (str(tmp_path / "all.jsonl"),)
-    found = texts(parts)
     assert sorted(chain(*found.values())) == list(range(40)) and len(found["dev"]) == len(found["test"]) == 4
-    assert texts(read_parts("sentiment", tmp_path, settings(tmp_path)).parts) == found
-    assert texts(read_parts("sentiment", tmp_path, settings(tmp_path, split_seed=1)).parts) != found
+    assert read(tmp_path) == (found, files)
+    assert read(tmp_path, split_seed=1)[0] != found
 
     review_file(tmp_path / "dev.jsonl", 40, 10)  # without files for training, all are joined
-    parts = read_parts("sentiment", tmp_path, settings(tmp_path)).parts
-    assert sorted(chain(*texts(parts).values())) == list(range(50)) and len(parts["dev"]) == 5
+    found, _ = read(tmp_path)
+    assert sorted(chain(*found.values())) == list(range(50)) and len(found["dev"]) == 5
 
     review_file(tmp_path / "train.jsonl", 50, 20)  # "all" is for training, too; the missing test is split off that
-    _, parts, files = read_parts("sentiment", tmp_path, settings(tmp_path))
-    found = texts(parts)
+    found, files = read(tmp_path)
     assert found["dev"] == list(range(40, 50)) and len(found["test"]) == 6
     assert sorted(found["train"] + found["test"]) == [*range(40), *range(50, 70)]
     assert len(files) == 3
 
     review_file(tmp_path / "test.jsonl", 70, 3)
-    parts = read_parts("sentiment", tmp_path, settings(tmp_path)).parts
-    assert len(parts["train"]) == 60 and texts(parts)["test"] == [70, 71, 72]
-    few = texts(read_parts("sentiment", tmp_path, settings(tmp_path, limit=7)).parts)
-    assert len(set(few["train"])) == 7 and set(few["train"]) <= set(texts(parts)["train"])
+    whole, _ = read(tmp_path)
+    assert len(whole["train"]) == 60 and whole["test"] == [70, 71, 72]
+    few, _ = read(tmp_path, limit=7)
+    assert len(set(few["train"])) == 7 and set(few["train"]) <= set(whole["train"])
     assert few["dev"] == found["dev"] and few["test"] == [70, 71, 72]
-    assert few == texts(read_parts("sentiment", tmp_path, settings(tmp_path, limit=7)).parts)
-    many = read_parts("sentiment", tmp_path, settings(tmp_path, limit=700)).parts
-    assert many == parts
+    assert few == read(tmp_path, limit=7)[0]
+    assert read(tmp_path, limit=700)[0] == whole
 
 
 def test_too_few_examples(tmp_path):
     review_file(tmp_path / "all.jsonl", 0, 2)
     with pytest.raises(DataError, match="too few examples: none is left to train on"):
-        read_parts("sentiment", tmp_path, settings(tmp_path))
-
-
-# ---- the table -------------------------------------------------------------------------------------------------
+        read(tmp_path)
 
 
 def made_up(task, distilled=True):
@@ -212,16 +195,12 @@ def test_markdown():
     assert all(published(figures) in text for figures in (*PAPER.values(), *CARDS.values()))
 
 
-# ---- the command -----------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    shutil.copyfile(demo.FOLDER / FILE_NAME, folder / FILE_NAME)
     for seed, name in enumerate(("teacher", "student")):
         torch.manual_seed(seed)
-        save_model(MaskedLM(CONFIG), folder / f"{name}.safetensors")
+        save(MaskedLM(CONFIG), folder / f"{name}.safetensors")
     return folder
 
 
@@ -234,8 +213,7 @@ def data(tmp_path_factory):
 
 def command(models, data, out, *arguments):
     paths = ("--teacher", models / "teacher.safetensors", "--student", models / "student.safetensors", "--data", data)
-    settings = ("--out", out, "--epochs", 1, "--device", "cpu", "--precision", "fp32")
-    return run_command("-m eval", "table2", *paths, *settings, *arguments)
+    return run_command("-m eval", "table2", *paths, "--out", out, "--epochs", 1, *ON_CPU, *arguments)
 
 
 def test_the_whole_command_interrupted_and_continued(models, data, tmp_path, monkeypatch):
@@ -257,8 +235,7 @@ def test_the_whole_command_interrupted_and_continued(models, data, tmp_path, mon
     assert len(done) == 4
 
     monkeypatch.setattr(module, "finetune", finetune)
-    second = command(models, data, out, "--seeds", 0, 1)
-    assert second.returncode == 0, second.stderr
+    second = succeeded(command(models, data, out, "--seeds", 0, 1))
     assert second.stdout.count("already has the results of 2 seeds.") == 4
     assert {path: path.stat().st_mtime_ns for path in done} == done
     written = json.loads((out / "table2.json").read_text())
@@ -279,8 +256,7 @@ def test_the_whole_command_interrupted_and_continued(models, data, tmp_path, mon
 
 
 def test_options_that_leave_parts_out(models, data, tmp_path):
-    result = command(models, data, tmp_path, "--tasks", "nli", "--no-distil", "--limit", 4)
-    assert result.returncode == 0, result.stderr
+    result = succeeded(command(models, data, tmp_path, "--tasks", "nli", "--no-distil", "--limit", 4))
     written = json.loads((tmp_path / "table2.json").read_text())["results"]
     assert list(written) == ["nli"] and "distilled" not in written["nli"]
     assert "4 train" in result.stdout
@@ -301,8 +277,7 @@ def test_the_demo(models, tmp_path, monkeypatch):
 
     monkeypatch.setattr(module.train, "train", fake)
     for _ in range(2):
-        result = run_command("-m eval", "table2", "--out", tmp_path / "out", "--device", "cpu", "--precision", "fp32")
-        assert result.returncode == 0, result.stderr
+        succeeded(run_command("-m eval", "table2", "--out", tmp_path / "out", *ON_CPU))
     assert len(calls) == 1 and calls[0].out == str(tmp_path / "out" / "student")
     written = json.loads((tmp_path / "out" / "table2.json").read_text())["results"]["sentiment"]
     assert written["student"]["options"]["lr"] == 1e-3

@@ -1,12 +1,8 @@
 """Equation (15): by hand, against transformers' pipeline, and as the command."""
 
-import io
 import json
 import math
 import shlex
-import shutil
-import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,9 +12,10 @@ import eval.tasks.zero_shot as module
 from data import demo
 from data.tokenizer import FILE_NAME
 from eval.tasks.zero_shot import Options, ZeroShot, candidate_scores
-from model import EncoderConfig, SequenceClassifier, save_model
+from model import EncoderConfig, SequenceClassifier
 from model.checkpoints.export import export_huggingface
 from model.checkpoints.native import sha256
+from tests.eval.tasks.shared import ON_CPU, check_error, pipe, save, succeeded, write
 from tests.helpers import run_command
 
 pytestmark = pytest.mark.filterwarnings("ignore:'eval")
@@ -29,33 +26,23 @@ CANDIDATES = ["cinéma", "voyage", "la vie à Brest"]
 TEMPLATE = "Ce texte parle de {}."
 
 
-def save(folder, labels=RELATIONS):
-    """A random NLI model with large logits."""
+def nli_model(labels=RELATIONS):
     torch.manual_seed(1)
-    model = SequenceClassifier(CONFIG, len(labels), labels).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    shutil.copyfile(demo.FOLDER / FILE_NAME, folder / FILE_NAME)
-    save_model(model, folder / "nli.safetensors")
-    return model
+    return SequenceClassifier(CONFIG, len(labels), labels)
 
 
 @pytest.fixture
 def path(tmp_path):
-    save(tmp_path)
-    return tmp_path / "nli.safetensors"
+    """A random NLI model with large logits."""
+    return save(nli_model(), tmp_path / "nli.safetensors", noise=0.2)
 
 
 def command(*arguments):
-    return run_command("-m eval", "zero-shot", *arguments, "--device", "cpu", "--precision", "fp32")
+    return run_command("-m eval", "zero-shot", *arguments, *ON_CPU)
 
 
 def options(path, **settings):
     return Options(model=str(path), labels=tuple(CANDIDATES), device="cpu", precision="fp32", **settings)
-
-
-# ---- equation (15) ---------------------------------------------------------------------------------------------
 
 
 def test_by_hand():
@@ -63,9 +50,8 @@ def test_by_hand():
     e = math.exp
     assert candidate_scores(logits, 1).tolist() == pytest.approx([e(1) / (e(1) + e(2)), e(2) / (e(1) + e(2))])
     one, two = e(1) / (1 + e(1) + e(2)), e(2) / (e(5) + e(2) + e(-1))
-    assert candidate_scores(logits, 1, printed=True).tolist() == pytest.approx(
-        [e(one) / (e(one) + e(two)), e(two) / (e(one) + e(two))]
-    )
+    printed = [e(one) / (e(one) + e(two)), e(two) / (e(one) + e(two))]
+    assert candidate_scores(logits, 1, printed=True).tolist() == pytest.approx(printed)
 
 
 def test_the_printed_form_gives_nearly_equal_scores():
@@ -75,13 +61,11 @@ def test_the_printed_form_gives_nearly_equal_scores():
     assert candidate_scores(confident, 1)[0].item() == pytest.approx(1)
 
 
-# ---- against transformers --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("labels", [RELATIONS, ("entailment", "neutral", "contradiction"), ("No", "Entailment")])
 def test_scores_equal_transformers(tmp_path, labels, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 2)
-    model = save(tmp_path, labels)
+    model = nli_model(labels)
+    save(model, tmp_path / "nli.safetensors", noise=0.2)
     export_huggingface(model, tmp_path / "theirs", demo.FOLDER / FILE_NAME)
     pipeline = transformers.pipeline("zero-shot-classification", model=str(tmp_path / "theirs"), device="cpu")
     texts = [text for text in TEXTS if text]  # the pipeline does not accept an empty one
@@ -91,9 +75,6 @@ def test_scores_equal_transformers(tmp_path, labels, monkeypatch):
         for row, theirs in zip(scores, pipeline(texts, CANDIDATES, hypothesis_template=TEMPLATE)):
             expected = dict(zip(theirs["labels"], theirs["scores"]))
             assert row.tolist() == pytest.approx([expected[name] for name in CANDIDATES], abs=1e-5)
-
-
-# ---- the command: lines ----------------------------------------------------------------------------------------
 
 
 def test_lines(path, tmp_path, monkeypatch):
@@ -110,39 +91,33 @@ def test_lines(path, tmp_path, monkeypatch):
     assert "line 7 skipped" in result.stderr and "line 8 skipped: its JSON is nested" in result.stderr
     assert result.stderr.endswith("2 of 8 lines skipped.\n")
     for name in ((), ("-",)):
-        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(file.read_bytes())))
+        pipe(monkeypatch, file.read_bytes())
         assert command(*name, "--model", path, "--labels", *CANDIDATES).stdout == result.stdout
     printed = command(file, "--model", path, "--labels", *CANDIDATES, "--printed")
     first = json.loads(printed.stdout.splitlines()[0])["scores"]
-    assert list(first.values()) == pytest.approx(
-        ZeroShot(options(path, printed=True)).scores(TEXTS[:1])[0].tolist(), abs=2e-6
-    )
+    (row,) = ZeroShot(options(path, printed=True)).scores(TEXTS[:1])
+    assert list(first.values()) == pytest.approx(row.tolist(), abs=2e-6)
     assert max(first.values()) < math.e / (math.e + 2) and first != lines[0]["scores"]
 
 
 def test_a_long_text_keeps_its_hypothesis(path, tmp_path):
-    file = tmp_path / "texts"
-    file.write_text("Le film est long. " * 5000)
+    file = write(tmp_path / "texts", b"Le film est long. " * 5000)
     result = command(file, "--model", path, "--labels", *CANDIDATES)
     assert result.returncode == 0 and "longer than 128 tokens: truncated" in result.stderr
     assert len(set(json.loads(result.stdout)["scores"].values())) == 3
 
 
-# ---- the command: --test ---------------------------------------------------------------------------------------
-
-
 def test_evaluation(path, tmp_path):
-    test = tmp_path / "test.jsonl"
     texts = TEXTS * 3
     guesses = [CANDIDATES[i] for i in ZeroShot(options(path)).scores(texts).argmax(dim=-1)]
     gold = [CANDIDATES[i % 3] for i in range(len(texts))]
     right = sum(a == b for a, b in zip(guesses, gold)) / len(gold)
     names = dict(zip(CANDIDATES, "210"))
     for given, called in (((), dict(zip(CANDIDATES, CANDIDATES))), (("--names", *"210"), names)):
-        test.write_text("".join(json.dumps({"text": t, "label": called[g]}) + "\n" for t, g in zip(texts, gold)))
+        test = write(tmp_path / "t.jsonl", *({"text": t, "label": called[g]} for t, g in zip(texts, gold)))
         out = tmp_path / f"{len(given)}.json"
-        result = command("--model", path, "--labels", *CANDIDATES, "--test", test, "--out", out, "--seed", 3, *given)
-        assert result.returncode == 0, result.stderr
+        arguments = ("--labels", *CANDIDATES, "--test", test, "--out", out, "--seed", 3)
+        succeeded(command("--model", path, *arguments, *given))
         written = json.loads(out.read_text())
         assert written["figures"]["accuracy"]["value"] == pytest.approx(right)
         assert list(written["figures"]["by_label"]) == list(called.values())
@@ -171,20 +146,11 @@ def test_evaluation(path, tmp_path):
         (["--model", "MODEL", "--labels", "0", "b", "--test", "TEST", "--out", "tests"], "tests is a folder"),
         (["FILE", "--model", "MODEL", "--labels", "a", "b", "--test", "TEST"], "leave FILE out"),
         (["/none", "--model", "MODEL", "--labels", "a", "b"], "/none cannot be read"),
+        (["--model", "NO", "--labels", "a", "b"], "none of its labels is entailment or implication, but it has 0, 1"),
     ],
 )
-def test_error_messages(path, tmp_path, arguments, sentence):
-    (tmp_path / "t.jsonl").write_text('{"text": "a", "label": "0"}\n')
-    there = {"MODEL": path, "TEST": tmp_path / "t.jsonl"}
-    result = command(*(there.get(argument, argument) for argument in arguments))
-    assert result.returncode == 2 and result.stdout == ""
-    assert result.stderr.startswith("python -m eval: ") and sentence in result.stderr
-
-
-def test_a_model_without_entailment(tmp_path):
-    save(tmp_path, ("0", "1"))
-    (tmp_path / "texts").write_text("a\n")
-    result = command(tmp_path / "texts", "--model", tmp_path / "nli.safetensors", "--labels", "a", "b")
-    assert (
-        result.returncode == 2 and "none of its labels is entailment or implication, but it has 0, 1" in result.stderr
-    )
+def test_error_messages(path, tmp_path, monkeypatch, arguments, sentence):
+    test = write(tmp_path / "t.jsonl", {"text": "a", "label": "0"})
+    there = {"MODEL": path, "TEST": test, "NO": save(nli_model(("0", "1")), tmp_path / "other.safetensors")}
+    pipe(monkeypatch, b"a\n")
+    check_error(command(*(there.get(argument, argument) for argument in arguments)), sentence)

@@ -8,8 +8,6 @@ import torch.nn.functional as F
 from tests.helpers import huggingface_model
 from tests.model.checkpoints.files import TOKEN_TYPE
 
-# ---- files -----------------------------------------------------------------------------------------------------
-
 
 def arguments(**changes):
     """Training arguments: those that matter to the model, and some that do not."""
@@ -37,7 +35,7 @@ def to_fairseq(tensors, side="decoder", stacked=False, norm="emb_layer_norm", he
     """transformers' tensors under fairseq's names, taken from the modules of fairseq, not from the converter."""
     sentence = f"{side}.sentence_encoder"
     names = {f"{sentence}.{norm}": "roberta.embeddings.LayerNorm"}
-    for i in {key.split(".")[3] for key in tensors if ".layer." in key}:
+    for i in sorted({key.split(".")[3] for key in tensors if ".layer." in key}):
         names |= {f"{sentence}.layers.{i}.{ours}": f"roberta.encoder.layer.{i}.{x}" for ours, x in LAYER_NAMES.items()}
     if "lm_head.bias" in tensors:
         names |= {f"{side}.lm_head.{name}": f"lm_head.{name}" for name in ("dense", "layer_norm")}
@@ -77,9 +75,6 @@ def classifier_model():
     for parameter in theirs.classifier.parameters():
         parameter.copy_(0.5 * torch.randn_like(parameter))
     return theirs
-
-
-# ---- an independent forward pass -------------------------------------------------------------------------------
 
 
 def linear(state, name, x):

@@ -54,22 +54,43 @@ def set_config(folder, remove=(), **values):
     path.write_text(json.dumps({key: value for key, value in config.items() if key not in remove}))
 
 
-# ---- comparison with transformers ------------------------------------------------------------------------------
+def add(more):
+    return lambda tensors: tensors.update(more)
 
 
-def headed_model(kind, dtype=torch.float32):
+def copy(key, new, change=torch.clone):
+    """The tensor, changed, under a new name."""
+    return lambda tensors: tensors.update({new: change(tensors[key])})
+
+
+def edit(key, change):
+    return copy(key, key, change)
+
+
+def edit_all(change):
+    return lambda tensors: tensors.update({key: change(tensor) for key, tensor in tensors.items()})
+
+
+def remove(part):
+    """Every tensor with this in its key."""
+    return lambda tensors: [tensors.pop(key) for key in [*tensors] if part in key]
+
+
+def rename(old, new):
+    """In every key."""
+
+    def change(tensors):
+        for key in [*tensors]:
+            tensors[key.replace(old, new, 1)] = tensors.pop(key)
+
+    return change
+
+
+def headed_model(kind, dtype=torch.float32, **settings):
     """A random transformers model for a class of this project; a classifier with LABELS."""
-    labels = {}
     if kind in CLASSIFIERS:
-        labels = dict(id2label=dict(enumerate(LABELS)), label2id={name: i for i, name in enumerate(LABELS)})
-    return huggingface_model(kind=CLASSES[kind.__name__], vocab_size=1005, **labels).to(dtype)
-
-
-@torch.no_grad()
-def assert_same_logits(ours, theirs):
-    """Of a masked LM, also at padding."""
-    input_ids, mask = padded_batch((30, 1, 7), 1005)
-    assert (ours(input_ids, mask) - theirs(input_ids, attention_mask=mask.long()).logits).abs().max() < 2e-5
+        settings |= {"id2label": dict(enumerate(LABELS)), "label2id": {name: i for i, name in enumerate(LABELS)}}
+    return huggingface_model(kind=CLASSES[kind.__name__], vocab_size=1005, **settings).to(dtype)
 
 
 @torch.no_grad()
@@ -82,18 +103,14 @@ def their_outputs(theirs, input_ids, mask):
 
 
 @torch.no_grad()
-def assert_same_outputs(ours, theirs, tolerance):
-    """Of any model: every hidden state and the output, at the real tokens."""
+def assert_same_outputs(ours, theirs, tolerance=2e-5):
+    """Of any model: every hidden state and the output, also at padding."""
     input_ids, mask = padded_batch((30, 1, 7), 1005)
-    states, expected = their_outputs(theirs, input_ids, mask)
     encoder = ours if isinstance(ours, Encoder) else ours.encoder
+    states, output = their_outputs(theirs, input_ids, mask)
     for one, other in zip(encoder.hidden_states(input_ids, mask), states, strict=True):
-        assert (one - other)[mask].abs().max() < tolerance
-    difference = (ours(input_ids, mask) - expected)[mask if expected.ndim == 3 else ...]
-    assert difference.abs().max() < tolerance
-
-
-# ---- file formats: a transformers model saved in a folder -> the path to load ----------------------------------
+        assert (one - other).abs().max() < tolerance
+    assert (ours(input_ids, mask) - output).abs().max() < tolerance
 
 
 def as_folder(model, place):

@@ -9,98 +9,53 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model import ModelError, SequenceClassifier
-from model.checkpoints.load import load_checkpoint
+from model import SequenceClassifier
 from tests.helpers import huggingface_model
-from tests.model.checkpoints.files import (
-    LABELS,
-    MARK,
-    POSITIONS,
-    TOKEN_TYPE,
-    RunsCode,
-    as_folder,
-    as_index,
-    assert_same_logits,
-    headed_model,
-    rewrite,
-    set_config,
-)
+from tests.model.checkpoints import files
+from tests.model.checkpoints.files import add, assert_refused, copy, edit, load, remove, rename, rewrite, set_config
+
+LABELS, POSITIONS, TOKEN_TYPE = files.LABELS, files.POSITIONS, files.TOKEN_TYPE
+WORDS, DENSE, BIAS = "roberta.embeddings.word_embeddings.weight", "lm_head.dense.weight", "lm_head.bias"
+DECODER, DECODER_BIAS = "lm_head.decoder.weight", "lm_head.decoder.bias"
+POSITION_IDS = "roberta.embeddings.position_ids"
+OUTPUT_BIAS, QUERY = "encoder.layer.1.output.dense.bias", "encoder.layer.1.attention.self.query.weight"
+ADAPTER = "encoder.layer.0.adapter.weight"
 
 # ---- tensors ---------------------------------------------------------------------------------------------------
 
-
-def old_layernorms(tensors):
-    for key in [key for key in tensors if "LayerNorm" in key]:
-        new = key.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
-        tensors[new] = tensors.pop(key)
-
-
-def no_prefix(tensors):
-    for key in [key for key in tensors if key.startswith("roberta.")]:
-        tensors[key.removeprefix("roberta.")] = tensors.pop(key)
-
-
-def extra_prefix(tensors):
-    for key in list(tensors):
-        tensors[f"roberta.{key}"] = tensors.pop(key)
-
-
-def add(**more):
-    """More tensors; __ stands for a dot."""
-    return lambda tensors: tensors.update({key.replace("__", "."): value for key, value in more.items()})
-
-
-def decoder_bias_only(tensors):
-    tensors["lm_head.decoder.bias"] = tensors.pop("lm_head.bias")
-
-
-def both_biases(tensors):
-    tensors["lm_head.decoder.bias"] = tensors["lm_head.bias"].clone()
-
-
-def tied_decoder(tensors):
-    tensors["lm_head.decoder.weight"] = tensors["roberta.embeddings.word_embeddings.weight"].clone()
-
-
-POOLER = add(roberta__pooler__dense__weight=torch.ones(48, 48), roberta__pooler__dense__bias=torch.ones(48))
-VARIANTS = {  # how the tensors are changed, the number of tensors reported as left out
-    "as saved": (lambda tensors: None, 0),
-    "gamma and beta": (old_layernorms, 0),
-    "no prefix": (no_prefix, 0),
-    "extra prefix": (extra_prefix, 0),
-    "position_ids": (add(roberta__embeddings__position_ids=torch.arange(514)[None]), 1),
-    "unused pooler": (POOLER, 2),
-    "decoder.bias only": (decoder_bias_only, 0),
-    "both biases": (both_biases, 1),
-    "tied decoder": (tied_decoder, 1),
+POOLER = {"roberta.pooler.dense.weight": torch.ones(48, 48), "roberta.pooler.dense.bias": torch.ones(48)}
+VARIANTS = {  # how the tensors are changed, what is reported as left out
+    "as saved": (add({}), ()),
+    "gamma": (rename("LayerNorm.weight", "LayerNorm.gamma"), ()),
+    "beta": (rename("LayerNorm.bias", "LayerNorm.beta"), ()),
+    "no prefix": (rename("roberta.", ""), ()),
+    "extra prefix": (rename("", "roberta."), ()),
+    "position_ids": (add({POSITION_IDS: torch.arange(514)[None]}), ("embeddings.position_ids is",)),
+    "unused pooler": (add(POOLER), ("pooler.dense.weight is", "pooler.dense.bias is")),
+    "decoder.bias only": (rename(BIAS, DECODER_BIAS), ()),
+    "both biases": (copy(BIAS, DECODER_BIAS), (f"{DECODER_BIAS} is",)),
+    "tied decoder": (copy(WORDS, DECODER), (f"{DECODER} is",)),
+    "two token types": (edit(TOKEN_TYPE, lambda row: torch.cat([row, torch.ones(1, 48)])), ("rows 1 to 1 of",)),
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_published_variants_of_the_names(folder, theirs, variant):
-    change, dropped = VARIANTS[variant]
+@pytest.mark.parametrize(("change", "dropped"), VARIANTS.values(), ids=VARIANTS)
+def test_published_variants_of_the_tensors(folder, theirs, change, dropped):
     rewrite(folder, change)
-    reports = []
-    assert_same_logits(load_checkpoint(folder, reports.append), theirs)
-    assert len(reports) == dropped and all("is left out" in line for line in reports)
-
-
-def test_more_token_types_than_one(folder, theirs):
-    rewrite(folder, lambda tensors: tensors.update({TOKEN_TYPE: torch.cat([tensors[TOKEN_TYPE], torch.ones(1, 48)])}))
-    reports = []
-    assert_same_logits(load_checkpoint(folder, reports.append), theirs)
-    assert "rows 1 to 1" in reports[0]
+    model, reports = load(folder)
+    files.assert_same_outputs(model, theirs)
+    assert len(reports) == len(dropped)
+    assert all(name in line and "left out" in line for name, line in zip(dropped, reports))
 
 
 def test_several_dtypes_become_that_of_most_values(folder, theirs):
     """Not the widest: one float64 value must not double a file in memory."""
-    rewrite(folder, lambda tensors: tensors.update({"lm_head.bias": tensors["lm_head.bias"].double()}))
-    reports = []
-    model = load_checkpoint(folder, reports.append)
+    rewrite(folder, edit(BIAS, torch.Tensor.double))
+    model, reports = load(folder)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     path = folder / "model.safetensors"
     assert reports == [f"{path} mixes float32, float64; all is converted to float32, the dtype of most."]
-    assert_same_logits(model.float(), theirs)
+    files.assert_same_outputs(model, theirs)
 
 
 # ---- config.json -----------------------------------------------------------------------------------------------
@@ -109,44 +64,49 @@ def test_several_dtypes_become_that_of_most_values(folder, theirs):
 def test_unknown_keys_in_config_json_are_accepted(folder, theirs):
     known = dict(position_embedding_type="absolute", bos_token_id=0, architectures=None)
     set_config(folder, output_past=True, torch_dtype="float32", gradient_checkpointing=False, **known)
-    assert_same_logits(load_checkpoint(folder), theirs)
+    files.assert_same_outputs(load(folder)[0], theirs)
 
 
 def test_without_config_json_shapes_are_used_and_the_rest_is_assumed(tmp_path):
     theirs = huggingface_model(hidden_size=128, num_attention_heads=2, vocab_size=1005).float()
-    theirs.save_pretrained(tmp_path)
+    path = files.as_file(theirs, tmp_path)
     (tmp_path / "config.json").unlink()
-    reports = []
-    assert_same_logits(load_checkpoint(tmp_path / "model.safetensors", reports.append), theirs)
+    model, reports = load(path)
+    files.assert_same_outputs(model, theirs)
     assert len(reports) == 1 and "num_heads 2" in reports[0] and "activation gelu" in reports[0]
 
 
 def test_values_that_are_not_kept_are_reported(folder):
     set_config(folder, problem_type="multi_label_classification", classifier_dropout=0.4)
-    reports = []
-    load_checkpoint(folder, reports.append)
-    assert len(reports) == 2 and "problem_type" in reports[0] and "classifier_dropout 0.4 is left out" in reports[1]
+    first, second = load(folder)[1]
+    assert "problem_type" in first and "classifier_dropout 0.4 is left out" in second
     set_config(folder, problem_type=None, classifier_dropout=None, position_embedding_type=None, is_decoder=None)
-    load_checkpoint(folder, reports.append)
-    assert len(reports) == 2
+    assert not load(folder)[1]
     set_config(folder, attention_probs_dropout_prob=0.3)
-    assert load_checkpoint(folder, reports.append).config.dropout == 0.1
-    assert "two dropouts" in reports[2]
+    model, (line,) = load(folder)
+    assert model.config.dropout == 0.1 and "two dropouts" in line
 
 
-def labels_with(place, remove=(), **values):
-    """-> the labels of a classifier whose config.json is changed, and what was reported."""
-    set_config(as_folder(headed_model(SequenceClassifier), place), remove, **values)
-    reports = []
-    return list(load_checkpoint(place, reports.append).labels), reports
+@pytest.fixture
+def classifier(tmp_path):
+    return files.as_folder(files.headed_model(SequenceClassifier), tmp_path / "classifier")
 
 
-def test_labels_from_either_table(tmp_path):
-    assert labels_with(tmp_path / "a", ["label2id"]) == (LABELS, [])
-    assert labels_with(tmp_path / "b", ["id2label"]) == (LABELS, [])
-    assert labels_with(tmp_path / "c", ["id2label", "label2id"]) == ([f"LABEL_{i}" for i in range(4)], [])
-    names, reports = labels_with(tmp_path / "d", label2id={name: 3 - i for i, name in enumerate(LABELS)})
-    assert names == LABELS and "label2id contradicts id2label, which is used" in reports[0]
+NUMBERED, BACKWARDS = [f"LABEL_{i}" for i in range(4)], {name: 3 - i for i, name in enumerate(LABELS)}
+LABEL_TABLES = [  # what is removed from config.json, what is set there, the labels, what is reported
+    (["label2id"], {}, LABELS, []),
+    (["id2label"], {}, LABELS, []),
+    (["id2label", "label2id"], {}, NUMBERED, []),
+    ([], {"label2id": BACKWARDS}, LABELS, ["label2id contradicts id2label, which is used"]),
+]
+
+
+@pytest.mark.parametrize(("removed", "values", "names", "sentences"), LABEL_TABLES)
+def test_labels_from_either_table(classifier, removed, values, names, sentences):
+    set_config(classifier, removed, **values)
+    model, reports = load(classifier)
+    assert list(model.labels) == names and len(reports) == len(sentences)
+    assert all(sentence in line for sentence, line in zip(sentences, reports))
 
 
 WRONG_LABELS = [
@@ -161,54 +121,43 @@ WRONG_LABELS = [
 
 
 @pytest.mark.parametrize("id2label", WRONG_LABELS)
-def test_wrong_labels_are_an_error(tmp_path, id2label):
-    with pytest.raises(ModelError, match="has the labels|must map numbers"):
-        labels_with(tmp_path / "a", ["label2id"], id2label=id2label)
+def test_wrong_labels_are_an_error(classifier, id2label):
+    set_config(classifier, ["label2id"], id2label=id2label)
+    assert_refused(classifier, "has the labels|must map numbers")
 
 
 # ---- wrong files -----------------------------------------------------------------------------------------------
 
 
-def weights(change):
-    return lambda folder: rewrite(folder, change)
+def poison(tensor):
+    tensor[3, 4] = float("nan")
+    return tensor
 
 
-def config(**values):
-    return lambda folder: set_config(folder, **values)
+HEAD = {"qa_outputs.weight": torch.ones(2, 48), "qa_outputs.bias": torch.ones(2)}
+WRONG_TENSORS = {  # how the tensors are changed, the error
+    "missing tensor": (remove(OUTPUT_BIAS), f"lacks the tensor {OUTPUT_BIAS}"),
+    "missing layer": (remove(".layer.0."), r"lacks the tensor encoder\.layer\.0\."),
+    "missing positions": (remove(POSITIONS), "matches no position embeddings"),
+    "wrong shape": (edit(f"roberta.{QUERY}", lambda x: x[1:].clone()), rf"{QUERY} has shape \(47, 48\), .*\(48, 48\)"),
+    "wrong token type": (edit(TOKEN_TYPE, lambda x: torch.ones(1, 47)), "matches no position embeddings"),
+    "unknown tensor": (add({f"roberta.{ADAPTER}": torch.ones(3)}), f"a tensor {ADAPTER}, which a MaskedLM"),
+    "a native name": (add({"roberta.norm.weight": torch.ones(48)}), "a tensor norm.weight, which"),
+    "wrong position_ids": (add({POSITION_IDS: torch.arange(514).flip(0)}), "embeddings.position_ids, which"),
+    "another pooler": (add({"pooler.other": torch.ones(2)}), "a tensor pooler.other, which"),
+    "NaN": (edit(DENSE, poison), f"{DENSE} contains NaN or infinity"),
+    "a vector for a matrix": (edit(WORDS, lambda x: torch.ones(9)), "is not a CamemBERT"),
+    "the same tensor twice": (add({"embeddings.LayerNorm.bias": torch.ones(48)}), "has the same tensor twice"),
+    "integers": (edit(BIAS, torch.Tensor.long), "holds torch.int64"),
+    "untied": (copy(WORDS, DECODER, lambda x: x + 1), "differ, but CamemBERT ties them"),
+    "two different biases": (add({DECODER_BIAS: torch.ones(1005)}), "differ, but CamemBERT ties them"),
+    "an unknown head": (rename("lm_head", "x.lm_head"), r"a tensor x\.lm_head\.\S+, which a Encoder does not have"),
+    "two heads": (add(HEAD), "has the heads of a MaskedLM and of a QuestionAnswerer"),
+    "a BERT": (add({"cls.predictions.bias": torch.ones(9)}), "is a BERT, which has another architecture"),
+}
 
 
-def config_text(text):
-    return lambda folder: (folder / "config.json").write_text(text)
-
-
-def raw(content):
-    return lambda folder: (folder / "model.safetensors").write_bytes(content)
-
-
-def replace_bytes(change):
-    def damage(folder):
-        path = folder / "model.safetensors"
-        path.write_bytes(change(path.read_bytes()))
-
-    return damage
-
-
-def as_bin(write):
-    """pytorch_model.bin instead of model.safetensors, written by `write(path, tensors)`."""
-
-    def damage(folder):
-        tensors = load_file(folder / "model.safetensors")
-        (folder / "model.safetensors").unlink()
-        write(folder / "pytorch_model.bin", tensors)
-
-    return damage
-
-
-def pickled(thing):
-    return as_bin(lambda path, tensors: path.write_bytes(pickle.dumps(thing)))
-
-
-def truncated_bin(path, tensors):
+def truncated(path, tensors):
     torch.save(tensors, path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -218,158 +167,102 @@ def zip_bomb(path, tensors):
         archive.writestr("archive/data/0", b"\0" * 10**7)
 
 
-def with_tensor(key, change):
-    return lambda tensors: tensors.update({key: change(tensors[key])})
+def saved_with(key, change):
+    return lambda path, tensors: torch.save({**tensors, key: change(tensors)}, path)
 
 
-def saved_bin(key, change):
-    def write(path, tensors):
-        torch.save({**tensors, key: change(tensors[key])}, path)
-
-    return as_bin(write)
-
-
-def shared_layers(path, tensors):
-    name = "roberta.encoder.layer.{}.output.dense.weight"
-    torch.save({**tensors, name.format(1): tensors[name.format(0)]}, path)
-
-
-def poison(tensor):
-    tensor[3, 4] = float("nan")
-    return tensor
-
-
-def rename_head(tensors):
-    for key in [key for key in tensors if key.startswith("lm_head.")]:
-        tensors["classifier." + key] = tensors.pop(key)
-
-
-WORDS, DENSE = "roberta.embeddings.word_embeddings.weight", "lm_head.dense.weight"
-QUERY = "roberta.encoder.layer.1.attention.self.query.weight"
-WRONG = {
-    "empty": (raw(b""), "is empty"),
-    "text as weights": (raw("Le camembert est délicieux.\n".encode() * 99), "neither a .safetensors file nor"),
-    "truncated": (replace_bytes(lambda content: content[:-1000]), "not a complete .safetensors"),
-    "a header of 2^50 bytes": (
-        replace_bytes(lambda content: struct.pack("<Q", 1 << 50) + content[8:]),
-        "not a complete .safetensors",
-    ),
-    "a truncated .bin": (as_bin(truncated_bin), "cannot be read as weights"),
-    "a pickle that runs code": (pickled({"x": RunsCode()}), "refused"),
-    "a pickle of something else": (pickled([1, 2, 3]), "does not hold a state dict|refused"),
-    "no weights in the folder": (lambda folder: (folder / "model.safetensors").unlink(), "contains none of"),
-    "missing tensor": (
-        weights(lambda tensors: tensors.pop("roberta.encoder.layer.1.output.dense.bias")),
-        r"lacks the tensor encoder\.layer\.1\.output\.dense\.bias",
-    ),
-    "missing layer": (
-        weights(lambda tensors: [tensors.pop(key) for key in list(tensors) if ".layer.0." in key]),
-        r"lacks the tensor encoder\.layer\.0\.",
-    ),
-    "missing positions": (weights(lambda tensors: tensors.pop(POSITIONS)), "matches no position embeddings"),
-    "wrong shape": (
-        weights(with_tensor(QUERY, lambda tensor: tensor[:-1].clone())),
-        r"encoder\.layer\.1\.attention\.self\.query\.weight has shape \(47, 48\), .* \(48, 48\)",
-    ),
-    "wrong token type": (
-        weights(with_tensor(TOKEN_TYPE, lambda tensor: torch.ones(1, 47))),
-        "matches no position embeddings",
-    ),
-    "unknown tensor": (
-        weights(add(roberta__encoder__layer__0__adapter__weight=torch.ones(3))),
-        r"a tensor encoder\.layer\.0\.adapter\.weight, which a MaskedLM",
-    ),
-    "a native name": (weights(add(roberta__norm__weight=torch.ones(48))), "a tensor norm.weight, which"),
-    "wrong position_ids": (
-        weights(add(roberta__embeddings__position_ids=torch.arange(514).flip(0))),
-        "embeddings.position_ids, which",
-    ),
-    "another pooler": (weights(add(pooler__other=torch.ones(2))), "a tensor pooler.other, which"),
-    "NaN": (weights(with_tensor(DENSE, poison)), r"lm_head\.dense\.weight contains NaN or infinity"),
-    "sparse": (saved_bin(DENSE, torch.Tensor.to_sparse), "lm_head.dense.weight is not a plain dense tensor"),
-    "no data": (saved_bin(DENSE, lambda tensor: tensor.to("meta")), "lm_head.dense.weight is not a plain dense tensor"),
-    "10^12 rows": (
-        saved_bin(POSITIONS, lambda tensor: torch.zeros(1, 48).expand(10**12, 48)),
-        "more values than the file holds",
-    ),
-    "shared layers": (as_bin(shared_layers), "share memory, but CamemBERT does not tie them"),
-    "a zip bomb": (as_bin(zip_bomb), "is a compressed archive"),
-    "a vector for a matrix": (weights(with_tensor(WORDS, lambda tensor: torch.ones(9))), "is not a CamemBERT"),
-    "endlessly nested config": (config_text("[" * 200_000), "as JSON"),
-    "the same tensor twice": (weights(add(embeddings__LayerNorm__weight=torch.ones(48))), "has the same tensor twice"),
-    "integers": (
-        weights(with_tensor("lm_head.bias", lambda tensor: torch.zeros(1005, dtype=torch.long))),
-        "holds torch.int64",
-    ),
-    "untied": (
-        weights(lambda tensors: tensors.update({"lm_head.decoder.weight": tensors[WORDS] + 1})),
-        "differ, but CamemBERT ties them",
-    ),
-    "two different biases": (weights(add(lm_head__decoder__bias=torch.ones(1005))), "differ, but CamemBERT ties them"),
-    "an unknown head": (weights(rename_head), r"a tensor classifier\.lm_head\.\S+, which a Encoder does not have"),
-    "two heads": (
-        weights(add(qa_outputs__weight=torch.ones(2, 48), qa_outputs__bias=torch.ones(2))),
-        "has the heads of a MaskedLM and of a QuestionAnswerer",
-    ),
-    "a BERT": (weights(add(cls__predictions__bias=torch.ones(9))), "is a BERT, which has another architecture"),
-    "multiple choice": (config(architectures=["CamembertForMultipleChoice"]), "is that of a multiple-choice model"),
-    "another model": (
-        lambda folder: save_file({"w": torch.ones(2)}, folder / "model.safetensors"),
-        "is not a CamemBERT",
-    ),
-    "another architecture": (config(model_type="bert"), "model_type 'bert'"),
-    "relative positions": (config(position_embedding_type="relative_key"), "position_embedding_type"),
-    "a decoder": (config(is_decoder=True), "is_decoder True"),
-    "0 heads": (config(num_attention_heads=0), "num_heads is 0"),
-    "769 / 12": (config(hidden_size=769, num_attention_heads=12), "hidden_size 769"),
-    "a billion layers": (config(num_hidden_layers=10**9), "claims 1000000000 layers"),
-    "text for a number": (config(vocab_size="many"), "vocab_size must be"),
-    "other activation": (config(hidden_act="gelu_new"), "activation must be .* not 'gelu_new'"),
-    "config is not JSON": (config_text("{"), "cannot be read as JSON"),
-    "config is a list": (config_text("[]"), "not a JSON object"),
+ROWS = torch.zeros(1, 48).expand(10**12, 48)
+LAYER_0, LAYER_1 = (f"roberta.encoder.layer.{i}.output.dense.weight" for i in range(2))
+WRONG_BINS = {  # how pytorch_model.bin is written in place of model.safetensors, the error
+    "a truncated .bin": (truncated, "cannot be read as weights"),
+    "a pickle that runs code": (lambda path, _: path.write_bytes(pickle.dumps({"x": files.RunsCode()})), "refused"),
+    "a pickled list": (lambda path, _: path.write_bytes(pickle.dumps([1])), "does not hold a state dict|refused"),
+    "sparse": (saved_with(DENSE, lambda x: x[DENSE].to_sparse()), f"{DENSE} is not a plain dense tensor"),
+    "no data": (saved_with(DENSE, lambda x: x[DENSE].to("meta")), f"{DENSE} is not a plain dense tensor"),
+    "10^12 rows": (saved_with(POSITIONS, lambda x: ROWS), "more values than the file holds"),
+    "shared layers": (saved_with(LAYER_1, lambda x: x[LAYER_0]), "share memory, but CamemBERT does not tie them"),
+    "a zip bomb": (zip_bomb, "is a compressed archive"),
+}
+WRONG_BYTES = {  # how the bytes of model.safetensors are changed, the error
+    "empty": (lambda _: b"", "is empty"),
+    "text as weights": (lambda _: "Le camembert est délicieux.\n".encode() * 99, "neither a .safetensors file nor"),
+    "truncated": (lambda content: content[:-1000], "not a complete .safetensors"),
+    "a header of 2^50 bytes": (lambda content: struct.pack("<Q", 1 << 50) + content[8:], "not a complete .safetensors"),
+}
+WRONG_CONFIGS = {  # values in config.json or its text, the error
+    "multiple choice": ({"architectures": ["CamembertForMultipleChoice"]}, "is that of a multiple-choice model"),
+    "another architecture": ({"model_type": "bert"}, "model_type 'bert'"),
+    "relative positions": ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
+    "a decoder": ({"is_decoder": True}, "is_decoder True"),
+    "0 heads": ({"num_attention_heads": 0}, "num_heads is 0"),
+    "769 / 12": ({"hidden_size": 769, "num_attention_heads": 12}, "hidden_size 769"),
+    "a billion layers": ({"num_hidden_layers": 10**9}, "claims 1000000000 layers"),
+    "text for a number": ({"vocab_size": "many"}, "vocab_size must be"),
+    "other activation": ({"hidden_act": "gelu_new"}, "activation must be .* not 'gelu_new'"),
+    "config is not JSON": ("{", "cannot be read as JSON"),
+    "config is a list": ("[]", "not a JSON object"),
+    "endlessly nested config": ("[" * 200_000, "as JSON"),
 }
 
 
-@pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_file_is_an_error(folder, case):
-    damage, sentence = WRONG[case]
-    damage(folder)
-    with pytest.raises(ModelError, match=sentence) as caught:
-        load_checkpoint(folder, lambda line: None)
-    assert str(folder) in str(caught.value)
-    assert not MARK.exists()
+def write_bin(folder, write):
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    write(folder / "pytorch_model.bin", tensors)
+
+
+def change_bytes(folder, change):
+    (folder / "model.safetensors").write_bytes(change((folder / "model.safetensors").read_bytes()))
+
+
+def change_config(folder, new):
+    if isinstance(new, str):
+        (folder / "config.json").write_text(new)
+    else:
+        set_config(folder, **new)
+
+
+TABLES = {rewrite: WRONG_TENSORS, write_bin: WRONG_BINS, change_bytes: WRONG_BYTES, change_config: WRONG_CONFIGS}
+WRONG = [pytest.param(damage, *row, id=case) for damage, table in TABLES.items() for case, row in table.items()]
+
+
+@pytest.mark.parametrize(("damage", "change", "sentence"), WRONG)
+def test_a_wrong_file_is_an_error(folder, damage, change, sentence):
+    damage(folder, change)
+    assert_refused(folder, sentence)
+
+
+def test_a_folder_without_weights_or_with_those_of_another_model_is_an_error(folder):
+    save_file({"w": torch.ones(2)}, folder / "model.safetensors")
+    assert_refused(folder, "is not a CamemBERT")
+    (folder / "model.safetensors").unlink()
+    assert_refused(folder, "contains none of")
 
 
 # ---- shards ----------------------------------------------------------------------------------------------------
 
 
 def shard(name):
-    return lambda index: index["weight_map"].update({"lm_head.bias": name})
+    return lambda index: index[MAP].update({BIAS: name})
 
 
-WRONG_INDEX = {
-    "a path outside the folder": (shard("../model.safetensors"), "not the name of a .safetensors file beside it"),
-    "an absolute path": (shard("/etc/passwd"), "not the name of a .safetensors file beside it"),
-    "a number": (shard(7), "not the name of a .safetensors file beside it"),
+MAP = "weight_map"
+NOT_BESIDE = "not the name of a .safetensors file beside it"
+WRONG_INDEX = {  # how the index is changed, the error
+    "a path outside the folder": (shard("../model.safetensors"), NOT_BESIDE),
+    "an absolute path": (shard("/etc/passwd"), NOT_BESIDE),
+    "a number": (shard(7), NOT_BESIDE),
     "a missing shard": (shard("model-9.safetensors"), "There is no file"),
-    "a tensor too few": (
-        lambda index: index["weight_map"].pop("lm_head.bias"),
-        "disagree about the tensor lm_head.bias",
-    ),
-    "a tensor too many": (
-        lambda index: index["weight_map"].update(ghost=index["weight_map"]["lm_head.bias"]),
-        "disagree about the tensor ghost",
-    ),
-    "no map": (lambda index: index.pop("weight_map"), "has no weight_map"),
+    "a tensor too few": (lambda index: index[MAP].pop(BIAS), f"disagree about the tensor {BIAS}"),
+    "a tensor too many": (lambda index: index[MAP].update(ghost=index[MAP][BIAS]), "disagree about the tensor ghost"),
+    "no map": (lambda index: index.pop(MAP), "has no weight_map"),
 }
 
 
-@pytest.mark.parametrize("case", WRONG_INDEX)
-def test_a_wrong_index_is_an_error(theirs, tmp_path, case):
-    change, sentence = WRONG_INDEX[case]
-    path = as_index(theirs, tmp_path / "theirs")
+@pytest.mark.parametrize(("change", "sentence"), WRONG_INDEX.values(), ids=WRONG_INDEX)
+def test_a_wrong_index_is_an_error(theirs, tmp_path, change, sentence):
+    path = files.as_index(theirs, tmp_path / "theirs")
     index = json.loads(path.read_text())
     change(index)
     path.write_text(json.dumps(index))
-    with pytest.raises(ModelError, match=sentence):
-        load_checkpoint(tmp_path / "theirs")
+    assert_refused(path.parent, sentence)

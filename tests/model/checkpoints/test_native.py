@@ -9,18 +9,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from model import (
-    EncoderConfig,
-    MaskedLM,
-    ModelError,
-    QuestionAnswerer,
-    SequenceClassifier,
-    TokenClassifier,
-    load_model,
-    save_model,
-)
+from model import EncoderConfig, MaskedLM, ModelError, load_model, save_model
 from model.checkpoints.load import load_checkpoint
 from model.checkpoints.native import atomic_file, contents
+from model.heads import QuestionAnswerer, SequenceClassifier, TokenClassifier
+from tests.model.checkpoints.files import add, edit, remove, rename
 
 CONFIG = EncoderConfig(2, 24, 3, 30, 50, max_positions=40, activation="relu", dropout=0.0)
 MODELS = {
@@ -31,21 +24,23 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-def test_the_round_trip_of_every_class_and_precision(tmp_path, kind, dtype):
-    model = MODELS[kind]().to(dtype)
-    save_model(model, tmp_path / "new" / "model.safetensors", {"steps": 3})
-    loaded = load_model(tmp_path / "new" / "model.safetensors")
+def assert_equal(loaded, model):
     assert type(loaded) is type(model) and loaded.config == model.config
     assert getattr(loaded, "labels", None) == getattr(model, "labels", None)
     assert loaded.state_dict().keys() == model.state_dict().keys()
     for name, tensor in model.state_dict().items():
-        assert loaded.state_dict()[name].dtype == dtype and torch.equal(loaded.state_dict()[name], tensor), name
+        assert loaded.state_dict()[name].dtype == tensor.dtype and torch.equal(loaded.state_dict()[name], tensor), name
     assert not loaded.training and all(parameter.requires_grad for parameter in loaded.parameters())
-    assert os.listdir(tmp_path / "new") == ["model.safetensors"]
-    with safe_open(tmp_path / "new" / "model.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["provenance"]) == {"steps": 3}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_the_round_trip_of_every_class_and_precision(tmp_path, kind, dtype):
+    model, path = MODELS[kind]().to(dtype), tmp_path / "new" / "model.safetensors"
+    save_model(model, path, {"steps": 3})
+    assert_equal(load_model(path), model)
+    assert os.listdir(path.parent) == [path.name]
+    assert json.loads(metadata_of(path)["provenance"]) == {"steps": 3}
 
 
 @pytest.fixture
@@ -54,124 +49,98 @@ def path(tmp_path):
     return tmp_path / "model.safetensors"
 
 
-def rewrite(path, tensors=None, **metadata):
-    """Writes the file again with other tensors or other metadata."""
+def metadata_of(path):
     with safe_open(path, "pt") as file:
-        before = file.metadata()
-    save_file(load_file(path) if tensors is None else tensors, path, metadata={**before, **metadata})
+        return file.metadata()
 
 
-OLD_NAMES = {
-    "attention.out": "attention.mix",
-    "feed_forward.feed": "feed_forward.expand",
-    "feed_forward.forward_proj": "feed_forward.contract",
-}
+def rewrite(change=lambda tensors: None, **metadata):
+    """-> a function of a file's path that changes its tensors by `change`, and its metadata"""
+
+    def apply(path):
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path, metadata={**metadata_of(path), **metadata})
+
+    return apply
+
+
+OLD_NAMES = {".out.": ".mix.", ".feed.": ".expand.", ".forward_proj.": ".contract."}
 
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_the_format_distilcamembert_1_is_still_read(tmp_path, kind):
-    model = MODELS[kind]()
+    model, path = MODELS[kind](), tmp_path / "old.safetensors"
     tensors, metadata = contents(model)
     assert metadata["format"] == "distilcamembert-2"
-    old = {}
-    for name, tensor in tensors.items():
-        for new_name, old_name in OLD_NAMES.items():
-            name = name.replace(new_name, old_name)
-        old[name] = tensor
+    old = dict(tensors)
+    for name, old_name in OLD_NAMES.items():
+        rename(name, old_name)(old)
     assert len(old.keys() - tensors.keys()) == CONFIG.num_layers * 2 * len(OLD_NAMES)
-    save_file(old, tmp_path / "old.safetensors", metadata={**metadata, "format": "distilcamembert-1"})
+    save_file(old, path, metadata={**metadata, "format": "distilcamembert-1"})
     for load in (load_model, load_checkpoint):
-        loaded = load(tmp_path / "old.safetensors")
-        assert type(loaded) is type(model) and loaded.config == model.config
-        assert loaded.state_dict().keys() == tensors.keys()
-        assert all(torch.equal(tensor, tensors[name]) for name, tensor in loaded.state_dict().items())
+        assert_equal(load(path), model)
 
 
-def damage_header(path):
-    content = path.read_bytes()
-    path.write_bytes(struct.pack("<Q", 1 << 60) + content[8:])
+def change_bytes(change):
+    return lambda path: path.write_bytes(change(path.read_bytes()))
 
 
-def damage_offsets(path):
-    content = path.read_bytes()
+def damage_offsets(content):
     length = struct.unpack("<Q", content[:8])[0]
     header = json.loads(content[8 : 8 + length])
     header["bias"]["data_offsets"][1] += 1 << 40
     text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
-
-
-def change_tensor(name, change):
-    def apply(path):
-        tensors = load_file(path)
-        new = change(tensors.pop(name))
-        rewrite(path, tensors if new is None else {**tensors, name: new})
-
-    return apply
-
-
-def add_tensor(path):
-    rewrite(path, {**load_file(path), "bonus": torch.zeros(1)})
+    return struct.pack("<Q", len(text)) + text + content[8 + length :]
 
 
 def config_with(**values):
-    def apply(path):
-        with safe_open(path, "pt") as file:
-            config = json.loads(file.metadata()["config"])
-        rewrite(path, config=json.dumps({**config, **values}))
-
-    return apply
+    return lambda path: rewrite(config=json.dumps({**json.loads(metadata_of(path)["config"]), **values}))(path)
 
 
+BIAS = "norm.bias"
+INCOMPLETE, UNREADABLE, INVALID = "not a complete .safetensors", "metadata cannot be read", "configuration is invalid"
 DAMAGES = {
     "missing": (lambda path: path.unlink(), "There is no file"),
-    "empty": (lambda path: path.write_bytes(b""), "is empty"),
-    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "not a complete .safetensors"),
-    "truncated in the header": (lambda path: path.write_bytes(path.read_bytes()[:50]), "not a complete .safetensors"),
-    "text": (lambda path: path.write_text("Le camembert est délicieux.\n" * 20), "not a complete .safetensors"),
-    "a header of 2^60 bytes": (damage_header, "not a complete .safetensors"),
-    "offsets past the end": (damage_offsets, "not a complete .safetensors"),
     "folder": (lambda path: (path.unlink(), path.mkdir()), "is a folder; a file is needed"),
+    "empty": (change_bytes(lambda content: b""), "is empty"),
+    "truncated": (change_bytes(lambda content: content[:-100]), INCOMPLETE),
+    "truncated in the header": (change_bytes(lambda content: content[:50]), INCOMPLETE),
+    "text": (change_bytes(lambda content: "Le camembert est délicieux.\n".encode() * 20), INCOMPLETE),
+    "a header of 2^60 bytes": (change_bytes(lambda content: struct.pack("<Q", 1 << 60) + content[8:]), INCOMPLETE),
+    "offsets past the end": (change_bytes(damage_offsets), INCOMPLETE),
     "not native": (lambda path: save_file({"x": torch.zeros(1)}, path), "not a model file of this project"),
-    "no kind": (lambda path: rewrite(path, kind="Oracle"), "metadata cannot be read"),
-    "no config": (lambda path: rewrite(path, config="{"), "metadata cannot be read"),
-    "config is a list": (lambda path: rewrite(path, config="[]"), "metadata cannot be read"),
-    "invalid config": (config_with(num_heads=0), "configuration is invalid"),
+    "no kind": (rewrite(kind="Oracle"), UNREADABLE),
+    "no config": (rewrite(config="{"), UNREADABLE),
+    "config is a list": (rewrite(config="[]"), UNREADABLE),
+    "endlessly nested": (rewrite(config="[" * 100_000), UNREADABLE),
+    "invalid config": (config_with(num_heads=0), INVALID),
     "a billion layers": (config_with(num_layers=10**9), "claims 1000000000 layers"),
-    "a huge width": (config_with(hidden_size=3 * 10**17), "configuration is invalid"),
-    "labels for a masked LM": (lambda path: rewrite(path, labels='["a"]'), "configuration is invalid"),
-    "missing tensor": (change_tensor("dense.weight", lambda tensor: None), "lacks the tensor dense.weight"),
-    "wrong shape": (change_tensor("norm.bias", lambda tensor: tensor[:5]), r"norm.bias has shape \(5,\), .* \(24,\)"),
-    "integers": (change_tensor("norm.bias", lambda tensor: tensor.long()), "norm.bias holds torch.int64"),
-    "NaN": (change_tensor("norm.bias", lambda tensor: tensor / 0), "norm.bias contains NaN or infinity"),
-    "endlessly nested": (lambda path: rewrite(path, config="[" * 100_000), "metadata cannot be read"),
-    "no labels": (lambda path: rewrite(path, kind="TokenClassifier", labels="[]"), "configuration is invalid"),
-    "unknown tensor": (add_tensor, "a tensor bonus, which a MaskedLM does not have"),
+    "a huge width": (config_with(hidden_size=3 * 10**17), INVALID),
+    "labels for a masked LM": (rewrite(labels='["a"]'), INVALID),
+    "no labels": (rewrite(kind="TokenClassifier", labels="[]"), INVALID),
+    "missing tensor": (rewrite(remove("dense.weight")), "lacks the tensor dense.weight"),
+    "wrong shape": (rewrite(edit(BIAS, lambda x: x[:5])), r"norm.bias has shape \(5,\), .* \(24,\)"),
+    "integers": (rewrite(edit(BIAS, torch.Tensor.long)), "norm.bias holds torch.int64"),
+    "NaN": (rewrite(edit(BIAS, lambda x: x / 0)), "norm.bias contains NaN or infinity"),
+    "unknown tensor": (rewrite(add({"x": torch.zeros(1)})), "a tensor x, which a MaskedLM does not have"),
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_is_an_error(path, damage):
-    apply, sentence = DAMAGES[damage]
-    apply(path)
+@pytest.mark.parametrize(("damage", "sentence"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_file_is_an_error(path, damage, sentence):
+    damage(path)
     with pytest.raises(ModelError, match=sentence) as caught:
         load_model(path)
     assert str(path) in str(caught.value)
 
 
-def test_a_failed_write_leaves_the_old_file(path, monkeypatch):
+def test_a_failed_write_leaves_the_old_file(path):
     before = path.read_bytes()
     with pytest.raises(ModelError, match="cannot be written: No space left"), atomic_file(path) as temporary:
         temporary.write_bytes(b"half")
         raise OSError(28, "No space left on device")
-    assert path.read_bytes() == before
-    assert os.listdir(path.parent) == [path.name]
-
-
-def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ModelError, match="cannot be written"):
-        save_model(MaskedLM(CONFIG), tmp_path / "file" / "model.safetensors")
+    assert path.read_bytes() == before and os.listdir(path.parent) == [path.name]
 
 
 def test_other_modules_cannot_be_saved(tmp_path):
@@ -182,10 +151,6 @@ def test_other_modules_cannot_be_saved(tmp_path):
 
 
 def test_the_file_has_the_usual_permissions(path):
-    assert path.stat().st_mode & 0o777 == 0o666 & ~current_umask()
-
-
-def current_umask():
     umask = os.umask(0)
     os.umask(umask)
-    return umask
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask

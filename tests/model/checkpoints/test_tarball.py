@@ -9,8 +9,8 @@ import pytest
 
 from model import ModelError
 from model.checkpoints import tarball
-from model.checkpoints.load import load_checkpoint
 from model.checkpoints.tarball import is_tarball, open_tarball
+from tests.model.checkpoints.files import assert_refused
 
 CONTENT = os.urandom(3000)
 
@@ -24,46 +24,51 @@ def member(name, content=CONTENT, **changes):
     return info, content
 
 
-def build(*members, end=bytes(1024), form=tarfile.GNU_FORMAT):
+def build(*members, end=bytes(1024)):
     """A .tar written by hand, so that its headers can be wrong."""
-    blocks = [info.tobuf(form) + content + bytes(-len(content) % 512) for info, content in members]
+    blocks = [info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512) for info, content in members]
     return b"".join(blocks) + end
 
 
-INTACT = [
-    ("camembert-base/model.pt", CONTENT),
-    ("camembert-base/dict.txt", b"a 1\n"),
-    ("camembert-base/sentencepiece.bpe.model", b"s" * 512),
-    ("camembert-base/._model.pt", b"of macOS"),
-    ("camembert-base/README", b""),
-]
+@pytest.fixture
+def out(tmp_path):
+    """The folder to unpack into."""
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out"
+
+
+def unpack(content, out):
+    (out.parent / "x.tar").write_bytes(content)
+    return open_tarball(out.parent / "x.tar", out)
+
+
+def refused(content, out, match):
+    with pytest.raises(ModelError, match=match) as caught:
+        unpack(content, out)
+    assert str(caught.value).startswith(str(out.parent / "x.tar"))
+
+
+WANTED = {"model.pt": CONTENT, "dict.txt": b"a 1\n", "sentencepiece.bpe.model": b"s" * 512}
+OTHERS = {"._model.pt": b"of macOS", "README": b""}
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
-def test_three_files_are_unpacked(tmp_path, form, mode):
+def test_three_files_are_unpacked(tmp_path, out, form, mode):
     path = tmp_path / "camembert-base.tar.gz"
     with tarfile.open(path, mode, format=form, pax_headers={"comment": "é" * 700}) as archive:
-        folder = tarfile.TarInfo("camembert-base")
-        folder.type = tarfile.DIRTYPE
-        archive.addfile(folder)
-        for name, content in INTACT:
+        archive.addfile(member("camembert-base", b"", type=tarfile.DIRTYPE)[0])
+        for name, content in {**WANTED, **OTHERS}.items():
             mtime = 0.5 if form == tarfile.PAX_FORMAT else 0  # 0.5 needs an extended header
-            info, _ = member(name, content, mtime=mtime)
-            archive.addfile(info, io.BytesIO(content))
+            archive.addfile(member(f"camembert-base/{name}", content, mtime=mtime)[0], io.BytesIO(content))
     assert is_tarball(path)
-    (tmp_path / "out").mkdir()
-    assert open_tarball(path, tmp_path / "out") == tmp_path / "out" / "model.pt"
-    assert sorted(os.listdir(tmp_path / "out")) == ["dict.txt", "model.pt", "sentencepiece.bpe.model"]
-    for name, content in INTACT[:3]:
-        assert (tmp_path / "out" / os.path.basename(name)).read_bytes() == content
+    assert open_tarball(path, out) == out / "model.pt"
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == WANTED
 
 
-def test_a_model_without_its_tokenizer(tmp_path):
-    (tmp_path / "x.tar").write_bytes(build(member("./model.pt")))
-    (tmp_path / "out").mkdir()
-    open_tarball(tmp_path / "x.tar", tmp_path / "out")
-    assert os.listdir(tmp_path / "out") == ["model.pt"]
+def test_a_model_without_its_tokenizer(out):
+    unpack(build(member("./model.pt")), out)
+    assert os.listdir(out) == ["model.pt"]
 
 
 def test_other_paths_are_not_tarballs(tmp_path):
@@ -104,45 +109,36 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("case", HOSTILE)
-def test_a_hostile_archive_is_an_error(tmp_path, case, packed):
-    content, sentence = HOSTILE[case]
-    path = tmp_path / "in" / "model.tar"
-    (tmp_path / "in" / "out").mkdir(parents=True)
-    path.write_bytes(gzip.compress(content) if packed else content)
-    with pytest.raises(ModelError, match=sentence) as caught:
-        open_tarball(path, tmp_path / "in" / "out")
-    assert str(caught.value).startswith(str(path))
-    found = {os.path.join(root, name) for root, _, names in os.walk(tmp_path) for name in names}
-    out = tmp_path / "in" / "out"
-    assert found <= {str(path), *(str(out / name) for name in tarball.WANTED)}
-    assert not any(os.path.islink(name) for name in found)
+@pytest.mark.parametrize(("content", "sentence"), HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_archive_is_an_error(tmp_path, out, content, sentence, packed):
+    refused(gzip.compress(content) if packed else content, out, sentence)
+    found = {path for path in tmp_path.rglob("*") if not path.is_dir() or path.is_symlink()}
+    assert found <= {tmp_path / "x.tar", *(out / name for name in tarball.WANTED)}
+    assert not any(path.is_symlink() for path in found)
 
 
-def test_a_truncated_or_damaged_gzip_is_an_error(tmp_path):
-    packed = gzip.compress(build(MODEL))
-    (tmp_path / "out").mkdir()
-    truncated = [packed[:-4], packed[: len(packed) // 2], packed[:12], packed[:3]]
-    for content in (*truncated, packed[:100] + b"\xff" * 9, packed[:-8] + bytes(8), packed + b"garbage"):
-        (tmp_path / "model.tar.gz").write_bytes(content)
-        (tmp_path / "out" / "model.pt").unlink(missing_ok=True)
-        with pytest.raises(ModelError, match="damaged or truncated"):
-            open_tarball(tmp_path / "model.tar.gz", tmp_path / "out")
+PACKED = gzip.compress(build(MODEL))
+DAMAGED = [PACKED[:-4], PACKED[: len(PACKED) // 2], PACKED[:12], PACKED[:3]]
+DAMAGED += [PACKED[:100] + b"\xff" * 9, PACKED[:-8] + bytes(8), PACKED + b"garbage"]
 
 
-def test_a_bomb_is_stopped(tmp_path, monkeypatch):
+@pytest.mark.parametrize("content", DAMAGED, ids=range(len(DAMAGED)))
+def test_a_truncated_or_damaged_gzip_is_an_error(out, content):
+    refused(content, out, "damaged or truncated")
+
+
+ZEROS = bytes(600_000)
+BOMBS = [build(member("a", ZEROS), member("b", ZEROS), MODEL), build(member("model.pt", bytes(1_000_001)))]
+
+
+@pytest.mark.parametrize("bomb", BOMBS, ids=["two files", "one"])
+def test_a_bomb_is_stopped(out, monkeypatch, bomb):
     monkeypatch.setattr(tarball, "MAX_BYTES", 10**6)
-    (tmp_path / "out").mkdir()
-    zeros = bytes(600_000)
-    bombs = [build(member("a", zeros), member("b", zeros), MODEL), build(member("model.pt", bytes(1_000_001)))]
-    for bomb in bombs:
-        (tmp_path / "x.tar.gz").write_bytes(gzip.compress(bomb))
-        with pytest.raises(ModelError, match="more than the limit of 1,000,000 bytes"):
-            open_tarball(tmp_path / "x.tar.gz", tmp_path / "out")
-    assert not os.listdir(tmp_path / "out")
+    refused(gzip.compress(bomb), out, "more than the limit of 1,000,000 bytes")
+    assert not os.listdir(out)
 
 
-def test_memory_stays_flat(tmp_path, monkeypatch):
+def test_memory_stays_flat(out, monkeypatch):
     """No read asks for more than a chunk, whatever size the headers give, extended headers too."""
     sizes = []
 
@@ -151,28 +147,22 @@ def test_memory_stays_flat(tmp_path, monkeypatch):
             sizes.append(size)
             return super().read(size)
 
+    monkeypatch.setattr(gzip, "open", Watched)
     big = bytes(5 << 20)
     members = member("x", big, type=tarfile.XHDTYPE), member("y", big, type=tarfile.GNUTYPE_LONGNAME), member("z", big)
-    (tmp_path / "x.tar.gz").write_bytes(gzip.compress(build(*members, member("model.pt", big))))
-    (tmp_path / "out").mkdir()
-    monkeypatch.setattr(gzip, "open", Watched)
-    open_tarball(tmp_path / "x.tar.gz", tmp_path / "out")
-    assert (tmp_path / "out" / "model.pt").read_bytes() == big
+    unpack(gzip.compress(build(*members, member("model.pt", big))), out)
+    assert (out / "model.pt").read_bytes() == big
     assert min(sizes) > 0 and max(sizes) <= tarball.CHUNK
 
 
-def test_a_full_disk_is_an_error(tmp_path, monkeypatch):
-    (tmp_path / "x.tar").write_bytes(build(MODEL))
-    (tmp_path / "out").mkdir()
-    monkeypatch.setattr(tarball.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 2999}))
-    with pytest.raises(ModelError, match="more than the limit of 2,999 bytes"):
-        open_tarball(tmp_path / "x.tar", tmp_path / "out")
+def test_a_full_disk_is_an_error(out, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(tarball.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 2999}))
+        refused(build(MODEL), out, "more than the limit of 2,999 bytes")
     with pytest.raises(ModelError, match="cannot be unpacked into .*nowhere"):
-        monkeypatch.undo()
-        open_tarball(tmp_path / "x.tar", tmp_path / "nowhere")
+        open_tarball(out.parent / "x.tar", out.parent / "nowhere")
 
 
 def test_through_load_checkpoint(tmp_path):
     (tmp_path / "x.tar.gz").write_bytes(gzip.compress(build(member("../model.pt"))))
-    with pytest.raises(ModelError, match="a path outside the archive"):
-        load_checkpoint(tmp_path / "x.tar.gz")
+    assert_refused(tmp_path / "x.tar.gz", "a path outside the archive")

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from losses import LossSettings
@@ -41,8 +42,8 @@ class Run:
         values = {"options": {"lr": 0.1}, **self.state.to_json(), **values}
         return gather(self.distiller, self.optimiser, self.scaler, values)
 
-    def save(self, writer):
-        path = writer.save(self.state.step, self.distiller.student, *self.gather())
+    def save(self, writer, **values):
+        path = writer.save(self.state.step, self.distiller.student, *self.gather(**values))
         writer.wait()
         return path
 
@@ -59,17 +60,13 @@ class Run:
 
 
 def same(one, other):
-    return one.keys() == other.keys() and all(
-        one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
-    )
+    equal = (one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one)
+    return one.keys() == other.keys() and all(equal)
 
 
 def intact(out):
     """The newest checkpoint, none being damaged."""
-    messages = []
-    checkpoint = newest(out, messages.append)
-    assert not messages
-    return checkpoint
+    return newest(out, pytest.fail)
 
 
 def names(out):
@@ -89,11 +86,8 @@ def falls_back(out, contents, why=""):
     checkpoint = newest(out, messages.append)
     expected = contents[checkpoint.values["step"]]
     assert same(checkpoint.student, expected.student) and same(checkpoint.tensors, expected.tensors), why
-    assert checkpoint.values == expected.values, why
-    if checkpoint.values["step"] == 2:
-        assert not messages
-        return False
-    (message,) = messages
-    assert "is damaged" in message and "step-000000002" in message, why
-    assert message.endswith(" Resuming from the one before.") and "\n" not in message and len(message) < 600
-    return True
+    assert checkpoint.values == expected.values and len(messages) == (checkpoint.values["step"] != 2), why
+    for message in messages:
+        assert "is damaged" in message and "step-000000002" in message, why
+        assert message.endswith(" Resuming from the one before.") and "\n" not in message and len(message) < 600
+    return bool(messages)

@@ -17,14 +17,13 @@ from tests.model.training.runs import FILES, falls_back, intact, step_folder
 @pytest.mark.parametrize("name", FILES)
 def test_a_flipped_bit_anywhere_is_found(out, written, name):
     """In every third byte of state.json; in the header of each tensor file, and at random places of its numbers."""
-    path, chance = step_folder(out, 2) / name, random.Random(0)
+    path, chance, found = step_folder(out, 2) / name, random.Random(0), 0
     content = path.read_bytes()
     places = range(0, len(content), 3)
     if name != "state.json":
         header = 8 + int.from_bytes(content[:8], "little")
         inside = chance.sample(range(16, header), 60) + chance.sample(range(header, len(content)), 60)
         places = [*range(16), *inside, header - 1, header, len(content) - 1]
-    found = 0
     for place in places:
         damaged = bytearray(content)
         damaged[place] ^= 1 << chance.randrange(8)

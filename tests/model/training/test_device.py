@@ -1,5 +1,7 @@
 """The choice of device, precision and compilation, and the peak speed of a device."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -7,22 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data import OptionError
 from model import EncoderConfig, MaskedLM
-from model.training.device import (
-    Runtime,
-    choose_compiled,
-    choose_device,
-    choose_precision,
-    peak_flops,
-    peak_tokens_per_second,
-    prepare_models,
-    training_flops,
-)
+from model.training import device
+from model.training.device import Runtime, choose_compiled, choose_device, choose_precision, training_flops
 from tests.helpers import padded_batch, relative_norm
 
-CPU = torch.device("cpu")
-
-
-# ---- choices ---------------------------------------------------------------------------------------------------
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 def test_the_device():
@@ -33,30 +24,22 @@ def test_the_device():
 
 
 def test_a_precision_that_the_device_does_not_support_is_refused(monkeypatch):
-    gpu = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))  # before Ampere
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla P40")
     with pytest.raises(OptionError, match="--precision bf16 is not supported by Tesla P40. Use fp16 or fp32"):
-        choose_precision("bf16", gpu)
-    assert choose_precision("auto", gpu) == "fp16"
+        choose_precision("bf16", GPU)
+    assert choose_precision("auto", GPU) == "fp16"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert choose_precision("auto", gpu) == "bf16"
-
-    def unsupported(*arguments):
-        raise RuntimeError("autocast is not supported for that dtype")
-
-    monkeypatch.setattr(torch, "autocast", unsupported)
+    assert choose_precision("auto", GPU) == "bf16"
+    monkeypatch.setattr(torch, "autocast", Mock(side_effect=RuntimeError("autocast is not supported for that dtype")))
     with pytest.raises(OptionError, match="--precision fp16 is not supported by cpu"):
         choose_precision("fp16", CPU)
 
 
-@pytest.mark.parametrize(
-    ("capabilities", "expected"), [({}, "fp32"), ({"amx_bf16": True}, "bf16"), ({"avx512_bf16": True}, "bf16")]
-)
-def test_auto_precision_on_a_cpu_depends_on_its_instructions(monkeypatch, capsys, capabilities, expected):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert choose_precision("auto", CPU) == expected
-    assert choose_precision("bf16", CPU) == "bf16"
+@pytest.mark.parametrize(("name", "expected"), [("avx2", "fp32"), ("amx_bf16", "bf16"), ("avx512_bf16", "bf16")])
+def test_auto_precision_on_a_cpu_depends_on_its_instructions(monkeypatch, capsys, name, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {name: True})
+    assert choose_precision("auto", CPU) == expected and choose_precision("bf16", CPU) == "bf16"
     assert ("this processor emulates bf16" in capsys.readouterr().err) == (expected == "fp32")
 
 
@@ -65,11 +48,7 @@ def test_compilation(monkeypatch, capsys):
     assert choose_compiled("on", CPU, worth_it=False) and choose_compiled("auto", CPU, worth_it=True)
     assert not choose_compiled("auto", CPU, worth_it=False) and not choose_compiled("off", CPU, worth_it=True)
     assert capsys.readouterr().out.splitlines()[-2:] == ["compile   off (short run)", "compile   off"]
-
-    def broken(function):
-        raise RuntimeError("no compiler\nfound here")
-
-    monkeypatch.setattr("torch.compile", broken)
+    monkeypatch.setattr("torch.compile", Mock(side_effect=RuntimeError("no compiler\nfound here")))
     assert not choose_compiled("auto", CPU, worth_it=True)
     assert "compile   off: torch.compile does not work here (no compiler)" in capsys.readouterr().out
     with pytest.raises(OptionError, match="--compile on: torch.compile does not work for cpu"):
@@ -85,7 +64,7 @@ def test_the_teachers_matrices_are_cast_once(precision, dtype):
     input_ids, _ = padded_batch((24,) * 8, 1005)
     with runtime.autocast():
         expected = teacher(input_ids).float()
-        prepare_models(student, teacher, runtime)
+        device.prepare_models(student, teacher, runtime)
         actual = teacher(input_ids).float()
     for module in teacher.modules():
         is_cast = isinstance(module, torch.nn.Linear) or module is teacher.encoder.embeddings.word
@@ -93,9 +72,6 @@ def test_the_teachers_matrices_are_cast_once(precision, dtype):
             assert parameter.dtype == (dtype if is_cast else torch.float32), module
     assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
     assert relative_norm(actual, expected) < 4 * torch.finfo(dtype).eps
-
-
-# ---- peak speed ------------------------------------------------------------------------------------------------
 
 
 # Names as CUDA gives them, and the half-precision peaks of the data sheets in 10¹² operations per second
@@ -109,21 +85,18 @@ UNKNOWN += ["NVIDIA GeForce RTX 3090 Ti", "NVIDIA GeForce RTX 4090 Laptop GPU", 
 
 @pytest.mark.parametrize(("name", "peak"), [*KNOWN.items(), *((name, None) for name in UNKNOWN)])
 def test_a_gpu_is_found_by_its_whole_name(name, peak):
-    half = peak and peak * 1e12
-    assert peak_flops(name, "bf16") == peak_flops(name, "fp16") == half
-    fp32 = peak_flops(name, "fp32")
-    assert fp32 is None if half is None else 0 < fp32 < half
+    fp32, fp16, bf16 = (device.peak_flops(name, precision) for precision in ("fp32", "fp16", "bf16"))
+    assert fp16 == bf16 == (peak and peak * 1e12)
+    assert fp32 is None if peak is None else 0 < fp32 < fp16
 
 
 def test_the_peak_is_that_of_all_ranks(monkeypatch):
+    peak = device.peak_tokens_per_second
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-80GB")
-    gpu = torch.device("cuda")
-    assert peak_tokens_per_second(Runtime(gpu, "bf16"), 1, 1e9) == 312e3
-    assert peak_tokens_per_second(Runtime(gpu, "bf16"), 8, 1e9) == 8 * 312e3
-    assert peak_tokens_per_second(Runtime(gpu, "fp32"), 8, 1e9) == 8 * 19.5e3
-    assert peak_tokens_per_second(Runtime(CPU, "bf16"), 8, 1e9) is None
+    assert peak(Runtime(GPU, "bf16"), 1, 1e9) == 312e3 and peak(Runtime(GPU, "bf16"), 8, 1e9) == 8 * 312e3
+    assert peak(Runtime(GPU, "fp32"), 8, 1e9) == 8 * 19.5e3 and peak(Runtime(CPU, "bf16"), 8, 1e9) is None
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA T400 4GB")
-    assert peak_tokens_per_second(Runtime(gpu, "bf16"), 8, 1e9) is None
+    assert peak(Runtime(GPU, "bf16"), 8, 1e9) is None
 
 
 STUDENT, TEACHER = EncoderConfig(2, 4, 2, 8, 10), EncoderConfig(1, 6, 2, 12, 10)

@@ -4,8 +4,9 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -22,15 +23,9 @@ class Exited(BaseException):
 
 @pytest.fixture
 def exits(monkeypatch):
-    """The statuses given to os._exit()."""
-    statuses = []
-
-    def record(status):
-        statuses.append(status)
-        raise Exited
-
-    monkeypatch.setattr(os, "_exit", record)
-    return statuses
+    """A mock of os._exit(), which raises Exited."""
+    monkeypatch.setattr(os, "_exit", Mock(side_effect=Exited))
+    return os._exit
 
 
 def send(number):
@@ -39,17 +34,13 @@ def send(number):
     time.sleep(0.001)
 
 
-# ---- signals ---------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_a_signal_gives_the_exit_status(number, exits):
     with Stop(None) as stop:
         assert stop.now(SINGLE) is None
         send(number)
-        assert stop.now(SINGLE) == 128 + number
-        assert stop.now(SINGLE) == 128 + number
-    assert not exits
+        assert stop.now(SINGLE) == stop.now(SINGLE) == 128 + number
+    assert not exits.called
 
 
 def test_the_handled_signals():
@@ -62,11 +53,11 @@ def test_a_signal_repeated_within_a_second_is_ignored_and_a_later_one_exits_at_o
         send(signal.SIGTERM)
         send(signal.SIGTERM)
         send(signal.SIGINT)
-        assert not exits and stop.now(SINGLE) == 143  # the first one counts
+        assert not exits.called and stop.now(SINGLE) == 143  # the first one counts
         time.sleep(0.25)
         with pytest.raises(Exited):
             send(signal.SIGINT)
-    assert exits == [130]
+    exits.assert_called_once_with(130)
 
 
 def test_the_former_handlers_are_restored():
@@ -80,18 +71,15 @@ def test_the_former_handlers_are_restored():
 
 
 def test_outside_the_main_thread_only_the_time_limit_works():
-    results = []
-
     def work():
         with Stop(1e-9) as stop:
             time.sleep(0.001)
-            results.append(stop.now(SINGLE))
+            return stop.now(SINGLE)
 
     before = signal.getsignal(signal.SIGTERM)
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert results == [0] and signal.getsignal(signal.SIGTERM) == before
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(work).result() == 0
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 PROGRAM = """
@@ -126,9 +114,6 @@ def test_signals_to_a_real_process():
             process.kill()
 
 
-# ---- time limit ------------------------------------------------------------------------------------------------
-
-
 def test_after_max_hours_the_status_is_0():
     with Stop(0.05 / 3600) as stop:
         assert stop.now(SINGLE) is None
@@ -144,31 +129,23 @@ def test_without_max_hours_it_never_stops(monkeypatch):
         assert stop.now(SINGLE) is None
 
 
-# ---- ranks -----------------------------------------------------------------------------------------------------
-
-
 def test_a_single_process():
     assert (SINGLE.rank, SINGLE.size, SINGLE.is_main) == (0, 1, True)
     values = torch.tensor([1.5, float("nan"), -0.0], dtype=torch.float64)
     assert SINGLE.sum(values) is values
-    assert SINGLE.max(0.1) == 0.1 and SINGLE.max(-3) == -3
-    assert SINGLE.barrier() is None
+    assert SINGLE.max(0.1) == 0.1 and SINGLE.max(-3) == -3 and SINGLE.barrier() is None
     assert not World(1, 2).is_main and World(0, 2).is_main
 
 
-@pytest.mark.parametrize("size", [None, "1"])
-def test_without_torchrun_there_is_one_rank_with_the_given_device(monkeypatch, size):
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    if size:
-        monkeypatch.setenv("WORLD_SIZE", size)
+@pytest.mark.parametrize("variables", [{}, {"WORLD_SIZE": "1"}])
+def test_without_torchrun_there_is_one_rank_with_the_given_device(monkeypatch, variables):
+    monkeypatch.setattr(os, "environ", variables)
     with join_world("cuda:7") as joined:
         assert joined == (SINGLE, "cuda:7")
     assert not torch.distributed.is_initialized()
 
 
 def test_ranks_that_cannot_connect_are_an_error(monkeypatch):
-    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(os, "environ", {"WORLD_SIZE": "2"})  # without RANK, MASTER_ADDR and MASTER_PORT
     with pytest.raises(OptionError, match="cannot connect to one another: .*Start them with torchrun"):
         join_world("cpu").__enter__()

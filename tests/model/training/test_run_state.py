@@ -1,5 +1,6 @@
 """A run's files: checkpoints are exact, and complete or absent; run.json identifies the run."""
 
+import contextlib
 import itertools
 import json
 import pickle
@@ -8,11 +9,12 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 import train
 from data import DataError, OptionError
@@ -24,9 +26,6 @@ from model.training.run_state import CheckpointWriter, check_same_run, newest, r
 from tests.model.training.runs import CONFIG, FILES, RUNTIME, WIDER, Run, falls_back, intact, names, same, step_folder
 
 FULL = OSError(28, "No space left on device")
-
-
-# ---- the round trip --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scaled", [False, True], ids=["unscaled", "scaled"])
@@ -67,10 +66,8 @@ def test_resume_without_a_checkpoint_starts_at_step_0(tmp_path, capsys):
     ],
 )
 def test_resume_warns_about_another_precision_or_compilation(tmp_path, capsys, before, now, warned):
-    writer, run = CheckpointWriter(tmp_path, 2), Run(0, scaled=before.precision == "fp16").train(3)
-    writer.save(3, run.distiller.student, *run.gather(runtime=before.to_json()))
-    writer.wait()
-    other = Run(1, scaled=now.precision == "fp16")
+    run, other = Run(0, scaled=before.precision == "fp16").train(3), Run(1, scaled=now.precision == "fp16")
+    run.save(CheckpointWriter(tmp_path, 2), runtime=before.to_json())
     state = resume(tmp_path, other.distiller, other.optimiser, other.scaler, now)
     assert state == run.state and same(run.tensors(), other.tensors())
     output = capsys.readouterr()
@@ -91,13 +88,7 @@ def test_unusual_tensors_are_kept(tmp_path):
     writer = CheckpointWriter(tmp_path, 1)
     writer.save(1, MaskedLM(CONFIG), tensors, {"step": 1})
     writer.wait()
-    found = intact(tmp_path).tensors
-    assert found.keys() == tensors.keys()
-    for name, tensor in tensors.items():
-        assert found[name].dtype == tensor.dtype and found[name].shape == tensor.shape
-        assert found[name].contiguous().view(-1).view(torch.uint8).tolist() == (
-            tensor.contiguous().view(-1).view(torch.uint8).tolist()
-        )
+    assert save(intact(tmp_path).tensors) == save({name: tensor.contiguous() for name, tensor in tensors.items()})
 
 
 def test_a_checkpoints_student_is_an_ordinary_model_file(written):
@@ -107,12 +98,9 @@ def test_a_checkpoints_student_is_an_ordinary_model_file(written):
 
 
 def test_no_pickle_is_read_or_written(tmp_path, monkeypatch):
-    def forbidden(*arguments, **keywords):
-        raise AssertionError("a pickle")
-
     for module, functions in ((torch, ("load", "save")), (pickle, ("load", "loads", "dump", "dumps", "Unpickler"))):
         for name in functions:
-            monkeypatch.setattr(module, name, forbidden)
+            monkeypatch.setattr(module, name, Mock(side_effect=AssertionError("a pickle")))
     run = Run(scaled=True).train(2)
     run.save(CheckpointWriter(tmp_path, 2))
     assert same(Run(1, scaled=True).restore(intact(tmp_path)).tensors(), run.tensors())
@@ -125,15 +113,11 @@ def test_no_pickle_is_read_or_written(tmp_path, monkeypatch):
         (dict(teacher=SimpleNamespace(config=EncoderConfig(1, 20, 2, 12, 30))), "size mismatch"),
         (dict(teacher=None), "Unexpected key"),
     ],
-    ids=["more layers", "another width of the teacher", "without a projection"],
 )
 def test_a_checkpoint_of_another_run_is_refused(written, other, reason):
     with pytest.raises(DataError, match="belongs to another run") as caught:
         Run(1, **other).restore(intact(written[0]))
     assert reason in str(caught.value) and "\n" not in str(caught.value)
-
-
-# ---- writing ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("keep", [1, 2, 5])
@@ -150,8 +134,8 @@ def test_other_files_in_the_folder_are_neither_read_nor_counted_nor_removed(tmp_
     writer, run = CheckpointWriter(tmp_path, 1), Run()
     own = shutil.copytree(run.train().save(writer), tmp_path / "checkpoints" / "step-000000001-before-lunch")
     shutil.copytree(own, tmp_path / "checkpoints" / "step-zero")
-    run.train().save(writer)
-    run.train().save(writer)
+    for _ in range(2):
+        run.train().save(writer)
     assert names(tmp_path) == ["step-000000001-before-lunch", "step-000000003", "step-zero"]
     assert intact(tmp_path).values["step"] == 3
 
@@ -175,8 +159,7 @@ def test_damaged_checkpoints_are_overwritten_and_intact_ones_are_kept(out, keep)
     assert again.state.step == 1 and len(messages) == 2
     for number in (2, 3, 4):
         again.train().save(writer)
-        assert intact(out).values["step"] == number
-        assert len(names(out)) == min(keep, number)
+        assert intact(out).values["step"] == number and len(names(out)) == min(keep, number)
     assert same(again.tensors(), run.train().tensors())
 
 
@@ -252,7 +235,7 @@ class Killed(BaseException):
 
 def test_killed_at_any_moment_of_writing_no_partial_checkpoint_is_visible(written, tmp_path, monkeypatch):
     """Before and after each operation on the disk."""
-    left, moments = [0], []
+    left, moments = [10**9], []
 
     def deadly(name, function):
         def call(*arguments, **keywords):
@@ -274,22 +257,15 @@ def test_killed_at_any_moment_of_writing_no_partial_checkpoint_is_visible(writte
         for place, name in operations:
             patch.setattr(place, name, deadly(name, getattr(place, name)))
         for moment in itertools.count():
-            left[0] = 10**9
-            out = tmp_path / str(moment)
-            shutil.copytree(written[0], out)
+            out = shutil.copytree(written[0], tmp_path / str(moment))
             run, writer = Run().train(3), CheckpointWriter(out, 2)
             tensors, values = run.gather()
             weights, metadata = run_state.contents(run.distiller.student)
             left[0] = moment
-            try:
+            with contextlib.suppress(Killed):
                 writer._write(step_folder(out, 3), weights, tensors, metadata, values)
-            except Killed:
-                finished = False
-            else:
-                finished = True
-            left[0] = 10**9
-            assert len(names(out)) in (2, 3)
-            assert all(read(out / "checkpoints" / name) for name in names(out))
+            finished, left[0] = left[0] > 0, 10**9
+            assert len(names(out)) in (2, 3) and all(read(out / "checkpoints" / name) for name in names(out))
             assert intact(out).values["step"] == int(names(out)[-1][-1])
             remove_partial_files(out)
             assert not list((out / "checkpoints").glob(".*"))
@@ -304,10 +280,9 @@ def test_killed_at_any_moment_of_writing_no_partial_checkpoint_is_visible(writte
 def test_only_the_temporary_files_of_a_killed_run_are_removed(out):
     for name in (".step-000000003.partial", ".step-000000001.old"):
         shutil.copytree(step_folder(out, 1), out / "checkpoints" / name)
-    (out / "checkpoints" / "notes.txt").write_text("the user's")
-    (out / ".hidden").write_text("the user's")
-    for name in (".best.safetensors.ab12_x", ".student.safetensors.ab12_x", ".run.json.partial"):
-        (out / name).write_text("half")
+    partial = (".best.safetensors.ab12_x", ".student.safetensors.ab12_x", ".run.json.partial")
+    for name in (".hidden", "checkpoints/notes.txt", *partial):  # the first two are the user's
+        (out / name).write_text("")
     remove_partial_files(out)
     assert names(out) == ["notes.txt", "step-000000001", "step-000000002"]
     assert not list((out / "checkpoints").glob(".*"))
@@ -326,8 +301,6 @@ def test_files_have_the_usual_permissions(written, tmp_path):
     usual = (tmp_path / "usual").stat().st_mode & 0o777
     assert {(step_folder(written[0], 2) / name).stat().st_mode & 0o777 for name in FILES} == {usual}
 
-
-# ---- run.json --------------------------------------------------------------------------------------------------
 
 OPTIONS = {"lr": 5e-4, "layers": ("alternate",), "weights": (0.5, 0.3, 0.2), "batch_size": 8, "out": "a", "keep": 2}
 RUN = {"options": {**OPTIONS, "dropout": None}, "inputs": {"corpus": ["abc", "def"], "teacher": "123"}}
@@ -348,14 +321,13 @@ def test_run_json_is_written_once_and_identifies_the_run(tmp_path):
 
 def test_every_option_that_differs_is_named(tmp_path):
     check_same_run(tmp_path, RUN, ("out", "keep"))
-    with pytest.raises(OptionError) as caught:
-        check_same_run(tmp_path, changed(lr=1e-3, batch_size=4, dropout=0.0, keep=3), ("out", "keep"))
-    message = str(caught.value)
-    assert "with different --lr, --batch-size, --dropout. Use the same options" in message and "keep" not in message
-    with pytest.raises(OptionError, match="with different --weights. "):
-        check_same_run(tmp_path, changed(weights=(0.5, 0.2, 0.3)), ("out", "keep"))
-    with pytest.raises(OptionError, match="with different --new-one. "):  # an option of a later version
-        check_same_run(tmp_path, changed(new_one=1), ("out", "keep"))
+    for options, names_of_options in (
+        (dict(lr=1e-3, batch_size=4, dropout=0.0, keep=3), "--lr, --batch-size, --dropout"),
+        (dict(weights=(0.5, 0.2, 0.3)), "--weights"),
+        (dict(new_one=1), "--new-one"),  # an option of a later version
+    ):
+        with pytest.raises(OptionError, match=f"with different {names_of_options}. Use the same options"):
+            check_same_run(tmp_path, changed(**options), ("out", "keep"))
 
 
 @pytest.mark.parametrize("field", train.Options.__dataclass_fields__)
@@ -370,13 +342,12 @@ def test_only_the_options_in_may_differ_may_differ(tmp_path, field):
             check_same_run(tmp_path, other, train.MAY_DIFFER)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("corpus", ["abc", "dee"]), ("corpus", ["abc"]), ("teacher", "124"), ("teacher", None)]
-)
-def test_another_teacher_or_corpus_of_the_same_name_is_refused(tmp_path, name, value):
+@pytest.mark.parametrize("new", [{"corpus": ["abc", "dee"]}, {"corpus": ["abc"]}, {"teacher": "1"}, {"teacher": None}])
+def test_another_teacher_or_corpus_of_the_same_name_is_refused(tmp_path, new):
     check_same_run(tmp_path, RUN, ())
+    (name,) = new
     with pytest.raises(OptionError, match=f"a run with another {name}, which has changed since. Restore it"):
-        check_same_run(tmp_path, {**RUN, "inputs": {**RUN["inputs"], name: value}}, ())
+        check_same_run(tmp_path, {**RUN, "inputs": RUN["inputs"] | new}, ())
 
 
 NOT_A_RUN = [b"", b"[]", b"null", b"{}", b'{"options": {}}', b'{"options": [], "inputs": {}}', b"\xff"]
@@ -395,11 +366,10 @@ def test_the_fingerprint_of_a_model_depends_on_its_weights_alone(written):
     model, again = load_model(file), MaskedLM(CONFIG)
     expected = fingerprint(model)
     again.load_state_dict(dict(reversed(load_file(file).items())))
-    assert fingerprint(again) == expected and fingerprint(again.train()) == expected
+    assert fingerprint(again) == fingerprint(again.train()) == expected
     with torch.no_grad():
         again.bias[3] = torch.nextafter(again.bias[3], torch.tensor(10.0))
-    assert fingerprint(again) != expected
-    assert fingerprint(model.double()) != expected
+    assert fingerprint(again) != expected and fingerprint(model.double()) != expected
     assert fingerprint(torch.nn.Linear(2, 3)) != fingerprint(torch.nn.Linear(3, 2))
 
 
