@@ -56,6 +56,10 @@ def run_command(
     sys.exit(status)
 
 
+def warn(sentence: str) -> None:
+    print(f"warning: {sentence}", file=sys.stderr)
+
+
 # ---- options ---------------------------------------------------------------------------------------------------
 
 

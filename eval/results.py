@@ -50,10 +50,6 @@ def write_json(path: str | Path, values: Mapping) -> None:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names need not be UTF-8
 
 
-def warn(sentence: str) -> None:
-    print(f"warning: {sentence}", file=sys.stderr)
-
-
 def format_metrics(metrics: Mapping) -> str:
     """One line per metric with its interval; scores per label or entity type are indented below their name."""
     lines = []

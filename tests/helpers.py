@@ -91,8 +91,8 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def assert_close(actual, expected, tolerance: float = 1e-5, zero: float = 1.0) -> None:
     """Two dictionaries of gradients, or of weights trained with them, agree by name in relative norm.
 
-    Of the key biases the gradients are zero up to rounding, since softmax ignores what all keys have in common: their
-    norms are at most `zero` times the largest norm of all.
+    Key biases are compared with zero instead: their gradients are rounding only, since softmax ignores what all keys
+    have in common. Their norms must be at most `zero` times the largest norm of all.
     """
     assert actual.keys() == expected.keys()
     largest = max(tensor.norm() for tensor in expected.values())

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 from data import demo
-from tests.train_runs import Command
+from tests.helpers import REPOSITORY
 
 OPTIONS = ["--shard-tokens", "100000", "--duplicates-mb", "1", "--held-out", "0.1", "--min-tokens", "5"]
 
@@ -42,8 +42,9 @@ def write_corpus(folder: Path, copies: int) -> None:
     lines = "".join(f"{text}\n" for text in shuffled(4000)).encode()
     (folder / "a.txt").write_text("".join(f"{text}\n" for text in shuffled(len(texts) * copies)), encoding="utf-8")
     (folder / "b.txt").write_text("\n\n".join("\n".join(shuffled(3)) for _ in range(700)), encoding="utf-8")
-    records = "".join(json.dumps({"text": text}) + "\n" for text in shuffled(2000))
-    (folder / "c.jsonl.gz").write_bytes(gzip.compress(records.encode(), 1))
+    (folder / "c.jsonl.gz").write_bytes(
+        gzip.compress("".join(f'{{"text": {json.dumps(text)}}}\n' for text in shuffled(2000)).encode(), 1)
+    )
     (folder / "d.txt.xz").write_bytes(lzma.compress(lines[:600_000], preset=0))
     (folder / "e.txt.bz2").write_bytes(bz2.compress(lines[600_000:]))
     damaged = bytearray(gzip.compress(lines * 8, 1))
@@ -54,21 +55,29 @@ def write_corpus(folder: Path, copies: int) -> None:
 
 
 def command(inputs: Path, out: Path, workers: int, *options: str) -> list[str]:
-    """The arguments of Python."""
-    start = ["-m", "data.prepare", "--tokenizer", str(demo.FOLDER), "--out", str(out)]
+    start = [sys.executable, "-m", "data.prepare", "--tokenizer", str(demo.FOLDER), "--out", str(out)]
     return [*start, "--workers", str(workers), *(options or OPTIONS), str(inputs)]
+
+
+def start(*arguments) -> subprocess.Popen:
+    """In its own session, so that its workers can be found by their process group."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command(*arguments), cwd=REPOSITORY, start_new_session=True, stdout=pipe, stderr=pipe, text=True
+    )
 
 
 def run(*arguments) -> float:
     """Runs the command to its end -> seconds"""
     begun = time.monotonic()
-    with Command(*command(*arguments)) as process:
-        assert process.end(3600) == 0, process.output
+    process = start(*arguments)
+    stderr = process.communicate()[1]
+    assert process.returncode == 0, stderr
     return time.monotonic() - begun
 
 
 def group(leader: int) -> list[int]:
-    """The running processes of a group: a Command leads one, and its workers belong to it."""
+    """The running processes of a group."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -105,16 +114,16 @@ def differences(folder: Path, expected: dict[str, bytes]) -> list[str]:
     return sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
 
 
-def torture(folder: Path, kills: int) -> int:
+def torture(folder: Path, kills: int, copies: int = 10, seed: int = 0) -> int:
     """-> the number of wrong files in all finished runs"""
-    chance = random.Random(0)
-    write_corpus(folder / "corpus", copies=10)
+    chance = random.Random(seed)
+    write_corpus(folder / "corpus", copies)
     seconds = run(folder / "corpus", folder / "whole", 1)
     expected = content(folder / "whole")
     print(f"{len(expected)} files, {sum(map(len, expected.values())) / 1e6:.1f} MB, in {seconds:.1f} s without a kill")
     killed = finished = wrong = 0
     while killed < kills or (folder / "out").exists():
-        process = Command(*command(folder / "corpus", folder / "out", chance.choice([1, 2, 2, 3])))
+        process = start(folder / "corpus", folder / "out", chance.choice([1, 2, 2, 3]))
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=chance.uniform(0, 1.2 * seconds) if killed < kills else None)
         if process.poll() is None:

@@ -12,14 +12,14 @@ from datetime import datetime
 import torch
 from torch import Tensor, nn
 
-from data.cli import check, check_bounds, option, parse_options
+from data.cli import check, check_bounds, option, parse_options, warn
 from data.tasks import Example, labels_of, read_task
 from model import EncoderConfig
 from model.checkpoints.load import check_vocabulary, load_teacher, load_tokenizer
 from model.checkpoints.native import PRECISIONS, fingerprint
 from model.training.device import Runtime, choose_device, choose_precision
 
-from ..results import check_writable, command_line, format_metrics, provenance, warn, write_json
+from ..results import check_writable, command_line, format_metrics, provenance, write_json
 from .batching import BUDGET, Report, TaskSettings, infer
 from .ner import OUTSIDE, NerTask
 from .qa import QaTask

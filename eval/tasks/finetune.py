@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.cli import DataError, OptionError, check, check_bounds, dashed, option, parse_options
+from data.cli import DataError, OptionError, check, check_bounds, dashed, option, parse_options, warn
 from data.features import budget_batches
 from data.tasks import TASKS, Example, labels_of, read_task
 from losses import DIRECTIONS, IGNORE_INDEX, soft_label_loss
@@ -35,7 +35,7 @@ from model.training.optim import learning_rate, make_optimiser, optimiser_step
 from model.training.run_state import check_no_other_tokenizer, copy_tokenizer
 from model.training.state import Diverged
 
-from ..results import command_line, provenance, warn, write_json
+from ..results import command_line, provenance, write_json
 from .batching import Feature, Outputs, infer, packed_outputs
 from .evaluate import TASK_CLASSES, InferenceOptions, Task, check_labels, choose_runtime, predict, task_settings
 from .ner import NerTask, inside_tag

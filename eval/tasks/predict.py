@@ -16,10 +16,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from data.cli import DataError, check, check_bounds, option, parse_options
+from data.cli import DataError, check, check_bounds, option, parse_options, warn
 from data.tasks import TASKS, Example, PairExample, QuestionExample, TextExample, WordsExample, short
 
-from ..results import warn
 from .evaluate import MODEL_HELP, SURROGATE, InferenceOptions, Task, open_model, predict
 from .ner import TagPrediction, group_entities
 from .qa import AnswerSpan

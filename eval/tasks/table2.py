@@ -24,7 +24,7 @@ from torch import nn
 
 import train
 from data import demo
-from data.cli import DataError, check, check_bounds, option, parse_options
+from data.cli import DataError, check, check_bounds, option, parse_options, warn
 from data.demo.tasks import write_tasks
 from data.tasks import TASKS, Example, QuestionExample, read_task
 from model.checkpoints.load import load_checkpoint
@@ -32,7 +32,7 @@ from model.checkpoints.native import atomic_file
 from model.training.device import Runtime
 
 from ..benchmarks.harness import table
-from ..results import command_line, provenance, warn, write_json
+from ..results import command_line, provenance, write_json
 from .baselines import baseline_report
 from .batching import infer
 from .evaluate import TASK_CLASSES, InferenceOptions, open_model, task_settings

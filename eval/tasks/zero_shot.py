@@ -14,10 +14,10 @@ from datetime import datetime
 import torch
 from torch import Tensor
 
-from data.cli import OptionError, check, check_bounds, option, parse_options
+from data.cli import OptionError, check, check_bounds, option, parse_options, warn
 from data.tasks import PairExample, read_task
 
-from ..results import check_writable, command_line, warn
+from ..results import check_writable, command_line
 from .batching import infer
 from .evaluate import SURROGATE, InferenceOptions, open_model, write_result
 from .predict import FILE_HELP, open_lines, read_chunks

@@ -9,7 +9,6 @@ import hashlib
 import json
 import re
 import shutil
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
@@ -20,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from data.cli import DataError, OptionError, check, dashed
+from data.cli import DataError, OptionError, check, dashed, warn
 from data.tokenizer import FILE_NAME, Tokenizer
 
 from ..checkpoints import native
@@ -228,10 +227,6 @@ def resume(
         if name in stored and stored[name] != current[name]:
             warn(f"the run had {name} {stored[name]} until now and continues with {name} {current[name]}.")
     return state
-
-
-def warn(sentence: str) -> None:
-    print(f"warning: {sentence}", file=sys.stderr)
 
 
 def newest(out: Path, report: Callable[[str], None]) -> Checkpoint | None:

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from data import OptionError
-from eval.results import check_writable, command_line, format_metrics, provenance, warn, write_json
+from data.cli import warn
+from eval.results import check_writable, command_line, format_metrics, provenance, write_json
 from model import ModelError
 from model.checkpoints.native import sha256
 
