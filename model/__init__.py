@@ -9,3 +9,19 @@ from .encoder import Encoder
 from .heads import MaskedLM, QuestionAnswerer, SequenceClassifier, TokenClassifier
 from .packed import encode_packed
 from .student import choose_layers, initialise_student
+
+__all__ = [
+    "Encoder",
+    "EncoderConfig",
+    "MaskedLM",
+    "ModelError",
+    "QuestionAnswerer",
+    "SequenceClassifier",
+    "TokenClassifier",
+    "choose_layers",
+    "count_parameters",
+    "encode_packed",
+    "initialise_student",
+    "load_model",
+    "save_model",
+]

@@ -44,5 +44,5 @@ def test_no_command_is_missing():
 def test_workers_print_no_warning(tmp_path):
     """Each worker process imports the main module again."""
     text = write(tmp_path / "text.txt", lines(50))
-    result = run(*prepare_command(text, tmp_path / "out", 2, "--shard-tokens", "100000"))
+    result = run(*prepare_command(text, tmp_path / "out", 2, "--shard-tokens", "100000")[1:])
     assert result.returncode == 0 and result.stderr.startswith("prepared  ") and result.stderr.count("\n") == 1
