@@ -22,8 +22,16 @@ from torch import Tensor, nn
 from data.cli import DataError, OptionError, check, dashed, warn
 from data.tokenizer import FILE_NAME, Tokenizer
 
-from ..checkpoints import native
-from ..checkpoints.native import contents, current_names, flush, read_safetensors, save_model, sha256
+from ..checkpoints.native import (
+    apply_umask,
+    atomic_file,
+    contents,
+    current_names,
+    flush,
+    read_safetensors,
+    save_model,
+    sha256,
+)
 from ..config import ModelError
 from .device import Runtime
 from .state import TrainState
@@ -79,7 +87,7 @@ def check_same_run(out: Path, run: Mapping, may_differ: tuple[str, ...]) -> None
     """
     path = out / RUN
     if not path.exists():
-        with native.atomic_file(path) as partial:
+        with atomic_file(path) as partial:
             partial.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
         return
     try:
@@ -164,7 +172,7 @@ class CheckpointWriter:
             content = json.dumps({"sha256": hash_json(values), "state": values}) + "\n"
             (partial / VALUES).write_text(content, encoding="utf-8")
             for name in (STUDENT, TENSORS, VALUES, "."):
-                native.apply_umask(partial / name)
+                apply_umask(partial / name)
                 flush(partial / name)
             for later in list_checkpoints(self.folder):  # damaged ones that this run has skipped
                 if step_of(later) >= step_of(path):
