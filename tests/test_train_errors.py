@@ -28,6 +28,7 @@ WRONG_OPTIONS = {
     "no such teacher": (dict(teacher="nothing.safetensors"), "There is no file nothing.safetensors"),
     "a text as teacher": (dict(teacher="LICENSE"), "neither a .safetensors file nor"),
     "no tokenizer": (dict(tokenizer=None), "There is no sentencepiece.bpe.model beside"),
+    "neither teacher nor tokenizer": (dict(teacher="nothing", tokenizer=None), "There is no model nothing."),
     "no such tokenizer": (dict(tokenizer="nothing.model"), "no tokenizer nothing.model"),
     "no tokenizer and no teacher": (dict(teacher="none", tokenizer=None), "There is no sentencepiece.bpe.model given"),
     "no such corpus": (dict(corpus="nothing.txt"), "There is no corpus nothing.txt"),

@@ -138,7 +138,9 @@ def load_teacher(path: str | Path, kind: type, device: torch.device) -> nn.Modul
 
 
 def load_tokenizer(path: str | Path | None, model_path: str | Path | None) -> Tokenizer:
-    """The tokenizer at `path`, else the one beside the model.  Raises DataError if there is none."""
+    """The tokenizer at `path`, else the one beside the model.  Raises DataError if there is no tokenizer or model."""
+    if not path and model_path and not Path(model_path).exists():
+        raise DataError(f"There is no model {model_path}. Check the path.")
     path = path or (model_path and tokenizer_beside(model_path))
     if not path:
         beside = f"beside {model_path}" if model_path else "given"

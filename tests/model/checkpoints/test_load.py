@@ -105,8 +105,14 @@ def test_a_teacher_is_frozen_and_in_float32(folder):
 
 def test_the_tokenizer_beside_a_model_or_the_one_that_is_named(tmp_path):
     assert load_tokenizer(None, demo.TEACHER).path == load_tokenizer(demo.FOLDER, None).path
-    for model_path, beside in ((tmp_path / "model.safetensors", f"beside {tmp_path}"), (None, "given")):
-        with pytest.raises(DataError, match=f"{beside}.* Name the model's own with --tokenizer"):
+    own = "Name the model's own with --tokenizer"
+    messages = {
+        tmp_path: f"beside {tmp_path}.* {own}",
+        None: f"given.* {own}",
+        tmp_path / "x": f"no model {tmp_path}/x",
+    }
+    for model_path, message in messages.items():
+        with pytest.raises(DataError, match=message):
             load_tokenizer(None, model_path)
 
 
