@@ -11,6 +11,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a process that a 
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_runtest_setup(item):
+    """Tests marked gpu compare float32 results: no earlier run in this process may have left TF32 on."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        torch.set_float32_matmul_precision("highest")
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with the inputs of small runs of train.py."""

@@ -17,6 +17,7 @@ REAL_TOKENIZER = SHARED / "data/tokenizer/sentencepiece.bpe.model"
 REAL_TEXT = SHARED / "data/text"
 MINI = SHARED / "camembert-mini"
 PAPER = SHARED / "paper/distilcamembert-cap2022.md"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # of the tests marked gpu
 
 
 def source_files() -> list[Path]:
@@ -32,12 +33,16 @@ def needs(*paths: Path):
 
 
 def huggingface_model(seed: int = 0, kind: str = "CamembertForMaskedLM", **sizes):
-    """A small random transformers model in float64; no LayerNorm, bias or token-type row keeps its initial 1 or 0."""
+    """A small random transformers model in float64, whose attention is not uniform.
+
+    No LayerNorm, bias or token-type row keeps its initial 1 or 0.
+    """
     import transformers
 
     small = dict(num_hidden_layers=2, hidden_size=48, num_attention_heads=4, intermediate_size=80, vocab_size=211)
     special = dict(type_vocab_size=1, pad_token_id=1, bos_token_id=5, eos_token_id=6, layer_norm_eps=1e-5)
     settings = dict(max_position_embeddings=514) | special | small | sizes
+    settings.setdefault("initializer_range", settings["hidden_size"] ** -0.5)
     torch.manual_seed(seed)
     model = getattr(transformers, kind)(transformers.CamembertConfig(**settings)).double().eval()
     with torch.no_grad():

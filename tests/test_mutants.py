@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-AGREES = "tests/model/test_encoder.py::test_every_hidden_state_and_the_logits_agree[two layers-torch.float64-1e-09]"
+AGREES = "tests/model/test_encoder.py::test_every_hidden_state_and_the_logits_agree[two layers-torch.float64-1e-12]"
 LITERAL = "tests/model/test_encoder.py::test_the_literal_equation_5_equals_scaled_dot_product_attention"
 PACKED = "tests/model/test_packed.py::test_no_sequence_attends_to_another"
 FIRST = "tests/model/test_packed.py::test_first_only_gives_the_same_states_of_the_first_tokens"

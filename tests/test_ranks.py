@@ -17,10 +17,15 @@ from model import initialise_student
 from model.training import distributed
 from model.training.device import Runtime
 from tests import train_runs
-from tests.helpers import assert_close, relative_norm
+from tests.helpers import DEVICE, assert_close, relative_norm
 from tests.train_runs import LONGER, Command, arguments, metrics, run_longer, state_dict, steps_kept
 
-TWO_RANKS = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+TWO_RANKS = (*TORCHRUN, "2", "train.py")
+BACKEND = "nccl" if DEVICE.type == "cuda" else "gloo"
+needs_backend = pytest.mark.skipif(
+    not torch.distributed.is_backend_available(BACKEND), reason=f"this PyTorch has no {BACKEND}"
+)
 LONG = dict(steps=50, log_every=1, eval_every=20)
 
 
@@ -55,6 +60,24 @@ def test_gradients_are_reduced_with_the_last_micro_batch_only():
     assert relative_norm(*found) < 1e-6
 
 
+@pytest.mark.gpu
+@needs_backend
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_gradient_is_the_same_within_distributed_data_parallel(tmp_path, precision):
+    """In one process, over the backend of the device."""
+    teacher, batches, found = train_runs.make_teacher().to(DEVICE), train_runs.uneven_batches(), []
+    torch.distributed.init_process_group(BACKEND, init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        for wrap in (torch.nn.parallel.DistributedDataParallel, lambda distiller: distiller):
+            student = initialise_student(teacher, [0, 2])
+            engine = wrap(train.Distiller(student, teacher, LossSettings(), Runtime(DEVICE, precision)).to(DEVICE))
+            train.backward(engine, teacher, batches, Runtime(DEVICE, precision).grad_scaler())
+            found.append(torch.cat([parameter.grad.flatten() for parameter in student.parameters()]))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert relative_norm(*found) < 1e-6
+
+
 def assert_close_runs(out, whole):
     """Two runs are the same to rounding."""
     assert_close(state_dict(out), state_dict(whole))
@@ -83,6 +106,16 @@ def test_two_ranks_equal_one_and_resume_as_one_or_as_two(place, tmp_path):
         assert command.end() == 0, command.output
     assert f"resumed   after step {step}," in command.output and command.output.count("Written: ") == 1
     assert_close_runs(out, whole)
+
+
+@pytest.mark.gpu
+@needs_backend
+def test_torchrun_with_one_process_equals_a_run_without_it(place, tmp_path):
+    options = LONGER | dict(device=DEVICE.type)
+    with Command(*TORCHRUN, "1", "train.py", *arguments(place, out=tmp_path / "one", **options)) as command:
+        assert command.end() == 0, command.output
+    train_runs.run(place, out=tmp_path / "out", **options)
+    assert_close_runs(tmp_path / "one", tmp_path / "out")
 
 
 def test_the_death_of_one_rank_ends_all(place, tmp_path):

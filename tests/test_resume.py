@@ -217,7 +217,7 @@ def test_changed_options_are_refused_by_name(place, half, changed, names):
 
 def test_options_that_do_not_affect_the_student_may_differ(place, whole, half, tmp_path):
     logging = dict(log_every=1, eval_every=0, checkpoint_every=2, keep=3)
-    result = run(place, half, max_skipped=3, device="cpu", max_hours=5, cache=tmp_path / "cache", **logging)
+    result = run(place, half, max_skipped=3, device="cpu:0", max_hours=5, cache=tmp_path / "cache", **logging)
     assert "resumed   after step 3" in result.stdout
     assert weights(half) == weights(whole()) and steps_kept(half) == [4, 6, 8]
     assert [line["step"] for line in untimed_metrics(half)] == [3, 4, 5, 6, 7, 8]
@@ -273,19 +273,34 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(place, whole, tm
     assert_same_run(out, whole(**LONG))
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_bits(place, whole, tmp_path):
-    """With a checkpoint after every step, so that some kills come while one is written."""
-    out, chance, done = tmp_path / "out", random.Random(0), []
-    for _ in range(4):
-        with command(place, out, checkpoint_every=1, **LONG) as process:
-            process.wait_for("step ")
-            time.sleep(chance.uniform(0, 0.3))
+def assert_same_bits_when_killed(place, whole, out, words, delays, **options):
+    """Killed so many seconds after these words; with a checkpoint after every step, some while one is written."""
+    done = []
+    for seconds in delays:
+        with command(place, out, checkpoint_every=1, **options) as process:
+            process.wait_for(words)
+            time.sleep(seconds)
             process.send_signal(signal.SIGKILL)
             assert process.end() == -signal.SIGKILL
         done.append((steps_kept(out) or [0])[-1])
-    assert done == sorted(done) and 0 < done[-1] < 50
-    assert f"resumed   after step {done[-1]}," in run(place, out, **LONG).stdout
-    assert_same_run(out, whole(**LONG))
+    assert done == sorted(done) and 0 < done[-1] < options["steps"]
+    assert f"resumed   after step {done[-1]}," in run(place, out, **options).stdout
+    assert_same_run(out, whole(**options))
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bits(place, whole, tmp_path):
+    chance = random.Random(0)
+    delays = [chance.uniform(0, 0.3) for _ in range(4)]
+    assert_same_bits_when_killed(place, whole, tmp_path / "out", "step ", delays, **LONG)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_killed_in_half_precision_it_ends_with_the_same_bits(place, whole, tmp_path, precision):
+    """With blocks long enough for a GPU's flash attention to add up the parts of a gradient in any order."""
+    options = LONG | dict(steps=12, device="auto", precision=precision, block_size=512, batch_size=1, eval_every=0)
+    delay = random.Random(precision).uniform(0, 0.02)
+    assert_same_bits_when_killed(place, whole, tmp_path / "out", "step  3/12", [delay], **options)
 
 
 def limit_files():

@@ -9,6 +9,7 @@ import torch
 
 import losses
 from model.training.run_state import read
+from tests.helpers import DEVICE
 from tests.train_runs import AT_ONCE, assert_same_run, state_dict, steps_kept, untimed_metrics
 from tests.train_runs import run_longer as run
 
@@ -47,9 +48,12 @@ def test_a_step_with_a_non_finite_gradient_is_skipped_and_reported(place, tmp_pa
     assert all(tensor.isfinite().all() for tensor in state_dict(tmp_path).values())
 
 
-def test_a_skipped_step_changes_no_weight_and_no_optimiser_state(place, tmp_path, poison):
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_skipped_step_changes_no_weight_and_no_optimiser_state(place, tmp_path, poison, precision):
     poison({4, 5})
-    run(place, tmp_path, checkpoint_every=1, keep=9)
+    run(place, tmp_path, checkpoint_every=1, keep=9, precision=precision, device=DEVICE.type)
+    assert [each["step"] for line in untimed_metrics(tmp_path) for each in line["skipped"]] == [3]
     before, after, later = (read(tmp_path / "checkpoints" / f"step-{step:09}") for step in (2, 3, 4))
     assert all(torch.equal(after.student[name], tensor) for name, tensor in before.student.items())
     assert all(torch.equal(after.tensors[name], tensor) for name, tensor in before.tensors.items())

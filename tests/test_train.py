@@ -16,7 +16,7 @@ from model import EncoderConfig, MaskedLM, initialise_student, load_model, save_
 from model.checkpoints.load import load_teacher
 from model.training.device import Runtime, training_flops
 from tests import helpers, train_runs
-from tests.helpers import MINI, REAL_TEXT, REAL_TOKENIZER, assert_close, full_blocks, needs, relative_norm
+from tests.helpers import DEVICE, MINI, REAL_TEXT, REAL_TOKENIZER, assert_close, full_blocks, needs, relative_norm
 from tests.train_runs import SIZES, batch_of, metrics, provenance, run, state_dict, uneven_batches
 
 CPU = torch.device("cpu")
@@ -41,17 +41,18 @@ def attention_masks(monkeypatch):
 
 def gradients(student, teacher, batches, settings=EQUATION_13, precision="fp32"):
     student.zero_grad()
-    distiller = train.Distiller(student, teacher, settings, Runtime(CPU, precision))
+    distiller = train.Distiller(student, teacher, settings, Runtime(student.bias.device, precision))
     sums = train.backward(distiller, teacher, batches, train_runs.DISABLED)
     return DistillationLoss(*sums), helpers.gradients(student)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("with_teacher", [True, False], ids=["distillation", "masked LM alone"])
 def test_accumulation_equals_one_batch(teacher, with_teacher):
-    parts = uneven_batches()
+    teacher, parts = teacher.to(DEVICE), uneven_batches()
     assert len({int((part.labels != -100).sum()) for part in parts}) > 2
     whole = Batch(*(torch.cat(tensors) for tensors in zip(*(part[:3] for part in parts))))
-    student = initialise_student(teacher, [0, 2])
+    student = initialise_student(teacher, [0, 2]).to(DEVICE)
     teacher, settings = (teacher, LossSettings(temperature=2.0)) if with_teacher else (None, MLM_ALONE)
     sums, expected = gradients(student, teacher, [whole], settings)
     summed, actual = gradients(student, teacher, parts, settings)
@@ -61,20 +62,23 @@ def test_accumulation_equals_one_batch(teacher, with_teacher):
     assert sums.real_tokens == sum(part.real.sum() for part in parts)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("settings", [EQUATION_13, LossSettings("teacher-student", 2.0, (0.1, 0.2, 0.7))])
 def test_the_gradient_is_that_of_equation_13(teacher, settings):
     """Against autograd on the mean losses written with PyTorch's own."""
     direction, temperature, loss_weights = settings[:3]
-    student, batch = initialise_student(teacher, [1, 3]), uneven_batches()[1]
+    teacher, batch = teacher.to(DEVICE), uneven_batches()[1]
+    student = initialise_student(teacher, [1, 3]).to(DEVICE)
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     _, actual = gradients(student, teacher, [batch], settings)
     student.zero_grad()
+    batch = batch.to(DEVICE)
     hidden, teacher_hidden = (model.encoder(batch.input_ids, batch.real) for model in (student, teacher))
     log_p = (student.head(hidden)[batch.real] / temperature).log_softmax(-1)
     log_q = (teacher.head(teacher_hidden)[batch.real] / temperature).log_softmax(-1)
     target, given = (log_p, log_q) if direction == "student-teacher" else (log_q, log_p)
     soft_label = temperature**2 * F.kl_div(given, target, log_target=True, reduction="batchmean")
-    cosine = F.cosine_embedding_loss(hidden[batch.real], teacher_hidden[batch.real], torch.ones(1))
+    cosine = F.cosine_embedding_loss(hidden[batch.real], teacher_hidden[batch.real], torch.ones(1, device=DEVICE))
     mlm = F.cross_entropy(student.head(hidden).flatten(0, 1), batch.labels.flatten())
     sum(weight * loss for weight, loss in zip(loss_weights, (soft_label, cosine, mlm))).backward()
     assert_close(actual, helpers.gradients(student))
@@ -236,11 +240,11 @@ def test_mixed_precision_on_the_cpu_stays_near_fp32(place, precision, accumulate
     assert {tensor.dtype for tensor in state_dict(place / "half").values()} == {torch.float32}
 
 
-@pytest.mark.parametrize(("precision", "expected"), [("fp16", True), ("bf16", False), ("fp32", False)])
-def test_only_fp16_scales_the_loss(place, monkeypatch, precision, expected):
-    monkeypatch.setattr(torch.amp, "GradScaler", Mock(wraps=torch.amp.GradScaler))
-    run(place, precision=precision, steps=1)
-    torch.amp.GradScaler.assert_called_once_with("cpu", enabled=expected)
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "scale"), [("fp16", 65536), ("bf16", 1), ("fp32", 1)])
+def test_only_fp16_scales_the_loss(precision, scale):
+    one = torch.ones((), device=DEVICE)
+    assert Runtime(DEVICE, precision).grad_scaler().scale(one) == scale
 
 
 def test_a_compiled_run_gives_the_same_losses(place):

@@ -28,7 +28,7 @@ from tests.helpers import REPOSITORY, full_blocks, run_command
 
 TOKENIZER = Tokenizer(demo.FOLDER)
 TEXTS = list(itertools.islice(demo.texts(), 300))
-SMALL = dict(steps=4, batch_size=2, block_size=32, log_every=2, precision="fp32")
+SMALL = dict(steps=4, batch_size=2, block_size=32, log_every=2, precision="fp32", device="cpu")
 LONGER = dict(steps=8, accumulate=2, dropout=0.1, log_every=3, eval_every=4)
 SIZES = dict(teacher="none", num_layers=1, hidden_size=16, num_heads=2, intermediate_size=24)
 DISABLED = torch.amp.GradScaler("cpu", enabled=False)

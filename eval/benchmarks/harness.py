@@ -4,23 +4,29 @@ Each round runs every row once, so that other load on the machine affects all ro
 """
 
 import contextlib
+import gc
 import importlib.metadata
+import math
 import multiprocessing
 import os
 import platform
 import re
 import statistics
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from data.cli import OptionError
 from model import EncoderConfig
-from model.training.device import Runtime, choose_device
+from model.training.device import Runtime, choose_device, first_line
 
 from ..results import command_line
 
@@ -62,79 +68,173 @@ class Row:
     extra: int  # bytes, peak memory of the runs minus the memory before the first run
 
 
-def worker(connection, job: Job, options) -> None:
-    """The process of a job: makes its function, then runs it for each message and answers (seconds, peak, extra).
+@dataclass
+class Failure:
+    """A job that could not be measured."""
 
-    Uses the command's options threads and device. Without a package that the job needs, it answers the reason.
+    name: str
+    reason: str
+    missing_package: bool = False
+
+
+class Worker(NamedTuple):
+    """The process of a job, and this end of its connection."""
+
+    job: Job
+    process: SpawnProcess
+    connection: Connection
+
+
+def worker_process(connection: Connection, job: Job, options) -> None:
+    """Answers each message of `rounds`, with a Failure for an exception, and goes on.
+
+    ("make", sizes): makes the job's function -> None;  "run": runs it -> (seconds, peak, extra);  "free": forgets it.
+    Uses the command's options threads and device.
     """
     if options.threads:
         torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    device = choose_device(options.device)
-    try:
-        run = job.make(options, Runtime(device, job.precision, job.compiled), *job.arguments)
-    except ImportError as error:
-        connection.send(f"{error.name or error} is not installed")
-        return
-    connection.send("ready")
-    peak_before, before = peak_memory(device), reset_peak(device)
-    with contextlib.suppress(EOFError, KeyboardInterrupt):  # the parent has ended
+    device, run, peak_before, before = choose_device(options.device), None, 0, 0
+    runtime = Runtime(device, job.precision, job.compiled)
+    with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):  # the parent has ended
         while True:
-            connection.recv()
-            start = time.monotonic()
-            run()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds, peak = time.monotonic() - start, peak_memory(device)
-            connection.send((seconds, max(peak_before, peak), peak - before))
+            answer = None
+            try:
+                match connection.recv():
+                    case "run":
+                        start = time.monotonic()
+                        run()
+                        synchronise(device)
+                        seconds, peak = time.monotonic() - start, peak_memory(device)
+                        answer = seconds, max(peak_before, peak), peak - before
+                    case "free":
+                        run = None
+                        free_memory(device)
+                    case ("make", sizes):
+                        torch.manual_seed(0)
+                        run = job.make(options, runtime, *job.arguments, *sizes)
+                        peak_before, before = peak_memory(device), reset_peak(device)
+            except EOFError:
+                raise
+            except ImportError as error:
+                answer = Failure(job.name, f"{error.name or error} is not installed", missing_package=True)
+            except Exception as error:  # the other jobs go on
+                traceback.print_exc()
+                answer = Failure(job.name, f"{type(error).__name__}: {first_line(error)}")
+            connection.send(answer)
+
+
+@contextlib.contextmanager
+def started(jobs: Sequence[Job], options) -> Iterator[list[Worker]]:
+    """The processes of the jobs, which start together."""
+    context = multiprocessing.get_context("spawn")
+    workers = []
+    try:
+        for job in jobs:
+            connection, child = context.Pipe()
+            process = context.Process(target=worker_process, args=(child, job, options), daemon=True)
+            with environment(job.environment):
+                process.start()
+            child.close()
+            workers.append(Worker(job, process, connection))
+        yield workers
+    finally:
+        for worker in workers:
+            worker.connection.close()  # ends the process
+        for worker in workers:
+            worker.process.join(timeout=10)
+            worker.process.kill()
+
+
+def tell(worker: Worker, message) -> None:
+    with contextlib.suppress(OSError):  # if the process has died, `answer_of` says so
+        worker.connection.send(message)
+
+
+def answer_of(worker: Worker, deadline: float = math.inf):
+    """The answer to a message; a Failure if the process has died, or is killed at the deadline (of time.monotonic)."""
+    try:
+        if worker.connection.poll(None if deadline == math.inf else max(0.0, deadline - time.monotonic())):
+            return worker.connection.recv()
+        worker.process.kill()
+        return Failure(worker.job.name, "not ready in time")
+    except (EOFError, OSError):
+        return Failure(worker.job.name, "its process died, probably of too little memory")
+
+
+def rounds(
+    workers: Sequence[Worker], options, sizes: tuple = (), together: bool = True, seconds: float = math.inf
+) -> list[Row | Failure]:
+    """Each job's function is made with these further arguments; then, in each round, each runs once.
+
+    The first round does not count, options.repetitions rounds follow. A job that fails takes part in no later round.
+    together: the functions are made in parallel, else one after the other; seconds: limit for it, and for each run.
+    """
+    results: list[Row | Failure] = []
+    deadline = time.monotonic() + seconds
+    for worker in workers if together else ():
+        tell(worker, ("make", sizes))
+    for worker in workers:
+        if not together:
+            tell(worker, ("make", sizes))
+        results.append(answer_of(worker, deadline) or Row(worker.job.name, 0.0, [], 0, 0))
+    for _ in range(1 + options.repetitions):
+        for i, (worker, row) in enumerate(zip(workers, results)):
+            if isinstance(row, Row):
+                tell(worker, "run")
+                answer = answer_of(worker, time.monotonic() + seconds)
+                if isinstance(answer, Failure):
+                    results[i] = answer
+                else:
+                    time_taken, row.peak, row.extra = answer
+                    row.seconds.append(time_taken)
+    for worker, row in zip(workers, results):
+        if isinstance(row, Row):
+            row.first = row.seconds.pop(0)
+        tell(worker, "free")
+        answer_of(worker, time.monotonic() + seconds)
+    return results
 
 
 def measure(jobs: Sequence[Job], options) -> list[Row]:
     """Each job in its own process: first runs, then options.repetitions rounds in which each runs once.
 
-    Skips a job that needs a package that is not installed, and says so.  Raises OptionError if a process dies.
+    Skips a job that needs a package that is not installed, and says so.  Raises OptionError for another failure.
     """
-    context = multiprocessing.get_context("spawn")
-    rows, processes = [], []
-    try:
-        for job in jobs:  # they start together, but run one at a time
-            connection, child = context.Pipe()
-            process = context.Process(target=worker, args=(child, job, options), daemon=True)
-            with environment(job.environment):
-                process.start()
-            child.close()
-            processes.append((process, connection))
-        for job, (_, connection) in zip(jobs, processes):
-            if (answer := connection.recv()) == "ready":
-                rows.append((Row(job.name, 0.0, [], 0, 0), connection))
-            else:
-                print(f"note: skipped {job.name}: {answer}.")
-        for _ in range(1 + options.repetitions):
-            for row, connection in rows:
-                connection.send("run")
-                seconds, row.peak, row.extra = connection.recv()
-                row.seconds.append(seconds)
-        for row, _ in rows:
-            row.first = row.seconds.pop(0)
-    except EOFError:
-        raise OptionError("A benchmark process died, probably of too little memory. Choose smaller sizes.") from None
-    finally:
-        for process, connection in processes:
-            connection.close()  # ends the process
-            process.join(timeout=10)
-            process.kill()
-    return [row for row, _ in rows]
+    with started(jobs, options) as workers:
+        results = rounds(workers, options)
+    for failure in results:
+        if isinstance(failure, Failure):
+            if not failure.missing_package:
+                raise OptionError(f"{failure.name} could not be measured: {failure.reason}. Choose smaller sizes.")
+            print(f"note: skipped {failure.name}: {failure.reason}.")
+    return [row for row in results if isinstance(row, Row)]
 
 
 @contextlib.contextmanager
 def environment(variables: Iterable[tuple[str, str]]) -> Iterator[None]:
     """Environment variables for processes started inside; HUGE_PAGES only if given."""
-    before = {name: os.environ.pop(name, None) for name in dict(HUGE_PAGES)}
-    os.environ.update(variables)
+    given = dict(variables)
+    before = {name: os.environ.pop(name, None) for name in {*dict(HUGE_PAGES), *given}}
+    os.environ.update(given)
     try:
         yield
     finally:
-        os.environ.update({name: value for name, value in before.items() if value is not None})
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def free_memory(device: torch.device) -> None:
+    """Gives what is no longer used back to the GPU, which other processes share."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def peak_memory(device: torch.device) -> int:

@@ -9,16 +9,19 @@ import functools
 import itertools
 import math
 import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 import train
 from data.blocks import Batch
 from data.cli import check_bounds, option, parse_options
 from data.masking import CHOSEN
 from losses import CHUNK_BYTES, IGNORE_INDEX, LossSettings, distillation_loss, fused_distillation_loss
+from losses.fused import Decoder
 from model import MaskedLM
 from model.checkpoints.native import PRECISIONS
 from model.training.device import GPU_PEAKS, Runtime, choose_device, prepare_models, training_flops
@@ -88,6 +91,7 @@ def project_step(options: Options, runtime: Runtime) -> Run:
     batch = random_batch(options, student_config.vocab_size)
 
     def step() -> None:
+        torch.compiler.cudagraph_mark_step_begin()  # for torch.compile with CUDA graphs; else without effect
         train.backward(distiller, teacher, [batch], scaler)
         optimiser_step(distiller, optimiser, scaler, run.lr, run.clip)
 
@@ -101,29 +105,37 @@ def distilbert_baseline(options: Options, runtime: Runtime) -> Run:
     return functools.partial(step, random_batch(options, student.vocab_size))
 
 
-def loss_alone(options: Options, runtime: Runtime, form: str, num_tokens: int) -> Run:
-    """Forward and backward pass of the loss from random hidden states; form: "fused" or "plain"."""
+def plain_loss(student: Decoder, teacher: Decoder, hidden: Sequence[Tensor], labels: Tensor, real: Tensor) -> Tensor:
+    student_logits, teacher_logits = F.linear(*student), F.linear(*teacher)
+    labels, real = labels.to(student_logits.device), real.to(student_logits.device)
+    return distillation_loss(student_logits, teacher_logits, *hidden, labels, real).total()
+
+
+def fused_loss(
+    student: Decoder, teacher: Decoder, hidden: Sequence[Tensor], labels: Tensor, real: Tensor, **settings
+) -> Tensor:
+    return fused_distillation_loss(*student, *teacher, labels, real, *hidden, **settings)[0]
+
+
+def loss_alone(options: Options, runtime: Runtime, loss: Callable[..., Tensor], num_tokens: int) -> Run:
+    """Forward and backward pass of the loss from random hidden states; loss: as `plain_loss`."""
     config, device = configs(options.small)[0], runtime.device
     shape = config.vocab_size, config.hidden_size
     decoder, teacher_decoder = (torch.randn(shape, device=device) * 0.02 for _ in range(2))
     decoder, teacher_decoder = decoder.requires_grad_(), teacher_decoder.to(PRECISIONS[runtime.precision])
     bias = torch.zeros(config.vocab_size, device=device, requires_grad=True)
-    settings = dict(compiled=runtime.compiled, chunk_bytes=options.chunk_mb << 20)
+    if loss is fused_loss:
+        loss = functools.partial(loss, compiled=runtime.compiled, chunk_bytes=options.chunk_mb << 20)
 
-    def states(num_tokens: int) -> list[torch.Tensor]:
+    def states(num_tokens: int) -> list[Tensor]:
         draw = [torch.randn(num_tokens, config.hidden_size, device=device, requires_grad=i < 2) for i in range(4)]
         ids = torch.randint(5, config.vocab_size, (num_tokens,))
         return [*draw, torch.where(torch.rand(num_tokens) < CHOSEN, ids, IGNORE_INDEX), torch.ones(num_tokens).bool()]
 
     def run(student_state, student_hidden, teacher_state, teacher_hidden, labels, real) -> None:
+        student, teacher = Decoder(student_state, decoder, bias), Decoder(teacher_state, teacher_decoder, bias.detach())
         with runtime.autocast():
-            if form == "fused":
-                models = student_state, decoder, bias, teacher_state, teacher_decoder, bias.detach()
-                total, _ = fused_distillation_loss(*models, labels, real, student_hidden, teacher_hidden, **settings)
-            else:
-                teacher_logits = F.linear(teacher_state, teacher_decoder, bias.detach())
-                tensors = F.linear(student_state, decoder, bias), teacher_logits, student_hidden, teacher_hidden
-                total = distillation_loss(*tensors, labels.to(device), real.to(device)).total()
+            total = loss(student, teacher, (student_hidden, teacher_hidden), labels, real)
         total.backward()
         for tensor in (decoder, bias, student_state, student_hidden):
             tensor.grad = None
@@ -180,8 +192,8 @@ def measure_loss(precision: str, options: Options) -> str:
     """A table of the time of the loss alone, forward and backward, in its plain and fused form."""
     lines = [[f"loss alone, {precision}, tokens", "plain", "fused", "speed-up"]]
     for num_tokens in options.tokens:
-        names = ("plain", "fused")
-        jobs = [Job(name, loss_alone, precision, (name, num_tokens), HUGE_PAGES, options.compile) for name in names]
+        forms = {"plain": plain_loss, "fused": fused_loss}.items()
+        jobs = [Job(name, loss_alone, precision, (f, num_tokens), HUGE_PAGES, options.compile) for name, f in forms]
         plain, fused = measure(jobs, options)
         times = [f"{statistics.median(row.seconds) / num_tokens * 1e6:,.0f} µs/token" for row in (plain, fused)]
         lines.append([f"{num_tokens:,}", *times, f"{ratio(plain, fused):.2f} ×"])
@@ -193,7 +205,7 @@ def measure_memory(precision: str, options: Options) -> str:
     lines = [[f"fused loss, {precision}, tokens", "extra memory", "logits of both models"]]
     vocab_size = configs(options.small)[0].vocab_size
     for num_tokens in options.memory_tokens:
-        job = Job("fused", loss_alone, precision, ("fused", num_tokens), HUGE_PAGES, options.compile)
+        job = Job("fused", loss_alone, precision, (fused_loss, num_tokens), HUGE_PAGES, options.compile)
         (row,) = measure([job], replace(options, repetitions=1))
         logits = 2 * num_tokens * vocab_size * PRECISIONS[precision].itemsize
         lines.append([f"{num_tokens:,}", f"{row.extra / 1e9:.2f} GB", f"{logits / 1e9:.2f} GB"])

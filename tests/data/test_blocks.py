@@ -18,7 +18,7 @@ from data.corpus.shuffle import key_of
 from data.masking import Masking
 from losses import IGNORE_INDEX
 from tests.data.prepared import TOKENIZER, make, write
-from tests.helpers import full_blocks
+from tests.helpers import DEVICE, full_blocks
 
 MASKING = Masking(TOKENIZER)
 TEXTS = list(islice(demo.texts(), 400))
@@ -158,6 +158,16 @@ def test_padding_is_not_real():
     batch = make_batch(torch.tensor([[5, 9, 9, 1, 1]]), MASKING, key_of(numpy.array([0])))
     assert batch.has_padding and batch.real.tolist() == [[True, True, True, False, False]]
     assert (batch.labels[~batch.real] == IGNORE_INDEX).all()
+
+
+@pytest.mark.gpu
+def test_batches_keep_their_values_on_the_device(corpus):
+    """Copies are asynchronous, from pinned memory that is soon reused."""
+    batches = list(islice(training_batches(train_blocks(corpus, 24), MASKING, 5, seed=0), 30))
+    for moved, batch in zip([batch.to(DEVICE) for batch in batches], batches, strict=True):
+        assert moved.has_padding == batch.has_padding
+        for copy, tensor in zip(moved[:3], batch[:3], strict=True):
+            assert copy.device.type == DEVICE.type and copy.dtype == tensor.dtype and torch.equal(copy.cpu(), tensor)
 
 
 def test_a_part_without_a_block_is_an_error(tmp_path):

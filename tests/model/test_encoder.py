@@ -8,7 +8,7 @@ from model.attention import scaled_dot_product
 from model.checkpoints.load import load_checkpoint
 from model.checkpoints.names import from_huggingface_key
 from tests import helpers
-from tests.helpers import convert, huggingface_model, padded_batch, relative_norm
+from tests.helpers import DEVICE, convert, huggingface_model, padded_batch, relative_norm
 
 BASE = dict(num_hidden_layers=12, hidden_size=768, num_attention_heads=12, intermediate_size=3072, vocab_size=32005)
 CONFIGURATIONS = {
@@ -21,50 +21,79 @@ CONFIGURATIONS = {
     "pads with 0": dict(pad_token_id=0),
     "camembert-base": BASE,
 }
+ALL_BUT_BASE_ON_GPU = [
+    pytest.param(name, marks=() if name == "camembert-base" else pytest.mark.gpu) for name in CONFIGURATIONS
+]
 LENGTHS = (37, 1, 512, 2)
 
 
 @pytest.fixture(params=CONFIGURATIONS, scope="module")
 def saved(request, tmp_path_factory):
-    """A transformers model, and the folders in which save_pretrained left it in float64 and in float32."""
+    """A transformers model on DEVICE, and the folders in which save_pretrained left it in float64 and in float32."""
     model = huggingface_model(**CONFIGURATIONS[request.param])
     folders = {}
     for dtype in (torch.float32, torch.float64):  # rounded once, so that both files hold the same values
         model = model.to(dtype)
         folders[dtype] = tmp_path_factory.mktemp("saved")
         model.save_pretrained(folders[dtype])
-    return model, folders
+    return model.to(DEVICE), folders
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-5)], ids=str)
+def batch_for(model, base_lengths):
+    """A padded batch on DEVICE, a small one for a model of the base size."""
+    lengths = base_lengths if model.config.hidden_size == 768 else LENGTHS
+    input_ids, mask = padded_batch(lengths, model.config.vocab_size, pad_id=model.config.pad_id)
+    return input_ids.to(DEVICE), mask.to(DEVICE)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=str)
 @torch.no_grad()
 def test_every_hidden_state_and_the_logits_agree(saved, dtype, tolerance):
-    theirs, ours = saved[0].to(dtype), load_checkpoint(saved[1][dtype])
+    theirs, ours = saved[0].to(dtype), load_checkpoint(saved[1][dtype]).to(DEVICE)
     assert ours.bias.dtype == dtype  # the converter keeps the precision of the file
-    is_base = ours.config.hidden_size == 768
-    lengths = (512, 1) if is_base else LENGTHS
-    input_ids, mask = padded_batch(lengths, ours.config.vocab_size, pad_id=ours.config.pad_id)
+    input_ids, mask = batch_for(ours, (128, 1))
     cases = [
         (input_ids, mask, mask.long()),
         (input_ids[:1, :20], None, None),  # without padding
         (input_ids, None, mask.long()),  # without a mask this encoder finds padding by its id …
         (input_ids, torch.ones_like(mask), None),  # … and transformers attends to it
     ]
-    for given, our_mask, their_mask in cases[: 2 if is_base else 4]:
+    for given, our_mask, their_mask in cases[: 2 if ours.config.hidden_size == 768 else 4]:
         expected = theirs(given, attention_mask=their_mask, output_hidden_states=True)
         states = ours.encoder.hidden_states(given, our_mask)
         assert len(states) == ours.config.num_layers + 1
         for state, hidden in zip(states, expected.hidden_states, strict=True):
-            assert (state - hidden).abs().max() < tolerance
-        assert (ours(given, our_mask) - expected.logits).abs().max() < tolerance
+            assert relative_norm(state, hidden) < tolerance
+        assert relative_norm(ours(given, our_mask), expected.logits) < tolerance
         assert torch.equal(ours.encoder(given, our_mask), states[-1])
 
 
+@pytest.mark.gpu
+@torch.no_grad()
+def test_in_bf16_every_hidden_state_and_the_logits_are_no_worse_than_those_of_transformers(saved):
+    """The error against float64 is at most 1.5 times that of transformers' model under the same autocast."""
+    truth, ours = saved[0].double(), load_checkpoint(saved[1][torch.float32]).to(DEVICE)
+    input_ids, mask = batch_for(ours, (64, 1))
+    cases = [(input_ids, mask), (input_ids[:1, :20], None)]
+    expected = [truth(*case, output_hidden_states=True) for case in cases]
+    theirs = saved[0].float()
+    for case, true in zip(cases, expected, strict=True):
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            rounded = theirs(*case, output_hidden_states=True)
+            states = [*ours.encoder.hidden_states(*case), ours(*case)]
+        for state, other, exact in zip(
+            states, (*rounded.hidden_states, rounded.logits), (*true.hidden_states, true.logits), strict=True
+        ):
+            assert relative_norm(state, exact) <= 1.5 * relative_norm(other, exact) + 1e-6
+        assert relative_norm(states[-1], true.logits) > 1e-4  # products were rounded
+
+
+@pytest.mark.parametrize("saved", ALL_BUT_BASE_ON_GPU, indirect=True)
 def test_gradients_of_every_parameter_agree(saved):
-    theirs, ours = saved[0].double(), load_checkpoint(saved[1][torch.float64])
-    lengths = (20, 7) if ours.config.hidden_size == 768 else LENGTHS
-    input_ids, mask = padded_batch(lengths, ours.config.vocab_size, pad_id=ours.config.pad_id)
-    weights = torch.randn(input_ids.shape + (ours.config.vocab_size,), dtype=torch.float64)[mask]
+    theirs, ours = saved[0].double(), load_checkpoint(saved[1][torch.float64]).to(DEVICE)
+    input_ids, mask = batch_for(ours, (20, 7))
+    weights = torch.randn(input_ids.shape + (ours.config.vocab_size,), dtype=torch.float64, device=DEVICE)[mask]
     theirs.zero_grad()
     (theirs(input_ids, attention_mask=mask.long()).logits[mask] * weights).sum().backward()
     (ours(input_ids, mask)[mask] * weights).sum().backward()

@@ -6,7 +6,7 @@ import torch
 from model import EncoderConfig, MaskedLM, ModelError, encode_packed
 from model.attention import scaled_dot_product
 from model.packed import packed_attention
-from tests.helpers import assert_close, convert, gradients, huggingface_model, padded_batch
+from tests.helpers import DEVICE, assert_close, convert, gradients, huggingface_model, padded_batch, relative_norm
 
 SEQLENS = {
     "unsorted": (9, 4, 9, 1, 30, 4),
@@ -29,21 +29,42 @@ def ours(theirs):
     return convert(theirs).eval()
 
 
-def batch(seqlens):
+def batch(seqlens, device="cpu"):
     """Random sequences -> padded (B, n), mask (B, n), packed (T,)"""
     input_ids, mask = padded_batch(seqlens, 211)
-    return input_ids, mask, input_ids[mask]
+    return tuple(tensor.to(device) for tensor in (input_ids, mask, input_ids[mask]))
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)], ids=str)
+@pytest.mark.gpu
+@pytest.mark.parametrize("first_only", [False, True], ids=["all tokens", "first only"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=str)
 @pytest.mark.parametrize("name", SEQLENS)
 @torch.no_grad()
-def test_packed_equals_padded(theirs, dtype, tolerance, name):
-    encoder = convert(theirs).eval().to(dtype).encoder
-    padded, mask, packed = batch(SEQLENS[name])
-    hidden = encode_packed(encoder, packed, SEQLENS[name])
-    assert hidden.shape == (len(packed), 48) and hidden.dtype == dtype
-    assert (hidden - encoder(padded, mask)[mask]).abs().max() < tolerance
+def test_packed_equals_padded(theirs, dtype, tolerance, name, first_only):
+    encoder = convert(theirs).eval().to(DEVICE, dtype).encoder
+    padded, mask, packed = batch(SEQLENS[name], DEVICE)
+    hidden = encode_packed(encoder, packed, SEQLENS[name], first_only=first_only)
+    expected = encoder(padded, mask)
+    expected = expected[:, 0] if first_only else expected[mask]
+    assert hidden.shape == expected.shape and hidden.dtype == dtype
+    assert relative_norm(hidden, expected) < tolerance
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("first_only", [False, True], ids=["all tokens", "first only"])
+@pytest.mark.parametrize("name", ["unsorted", "equal", "the longest"])
+@torch.no_grad()
+def test_packed_in_bf16_is_no_worse_than_padded(theirs, name, first_only):
+    """The error against float64 is at most 1.5 times that of the padded form in bf16."""
+    exact, rounded = convert(theirs).eval().to(DEVICE).encoder, convert(theirs).eval().to(DEVICE).float().encoder
+    padded, mask, packed = batch(SEQLENS[name], DEVICE)
+    expected = exact(padded, mask)
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        hidden = encode_packed(rounded, packed, SEQLENS[name], first_only=first_only)
+        other = rounded(padded, mask)
+    chosen = (slice(None), 0) if first_only else mask
+    error = relative_norm(hidden, expected[chosen])
+    assert 1e-4 < error <= 1.5 * relative_norm(other[chosen], expected[chosen])
 
 
 @pytest.mark.parametrize("name", SEQLENS)
@@ -55,15 +76,17 @@ def test_packed_equals_transformers_one_sequence_at_a_time(theirs, ours, name):
         assert (states - theirs.roberta(sequence[None]).last_hidden_state[0]).abs().max() < 1e-12
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", ["unsorted", "equal", "one sequence"])
-def test_gradients_are_those_of_the_padded_form(ours, name):
-    padded, mask, packed = batch(SEQLENS[name])
-    weights = torch.randn(len(packed), 48, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+def test_gradients_are_those_of_the_padded_form(theirs, name):
+    encoder = convert(theirs).eval().to(DEVICE).encoder
+    padded, mask, packed = batch(SEQLENS[name], DEVICE)
+    weights = torch.randn(len(packed), 48, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     found = []
-    for hidden in (encode_packed(ours.encoder, packed, SEQLENS[name]), ours.encoder(padded, mask)[mask]):
-        ours.zero_grad()
+    for hidden in (encode_packed(encoder, packed, SEQLENS[name]), encoder(padded, mask)[mask]):
+        encoder.zero_grad()
         (hidden * weights).sum().backward()
-        found.append(gradients(ours.encoder))
+        found.append(gradients(encoder))
     assert_close(*found, 1e-12, zero=1e-10)
     assert found[1]["embeddings.word.weight"].norm() > 0
 

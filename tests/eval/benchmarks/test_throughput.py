@@ -9,11 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data.masking import CHOSEN
 from eval.benchmarks import throughput
-from eval.benchmarks.distilbert_step import baseline_loss, baseline_model
+from eval.benchmarks.distilbert_step import baseline_loss, baseline_model, baseline_step
 from eval.benchmarks.harness import heading
 from losses import distillation_loss
 from model import EncoderConfig, MaskedLM
-from model.training.device import training_flops
+from model.training.device import Runtime, training_flops
 from tests.helpers import REPOSITORY, run_command
 
 OPTIONS = throughput.Options(small=True, batch_size=2, block_size=16, compile=False, device="cpu")
@@ -88,6 +88,23 @@ def test_the_baseline_computes_the_same_loss():
     tensors = (one.logits, other.logits, one.hidden_states[-1], other.hidden_states[-1], batch.labels, batch.real)
     expected = distillation_loss(*tensors, direction=run.direction, temperature=run.temperature)
     assert loss.item() == pytest.approx(expected.total().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_baseline_in_fp16_scales_its_loss(monkeypatch, compiled):
+    """It clips the unscaled gradient, steps through the scaler, and compiles both models if that is wanted."""
+    norms, scales, compiles, clip = [], [], [], torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *given: norms.append(clip(*given).item()))
+    monkeypatch.setattr(torch.amp.GradScaler, "update", lambda scaler: scales.append(scaler.get_scale()))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda model, **settings: compiles.append(model))
+    config = EncoderConfig(1, 64, 2, 128, 1005, dropout=0.0)
+    for precision in ("fp32", "fp16"):
+        torch.manual_seed(0)
+        runtime = Runtime(torch.device("cpu"), precision, compiled)
+        step = baseline_step(config, config, throughput.training_options(), runtime)
+        step(throughput.random_batch(OPTIONS, config.vocab_size))
+    assert norms[1] == pytest.approx(norms[0], rel=0.02) and scales == [1.0, 2.0**16]
+    assert len(compiles) == (4 if compiled else 0)
 
 
 @pytest.mark.parametrize("arguments", [[], ["compare"], ["throughput", "--tokens", "0"]])

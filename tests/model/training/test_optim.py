@@ -7,7 +7,9 @@ import torch
 from torch.nn.utils import parameters_to_vector
 
 from model import EncoderConfig, MaskedLM
+from model.training.device import Runtime
 from model.training.optim import learning_rate, make_optimiser, optimiser_step
+from tests.helpers import DEVICE
 
 DISABLED = torch.amp.GradScaler("cpu", enabled=False)
 
@@ -45,16 +47,28 @@ def test_a_gradient_above_the_maximum_norm_is_clipped(student):
     assert (parameters_to_vector(student.parameters()) - before).norm().item() == pytest.approx(0.5, rel=1e-4)
 
 
-@pytest.mark.parametrize("scale", [None, 2.0**10], ids=["fp32", "fp16"])
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
-def test_a_step_with_a_non_finite_gradient_is_skipped(student, scale, bad):
-    """In fp16 the scaler then halves its scale."""
-    scaler = torch.amp.GradScaler("cpu", init_scale=scale) if scale else DISABLED
-    optimiser = make_optimiser(student, 0.1, 0.0)
-    for gradient in (1.0, bad, 1.0):
-        before = student.dense.weight.detach().clone()
-        (student.dense.weight.sum() * scaler.scale(torch.tensor(gradient))).backward()
+@pytest.mark.parametrize("where", ["dense.weight", "dense.bias"])  # in the two groups of the optimiser
+def test_a_step_with_one_gradient_that_is_not_finite_is_skipped(student, precision, bad, where):
+    """It changes no weight, no moment and no step count. In fp16 the scaler then halves its scale."""
+    student, scaler = student.to(DEVICE), Runtime(DEVICE, precision).grad_scaler()
+    optimiser = make_optimiser(student, 0.1, weight_decay=0.1)
+
+    def tensors():
+        states = (tensor for state in optimiser.state.values() for tensor in state.values())
+        return [tensor.detach().clone() for tensor in (*student.parameters(), *states)]
+
+    for number in (1.0, bad, 1.0):
+        scale = scaler.scale(torch.ones((), device=DEVICE))
+        for name, parameter in student.named_parameters():
+            parameter.grad = torch.full_like(parameter, 0.01) * scale
+            if name == where:
+                parameter.grad.view(-1)[-1] = number * scale
+        before = tensors()
         grad_norm, skipped = optimiser_step(student, optimiser, scaler, 0.1, 5.0)
-        assert skipped == (gradient != 1.0) and grad_norm.isfinite() == (gradient == 1.0)
-        assert torch.equal(student.dense.weight, before) == skipped
-    assert not scale or scaler.get_scale() == scale / 2
+        assert grad_norm.isfinite() == math.isfinite(number) != skipped
+        unchanged = [torch.equal(now, then) for now, then in zip(tensors(), before)]
+        assert all(unchanged) if skipped else not any(unchanged)
+    assert scaler.get_scale() == (65536 / 2 if precision == "fp16" else 1)

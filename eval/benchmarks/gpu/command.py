@@ -1,0 +1,180 @@
+"""Benchmark of a GPU: correctness and speed of training and inference, in under eight minutes on an H100.
+
+The parts run one after the other, each in its own process and with its own time limit, in this order: environment
+(versions, fastest matrix products), correctness (the tests marked gpu), demo (train.py in every precision), step (the
+distillation step compared with transformers' models), loss (the loss alone), inference, profile. Results are written as
+they are measured: summary.md for people, results.jsonl with every measurement, log.txt with all that was printed. They
+replace those of an earlier run in the folder. The exit status is 1 if a check failed or a part did not finish.
+"""
+
+import contextlib
+import functools
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+
+from data.cli import parse_options
+
+from ...results import check_writable
+from ..harness import heading
+from .checks import REPOSITORY, correctness, demo, environment
+from .inference import inference
+from .loss import loss
+from .results import CHECK, RECORDS, Options, Results, read_records
+from .step import profile_step, step
+
+SUMMARY, LOG = "summary.md", "log.txt"
+POLL_SECONDS = 0.5
+LAST_LINES = 8  # of the log, for a part that failed
+
+
+@dataclass(frozen=True)
+class Part:
+    name: str
+    seconds: int  # its time limit; what it does not use is left to the parts after it
+    run: Callable[[Options, Results], None]
+
+
+ALL_PARTS = (
+    Part("environment", 25, environment),
+    Part("correctness", 90, correctness),
+    Part("demo", 55, demo),
+    Part("step", 190, step),
+    Part("loss", 50, loss),
+    Part("inference", 40, inference),
+    Part("profile", 30, profile_step),
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command -> exit status.  Raises OptionError."""
+    options = parse_options(Options, arguments, "python -m eval gpu [OPTIONS]", __doc__)
+    report = [*heading("gpu", options, arguments), driver_and_commit()]
+    if options.small:
+        report.append("Tiny models and sizes, as a test of the command: its speeds, ratios and targets mean nothing.")
+    folder = Path(options.out)
+    check_writable(folder / SUMMARY)
+    for name in (SUMMARY, RECORDS, LOG):
+        (folder / name).unlink(missing_ok=True)
+    print("\n\n".join(report), flush=True)
+    return run_parts([part for part in ALL_PARTS if part.name in options.only], options, report)
+
+
+def driver_and_commit() -> str:
+    """What only other programs know."""
+    driver = output_of(
+        "nvidia-smi", "--query-gpu=name,driver_version,memory.total,clocks.max.sm", "--format=csv,noheader"
+    )
+    commit, changes = output_of("git", "rev-parse", "--short", "HEAD"), output_of("git", "status", "--porcelain")
+    state = f"{commit}{' with uncommitted changes' if changes else ''}" if commit else "unknown"
+    return f"NVIDIA driver: {driver or 'none'}. Commit: {state}."
+
+
+def output_of(*command: str) -> str:
+    """What a program prints, "" if it is missing or fails."""
+    try:
+        finished = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return finished.stdout.strip() if finished.returncode == 0 else ""
+
+
+# ---- processes -------------------------------------------------------------------------------------------------
+
+
+def run_parts(parts: Sequence[Part], options: Options, report: Sequence[str]) -> int:
+    """Runs the parts, and keeps summary.md up to date -> exit status."""
+    folder, outcomes, deadline = Path(options.out), {}, time.monotonic()
+    update = functools.partial(write_summary, folder, report, parts, outcomes)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the running part, too
+    try:
+        for part in parts:
+            deadline += part.seconds
+            print(f"\n{part.name}: at most {deadline - time.monotonic():.0f} s", flush=True)
+            outcomes[part.name] = run_part(part, options, deadline, update)
+            update()
+            print(f"{part.name}: {outcomes[part.name]}", flush=True)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    print(f"\n{(folder / SUMMARY).read_text(encoding='utf-8')}", flush=True)
+    failed = [record for record in read_records(folder) if record.get("passed") is False]
+    return int(bool(failed) or any(not outcome.startswith("finished") for outcome in outcomes.values()))
+
+
+def run_part(part: Part, options: Options, deadline: float, update: Callable[[], None]) -> str:
+    """Runs a part in a process group of its own, which is killed at the deadline -> how it ended."""
+    log, start, size = Path(options.out) / LOG, time.monotonic(), 0
+    records = Path(options.out) / RECORDS
+    logged = log.stat().st_size if log.exists() else 0
+    process = multiprocessing.get_context("spawn").Process(target=part_process, args=(part, options, deadline))
+    process.start()
+    try:
+        while process.is_alive() and time.monotonic() < deadline:
+            process.join(POLL_SECONDS)
+            if records.exists() and records.stat().st_size != size:
+                size = records.stat().st_size
+                update()
+        stopped = process.is_alive()
+    finally:
+        kill_group(process)
+    seconds = f"{time.monotonic() - start:.0f} s"
+    if stopped:
+        return f"stopped after {seconds}, its time limit; what it had measured is below"
+    if process.exitcode:
+        with log.open(encoding="utf-8", errors="replace") as file:
+            file.seek(logged)
+            lines = file.read().strip().split("\n")[-LAST_LINES:]
+        return f"failed after {seconds} with status {process.exitcode}:\n\n```\n" + "\n".join(lines) + "\n```"
+    return f"finished in {seconds}"
+
+
+def part_process(part: Part, options: Options, deadline: float) -> None:
+    """The process of a part; it and the programs that it starts print into the log."""
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with (Path(options.out) / LOG).open("a", encoding="utf-8") as log:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(log.fileno(), stream.fileno())
+    print(f"\n==== {part.name} ====", flush=True)
+    try:
+        part.run(options, Results(Path(options.out), part.name, deadline))
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
+        sys.exit(1)
+
+
+def kill_group(process: SpawnProcess) -> None:
+    """Ends the process and all that it has started and left."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.join()
+
+
+# ---- the summary -----------------------------------------------------------------------------------------------
+
+
+def write_summary(folder: Path, report: Sequence[str], parts: Sequence[Part], outcomes: dict[str, str]) -> None:
+    """summary.md: the heading, how each part ended, and the newest text of each of its blocks."""
+    blocks: dict[str, dict[str, str]] = {}
+    for record in read_records(folder):
+        blocks.setdefault(record["part"], {})[record["key"]] = record["text"]
+    lines = list(report)
+    for part in parts:
+        outcome = outcomes.get(part.name, "running" if part.name in blocks else "not started")
+        texts = blocks.get(part.name, {})
+        checks = [text for key, text in texts.items() if key.startswith(CHECK)]
+        lines += [f"### {part.name}: {outcome}", *(text for text in texts.values() if text not in checks)]
+        lines += ["\n".join(checks)] if checks else []
+    temporary = folder / f"{SUMMARY}.partial"
+    temporary.write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+    temporary.replace(folder / SUMMARY)

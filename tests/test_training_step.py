@@ -1,0 +1,147 @@
+"""A whole training step on the GPU where there is one: gradients in each precision, and a host that never waits."""
+
+import contextlib
+import sys
+import traceback
+from unittest import mock
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import train
+from data.blocks import Batch
+from losses import LossSettings
+from model import initialise_student
+from model.checkpoints.native import PRECISIONS
+from model.training.device import Runtime, prepare_models
+from model.training.distributed import SINGLE
+from model.training.optim import make_optimiser, optimiser_step
+from model.training.state import PendingLosses, TrainState
+from tests import train_runs
+from tests.helpers import DEVICE, gradients, relative_norm
+
+pytestmark = pytest.mark.gpu
+
+SETTINGS = LossSettings()
+aten = torch.ops.aten
+
+
+class Training:
+    """A student, its frozen teacher, and what a step needs, as in train.run."""
+
+    def __init__(self, precision: str, dropout: float = 0.1):
+        self.runtime = Runtime(DEVICE, precision)
+        self.teacher = train_runs.make_teacher().to(DEVICE)
+        self.student = initialise_student(self.teacher, [0, 2], dropout).train()
+        prepare_models(self.student, self.teacher, self.runtime)
+        self.distiller = train.Distiller(self.student, self.teacher, SETTINGS, self.runtime).to(DEVICE)
+        self.optimiser, self.scaler = make_optimiser(self.distiller, 1e-3, 0.01), self.runtime.grad_scaler()
+        self.pending, self.state = PendingLosses(SETTINGS.weights), TrainState()
+
+    def step(self) -> None:
+        self.state.step += 1
+        batches = train_runs.uneven_batches()
+        sums = train.backward(self.distiller, self.teacher, batches, self.scaler, dropout_key=(0, self.state.step))
+        _, skipped = optimiser_step(self.distiller, self.optimiser, self.scaler, 1e-3, 5.0)
+        self.pending.add(sums, skipped)
+
+
+class DeviceReads(TorchDispatchMode):
+    """On the CPU, finds where the host would wait for a GPU: where it reads values computed from the given tensors.
+
+    reads: the functions in which that happened. A mask used as an index is read, for its number of true values.
+    """
+
+    def __init__(self, tensors):
+        super().__init__()
+        self.reads, self.kept, self.addresses = [], [], set()
+        self.mark(tensors)
+
+    def mark(self, tensors):
+        for tensor in tensors:
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr():
+                self.kept.append(tensor)  # so that its address is not used again
+                self.addresses.add(tensor.untyped_storage().data_ptr())
+
+    def is_marked(self, value):
+        return isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() in self.addresses
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        inputs, operation = tree_leaves((args, kwargs)), function.overloadpacket
+        read = inputs if operation in (aten._local_scalar_dense, aten.equal, aten.nonzero, aten.masked_select) else ()
+        if operation in (aten.index, aten.index_put, aten.index_put_):
+            read = [each for each in tree_leaves(args[1]) if each is not None and each.dtype == torch.bool]
+        if any(map(self.is_marked, read)):
+            callers = [frame.f_code for frame, _ in traceback.walk_stack(sys._getframe(1))]
+            self.reads.append(next(code.co_qualname for code in callers if "/torch/" not in code.co_filename))
+        result = function(*args, **kwargs or {})
+        if any(map(self.is_marked, inputs)):
+            self.mark(tree_leaves(result))
+        return result
+
+
+@contextlib.contextmanager
+def no_wait_for(training: Training):
+    """Fails if the host waits for the device in the block: CUDA's own check, or, on a CPU, DeviceReads."""
+    if DEVICE.type == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return
+    states = [tensor for state in training.optimiser.state.values() for tensor in state.values()]
+    watch = DeviceReads([*training.distiller.parameters(), *training.teacher.parameters(), *states])
+
+    def copied(tensor, device):
+        watch.mark([copy := tensor.clone()])
+        return copy
+
+    def copied_batch(batch, device):
+        return Batch(*(copied(tensor, device) for tensor in batch[:3]), batch.has_padding)
+
+    with mock.patch("losses.fused.to_device", copied), mock.patch.object(Batch, "to", copied_batch), watch:
+        yield
+    # FusedDistillation.backward reads its factor on a CPU only
+    assert all(name.startswith("FusedDistillation.backward") for name in watch.reads), watch.reads
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_the_host_does_not_wait_for_the_device(precision):
+    """In a step from the micro-batches on the CPU to the pending losses; it waits when they are read."""
+    training = Training(precision)
+    for _ in range(3):  # the first steps allocate memory and load kernels
+        training.step()
+    with no_wait_for(training):
+        for _ in range(2):
+            training.step()
+    training.pending.read_into(training.state, 20, SINGLE)
+    assert training.state.sums[4] > 0 and training.state.skipped == ()
+
+
+def test_a_wait_for_the_device_is_found():
+    training = Training("fp32")
+    bias = training.student.bias
+    for wait in (
+        lambda: training.pending.sums[-1].sum().item(),
+        lambda: bool((2 * bias).isfinite().all()),
+        lambda: bias[bias > 0],
+        lambda: bias.nonzero(),
+    ):
+        with pytest.raises((AssertionError, RuntimeError)), no_wait_for(training):
+            training.step()
+            wait()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_the_gradients_in_half_precision_are_near_those_in_fp32(precision):
+    """Of a whole step, after unscaling; none overflows at the GradScaler's initial scale."""
+    found = []
+    for each in (precision, "fp32"):
+        training = Training(each, dropout=0.0)
+        train.backward(training.distiller, training.teacher, train_runs.uneven_batches(), training.scaler)
+        training.scaler.unscale_(training.optimiser)
+        found.append(torch.cat([gradient.flatten() for gradient in gradients(training.student).values()]))
+    assert 1e-5 < relative_norm(*found) < 4 * torch.finfo(PRECISIONS[precision]).eps
