@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from data import demo
-from data.blocks import Batch, open_blocks, prepared_folder, training_batches, validation_batches
+from data.blocks import Batch, open_blocks, prefetched, prepared_folder, training_batches, validation_batches
 from data.cli import check, check_bounds, dashed, option, parse_options, run_command
 from data.corpus.shuffle import key_of
 from data.masking import CHOSEN, STRATEGIES, Masking
@@ -43,6 +43,7 @@ from model.training.device import (
     choose_precision,
     peak_tokens_per_second,
     prepare_models,
+    set_up_process,
     training_flops,
 )
 from model.training.distributed import SINGLE, Stop, World, join_world
@@ -113,7 +114,9 @@ class Options:
     compile: str = option(
         "auto", f"torch.compile; auto: for runs of at least {COMPILE_STEPS:,} steps", choices=("auto", "on", "off")
     )
-    chunk_mb: int = option(DEFAULTS.chunk_bytes >> 20, "memory for the loss's logits, in MiB", least=1, most=10**6)
+    chunk_mb: int | None = option(
+        None, "memory for the loss's logits, in MiB (default: 128; on a GPU 512)", type=int, least=1, most=10**6
+    )
 
     log_every: int = option(10, "steps between progress lines", "checkpoints and logging", least=1)
     eval_every: int = option(0, "steps between validations, 0: only at the end", least=0)
@@ -262,6 +265,7 @@ def run(options: Options, world: World, device: torch.device) -> int:
     check(not rest, f"--accumulate {options.accumulate} must be a multiple of the {world.size} ranks.")
     if world.is_main:
         run_state.check_out_folder(out, options.resume)
+    set_up_process(device)
     torch.manual_seed(options.seed)
     runtime = Runtime(device, choose_precision(options.precision, device))
 
@@ -300,17 +304,19 @@ def run(options: Options, world: World, device: torch.device) -> int:
         print(f"\nThe run in {out} is finished. Choose another --out for a new one.")
         return 0
     runtime = replace(runtime, compiled=choose_compiled(options.compile, device, steps >= COMPILE_STEPS))
-    weights, chunk_bytes = options.weights if teacher else (0.0, 0.0, 1.0), options.chunk_mb << 20
+    weights, chunk_bytes = options.weights if teacher else (0.0, 0.0, 1.0), options.chunk_mb and options.chunk_mb << 20
     settings = LossSettings(options.direction, options.temperature, weights, chunk_bytes, runtime.compiled)
     distiller = Distiller(student.train(), teacher, settings, runtime).to(device)
     optimiser, scaler = make_optimiser(distiller, options.lr, options.weight_decay), runtime.grad_scaler()
     state = run_state.resume(out, distiller, optimiser, scaler, runtime)
     prepare_models(student, teacher, runtime)
     engine = distiller
-    if world.size > 1:
+    if world.group:
         engine = nn.parallel.DistributedDataParallel(distiller)
     first, stride = state.step * blocks_per_step + world.rank * options.batch_size, world.size * options.batch_size
     micro_batches = training_batches(blocks, masking, options.batch_size, options.seed, first, stride)
+    if device.type == "cuda":
+        micro_batches = prefetched(micro_batches)
     flops = training_flops(student.config, teacher and teacher.config, options.block_size, CHOSEN)
     peak = peak_tokens_per_second(runtime, world.size, flops)
     about = {"options": asdict(options), "runtime": runtime.to_json(), "versions": versions()}

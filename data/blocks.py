@@ -5,7 +5,9 @@ piece gets <s> in front. A block may begin inside a document and continue into t
 """
 
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +23,7 @@ from .prepare import prepare_into_cache
 from .tokenizer import Tokenizer
 
 AHEAD = 64  # micro-batches whose order is computed together, for little more than the cost of one
+PREFETCHED = 4  # micro-batches made ahead for a GPU
 GROUP = 1 << 16  # documents per index entry of within_documents
 
 
@@ -171,6 +174,20 @@ def training_batches(
         for batch, own in zip(numbers.reshape(positions.shape), keys.reshape(positions.shape)):
             yield make_batch(blocks.read(batch), masking, own)
         position += AHEAD * stride
+
+
+def prefetched(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same micro-batches, made by a thread while a GPU computes, in pinned memory: copies from it do not wait."""
+
+    def make() -> Batch | None:
+        batch = next(batches, None)
+        return batch and Batch(*(tensor.pin_memory() for tensor in batch[:3]), batch.has_padding)
+
+    with ThreadPoolExecutor(max_workers=1) as executor:  # one thread: their order stays
+        pending = deque(executor.submit(make) for _ in range(PREFETCHED))
+        while (batch := pending.popleft().result()) is not None:
+            pending.append(executor.submit(make))
+            yield batch
 
 
 def validation_batches(blocks: Blocks, masking: Masking, count: int, batch_size: int = 16) -> list[Batch]:

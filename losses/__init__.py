@@ -2,12 +2,11 @@
 
 from .cosine import cosine_loss
 from .distillation import WEIGHTS, DistillationLoss, distillation_loss
-from .fused import CHUNK_BYTES, LossSettings, fused_distillation_loss
+from .fused import LossSettings, fused_distillation_loss
 from .mlm import IGNORE_INDEX, mlm_loss
 from .soft_label import DIRECTIONS, soft_label_loss
 
 __all__ = [
-    "CHUNK_BYTES",
     "DIRECTIONS",
     "IGNORE_INDEX",
     "WEIGHTS",

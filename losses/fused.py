@@ -10,7 +10,7 @@ V = |W| vocabulary size.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,9 +22,10 @@ from .distillation import WEIGHTS, DistillationLoss, at_least_1
 from .mlm import IGNORE_INDEX
 from .soft_label import DIRECTIONS, at_least_float32, check_divergence
 
-CHUNK_BYTES = 128 * 2**20  # of a chunk's logits, both models together; the default is measured (eval/LOG.md)
-BLOCK_BYTES = {"cpu": 2**20, "cuda": 2**25}  # of one model's logits per sweep; on a CPU, what fits its cache
-HIDDEN_ROWS = 2048  # tokens per part of (11)
+CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}  # of a chunk's logits, both models together (measured: eval/LOG.md)
+BLOCK_BYTES = {"cpu": 2**20, "cuda": 2**25}  # of one model's logits per pass, uncompiled; on a CPU, what fits its cache
+HIDDEN_ROWS = {"cpu": 2**11, "cuda": 2**14}  # tokens per part of (11)
+TILE, BIAS_ROWS = 4096, 64  # rows of the vocabulary, of a chunk, whose float32 copies fit a CPU's cache
 ALIGNMENT = 64  # rows of logits start at a multiple of it: unaligned rows of 32,005 make a CPU's product a third slower
 
 
@@ -51,7 +52,7 @@ class LossSettings(NamedTuple):
     direction: str = DIRECTIONS[0]
     temperature: float = 1.0
     weights: Sequence[float] = WEIGHTS
-    chunk_bytes: int = CHUNK_BYTES
+    chunk_bytes: int | None = None
     compiled: bool = False
 
 
@@ -73,7 +74,7 @@ def fused_distillation_loss(
     real_tokens: int | Tensor | None = None,
     masked_tokens: int | Tensor | None = None,
     loss_scale: float | Tensor = 1.0,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
     compiled: bool = False,
 ) -> tuple[Tensor, DistillationLoss]:
     """Equation (13), section 3.2.  Loss = 0.5 × SoftLabelLoss + 0.3 × CosineLoss + 0.2 × MLMLoss
@@ -95,7 +96,8 @@ def fused_distillation_loss(
     - Precision: products in autocast's dtype if enabled, else in the state's. Softmaxes, sums, and the gradients of
       decoder and bias over the chunks in float32 (float64 for float64).
     - With labels and real on the CPU, the host never waits for a GPU; with them on the GPU, it waits once.
-    - compiled: the pass over the logits goes through torch.compile; the first call takes longer.
+    - chunk_bytes: memory for the logits of a chunk, both models together; by default CHUNK_BYTES of the device.
+    - compiled: the passes over the logits go through torch.compile; the first call takes longer.
 
     Raises ValueError for an unknown direction, a temperature that is not above 0, or shapes that do not match.
     """
@@ -188,7 +190,8 @@ def cosine_in_parts(
     accum_dtype = torch.promote_types(student_hidden.dtype, torch.float32)
     total = torch.zeros((), dtype=accum_dtype, device=student_hidden.device)
     gradient = torch.zeros_like(student_hidden, dtype=accum_dtype) if wanted else None
-    for rows, real in zip(tokens.rows.split(HIDDEN_ROWS), tokens.real.split(HIDDEN_ROWS), strict=True):
+    size = of_device(HIDDEN_ROWS, student_hidden.device)
+    for rows, real in zip(tokens.rows.split(size), tokens.real.split(size), strict=True):
         with torch.enable_grad():
             part = student_hidden[rows].detach().to(accum_dtype).requires_grad_(wanted)  # (C, d_h)
             cosine, _ = cosine_loss(part, teacher_hidden[rows].to(accum_dtype), real)
@@ -216,20 +219,23 @@ def decode_in_chunks(
     accum_dtype = torch.promote_types(dtype, torch.float32)
     student_weight, teacher_weight = student.weight.to(dtype), teacher.weight.to(dtype)
     biases = student.bias.to(accum_dtype), teacher.bias.to(accum_dtype)
-    soft_weight = tokens.real * token_weights[0].to(accum_dtype)  # (M,)
-    mlm_weight = token_weights[1].to(accum_dtype)  # ()
+    soft_weight = tokens.real[:, None] * token_weights[0].to(accum_dtype)  # (M, 1)
+    mlm_weight = (tokens.labels != IGNORE_INDEX)[:, None] * token_weights[1].to(accum_dtype)  # (M, 1)
     state_gradient, weight_gradient, bias_gradient = gradients = [
         torch.zeros(tensor.shape, dtype=accum_dtype, device=device) if wants else None
         for tensor, wants in zip(student, wanted, strict=True)
     ]
     vocab_size, num_tokens = len(student_weight), len(tokens.rows)
     stride = -(-vocab_size // ALIGNMENT) * ALIGNMENT
-    chunk_rows = max(1, settings.chunk_bytes // (2 * stride * dtype.itemsize))
-    block_bytes = BLOCK_BYTES.get(device.type, BLOCK_BYTES["cuda"])
-    block_rows = max(1, min(chunk_rows, block_bytes // (stride * accum_dtype.itemsize)))
-    chunk_rows -= chunk_rows % block_rows
+    chunk_rows = max(1, (settings.chunk_bytes or of_device(CHUNK_BYTES, device)) // (2 * stride * dtype.itemsize))
     memory = torch.empty(2, min(chunk_rows, num_tokens), stride, dtype=dtype, device=device)[..., :vocab_size]
-    divergences, cross_entropies = [], []
+    block_rows = max(1, min(chunk_rows, of_device(BLOCK_BYTES, device) // (stride * accum_dtype.itemsize)))
+    passes = sum_rows, overwrite_with_gradient
+    if settings.compiled:  # each pass is then one parallel loop over a chunk's rows
+        block_rows, passes = chunk_rows, [compiled(function) for function in passes]
+    divergence = settings.direction, settings.temperature
+    sums = torch.empty(len(RowSums._fields), num_tokens, 1, dtype=accum_dtype, device=device)
+    label_logits = torch.empty(tokens.num_masked, 1, dtype=accum_dtype, device=device)
 
     for start in range(0, num_tokens, chunk_rows):
         rows = tokens.rows[start : start + chunk_rows]  # (C,)
@@ -237,79 +243,111 @@ def decode_in_chunks(
         student_logits, teacher_logits = memory[:, : len(rows)]  # (C, V)
         torch.mm(student_state, student_weight.T, out=student_logits)
         torch.mm(teacher_state, teacher_weight.T, out=teacher_logits)
+        labels = tokens.labels[start : min(start + len(rows), tokens.num_masked), None]
+        label_logits[start : start + len(labels)] = student_logits[: len(labels)].gather(1, labels)
         for top in range(0, len(rows), block_rows):
-            here = slice(start + top, min(start + top + block_rows, num_tokens))
-            block = slice(top, top + block_rows)
-            is_full = here.stop - here.start == block_rows
-            sweep_block = compiled_sweep() if settings.compiled and is_full else sweep  # compiled for one shape only
-            labels = tokens.labels[here] if here.start < tokens.num_masked else None
-            tensors = student_logits[block], teacher_logits[block], *biases, soft_weight[here], mlm_weight, labels
-            divergence, cross_entropy = sweep_block(*tensors, settings.direction, settings.temperature, any(wanted))
-            divergences.append(divergence)
-            cross_entropies.append(cross_entropy)
-        logits_gradient = student_logits  # overwritten by the sweeps
+            block = slice(top, min(top + block_rows, len(rows)))
+            here = slice(start + block.start, start + block.stop)
+            logits = student_logits[block], teacher_logits[block], *biases
+            torch.stack(passes[0](*logits, *divergence), out=sums[:, here])
+            if any(wanted):
+                labels = tokens.labels[here] if here.start < tokens.num_masked else None
+                passes[1](*logits, RowSums(*sums[:, here]), soft_weight[here], mlm_weight[here], labels, *divergence)
+        logits_gradient = student_logits  # overwritten
         if state_gradient is not None:
             state_gradient[rows] = torch.mm(logits_gradient, student_weight).to(accum_dtype)  # (C, d_s)
         if weight_gradient is not None:
             add_product(weight_gradient, logits_gradient.T, student_state)  # (V, d_s)
         if bias_gradient is not None:
-            bias_gradient += logits_gradient.sum(dim=0, dtype=accum_dtype)  # (V,)
+            add_column_sums(bias_gradient, logits_gradient)  # (V,)
 
-    empty = torch.zeros(0, dtype=accum_dtype, device=device)
-    soft_label = torch.where(tokens.real, torch.cat([empty, *divergences]), 0).sum()
-    return soft_label, torch.cat([empty, *cross_entropies]).sum(), gradients
+    soft_label = torch.where(tokens.real, RowSums(*sums.squeeze(2)).divergence(*divergence), 0).sum()
+    masked, labels = RowSums(*sums[:, : tokens.num_masked]), tokens.labels[: tokens.num_masked, None]
+    mlm = (masked.student_sum_1.log() + masked.student_max - label_logits - biases[0][labels]).sum()
+    return soft_label, mlm, gradients
 
 
-def sweep(
+class RowSums(NamedTuple):
+    """What the terms and the gradient of a row of logits need, each (R, 1).
+
+    With u = (z^s − max z^s) / T and v = (z^t − max z^t) / T:  p = e^u / Σ e^u,  q = e^v / Σ e^v.
+    """
+
+    student_max: Tensor  # max z^s
+    teacher_max: Tensor  # max z^t
+    student_sum: Tensor  # Σ e^u
+    teacher_sum: Tensor  # Σ e^v
+    weighted_sum: Tensor  # Σ e^u (u − v), or Σ e^v (v − u) for D_KL(q ‖ p)
+    student_sum_1: Tensor  # Σ e^(z^s − max z^s), the sum at T = 1
+
+    def divergence(self, direction: str, temperature: float) -> Tensor:
+        """T² D_KL of each row, with  D_KL(p ‖ q) = Σ e^u (u − v) / Σ e^u − log Σ e^u + log Σ e^v."""
+        sums = (self.student_sum, self.teacher_sum)
+        own, other = sums if direction == "student-teacher" else sums[::-1]
+        return temperature**2 * (self.weighted_sum / own - own.log() + other.log())
+
+
+def sum_rows(
     student_logits: Tensor,
     teacher_logits: Tensor,
     student_bias: Tensor,
     teacher_bias: Tensor,
+    direction: str,
+    temperature: float,
+) -> RowSums:
+    """The first pass over a block.  student_logits, teacher_logits: (R, V), without their biases (V,)."""
+    student = at_least_float32(student_logits) + student_bias
+    teacher = at_least_float32(teacher_logits) + teacher_bias
+    student_max, teacher_max = student.amax(dim=-1, keepdim=True), teacher.amax(dim=-1, keepdim=True)
+    u, v = (student - student_max) / temperature, (teacher - teacher_max) / temperature
+    exp_u, exp_v = u.exp(), v.exp()
+    weighted = exp_u * (u - v) if direction == "student-teacher" else exp_v * (v - u)
+    student_sum, teacher_sum, weighted_sum = (x.sum(dim=-1, keepdim=True) for x in (exp_u, exp_v, weighted))
+    student_sum_1 = student_sum if temperature == 1 else (student - student_max).exp().sum(dim=-1, keepdim=True)
+    return RowSums(student_max, teacher_max, student_sum, teacher_sum, weighted_sum, student_sum_1)
+
+
+def overwrite_with_gradient(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    student_bias: Tensor,
+    teacher_bias: Tensor,
+    sums: RowSums,
     soft_weight: Tensor,
     mlm_weight: Tensor,
     labels: Tensor | None,
     direction: str,
     temperature: float,
-    differentiate: bool,
-) -> tuple[Tensor, Tensor]:
-    """The terms of (10) and (12) of a block, token by token; their gradient overwrites the student's logits.
+) -> None:
+    """The second pass: the gradient of (10) and (12) overwrites the student's logits.
 
-    student_logits, teacher_logits: (R, V), without their biases (V,); soft_weight: (R,); mlm_weight: ();
-    labels: (R,), or None if no token is masked -> divergences (R,), cross-entropies (R,) or (0,)
+    soft_weight, mlm_weight: (R, 1), 0 for tokens that do not count; labels: (R,), or None if no token is masked.
 
-    With p = softmax(z^s / T), q = softmax(z^t / T), and the terms of `soft_label_loss` and `mlm_loss`:
-      T² D_KL(p ‖ q)  has the gradient  T p (log p − log q − D_KL)  with respect to z^s;
+    With p and q of RowSums, and the terms of `soft_label_loss` and `mlm_loss`:
+      T² D_KL(p ‖ q)  has the gradient  T p (u − v − Σ p (u − v))  with respect to z^s;
       T² D_KL(q ‖ p)  has  T (p − q);
       − log softmax(z^s)_label  has  softmax(z^s) − 1[w = label].
     """
-    student = at_least_float32(student_logits) + student_bias
-    teacher = at_least_float32(teacher_logits) + teacher_bias
-    log_p, log_q = (student / temperature).log_softmax(dim=-1), (teacher / temperature).log_softmax(dim=-1)
-    p, log_ratio = log_p.exp(), log_p - log_q
+    student = at_least_float32(student_logits) + student_bias - sums.student_max
+    u = student / temperature
+    v = (at_least_float32(teacher_logits) + teacher_bias - sums.teacher_max) / temperature
+    p = u.exp() / sums.student_sum
     if direction == "student-teacher":
-        divergence = (p * log_ratio).sum(dim=-1)
-        gradient = p * (log_ratio - divergence[:, None])
+        gradient = p * (u - v - sums.weighted_sum / sums.student_sum)
     else:
-        q = log_q.exp()
-        divergence = -(q * log_ratio).sum(dim=-1)
-        gradient = p - q
-    gradient = gradient * (temperature * soft_weight[:, None])
-    cross_entropy = divergence[:0]
+        gradient = p - v.exp() / sums.teacher_sum
+    gradient = gradient * (temperature * soft_weight)
     if labels is not None:
-        log_p = log_p if temperature == 1 else student.log_softmax(dim=-1)
-        masked = labels != IGNORE_INDEX
-        cross_entropy = -log_p.gather(1, labels.clamp(min=0)[:, None]).squeeze(1) * masked
-        is_label = torch.arange(log_p.shape[1], device=labels.device) == labels[:, None]
-        gradient = gradient + (mlm_weight * masked)[:, None] * (log_p.exp() - is_label.to(log_p.dtype))
-    if differentiate:
-        student_logits.copy_(gradient)
-    return temperature**2 * divergence, cross_entropy
+        p = p if temperature == 1 else student.exp() / sums.student_sum_1
+        is_label = torch.arange(p.shape[1], device=labels.device) == labels[:, None]
+        gradient = gradient + mlm_weight * (p - is_label.to(p.dtype))
+    student_logits.copy_(gradient)
 
 
 @functools.cache
-def compiled_sweep() -> Callable:
-    """`sweep` as one pass over a block, compiled for each shape, dtype and setting that it meets."""
-    return torch.compile(sweep, dynamic=False)
+def compiled(function: Callable) -> Callable:
+    """The function through torch.compile, once for any number of rows."""
+    return torch.compile(function, dynamic=True)
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -318,8 +356,21 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total.addmm_(left, right)
     elif total.is_cuda:
         torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
-    else:  # PyTorch's CPU has no such product: each chunk is rounded once, their sum is not
-        total += left @ right
+    else:  # PyTorch's CPU has no such product: each chunk is rounded once, their sum is not. Tiles keep that small
+        for rows, left_rows in zip(total.split(TILE), left.split(TILE), strict=True):
+            rows += left_rows @ right
+
+
+def add_column_sums(total: Tensor, matrix: Tensor) -> None:
+    """total += matrix.sum(dim=0).  total: (V,), at least in float32; matrix: (C, V)."""
+    parts = [matrix] if matrix.is_cuda else matrix.split(BIAS_ROWS)  # a CPU casts its operand first: it must be small
+    for part in parts:
+        total += part.sum(dim=0, dtype=total.dtype)
+
+
+def of_device(sizes: Mapping[str, int], device: torch.device) -> int:
+    """The size for this type of device; every accelerator takes that of CUDA."""
+    return sizes.get(device.type, sizes["cuda"])
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

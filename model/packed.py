@@ -10,9 +10,9 @@ from itertools import accumulate, groupby
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 
 from .attention import MultiHeadAttention
-from .embeddings import position_ids
 from .encoder import Encoder
 
 
@@ -21,33 +21,51 @@ def encode_packed(encoder: Encoder, input_ids: Tensor, seqlens: Sequence[int], f
 
     input_ids: (T,) int64; seqlens: number of tokens of each of the B sequences, which sum to T.
     first_only: -> (B, d_h), the state of each sequence's first token only; the last layer then computes no other.
-    Runs of equal length are computed together, so sorted sequences are fastest.
+    Runs of equal length are computed together, so sorted sequences are fastest on a CPU.
     Raises ModelError for a sequence longer than the positions.
     """
     embeddings = encoder.embeddings
     embeddings.check_length(max(seqlens))
-    sequences = input_ids.split(list(seqlens))
-    positions = torch.cat([position_ids(sequence[None], embeddings.pad_id)[0] for sequence in sequences])
+    cu_seqlens = torch.tensor([0, *accumulate(seqlens)], dtype=torch.int32).to(input_ids.device)  # (B + 1,)
+    positions = packed_position_ids(input_ids, cu_seqlens, embeddings.pad_id)
     hidden = embeddings.embed(input_ids, positions)[None]  # (1, T, d_h)
     for layer in encoder.layers[:-1]:
-        hidden = layer.after_attention(hidden, packed_attention(layer.attention, hidden, hidden, seqlens))
+        hidden = layer.after_attention(hidden, packed_attention(layer.attention, hidden, hidden, seqlens, cu_seqlens))
     last, asking = encoder.layers[-1], hidden
     if first_only:
-        asking = hidden[:, torch.tensor([0, *accumulate(seqlens[:-1])], device=hidden.device)]  # (1, B, d_h)
-    return last.after_attention(asking, packed_attention(last.attention, asking, hidden, seqlens))[0]
+        asking = hidden[:, cu_seqlens[:-1]]  # (1, B, d_h)
+    return last.after_attention(asking, packed_attention(last.attention, asking, hidden, seqlens, cu_seqlens))[0]
 
 
-def packed_attention(attention: MultiHeadAttention, asking: Tensor, hidden: Tensor, seqlens: Sequence[int]) -> Tensor:
+def packed_position_ids(input_ids: Tensor, cu_seqlens: Tensor, pad_id: int) -> Tensor:
+    """`position_ids` of packed sequences, (T,): the k-th token of each that is not padding has position pad_id + k."""
+    is_token = (input_ids != pad_id).long()
+    counts = is_token.cumsum(dim=0)
+    before = F.pad(counts, (1, 0))[cu_seqlens[:-1]]  # (B,): the number of tokens in front of each sequence
+    before = before.repeat_interleave(cu_seqlens.diff(), output_size=len(input_ids))  # (T,)
+    return (counts - before) * is_token + pad_id
+
+
+def packed_attention(
+    attention: MultiHeadAttention, asking: Tensor, hidden: Tensor, seqlens: Sequence[int], cu_seqlens: Tensor
+) -> Tensor:
     """Equations (2) to (6) on packed sequences: MultiHead_l(H) for the tokens whose queries are computed.
 
     hidden: (1, T, d_h), which gives keys and values; asking: the states that give queries, all T of them or the
-    first of each sequence -> (1, T or B, d_h)
+    first of each sequence; cu_seqlens: (B + 1,) int32, where each sequence begins, and T -> (1, T or B, d_h)
     """
     queries, keys, values = attention.queries(asking)[0], attention.keys(hidden)[0], attention.values(hidden)[0]
+    dropout = attention.dropout if attention.training else 0.0
+    all_ask = asking.shape[1] == hidden.shape[1]
+    if has_varlen_kernel(queries, dropout):
+        cu_queries = cu_seqlens if all_ask else torch.arange(len(cu_seqlens), dtype=torch.int32, device=hidden.device)
+        longest = max(seqlens)
+        parts = (part.transpose(0, 1) for part in (queries, keys, values))  # (T or B, J, d_h / J)
+        heads = varlen_attn(*parts, cu_queries, cu_seqlens, longest if all_ask else 1, longest)
+        return attention.out(heads.flatten(1)[None])
     runs = [(length, len(list(same))) for length, same in groupby(seqlens)]  # neighbours of equal length
     key_sizes = [length * count for length, count in runs]
-    query_sizes = key_sizes if asking.shape[1] == hidden.shape[1] else [count for _, count in runs]
-    dropout = attention.dropout if attention.training else 0.0
+    query_sizes = key_sizes if all_ask else [count for _, count in runs]
     results = []
     for (_, count), *parts in zip(
         runs, queries.split(query_sizes, 1), keys.split(key_sizes, 1), values.split(key_sizes, 1)
@@ -56,3 +74,8 @@ def packed_attention(attention: MultiHeadAttention, asking: Tensor, hidden: Tens
         heads = F.scaled_dot_product_attention(*batch, dropout_p=dropout)
         results.append(attention.concatenate_heads(heads).flatten(0, 1))  # (count · n, d_h)
     return attention.out(torch.cat(results)[None])
+
+
+def has_varlen_kernel(queries: Tensor, dropout: float) -> bool:
+    """Whether one kernel takes all sequences, whatever their lengths: on a GPU, in half precision, without dropout."""
+    return queries.is_cuda and queries.dtype in (torch.float16, torch.bfloat16) and not dropout

@@ -63,7 +63,7 @@ def baseline_step(
         student.compile(dynamic=False)
         teacher.compile(dynamic=False)
     optimiser = torch.optim.AdamW(student.parameters(), lr=options.lr, betas=BETAS, eps=EPSILON, weight_decay=0.0)
-    scaler = runtime.grad_scaler()
+    scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
 
     def step(batch: Batch) -> None:
         with runtime.autocast():

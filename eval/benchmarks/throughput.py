@@ -20,11 +20,11 @@ import train
 from data.blocks import Batch
 from data.cli import check_bounds, option, parse_options
 from data.masking import CHOSEN
-from losses import CHUNK_BYTES, IGNORE_INDEX, LossSettings, distillation_loss, fused_distillation_loss
+from losses import IGNORE_INDEX, LossSettings, distillation_loss, fused_distillation_loss
 from losses.fused import Decoder
 from model import MaskedLM
 from model.checkpoints.native import PRECISIONS
-from model.training.device import GPU_PEAKS, Runtime, choose_device, prepare_models, training_flops
+from model.training.device import GPU_PEAKS, Runtime, choose_device, prepare_models, set_up_process, training_flops
 from model.training.optim import make_optimiser, optimiser_step
 
 from .distilbert_step import baseline_step
@@ -49,7 +49,9 @@ class Options:
     tokens: tuple[int, ...] = option((1024, 2048, 4096, 8192), "token counts for the speed of the loss", **COUNTS)
     memory_tokens: tuple[int, ...] = option((2048, 8192, 32768), "token counts for the memory of the loss", **COUNTS)
     repetitions: int = option(5, "rounds, of which the median is reported", least=1, most=1000)
-    chunk_mb: int = option(CHUNK_BYTES >> 20, "memory for the logits of the loss alone, in MiB", least=1, most=10**6)
+    chunk_mb: int | None = option(
+        None, "memory for the loss's logits, in MiB (default: train.py's)", type=int, least=1, most=10**6
+    )
     small: bool = option(False, "use tiny models, for a quick test of the command")
     only: tuple[str, ...] = option(PARTS, "parts of the benchmark to run", nargs="+", choices=PARTS)
 
@@ -81,10 +83,12 @@ def training_options() -> train.Options:
 
 def project_step(options: Options, runtime: Runtime) -> Run:
     """A step of train.py."""
+    set_up_process(runtime.device)
     student_config, teacher_config = configs(options.small)
     teacher = MaskedLM(teacher_config).to(runtime.device).eval().requires_grad_(False)
     student, run = MaskedLM(student_config).to(runtime.device).train(), training_options()
-    settings = LossSettings(run.direction, run.temperature, run.weights, compiled=runtime.compiled)
+    chunk_bytes = options.chunk_mb and options.chunk_mb << 20
+    settings = LossSettings(run.direction, run.temperature, run.weights, chunk_bytes, runtime.compiled)
     distiller = train.Distiller(student, teacher, settings, runtime).to(runtime.device)
     optimiser, scaler = make_optimiser(distiller, run.lr, run.weight_decay), runtime.grad_scaler()
     prepare_models(student, teacher, runtime)
@@ -125,7 +129,9 @@ def loss_alone(options: Options, runtime: Runtime, loss: Callable[..., Tensor], 
     decoder, teacher_decoder = decoder.requires_grad_(), teacher_decoder.to(PRECISIONS[runtime.precision])
     bias = torch.zeros(config.vocab_size, device=device, requires_grad=True)
     if loss is fused_loss:
-        loss = functools.partial(loss, compiled=runtime.compiled, chunk_bytes=options.chunk_mb << 20)
+        loss = functools.partial(
+            loss, compiled=runtime.compiled, chunk_bytes=options.chunk_mb and options.chunk_mb << 20
+        )
 
     def states(num_tokens: int) -> list[Tensor]:
         draw = [torch.randn(num_tokens, config.hidden_size, device=device, requires_grad=i < 2) for i in range(4)]

@@ -1,5 +1,7 @@
 """The device of a run, its precision, torch.compile, and the device's peak speed."""
 
+import ctypes
+import os
 import re
 import sys
 from contextlib import AbstractContextManager
@@ -13,6 +15,7 @@ from data.cli import OptionError
 from ..checkpoints.native import PRECISIONS
 from ..config import EncoderConfig
 from ..heads import MaskedLM
+from .optim import FixedScale
 
 GPU_PEAKS = {  # floating-point operations per second of dense matrix products, from the data sheets: fp32, bf16/fp16
     "H200 NVL": (60e12, 835e12),
@@ -32,6 +35,7 @@ GPU_PEAKS = {  # floating-point operations per second of dense matrix products, 
     "RTX 4090": (82.6e12, 165e12),
     "RTX 3090": (35.6e12, 71e12),
 }
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 OTHER_VARIANTS = "D|Ti|SUPER|Laptop|Mobile|Max-Q|MIG"  # GPUs of the same name with other peaks, and parts of a GPU
 
 
@@ -56,8 +60,8 @@ class Runtime:
                 module.to(PRECISIONS[self.precision])
 
     def grad_scaler(self) -> torch.amp.GradScaler:
-        """Enabled in fp16 only."""
-        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        """Scales the loss in fp16 only; in every precision, it skips steps with a non-finite gradient."""
+        return torch.amp.GradScaler(self.device.type) if self.precision == "fp16" else FixedScale(self.device.type)
 
 
 def choose_device(name: str) -> torch.device:
@@ -71,6 +75,23 @@ def choose_device(name: str) -> torch.device:
         where = "on this machine or in this PyTorch"
         raise OptionError(f"--device {name} is not available {where} ({first_line(error)}).") from None
     return device
+
+
+def set_up_process(device: torch.device) -> None:
+    """Settings of this process for training, to be made before its first product.
+
+    On a CPU, glibc keeps freed memory: else each large tensor goes back to the kernel, which clears its pages again for
+    the next step. On a GPU, operations are deterministic, so that a resumed run ends with the same bits; warn_only,
+    since an operation without such a form should not end a run.
+    """
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # of glibc only
+    if device.type == "cpu" and mallopt:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def choose_precision(name: str, device: torch.device) -> str:
@@ -128,7 +149,8 @@ def prepare_models(student: MaskedLM, teacher: MaskedLM | None, runtime: Runtime
     if runtime.compiled:
         on_cpu = runtime.device.type == "cpu"  # there PyTorch's own generator keeps dropout the same as uncompiled
         for model in filter(None, (student, teacher)):
-            model.encoder.compile(dynamic=False, options={"fallback_random": on_cpu})
+            for layer in model.encoder.layers:  # all layers of a model share one compiled form
+                layer.compile(dynamic=False, options={"fallback_random": on_cpu})
 
 
 def first_line(error: BaseException) -> str:

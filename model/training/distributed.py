@@ -30,7 +30,7 @@ class World:
 
     rank: int = 0
     size: int = 1
-    group: object = None
+    group: object = None  # for the exchanges; None without torchrun
 
     @property
     def is_main(self) -> bool:
@@ -71,12 +71,12 @@ SINGLE = World()
 
 @contextlib.contextmanager
 def join_world(device: str) -> Iterator[tuple[World, str]]:
-    """This process among those that torchrun started, else SINGLE; and the name of its device.
+    """This process among those that torchrun started, be it alone, else SINGLE; and the name of its device.
 
     device: auto and cuda become this process's own GPU. Raises OptionError if the ranks cannot connect.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1 or not torch.distributed.is_available():
+    if (size == 1 and "RANK" not in os.environ) or not torch.distributed.is_available():
         yield SINGLE, device
         return
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())

@@ -22,10 +22,26 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
     return peak * (steps - step + 1) / (steps - warmup_steps)
 
 
+class FixedScale(torch.amp.GradScaler):
+    """A GradScaler whose scale stays 1: it only skips steps with a non-finite gradient."""
+
+    def __init__(self, device: str):
+        super().__init__(device, init_scale=1.0)
+
+    def update(self, new_scale: float = 1.0) -> None:
+        super().update(new_scale)
+
+    def state_dict(self) -> dict:
+        return {}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Ignores the scale of a run that was in fp16 until now."""
+
+
 def optimiser_step(
     model: nn.Module, optimiser: torch.optim.AdamW, scaler: torch.amp.GradScaler, lr: float, clip: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clips the gradient, steps and clears it; a step with a non-finite gradient is skipped.
+    """Clips the gradient, steps and clears it; the scaler skips a step with a non-finite gradient.
 
     -> the gradient norm before clipping, whether the step was skipped, both ().  Nothing here waits for a GPU.
     """
@@ -33,10 +49,7 @@ def optimiser_step(
         group["lr"] = lr
     scaler.unscale_(optimiser)
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
-    skipped = ~grad_norm.isfinite()
-    if not scaler.is_enabled():  # an enabled scaler finds non-finite gradients itself, and halves its scale
-        optimiser.found_inf = skipped.float()  # read by the fused AdamW
     scaler.step(optimiser)
     scaler.update()
     optimiser.zero_grad(set_to_none=True)
-    return grad_norm, skipped
+    return grad_norm, ~grad_norm.isfinite()

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import threading
 import time
 from itertools import islice
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from data import DataError, demo
-from data.blocks import Blocks, make_batch, open_blocks, training_batches, validation_batches
+from data.blocks import Blocks, make_batch, open_blocks, prefetched, training_batches, validation_batches
 from data.corpus.shards import FORMAT, MANIFEST, TRAIN
 from data.corpus.shuffle import key_of
 from data.masking import Masking
@@ -168,6 +169,34 @@ def test_batches_keep_their_values_on_the_device(corpus):
         assert moved.has_padding == batch.has_padding
         for copy, tensor in zip(moved[:3], batch[:3], strict=True):
             assert copy.device.type == DEVICE.type and copy.dtype == tensor.dtype and torch.equal(copy.cpu(), tensor)
+
+
+def test_prefetched_batches_are_the_same_in_pinned_memory(corpus, monkeypatch):
+    blocks, pinned = train_blocks(corpus, 32), []
+    if DEVICE.type == "cpu":
+        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    batches = prefetched(training_batches(blocks, MASKING, 4, seed=3))
+    expected = islice(training_batches(blocks, MASKING, 4, seed=3), 20)
+    for batch, other in zip(islice(batches, 20), expected, strict=True):
+        assert all(torch.equal(one, two) for one, two in zip(batch[:3], other[:3]))
+        assert batch.has_padding == other.has_padding
+        assert len(pinned) >= 3 or all(tensor.is_pinned() for tensor in batch[:3])
+    before = threading.active_count()
+    batches.close()
+    assert threading.active_count() == before - 1
+
+
+def test_prefetching_ends_with_the_batches_and_passes_errors_on(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    batch = make_batch(torch.full((2, 8), 9), MASKING, key_of(0, numpy.arange(2)))
+
+    def failing():
+        yield batch
+        raise DataError("a shard is gone")
+
+    assert len(list(prefetched(iter([batch] * 3)))) == 3
+    with pytest.raises(DataError, match="a shard is gone"):
+        list(prefetched(failing()))
 
 
 def test_a_part_without_a_block_is_an_error(tmp_path):

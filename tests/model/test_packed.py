@@ -1,11 +1,17 @@
 """The encoder on packed sequences, without padding: equal to the padded form, and to transformers one at a time."""
 
+import inspect
+from itertools import pairwise
+from unittest.mock import Mock
+
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.nn.attention.varlen import varlen_attn
 
 from model import EncoderConfig, MaskedLM, ModelError, encode_packed
 from model.attention import scaled_dot_product
-from model.packed import packed_attention
+from model.packed import has_varlen_kernel, packed_attention
 from tests.helpers import DEVICE, assert_close, convert, gradients, huggingface_model, padded_batch, relative_norm
 
 SEQLENS = {
@@ -147,16 +153,53 @@ def test_dropout_acts_in_training_only_also_on_the_attention():
         encoder.train(training)
         one, other = (encode_packed(encoder, input_ids, (4, 4, 3, 1)) for _ in range(2))
         assert torch.equal(one, other) != training
-        one, other = (packed_attention(attention, hidden, hidden, (4, 2)) for _ in range(2))
+        one, other = (packed_attention(attention, hidden, hidden, (4, 2), torch.tensor([0, 4, 6])) for _ in range(2))
         assert torch.equal(one, other) != training  # no other dropout than equation (5)'s
 
 
 def test_packed_attention_is_equations_5_and_6_of_each_sequence(ours):
     torch.manual_seed(0)
     seqlens, attention = (3, 1, 1, 5, 3), ours.encoder.layers[0].attention
+    cu_seqlens = torch.tensor([0, 3, 4, 5, 10, 13], dtype=torch.int32)
     hidden = torch.randn(1, 13, 48, dtype=torch.float64)
     expected = []
     for states in hidden.split(seqlens, dim=1):
         heads, _ = scaled_dot_product(attention.queries(states), attention.keys(states), attention.values(states))
         expected.append(attention.out(attention.concatenate_heads(heads)))
-    assert (packed_attention(attention, hidden, hidden, seqlens) - torch.cat(expected, dim=1)).abs().max() < 1e-12
+    actual = packed_attention(attention, hidden, hidden, seqlens, cu_seqlens)
+    assert (actual - torch.cat(expected, dim=1)).abs().max() < 1e-12
+
+
+def varlen_reference(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k):
+    """What PyTorch's varlen_attn computes on a GPU, one sequence after the other."""
+    results = []
+    for (q_start, q_stop), (k_start, k_stop) in zip(*(pairwise(bounds.tolist()) for bounds in (cu_seq_q, cu_seq_k))):
+        assert q_stop - q_start <= max_q and k_stop - k_start <= max_k
+        parts = query[q_start:q_stop], key[k_start:k_stop], value[k_start:k_stop]  # (n, J, d_h / J)
+        results.append(F.scaled_dot_product_attention(*(part.transpose(0, 1) for part in parts)).transpose(0, 1))
+    return torch.cat(results)
+
+
+@pytest.mark.parametrize("first_only", [False, True], ids=["all tokens", "first only"])
+@pytest.mark.parametrize("name", SEQLENS)
+@torch.no_grad()
+def test_the_kernel_for_sequences_of_varying_lengths(monkeypatch, ours, name, first_only):
+    """How it is called; the kernel itself runs on a GPU only, in test_packed_in_bf16_is_no_worse_than_padded."""
+    _, _, ids = batch(SEQLENS[name])
+    expected = encode_packed(ours.encoder, ids, SEQLENS[name], first_only=first_only)
+    calls = Mock(side_effect=varlen_reference)
+    monkeypatch.setattr("model.packed.varlen_attn", calls)
+    monkeypatch.setattr("model.packed.has_varlen_kernel", lambda queries, dropout: True)
+    assert relative_norm(encode_packed(ours.encoder, ids, SEQLENS[name], first_only=first_only), expected) < 1e-12
+    assert all(bounds.dtype == torch.int32 for call in calls.call_args_list for bounds in call.args[3:5])
+    parameters = list(inspect.signature(varlen_attn).parameters)
+    assert parameters[:7] == list(inspect.signature(varlen_reference).parameters)
+
+
+def test_when_that_kernel_is_used():
+    cases = [("cuda", torch.bfloat16, 0.0), ("cuda", torch.float16, 0.0), ("cuda", torch.bfloat16, 0.1)]
+    cases += [("cuda", torch.float32, 0.0), ("cpu", torch.bfloat16, 0.0)]
+    found = [
+        has_varlen_kernel(Mock(is_cuda=device == "cuda", dtype=dtype), dropout) for device, dtype, dropout in cases
+    ]
+    assert found == [True, True, False, False, False]

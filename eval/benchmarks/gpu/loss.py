@@ -22,7 +22,7 @@ LOSS_RUNS = 5  # per measurement
 def liger_cross_entropy(
     student: Decoder, teacher: Decoder, hidden: Sequence[Tensor], labels: Tensor, real: Tensor
 ) -> Tensor:
-    """Equation (12) alone, over all tokens, by Liger-Kernel.  Raises ImportError without it."""
+    """Masked LM alone, over all tokens, by Liger-Kernel.  Raises ImportError without it."""
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
     state, weight, bias = (tensor.to(teacher.weight.dtype) for tensor in student)
@@ -31,7 +31,7 @@ def liger_cross_entropy(
 
 
 def liger_jsd(student: Decoder, teacher: Decoder, hidden: Sequence[Tensor], labels: Tensor, real: Tensor) -> Tensor:
-    """Equation (10) alone, teacher → student, by Liger-Kernel.  Raises ImportError without it."""
+    """The divergence alone, teacher → student, by Liger-Kernel.  Raises ImportError without it."""
     from liger_kernel.transformers import LigerFusedLinearJSD
 
     state, weight, teacher_state = (x.to(teacher.weight.dtype) for x in (student.state, student.weight, teacher.state))

@@ -1,5 +1,9 @@
 """The choice of device, precision and compilation, and the peak speed of a device."""
 
+import ctypes
+import os
+import subprocess
+import sys
 from unittest.mock import Mock
 
 import pytest
@@ -11,7 +15,7 @@ from data import OptionError
 from model import EncoderConfig, MaskedLM
 from model.training import device
 from model.training.device import Runtime, choose_compiled, choose_device, choose_precision, training_flops
-from tests.helpers import padded_batch, relative_norm
+from tests.helpers import REPOSITORY, padded_batch, relative_norm
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -41,6 +45,43 @@ def test_auto_precision_on_a_cpu_depends_on_its_instructions(monkeypatch, capsys
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {name: True})
     assert choose_precision("auto", CPU) == expected and choose_precision("bf16", CPU) == "bf16"
     assert ("this processor emulates bf16" in capsys.readouterr().err) == (expected == "fp32")
+
+
+COUNT_PAGE_FAULTS = """
+import resource, sys, torch
+from model.training.device import set_up_process
+if sys.argv[1] == "set up":
+    set_up_process(torch.device("cpu"))
+for step in range(6):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    kept = torch.ones(16_000_000)
+    del kept
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
+def test_freed_memory_is_kept_on_a_cpu():
+    """Otherwise the kernel clears the 15,625 pages of a tensor of 64 MB again at each step."""
+    faults = {}
+    for name in ("set up", "default"):
+        command = [sys.executable, "-c", COUNT_PAGE_FAULTS, name]
+        variables = {**os.environ, "THP_MEM_ALLOC_ENABLE": "0"}  # pages of 4 kB
+        result = subprocess.run(command, cwd=REPOSITORY, env=variables, capture_output=True, text=True, check=True)
+        faults[name] = list(map(int, result.stdout.split()))
+    assert faults["default"][-1] > 10_000 and max(faults["set up"][2:]) < 100
+
+
+def test_operations_are_deterministic_on_a_gpu(monkeypatch):
+    monkeypatch.setattr("os.environ", {})
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", Mock())
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    device.set_up_process(CPU)
+    torch.use_deterministic_algorithms.assert_not_called()
+    device.set_up_process(GPU)
+    torch.use_deterministic_algorithms.assert_called_once_with(True, warn_only=True)
+    assert not torch.utils.deterministic.fill_uninitialized_memory
+    assert device.os.environ == {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 
 
 def test_compilation(monkeypatch, capsys):

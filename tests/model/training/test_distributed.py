@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -142,6 +143,18 @@ def test_without_torchrun_there_is_one_rank_with_the_given_device(monkeypatch, v
     monkeypatch.setattr(os, "environ", variables)
     with join_world("cuda:7") as joined:
         assert joined == (SINGLE, "cuda:7")
+    assert not torch.distributed.is_initialized()
+
+
+def test_one_process_of_torchrun_is_a_rank_too(monkeypatch):
+    """So that nccl can be tried on one GPU."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    variables = dict(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    monkeypatch.setattr(os, "environ", {**os.environ, **variables})
+    with join_world("cpu") as (world, device):
+        assert (world.rank, world.size, device) == (0, 1, "cpu") and world.group is not None
+        assert torch.distributed.get_backend() == "gloo"
     assert not torch.distributed.is_initialized()
 
 
