@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 
 from tests import train_runs
-from tests.train_runs import LONGER, Command, arguments, assert_same_run, run, steps_kept, weights
+from tests.train_runs import LONGER, Command, arguments, assert_same_run, steps_kept, weights
 
-STEPS_PER_KILL = 15  # more than a run does before it is killed, on average, so that it does not end too early
+STEPS_PER_KILL = 60  # more than a run does before it is killed, on average, so that it does not end too early
 MEMORY_STEPS, GROWTH = 2000, 30  # megabytes
 
 
@@ -39,7 +39,8 @@ def torture(place: Path, kills: int) -> None:
     chance, begun = random.Random(0), time.monotonic()
     options = LONGER | dict(steps=STEPS_PER_KILL * kills, log_every=1)
     whole, out = place / "whole", place / "out"
-    run(place, out=whole, **options)
+    with Command("train.py", *arguments(place, out=whole, **options)) as command:  # one thread, as the killed ones
+        assert command.end(3600) == 0, command.output
     print(f"{options['steps']} steps in {time.monotonic() - begun:.1f} s without a kill: {weights(whole)}", flush=True)
     killed = resumed = writing = 0
     begun = time.monotonic()

@@ -62,14 +62,14 @@ for step in range(6):
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
 def test_freed_memory_is_kept_on_a_cpu():
-    """Otherwise the kernel clears the 15,625 pages of a tensor of 64 MB again at each step."""
+    """Otherwise the kernel clears the pages of a tensor of 64 MB again at each step."""
     faults = {}
     for name in ("set up", "default"):
         command = [sys.executable, "-c", COUNT_PAGE_FAULTS, name]
-        variables = {**os.environ, "THP_MEM_ALLOC_ENABLE": "0"}  # pages of 4 kB
+        variables = {**os.environ, "THP_MEM_ALLOC_ENABLE": "1"}  # as train.py sets it
         result = subprocess.run(command, cwd=REPOSITORY, env=variables, capture_output=True, text=True, check=True)
         faults[name] = list(map(int, result.stdout.split()))
-    assert faults["default"][-1] > 10_000 and max(faults["set up"][2:]) < 100
+    assert faults["default"][-1] > 10 * (max(faults["set up"][2:]) + 1)
 
 
 def test_operations_are_deterministic_on_a_gpu(monkeypatch):
