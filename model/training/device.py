@@ -36,7 +36,7 @@ GPU_PEAKS = {  # floating-point operations per second of dense matrix products, 
     "RTX 3090": (35.6e12, 71e12),
 }
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-HUGE_PAGE = 2**21  # bytes; with THP_MEM_ALLOC_ENABLE, PyTorch aligns large tensors to it
+PAGE = 2**12  # bytes; with THP_MEM_ALLOC_ENABLE, PyTorch aligns tensors of 2 MB and more to it, else to 64
 OTHER_VARIANTS = "D|Ti|SUPER|Laptop|Mobile|Max-Q|MIG"  # GPUs of the same name with other peaks, and parts of a GPU
 
 
@@ -81,19 +81,21 @@ def choose_device(name: str) -> torch.device:
 def set_up_process(device: torch.device) -> None:
     """Settings of this process for training, to be made before its first product.
 
-    On a CPU, glibc keeps freed memory: else each large tensor goes back to the kernel, which clears its pages again for
-    the next step. With huge pages only: at PyTorch's other alignment, glibc before 2.38 would not reuse it. On a GPU, operations are deterministic, so that a resumed run ends with the same bits; warn_only,
-    since an operation without such a form should not end a run.
+    CPU: glibc keeps freed memory. By default each large tensor goes back to the kernel, which clears its pages again for
+    the next step. With huge pages only: at PyTorch's other alignment, glibc before 2.38 would not reuse the memory.
+    GPU: operations are deterministic, so that a resumed run ends with the same bits. warn_only, since an operation
+    without a deterministic form should not end a run.
     """
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # of glibc only
-    huge_pages = torch.empty(2 * HUGE_PAGE, dtype=torch.uint8).data_ptr() % HUGE_PAGE == 0
-    if device.type == "cpu" and huge_pages and mallopt:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, -1)
+    elif device.type == "cpu":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # of glibc only
+        in_huge_pages = torch.empty(2**22, dtype=torch.uint8).data_ptr() % PAGE == 0
+        if mallopt and in_huge_pages:
+            mallopt(M_MMAP_MAX, 0)
+            mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def choose_precision(name: str, device: torch.device) -> str:
