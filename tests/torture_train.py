@@ -37,7 +37,7 @@ def wait_for_a_moment(command: Command, out: Path, chance: random.Random) -> Non
 def torture(place: Path, kills: int) -> None:
     """A run that is killed this number of times must end like one that is not."""
     chance, begun = random.Random(0), time.monotonic()
-    options = LONGER | dict(steps=STEPS_PER_KILL * kills, log_every=1)
+    options = LONGER | dict(steps=STEPS_PER_KILL * kills, log_every=1, compile="off")
     whole, out = place / "whole", place / "out"
     with Command("train.py", *arguments(place, out=whole, **options)) as command:  # one thread, as the killed ones
         assert command.end(3600) == 0, command.output

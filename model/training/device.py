@@ -81,8 +81,8 @@ def choose_device(name: str) -> torch.device:
 def set_up_process(device: torch.device) -> None:
     """Settings of this process for training, to be made before its first product.
 
-    CPU: glibc keeps freed memory. By default each large tensor goes back to the kernel, which clears its pages again for
-    the next step. With huge pages only: at PyTorch's other alignment, glibc before 2.38 would not reuse the memory.
+    CPU: glibc keeps freed memory. By default each large tensor goes back to the kernel, which clears its pages again
+    for the next step. With huge pages only: at PyTorch's other alignment, glibc before 2.38 would not reuse the memory.
     GPU: operations are deterministic, so that a resumed run ends with the same bits. warn_only, since an operation
     without a deterministic form should not end a run.
     """
