@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import EncoderConfig, ModelError
+from .dropout import Dropout
 
 
 def position_ids(input_ids: Tensor, pad_id: int) -> Tensor:
@@ -37,7 +38,7 @@ class Embeddings(nn.Module):
         self.word = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_id)
         self.position = nn.Embedding(config.max_positions, config.hidden_size, padding_idx=config.pad_id)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         if input_ids.ndim != 2 or input_ids.dtype not in (torch.int64, torch.int32):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .attention import MultiHeadAttention
 from .config import EncoderConfig, ModelError
+from .dropout import Dropout
 from .embeddings import Embeddings
 
 
@@ -47,7 +48,7 @@ class TransformerLayer(nn.Module):
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.feed_forward = FeedForward(config)
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         return self.after_attention(hidden, self.attention(hidden, attention_mask))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import EncoderConfig, ModelError
+from .dropout import Dropout
 from .encoder import Encoder, initialise
 
 
@@ -61,7 +62,7 @@ class SequenceClassifier(nn.Module):
         self.config = config
         self.labels = label_names(num_labels, labels)
         self.encoder = Encoder(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.output = nn.Linear(config.hidden_size, num_labels)
         initialise(self.dense, config.hidden_size)
@@ -83,7 +84,7 @@ class TokenClassifier(nn.Module):
         self.config = config
         self.labels = label_names(num_labels, labels)
         self.encoder = Encoder(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.output = nn.Linear(config.hidden_size, num_labels)
         initialise(self.output, config.hidden_size)
 

@@ -55,9 +55,8 @@ def packed_attention(
     first of each sequence; cu_seqlens: (B + 1,) int32, where each sequence begins, and T -> (1, T or B, d_h)
     """
     queries, keys, values = attention.queries(asking)[0], attention.keys(hidden)[0], attention.values(hidden)[0]
-    dropout = attention.dropout if attention.training else 0.0
     all_ask = asking.shape[1] == hidden.shape[1]
-    if has_varlen_kernel(queries, dropout):
+    if has_varlen_kernel(queries, attention.dropout.p if attention.training else 0.0):
         cu_queries = cu_seqlens if all_ask else torch.arange(len(cu_seqlens), dtype=torch.int32, device=hidden.device)
         longest = max(seqlens)
         parts = (part.transpose(0, 1) for part in (queries, keys, values))  # (T or B, J, d_h / J)
@@ -71,8 +70,7 @@ def packed_attention(
         runs, queries.split(query_sizes, 1), keys.split(key_sizes, 1), values.split(key_sizes, 1)
     ):
         batch = (part.unflatten(1, (count, -1)).transpose(0, 1) for part in parts)  # (count, J, n or 1, d_h / J)
-        heads = F.scaled_dot_product_attention(*batch, dropout_p=dropout)
-        results.append(attention.concatenate_heads(heads).flatten(0, 1))  # (count · n, d_h)
+        results.append(attention.concatenate_heads(attention.attend(*batch)).flatten(0, 1))  # (count · n, d_h)
     return attention.out(torch.cat(results)[None])
 
 
