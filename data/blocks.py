@@ -180,7 +180,7 @@ def prefetched(batches: Iterator[Batch]) -> Iterator[Batch]:
     """The same micro-batches, made by a thread while a GPU computes, in pinned memory: copies from it do not wait."""
 
     def make() -> Batch | None:
-        batch = next(batches, None)
+        batch = next(batches, None)  # None at their end
         return batch and Batch(*(tensor.pin_memory() for tensor in batch[:3]), batch.has_padding)
 
     with ThreadPoolExecutor(max_workers=1) as executor:  # one thread: their order stays

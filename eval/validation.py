@@ -1,5 +1,6 @@
 """Losses, accuracy and agreement on held-out text."""
 
+import contextlib
 import math
 from collections.abc import Sequence
 
@@ -40,7 +41,7 @@ def validate(
         batch = batch.to(runtime.device)
         masked = batch.labels != IGNORE_INDEX
         with runtime.autocast():
-            hidden = last_hidden_state(student, batch)
+            hidden = last_hidden_state(student, batch, runtime)
             logits = student.head(hidden[masked])  # (N, |W|)
             predictions, labels = logits.argmax(dim=-1), batch.labels[masked]
             correct[0] += (predictions == labels).sum().cpu()
@@ -49,7 +50,7 @@ def validate(
                 zero = torch.zeros_like(mlm)
                 terms = DistillationLoss(zero, zero, mlm, batch.real.sum(), count)
             else:
-                teacher_hidden = last_hidden_state(teacher, batch)
+                teacher_hidden = last_hidden_state(teacher, batch, runtime)
                 teacher_predictions = teacher.head(teacher_hidden[masked]).argmax(dim=-1)
                 correct[1] += (teacher_predictions == labels).sum().cpu()
                 correct[2] += (teacher_predictions == predictions).sum().cpu()
@@ -71,9 +72,11 @@ def validate(
     return result
 
 
-def last_hidden_state(model: MaskedLM, batch: Batch) -> Tensor:
-    """H_L, (B, n, d_h), by `forward` itself: the compiled encoder is compiled for other shapes."""
-    return model.encoder.forward(batch.input_ids, batch.real, has_padding=batch.has_padding)
+def last_hidden_state(model: MaskedLM, batch: Batch, runtime: Runtime) -> Tensor:
+    """H_L, (B, n, d_h), without the compiled layers, which are compiled for other shapes."""
+    eager = torch.compiler.set_stance("force_eager") if runtime.compiled else contextlib.nullcontext()
+    with eager:
+        return model.encoder(batch.input_ids, batch.real, has_padding=batch.has_padding)
 
 
 def all_terms(

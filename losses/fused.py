@@ -227,7 +227,9 @@ def decode_in_chunks(
     ]
     vocab_size, num_tokens = len(student_weight), len(tokens.rows)
     stride = -(-vocab_size // ALIGNMENT) * ALIGNMENT
-    chunk_rows = max(1, (settings.chunk_bytes or of_device(CHUNK_BYTES, device)) // (2 * stride * dtype.itemsize))
+    most = max(1, (settings.chunk_bytes or of_device(CHUNK_BYTES, device)) // (2 * stride * dtype.itemsize))
+    num_chunks = max(1, -(-num_tokens // most))
+    chunk_rows = min(most, max(1, -(-num_tokens // (num_chunks * ALIGNMENT))) * ALIGNMENT)  # of nearly equal size
     memory = torch.empty(2, min(chunk_rows, num_tokens), stride, dtype=dtype, device=device)[..., :vocab_size]
     block_rows = max(1, min(chunk_rows, of_device(BLOCK_BYTES, device) // (stride * accum_dtype.itemsize)))
     passes = sum_rows, overwrite_with_gradient
@@ -243,8 +245,8 @@ def decode_in_chunks(
         student_logits, teacher_logits = memory[:, : len(rows)]  # (C, V)
         torch.mm(student_state, student_weight.T, out=student_logits)
         torch.mm(teacher_state, teacher_weight.T, out=teacher_logits)
-        labels = tokens.labels[start : min(start + len(rows), tokens.num_masked), None]
-        label_logits[start : start + len(labels)] = student_logits[: len(labels)].gather(1, labels)
+        of_masked = tokens.labels[start : min(start + len(rows), tokens.num_masked), None]
+        label_logits[start : start + len(of_masked)] = student_logits[: len(of_masked)].gather(1, of_masked)
         for top in range(0, len(rows), block_rows):
             block = slice(top, min(top + block_rows, len(rows)))
             here = slice(start + block.start, start + block.stop)
@@ -321,7 +323,8 @@ def overwrite_with_gradient(
 ) -> None:
     """The second pass: the gradient of (10) and (12) overwrites the student's logits.
 
-    soft_weight, mlm_weight: (R, 1), 0 for tokens that do not count; labels: (R,), or None if no token is masked.
+    soft_weight, mlm_weight: (R, 1), 0 for tokens that do not count; labels: (R,), or None if the block has no masked
+    token.
 
     With p and q of RowSums, and the terms of `soft_label_loss` and `mlm_loss`:
       T² D_KL(p ‖ q)  has the gradient  T p (u − v − Σ p (u − v))  with respect to z^s;
@@ -346,8 +349,11 @@ def overwrite_with_gradient(
 
 @functools.cache
 def compiled(function: Callable) -> Callable:
-    """The function through torch.compile, once for any number of rows."""
-    return torch.compile(function, dynamic=True)
+    """The function through torch.compile: for one number of rows, and once more, for any, when another comes.
+
+    Never with CUDA graphs, which would copy the logits.
+    """
+    return torch.compile(function, options={"triton.cudagraphs": False})
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

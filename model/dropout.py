@@ -19,7 +19,7 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.acts_on_cpu(x):
             return F.dropout(x, self.p, self.training)
-        dropped = round(self.p * 2**16)  # of 65,536
+        dropped = min(round(self.p * 2**16), 2**16 - 1)  # of 65,536
         draws = torch.randint(-(2**63), 2**63 - 1, (-(-x.numel() // 4),))  # int64
         kept = draws.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - 2**15
         return torch.where(kept, x * (1 / (1 - dropped / 2**16)), 0.0)

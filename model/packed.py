@@ -26,7 +26,8 @@ def encode_packed(encoder: Encoder, input_ids: Tensor, seqlens: Sequence[int], f
     """
     embeddings = encoder.embeddings
     embeddings.check_length(max(seqlens))
-    cu_seqlens = torch.tensor([0, *accumulate(seqlens)], dtype=torch.int32).to(input_ids.device)  # (B + 1,)
+    bounds = torch.tensor([0, *accumulate(seqlens)], dtype=torch.int32, pin_memory=input_ids.is_cuda)
+    cu_seqlens = bounds.to(input_ids.device, non_blocking=True)  # (B + 1,)
     positions = packed_position_ids(input_ids, cu_seqlens, embeddings.pad_id)
     hidden = embeddings.embed(input_ids, positions)[None]  # (1, T, d_h)
     for layer in encoder.layers[:-1]:
@@ -75,5 +76,9 @@ def packed_attention(
 
 
 def has_varlen_kernel(queries: Tensor, dropout: float) -> bool:
-    """Whether one kernel takes all sequences, whatever their lengths: on a GPU, in half precision, without dropout."""
-    return queries.is_cuda and queries.dtype in (torch.float16, torch.bfloat16) and not dropout
+    """Whether one kernel takes all sequences, whatever their lengths: flash attention's, which has no dropout here.
+
+    It needs an Ampere GPU or a newer one, half precision, and heads of a multiple of 8 up to 256.
+    """
+    fits = queries.dtype in (torch.float16, torch.bfloat16) and queries.shape[-1] % 8 == 0 and queries.shape[-1] <= 256
+    return queries.is_cuda and fits and not dropout and torch.cuda.get_device_capability(queries.device) >= (8, 0)

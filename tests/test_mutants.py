@@ -35,7 +35,7 @@ FAULTS = [  # name, file, what is changed, into what, the test that must see it
     ("position of padding", "model/embeddings.py", ".cumsum(dim=1) * is_token +", ".cumsum(dim=1) +", AGREES),
     ("pre-LayerNorm", "model/encoder.py", ".attention(hidden,", ".attention(self.attention_norm(hidden),", AGREES),
     ("token type left out", "model/checkpoints/huggingface.py", "= position + rows[0]", "= position", AGREES),
-    ("attention scale", "model/attention.py", "dropout_p=self", "scale=1.0, dropout_p=self", AGREES),
+    ("attention scale", "model/attention.py", "attn_mask=mask,", "attn_mask=mask, scale=1.0,", AGREES),
     ("attention scale in (5)", "model/attention.py", "/ math.sqrt(queries.shape[-1])", "", LITERAL),
     ("attention mask in (5)", "model/attention.py", "(~attention_mask[", "(attention_mask[", LITERAL),
     ("packed sequences attend to all", "model/packed.py", ".unflatten(1, (count, -1))", "[:, None]", PACKED),

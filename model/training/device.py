@@ -83,12 +83,12 @@ def set_up_process(device: torch.device) -> None:
 
     CPU: glibc keeps freed memory. By default each large tensor goes back to the kernel, which clears its pages again
     for the next step. With huge pages only: at PyTorch's other alignment, glibc before 2.38 would not reuse the memory.
-    GPU: operations are deterministic, so that a resumed run ends with the same bits. warn_only, since an operation
-    without a deterministic form should not end a run.
+    GPU: operations are deterministic, so that a resumed run ends with the same bits. (With warn_only, attention would
+    not be.)
     """
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False
     elif device.type == "cpu":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # of glibc only

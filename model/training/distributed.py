@@ -76,7 +76,7 @@ def join_world(device: str) -> Iterator[tuple[World, str]]:
     device: auto and cuda become this process's own GPU. Raises OptionError if the ranks cannot connect.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    if (size == 1 and "RANK" not in os.environ) or not torch.distributed.is_available():
+    if (size == 1 and not {"RANK", "MASTER_ADDR"} <= os.environ.keys()) or not torch.distributed.is_available():
         yield SINGLE, device
         return
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())

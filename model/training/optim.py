@@ -43,7 +43,8 @@ def optimiser_step(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Clips the gradient, steps and clears it; the scaler skips a step with a non-finite gradient.
 
-    -> the gradient norm before clipping, whether the step was skipped, both ().  Nothing here waits for a GPU.
+    -> the gradient norm before clipping, whether it is not finite, both ().  Nothing here waits for a GPU. (A norm that
+    overflows, above 1e19, although each element is finite, does not skip the step but clips its gradient to 0.)
     """
     for group in optimiser.param_groups:
         group["lr"] = lr

@@ -5,6 +5,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+import torch._dynamo
 from sklearn.metrics import accuracy_score
 
 from data import DataError
@@ -12,7 +13,7 @@ from data.blocks import Batch
 from eval.validation import validate
 from losses import LossSettings, distillation_loss, fused_distillation_loss
 from model import EncoderConfig, MaskedLM
-from model.training.device import Runtime
+from model.training.device import Runtime, prepare_models
 from model.training.state import Diverged
 
 RUNTIME = Runtime(torch.device("cpu"))
@@ -74,6 +75,23 @@ def test_accuracies_agreement_and_losses_over_all_batches():
     expected = dict(soft_label_loss=soft, cosine_loss=cosine, mlm_loss=mlm, pseudo_perplexity=math.exp(mlm))
     expected |= dict(loss=0.2 * soft + 0.3 * cosine + 0.5 * mlm)
     assert {name: result[name] for name in expected} == pytest.approx(expected, rel=1e-9)
+
+
+def test_nothing_is_compiled_for_validation():
+    """Its shapes are others than training's: together, more forms than torch.compile makes."""
+    student, teacher = close_models()
+    batches = uneven_batches(student)
+    expected = validate(student, teacher, batches, SETTINGS, RUNTIME)
+    compiled = Runtime(RUNTIME.device, compiled=True)
+    for module in (student, teacher):
+        module.float()
+    prepare_models(student, teacher, compiled)
+    torch._dynamo.utils.counters.clear()
+    result = validate(student, teacher, batches, SETTINGS, compiled)
+    assert not torch._dynamo.utils.counters["frames"]
+    assert result == pytest.approx(expected, rel=1e-5)
+    student.encoder(batches[0].input_ids, batches[0].real)  # is compiled
+    assert torch._dynamo.utils.counters["frames"]["ok"] == 1
 
 
 @pytest.mark.parametrize("weights", [(1.0, 0.0, 0.0), (0.0, 0.0, 2.0), (0.0, 0.3, 0.0)])

@@ -196,10 +196,14 @@ def test_the_kernel_for_sequences_of_varying_lengths(monkeypatch, ours, name, fi
     assert parameters[:7] == list(inspect.signature(varlen_reference).parameters)
 
 
-def test_when_that_kernel_is_used():
-    cases = [("cuda", torch.bfloat16, 0.0), ("cuda", torch.float16, 0.0), ("cuda", torch.bfloat16, 0.1)]
-    cases += [("cuda", torch.float32, 0.0), ("cpu", torch.bfloat16, 0.0)]
-    found = [
-        has_varlen_kernel(Mock(is_cuda=device == "cuda", dtype=dtype), dropout) for device, dtype, dropout in cases
-    ]
-    assert found == [True, True, False, False, False]
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [({}, True), (dict(dtype=torch.float16), True), (dict(dtype=torch.float32), False), (dict(is_cuda=False), False)]
+    + [(dict(dropout=0.1), False), (dict(capability=(7, 5)), False), (dict(size=12), False), (dict(size=264), False)],
+    ids=str,
+)
+def test_when_that_kernel_is_used(monkeypatch, changed, expected):
+    case = dict(dtype=torch.bfloat16, is_cuda=True, dropout=0.0, capability=(8, 0), size=64) | changed
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: case["capability"])
+    queries = Mock(dtype=case["dtype"], is_cuda=case["is_cuda"], shape=(12, 9, case["size"]))
+    assert has_varlen_kernel(queries, case["dropout"]) == expected

@@ -46,8 +46,8 @@ class Part:
 ALL_PARTS = (
     Part("environment", 25, environment),
     Part("correctness", 90, correctness),
-    Part("demo", 55, demo),
-    Part("step", 190, step),
+    Part("demo", 50, demo),
+    Part("step", 175, step),
     Part("loss", 50, loss),
     Part("inference", 40, inference),
     Part("profile", 30, profile_step),

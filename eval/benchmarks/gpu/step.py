@@ -68,7 +68,7 @@ def step(options: Options, results: Results) -> None:
     """
     peaks = results.find("peaks") or measured_peaks(options, results)
     short, long = SMALL_SIZES if options.small else SIZES
-    sweeps = {short: (16, 32, 128, 256, 512), long: (4, 8, 32, 64, 128)}  # besides the batch that is compared
+    sweeps = {short: (16, 32, 128, 256), long: (4, 8, 32, 64)}  # besides the batch that is compared
     if options.small:
         sweeps = {short: (1, 4), long: ()}
     measured: dict[tuple, Row | Failure] = {}

@@ -52,7 +52,7 @@ import resource, sys, torch
 from model.training.device import set_up_process
 if sys.argv[1] == "set up":
     set_up_process(torch.device("cpu"))
-for step in range(6):
+for step in range(40):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     kept = torch.ones(16_000_000)
     del kept
@@ -62,14 +62,14 @@ for step in range(6):
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
 def test_freed_memory_is_kept_on_a_cpu():
-    """Otherwise the kernel clears the pages of a tensor of 64 MB again at each step."""
+    """Otherwise the kernel clears the pages of a tensor of 64 MB again at each step; kept, at few of them."""
     faults = {}
     for name in ("set up", "default"):
         command = [sys.executable, "-c", COUNT_PAGE_FAULTS, name]
         variables = {**os.environ, "THP_MEM_ALLOC_ENABLE": "1"}  # as train.py sets it
         result = subprocess.run(command, cwd=REPOSITORY, env=variables, capture_output=True, text=True, check=True)
         faults[name] = list(map(int, result.stdout.split()))
-    assert faults["default"][-1] > 10 * (max(faults["set up"][2:]) + 1)
+    assert sum(faults["default"]) > 4 * sum(faults["set up"])
 
 
 def test_operations_are_deterministic_on_a_gpu(monkeypatch):
@@ -79,7 +79,7 @@ def test_operations_are_deterministic_on_a_gpu(monkeypatch):
     device.set_up_process(CPU)
     torch.use_deterministic_algorithms.assert_not_called()
     device.set_up_process(GPU)
-    torch.use_deterministic_algorithms.assert_called_once_with(True, warn_only=True)
+    torch.use_deterministic_algorithms.assert_called_once_with(True)
     assert not torch.utils.deterministic.fill_uninitialized_memory
     assert device.os.environ == {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 
