@@ -41,6 +41,7 @@ class Tokens(NamedTuple):
     """The tokens that count, the masked ones first, so that later blocks need no labels."""
 
     rows: Tensor  # (M,) int64, their indices among the N
+    positions: Tensor  # (N,) int64, the position of each token among the M; M if it does not count
     labels: Tensor  # (M,) int64, IGNORE_INDEX where not masked
     real: Tensor  # (M,) bool
     num_masked: int
@@ -117,7 +118,9 @@ def fused_distillation_loss(
     )
     masked_rows, other_rows = masked.nonzero().squeeze(1), (real & ~masked).nonzero().squeeze(1)
     rows = torch.cat([masked_rows, other_rows])  # (M,)
-    tokens = Tokens(*(to_device(x, device) for x in (rows, labels[rows], real[rows])), len(masked_rows))
+    positions = torch.full_like(labels, len(rows))  # (N,)
+    positions[rows] = torch.arange(len(rows), device=rows.device)
+    tokens = Tokens(*(to_device(x, device) for x in (rows, positions, labels[rows], real[rows])), len(masked_rows))
 
     token_weights = weights[0] * per_real, weights[1] * per_real, weights[2] * per_masked
     settings = LossSettings(direction, temperature, weights, chunk_bytes, compiled)
@@ -157,15 +160,16 @@ class FusedDistillation(torch.autograd.Function):
         if torch.is_autocast_enabled(device_type):
             dtype = torch.get_autocast_dtype(device_type)
         with torch.autocast(device_type, enabled=False):  # every dtype is explicit in here
-            soft_label, mlm, gradients = decode_in_chunks(
+            soft_label, mlm, (of_state, *gradients) = decode_in_chunks(
                 student, teacher, tokens, scaled[::2], dtype, wanted[:3], settings
             )
+            state_gradient = None if of_state is None else of_state[tokens.positions]  # (N, d_s)
             cosine, hidden_gradient = soft_label.new_zeros(()), None
             if student_hidden is not None:
                 cosine, hidden_gradient = cosine_in_parts(student_hidden, teacher_hidden, tokens, scaled[1], wanted[3])
         hidden = student_state if student_hidden is None else student_hidden
         ctx.dtypes, ctx.loss_scale = [tensor.dtype for tensor in (*student, hidden)], loss_scale
-        ctx.save_for_backward(*gradients, hidden_gradient)
+        ctx.save_for_backward(state_gradient, *gradients, hidden_gradient)
         sums = soft_label, cosine, mlm
         ctx.mark_non_differentiable(*sums)
         total = sum(weight * term for weight, term in zip(token_weights, sums, strict=True))
@@ -189,16 +193,16 @@ def cosine_in_parts(
     """The sum of (11), (), and its gradient times weight, (N, d_h), if wanted; by `cosine_loss` in small parts."""
     accum_dtype = torch.promote_types(student_hidden.dtype, torch.float32)
     total = torch.zeros((), dtype=accum_dtype, device=student_hidden.device)
-    gradient = torch.zeros_like(student_hidden, dtype=accum_dtype) if wanted else None
-    size = of_device(HIDDEN_ROWS, student_hidden.device)
-    for rows, real in zip(tokens.rows.split(size), tokens.real.split(size), strict=True):
+    gradient = student_hidden.new_zeros(len(tokens.rows) + 1, student_hidden.shape[1], dtype=accum_dtype)
+    parts = (x.split(of_device(HIDDEN_ROWS, gradient.device)) for x in (tokens.rows, tokens.real, gradient[:-1]))
+    for rows, real, part_gradient in zip(*parts, strict=True):
         with torch.enable_grad():
             part = student_hidden[rows].detach().to(accum_dtype).requires_grad_(wanted)  # (C, d_h)
             cosine, _ = cosine_loss(part, teacher_hidden[rows].to(accum_dtype), real)
         total += cosine.detach()
         if wanted:
-            gradient[rows] = torch.autograd.grad(cosine, part)[0] * weight.to(accum_dtype)
-    return total, gradient
+            torch.mul(torch.autograd.grad(cosine, part)[0], weight.to(accum_dtype), out=part_gradient)
+    return total, gradient[tokens.positions] if wanted else None
 
 
 def decode_in_chunks(
@@ -213,7 +217,7 @@ def decode_in_chunks(
     """Chunk by chunk: the sums of (10) and (12), and the wanted gradients of state, weight and bias.
 
     token_weights: of one token's term of (10) and of (12), times the loss scale; dtype: of the products
-    -> (), (), and (N, d_s), (V, d_s), (V,), at least in float32.
+    -> (), (), and (M + 1, d_s) with a last row of zeros, (V, d_s), (V,), at least in float32.
     """
     device = student.state.device
     accum_dtype = torch.promote_types(dtype, torch.float32)
@@ -221,11 +225,12 @@ def decode_in_chunks(
     biases = student.bias.to(accum_dtype), teacher.bias.to(accum_dtype)
     soft_weight = tokens.real[:, None] * token_weights[0].to(accum_dtype)  # (M, 1)
     mlm_weight = (tokens.labels != IGNORE_INDEX)[:, None] * token_weights[1].to(accum_dtype)  # (M, 1)
-    state_gradient, weight_gradient, bias_gradient = gradients = [
-        torch.zeros(tensor.shape, dtype=accum_dtype, device=device) if wants else None
-        for tensor, wants in zip(student, wanted, strict=True)
-    ]
     vocab_size, num_tokens = len(student_weight), len(tokens.rows)
+    shapes = (num_tokens + 1, student.state.shape[1]), student.weight.shape, student.bias.shape
+    state_gradient, weight_gradient, bias_gradient = gradients = [
+        torch.zeros(shape, dtype=accum_dtype, device=device) if wants else None
+        for shape, wants in zip(shapes, wanted, strict=True)
+    ]
     stride = -(-vocab_size // ALIGNMENT) * ALIGNMENT
     most = max(1, (settings.chunk_bytes or of_device(CHUNK_BYTES, device)) // (2 * stride * dtype.itemsize))
     num_chunks = max(1, -(-num_tokens // most))
@@ -257,7 +262,7 @@ def decode_in_chunks(
                 passes[1](*logits, RowSums(*sums[:, here]), soft_weight[here], mlm_weight[here], labels, *divergence)
         logits_gradient = student_logits  # overwritten
         if state_gradient is not None:
-            state_gradient[rows] = torch.mm(logits_gradient, student_weight).to(accum_dtype)  # (C, d_s)
+            state_gradient[start : start + len(rows)] = torch.mm(logits_gradient, student_weight)  # (C, d_s)
         if weight_gradient is not None:
             add_product(weight_gradient, logits_gradient.T, student_state)  # (V, d_s)
         if bias_gradient is not None:
