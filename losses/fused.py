@@ -193,15 +193,16 @@ def cosine_in_parts(
     """The sum of (11), (), and its gradient times weight, (N, d_h), if wanted; by `cosine_loss` in small parts."""
     accum_dtype = torch.promote_types(student_hidden.dtype, torch.float32)
     total = torch.zeros((), dtype=accum_dtype, device=student_hidden.device)
-    gradient = student_hidden.new_zeros(len(tokens.rows) + 1, student_hidden.shape[1], dtype=accum_dtype)
-    parts = (x.split(of_device(HIDDEN_ROWS, gradient.device)) for x in (tokens.rows, tokens.real, gradient[:-1]))
-    for rows, real, part_gradient in zip(*parts, strict=True):
+    num_tokens, size = len(tokens.rows), of_device(HIDDEN_ROWS, student_hidden.device)
+    gradient = student_hidden.new_zeros(num_tokens + 1, student_hidden.shape[1], dtype=accum_dtype) if wanted else None
+    for start in range(0, num_tokens, size):
+        rows, real = tokens.rows[start : start + size], tokens.real[start : start + size]
         with torch.enable_grad():
             part = student_hidden[rows].detach().to(accum_dtype).requires_grad_(wanted)  # (C, d_h)
             cosine, _ = cosine_loss(part, teacher_hidden[rows].to(accum_dtype), real)
         total += cosine.detach()
         if wanted:
-            torch.mul(torch.autograd.grad(cosine, part)[0], weight.to(accum_dtype), out=part_gradient)
+            gradient[start : start + len(rows)] = torch.autograd.grad(cosine, part)[0] * weight.to(accum_dtype)
     return total, gradient[tokens.positions] if wanted else None
 
 
@@ -237,9 +238,9 @@ def decode_in_chunks(
     chunk_rows = min(most, max(1, -(-num_tokens // (num_chunks * ALIGNMENT))) * ALIGNMENT)  # of nearly equal size
     memory = torch.empty(2, min(chunk_rows, num_tokens), stride, dtype=dtype, device=device)[..., :vocab_size]
     block_rows = max(1, min(chunk_rows, of_device(BLOCK_BYTES, device) // (stride * accum_dtype.itemsize)))
-    passes = sum_rows, overwrite_with_gradient
+    first_pass, second_pass = sum_rows, overwrite_with_gradient
     if settings.compiled:  # each pass is then one parallel loop over a chunk's rows
-        block_rows, passes = chunk_rows, [compiled(function) for function in passes]
+        block_rows, first_pass, second_pass = chunk_rows, compiled(sum_rows), compiled(overwrite_with_gradient)
     divergence = settings.direction, settings.temperature
     sums = torch.empty(len(RowSums._fields), num_tokens, 1, dtype=accum_dtype, device=device)
     label_logits = torch.empty(tokens.num_masked, 1, dtype=accum_dtype, device=device)
@@ -256,10 +257,11 @@ def decode_in_chunks(
             block = slice(top, min(top + block_rows, len(rows)))
             here = slice(start + block.start, start + block.stop)
             logits = student_logits[block], teacher_logits[block], *biases
-            torch.stack(passes[0](*logits, *divergence), out=sums[:, here])
+            torch.stack(first_pass(*logits, *divergence), out=sums[:, here])
             if any(wanted):
                 labels = tokens.labels[here] if here.start < tokens.num_masked else None
-                passes[1](*logits, RowSums(*sums[:, here]), soft_weight[here], mlm_weight[here], labels, *divergence)
+                weights = soft_weight[here], mlm_weight[here]
+                second_pass(*logits, RowSums(*sums[:, here]), *weights, labels, *divergence)
         logits_gradient = student_logits  # overwritten
         if state_gradient is not None:
             state_gradient[start : start + len(rows)] = torch.mm(logits_gradient, student_weight)  # (C, d_s)

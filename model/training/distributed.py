@@ -71,7 +71,7 @@ SINGLE = World()
 
 @contextlib.contextmanager
 def join_world(device: str) -> Iterator[tuple[World, str]]:
-    """This process among those that torchrun started, be it alone, else SINGLE; and the name of its device.
+    """This process's world if torchrun started it, also as the only rank, else SINGLE; and the name of its device.
 
     device: auto and cuda become this process's own GPU. Raises OptionError if the ranks cannot connect.
     """
