@@ -32,6 +32,7 @@ from data.corpus.shuffle import key_of
 from data.masking import CHOSEN, STRATEGIES, Masking
 from eval.validation import validate
 from losses import DIRECTIONS, IGNORE_INDEX, DistillationLoss, LossSettings, fused_distillation_loss, mlm_loss
+from losses.fused import CHUNK_BYTES
 from model import EncoderConfig, MaskedLM, ModelError, choose_layers, initialise_student, save_model
 from model.checkpoints.load import check_vocabulary, load_checkpoint, load_teacher, load_tokenizer
 from model.checkpoints.native import PRECISIONS, fingerprint, versions
@@ -52,6 +53,7 @@ from model.training.state import Diverged, PendingLosses
 
 DEFAULTS = LossSettings()
 COMPILE_STEPS = 1000  # shorter runs end before compilation has paid off
+CHUNK_MB = "{cpu}; on a GPU {cuda}".format(**{name: size >> 20 for name, size in CHUNK_BYTES.items()})
 VALIDATION_BLOCKS = 256  # at most
 SIZES = ("num_layers", "hidden_size", "num_heads", "intermediate_size")  # options for --teacher none
 MAY_DIFFER = (  # options that do not affect the student: a run resumes with other values of them
@@ -115,7 +117,7 @@ class Options:
         "auto", f"torch.compile; auto: for runs of at least {COMPILE_STEPS:,} steps", choices=("auto", "on", "off")
     )
     chunk_mb: int | None = option(
-        None, "memory for the loss's logits, in MiB (default: 128; on a GPU 512)", type=int, least=1, most=10**6
+        None, f"memory for the loss's logits, in MiB (default: {CHUNK_MB})", type=int, least=1, most=10**6
     )
 
     log_every: int = option(10, "steps between progress lines", "checkpoints and logging", least=1)

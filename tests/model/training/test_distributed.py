@@ -138,7 +138,7 @@ def test_a_single_process():
     assert not World(1, 2).is_main and World(0, 2).is_main
 
 
-@pytest.mark.parametrize("variables", [{}, {"WORLD_SIZE": "1"}])
+@pytest.mark.parametrize("variables", [{}, {"WORLD_SIZE": "1"}, {"WORLD_SIZE": "1", "RANK": "0"}])
 def test_without_torchrun_there_is_one_rank_with_the_given_device(monkeypatch, variables):
     monkeypatch.setattr(os, "environ", variables)
     with join_world("cuda:7") as joined:
