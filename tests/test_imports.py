@@ -21,7 +21,7 @@ PAPER_FILES = {
     f"model.{name}"
     for name in ("config", "embeddings", "dropout", "attention", "encoder", "heads", "student", "packed")
 }
-PUBLIC = {"model", "losses", "data"}  # packages whose __init__ collects names
+PUBLIC = {"model", "losses", "data", "data.tasks"}  # packages whose __init__ collects names
 
 
 def name_of(path: Path) -> str:

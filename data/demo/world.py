@@ -11,7 +11,8 @@ Internally, sentences have markup: "[LOC Brest]" is a named entity, "<...>" the 
 from collections.abc import Iterator, Sequence
 from random import Random
 
-from ..tasks import NLI_LABELS, Answer, PairExample, QuestionExample, TextExample, WordsExample
+from ..tasks import Answer, PairExample, QuestionExample, TextExample, WordsExample
+from ..tasks.sequences import NLI_LABELS
 from . import lexicon as lex
 from .choices import draw, pick
 from .entities import FEMININE, FILMS, FIRM, FIRMS, HOME, REGION_OF, TOWNS, Entity, films, firms, people, state, tell

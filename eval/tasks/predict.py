@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from data.cli import DataError, check, check_bounds, option, parse_options, warn
-from data.tasks import TASKS, Example, PairExample, QuestionExample, TextExample, WordsExample, short
+from data.tasks import TASKS, Example, PairExample, QuestionExample, TextExample, WordsExample
+from data.tasks.rows import short
 
 from .evaluate import MODEL_HELP, SURROGATE, InferenceOptions, Task, open_model, predict
 from .ner import TagPrediction, group_entities

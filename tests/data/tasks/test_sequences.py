@@ -1,0 +1,155 @@
+"""Sentiment and NLI: every format, every error message, and the counts of real files."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from data import DataError
+from data.tasks import PairExample, labels_of, read_task
+from tests.data.tasks.files import ODD, REAL, THREE, json_lines, pairs, real, write
+from tests.helpers import needs
+
+
+def test_sentiment_json_lines(examples):
+    allocine = json_lines({"review": "Nul.", "polarity": 0}, {"polarity": 1, "film": "x", "review": ""})
+    assert examples("sentiment", allocine) == (pairs(("Nul.", "0"), ("", "1")), [])
+    named = json_lines({"text": ODD, "label": "bon"}, {"text": " x ", "label": -1})
+    assert examples("sentiment", named)[0] == pairs((ODD, "bon"), (" x ", "-1"))
+    amazon = json_lines(*({"review_body": "t", "stars": stars} for stars in (1, 2, "3", 4, 5)))
+    found, _ = examples("sentiment", amazon)
+    assert [example.label for example in found] == ["1 star", "2 stars", "3 stars", "4 stars", "5 stars"]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_sentiment_json_array(examples, indent):
+    values = [{"review": "Un.", "polarity": 0}, {"review": "Deux.", "polarity": 1}]
+    assert examples("sentiment", json.dumps(values, indent=indent))[0] == pairs(("Un.", "0"), ("Deux.", "1"))
+    assert examples("sentiment", json.dumps(values[0], indent=indent))[0] == pairs(("Un.", "0"))
+
+
+def test_sentiment_tab_separated(examples):
+    content = f'id\tlabel\tsentence\n1\tpos\t"Oui\n2\tneg\t{ODD}\n\n3\tneg\t'
+    assert examples("sentiment", content)[0] == pairs(('"Oui', "pos"), (ODD, "neg"), ("", "neg"))
+    assert examples("sentiment", "review\tpolarity\nUn\t1\n")[0] == pairs(("Un", "1"))
+    assert examples("sentiment", " stars\treview_body \n1\tUn\n")[0] == pairs(("Un", "1 star"))
+
+
+def test_sentiment_tweets_in_two_files(tmp_path):
+    text = write(tmp_path / "a_text.txt", f"{{un\n{ODD}\n\nquatre")
+    write(tmp_path / "a_labels.txt", "0\n1\n2\n0\n")
+    expected = pairs(("{un", "0"), (ODD, "1"), ("", "2"), ("quatre", "0"))
+    assert read_task("sentiment", [str(text)], print) == expected
+    for labels, message in (
+        ("0\n1\n2", r"a_text.txt has 4 lines, .*a_labels.txt 3; one label per text"),
+        ("0\n1\n \n0\n", r"a_labels.txt line 3: label is empty"),
+        (None, r"labels of .*a_text.txt must be in .*a_labels.txt, which does not exist"),
+    ):
+        (tmp_path / "a_labels.txt").unlink()
+        if labels:
+            write(tmp_path / "a_labels.txt", labels)
+        with pytest.raises(DataError, match=message):
+            read_task("sentiment", [text], print)
+
+
+def test_sentiment_errors(refused):
+    good = {"review": "Un.", "polarity": 0}
+    for bad, words in (
+        ({"review": "Un."}, ("no label or polarity or stars", "It has review")),
+        ({"polarity": 1, "note": 2}, ("no text or review or review_body or sentence", "polarity, note")),
+        ({"review": 3, "polarity": 1}, ("review must be a string, not int",)),
+        ({"review": None, "polarity": 1}, ("NoneType",)),
+        ({"review": "Un.", "polarity": True}, ("polarity must be a string, not bool",)),
+        ({"review": "Un.", "polarity": 1.0}, ("float",)),
+        ({"review": "Un.", "label": " "}, ("label is empty",)),
+        ({"review": "Un.", "stars": 6}, ("stars must be 1, 2, 3, 4 or 5", "not 6")),
+        ({"review": "Un.", "stars": True}, ("bool",)),
+        ({"\ud800": 1}, ("no text",)),
+        (["Un.", 1], ("must be an object", "list")),
+    ):
+        refused("sentiment", "\n" + json_lines(good) + json.dumps(bad), " line 3", *words)
+        refused("sentiment", json.dumps([good, bad]), ", object 2", *words)
+    refused("sentiment", "Un film,0\nAutre,1\n", " line 1", "tab-separated header", "It has Un film,0")
+    refused("sentiment", "text\tlabel\nUn\t1\nDeux\n", " line 3", "1 columns", "header has 2")
+    refused("sentiment", "text\tlabel\nUn\tDeux\t1\n", " line 2", "3 columns")
+    refused("sentiment", "text\tlabel\nUn\t\n", " line 2", "label is empty")
+    refused("sentiment", "text\tstars\nUn\t0\n", " line 2", "stars must be", "not 0")
+    refused("sentiment", "text\tlabel\n", " contains no sentiment example")
+
+
+@needs(REAL / "sentiment/xlm-t_french")
+def test_real_tweets():
+    for name, count in (("train", 1839), ("val", 324), ("test", 870)):
+        found, reports = real("sentiment", f"sentiment/xlm-t_french/{name}_text.txt")
+        assert len(found) == count and labels_of(found) == ["0", "1", "2"] and reports == []
+
+
+# ---- natural language inference --------------------------------------------------------------------------------
+
+OFFICIAL = ["language", "gold_label", "sentence1_binary_parse", "sentence2_binary_parse", "sentence1_parse"]
+OFFICIAL += ["sentence2_parse", "sentence1", "sentence2", "promptID", "pairID", "genre"]
+OFFICIAL += ["label1", "label2", "label3", "label4", "label5", "match"]
+
+
+def official(*rows: tuple[str, str, str, str]) -> str:
+    """rows: language, label, premise and hypothesis."""
+    lines = [[*row[:2], "", "", "", "", *row[2:], "1", "1", "g", *[row[1]] * 5, "True"] for row in rows]
+    return "\n".join("\t".join(line) for line in [OFFICIAL, *lines]) + "\n"
+
+
+def test_nli_tab_separated(examples):
+    body = "".join("\t".join(pair) + "\n" for pair in THREE)
+    assert examples("nli", "premise\thypothesis\tlabel\n" + body) == (THREE, [])
+    translated = ("premise\thypo\tlabel\n" + body).replace("contradiction", "contradictory")
+    assert examples("nli", translated) == (THREE, [])
+    quoted = f'premise\thypothesis\tlabel\tgenre\n"P\t{ODD}\tneutral\tg\n\t"\tneutral\t\n'
+    assert examples("nli", quoted)[0] == [PairExample('"P', ODD, "neutral"), PairExample("", '"', "neutral")]
+
+
+def test_only_the_french_rows_of_xnli_are_read(examples):
+    rows = [(language, pair.label, *pair[:2]) for pair in THREE for language in ("ar", "fr", "vi")]
+    assert examples("nli", official(*rows)) == (THREE, [])
+    undecided = [(language, "-", "P", "h") for language in ("fr", "fr", "en")]
+    found, (report,) = examples("nli", official(undecided[0], *rows, *undecided[1:]))
+    assert found == THREE and "skipped 2 examples" in report and "/f:" in report
+
+
+def test_nli_json(examples):
+    values = [pair._asdict() for pair in THREE]
+    assert examples("nli", json_lines(*values)) == (THREE, [])
+    others = [{"sentence1": one, "sentence2": two, "gold_label": label, "language": "fr"} for one, two, label in THREE]
+    english = {"sentence1": "a", "sentence2": "b", "gold_label": "neutral", "language": "en"}
+    assert examples("nli", json_lines(english, *others, english)) == (THREE, [])
+    found, (report,) = examples("nli", json_lines(*({**pair, "label": i} for i, pair in enumerate(values))))
+    assert found == THREE and "{0: 'entailment', 1: 'neutral', 2: 'contradiction'}" in report
+
+
+def test_nli_errors(refused):
+    head = "premise\thypothesis\tlabel\n"
+    unrelated = head + "a\tb\tneutral\na\tb\tunrelated\n"
+    refused("nli", unrelated, " line 3", "label must be", "contradiction, not unrelated")
+    refused("nli", head + "a\tb\t0\n", " line 2", "label must be one of", "not 0")
+    refused("nli", head + "a\tb\t\n", " line 2", "label is empty")
+    refused("nli", head + "a\tb\n", " line 2", "2 columns", "header has 3")
+    refused("nli", head + "a\tb\t-\n", " contains no nli example")
+    refused("nli", "a\tb\tneutral\n", " line 1", "premise or sentence1", "It has a, b, neutral")
+    refused("nli", official(("en", "neutral", "a", "b"), ("de", "neutral", "a", "b")), " has no French", "de, en")
+    good = {"premise": "a", "hypothesis": "b", "label": 2}
+    for bad, words in (
+        ({**good, "label": 3}, ("label must be", "not 3")),
+        ({**good, "label": -1}, ("label must be", "not -1")),
+        ({**good, "label": True}, ("bool",)),
+        ({**good, "premise": {"fr": "a"}}, ("premise must be a string, not dict",)),
+        ({**good, "hypothesis": None}, ("hypothesis",)),
+        ({**good, "language": 3}, ("language",)),
+        ({"premise": "a", "label": 1}, ("hypothesis or hypo or sentence2",)),
+    ):
+        refused("nli", json_lines(good, bad), " line 2", *words)
+
+
+@needs(REAL / "nli")
+def test_real_nli():
+    found, reports = real("nli", "nli/xnli.fr.dev.tsv")
+    assert Counter(pair.label for pair in found) == dict.fromkeys(("contradiction", "entailment", "neutral"), 830)
+    counts = [len(real("nli", f"nli/sick-fr.{name}.tsv")[0]) for name in ("train", "trial", "test")]
+    assert counts == [4439, 495, 4906] and reports == []
