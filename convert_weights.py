@@ -2,22 +2,22 @@
 
     python convert_weights.py IN OUT                     any checkpoint -> one .safetensors file of this project
     python convert_weights.py IN OUT --to hf             any checkpoint -> a folder that transformers opens
-    python convert_weights.py --download REPO OUT        the same for a repository of the Hugging Face hub
     python convert_weights.py --check HF_FOLDER          compares every hidden state with transformers'
 
-IN is a file of this project; a folder, .safetensors (single or in shards, by its index) or .bin of Hugging Face; or a
-model.pt, folder or tarball of fairseq. The class of the model (bare encoder, masked LM, sequence classifier, token
-classifier, question answerer) is recognised by its tensors. The config.json beside the weights is read; without one,
-CamemBERT's values are assumed for what no tensor's shape shows, and reported.
+IN is owner/name[@revision], a model on the Hugging Face hub; a file of this project; a folder, .safetensors (single or
+in shards, by its index) or .bin of Hugging Face; or a model.pt, folder or tarball of fairseq. The class of the model
+(bare encoder, masked LM, sequence classifier, token classifier, question answerer) is recognised by its tensors. The
+config.json beside the weights is read; without one, CamemBERT's values are assumed for what no tensor's shape shows,
+and reported.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data import Tokenizer
 from data.cli import check, check_bounds, option, parse_options, run_command
-from data.download import hub
+from data.download.models import fetch_models, local_path
 from data.tokenizer import FILE_NAME, tokenizer_beside
 from model import Encoder, ModelError, save_model
 from model.checkpoints.card import last_metrics, model_card, read_provenance
@@ -42,7 +42,7 @@ class Options:
         None, "checkpoint to read: a file or a folder", "input and output", positional=True, metavar="IN", nargs="?"
     )
     target: str | None = option(None, "new file (with --to hf: new folder)", positional=True, metavar="OUT", nargs="?")
-    download: str | None = option(None, "hub repository to read, such as almanach/camembert-base", metavar="REPO")
+    download: str | None = option(None, "the same as IN: owner/name on the hub", metavar="REPO")
     check: str | None = option(
         None, "compare IN (default: HF_FOLDER) with what transformers loads from HF_FOLDER", metavar="HF_FOLDER"
     )
@@ -76,11 +76,12 @@ def main(arguments: list[str] | None = None) -> int:
     if options.check is not None:
         from eval.parity import compare  # requires transformers
 
-        return compare(options.source or options.check, options.check)
+        folder = local_path(options.check)
+        return compare(local_path(options.source) if options.source else folder, folder)
     if options.download:
-        convert(hub.download(options.download), options.download, Path(options.source), options)
-    else:
-        convert(Path(options.source), options.source, Path(options.target), options)
+        options = replace(options, download=None, source=options.download, target=options.source)
+    options = fetch_models(options, "source", "tokenizer")
+    convert(local_path(options.source), options.source, Path(options.target), options)
     return 0
 
 

@@ -5,6 +5,8 @@ python train.py
 python train.py --teacher camembert-base --corpus texts/ --steps 100000 --accumulate 16 \\
                 --out runs/distilcamembert
     the real model. A large corpus is best prepared beforehand with python -m data.prepare
+python train.py --teacher almanach/camembert-base --corpus hub:owner/dataset
+    the same, with model and text from the Hugging Face hub
 python train.py --teacher none --tokenizer sentencepiece.bpe.model --corpus texts/
     masked LM without a teacher: the baseline without distillation
 """
@@ -28,7 +30,9 @@ from torch import Tensor, nn
 from data import demo
 from data.blocks import Batch, open_blocks, prefetched, prepared_folder, training_batches, validation_batches
 from data.cli import check, check_bounds, dashed, option, parse_options, run_command
+from data.corpus.files import check_corpus
 from data.corpus.shuffle import key_of
+from data.download.models import fetch_models
 from data.masking import CHOSEN, STRATEGIES, Masking
 from eval.validation import validate
 from losses import DIRECTIONS, IGNORE_INDEX, DistillationLoss, LossSettings, fused_distillation_loss, mlm_loss
@@ -69,10 +73,15 @@ class Options:
     """Every option of a run with its default. Stored with the student."""
 
     teacher: str = option(
-        "demo", "model file or folder to distil; demo; or none: masked LM alone", "input and output", metavar="PATH"
+        "demo",
+        "model to distil: file, folder, owner/name on the hub; demo; or none: masked LM alone",
+        "input and output",
+        metavar="PATH",
     )
     tokenizer: str | None = option(None, "SentencePiece model (default: beside the teacher)", metavar="PATH")
-    corpus: tuple[str, ...] = option(("demo",), "folder from data.prepare, or text", nargs="+", metavar="PATH")
+    corpus: tuple[str, ...] = option(
+        ("demo",), "folder from data.prepare, text, or hub:owner/dataset", nargs="+", metavar="PATH"
+    )
     cache: str = option("runs/corpora", "folder where text given as --corpus is prepared", metavar="FOLDER")
     out: str = option("runs/student", "folder for the student, metrics.jsonl and checkpoints", metavar="FOLDER")
 
@@ -272,17 +281,21 @@ def run(options: Options, world: World, device: torch.device) -> int:
     runtime = Runtime(device, choose_precision(options.precision, device))
 
     # ---- teacher and student
+    if options.corpus != ("demo",):
+        check_corpus(options.corpus)
+    with world.main_first():
+        found = fetch_models(options, "teacher", "student", "tokenizer")
     is_demo = options.teacher == "demo" or (options.teacher == "none" and options.corpus == ("demo",))
-    teacher_path = {"none": None, "demo": demo.TEACHER}.get(options.teacher, options.teacher)
-    tokenizer = load_tokenizer(options.tokenizer or (is_demo and demo.FOLDER), teacher_path)
+    teacher_path = {"none": None, "demo": demo.TEACHER}.get(options.teacher, found.teacher)
+    tokenizer = load_tokenizer(found.tokenizer or (is_demo and demo.FOLDER), teacher_path)
     run_state.check_no_other_tokenizer(out, tokenizer)
     teacher = load_teacher(teacher_path, MaskedLM, device) if teacher_path else None
-    student, start = make_student(options, teacher, len(tokenizer))
+    student, start = make_student(found, teacher, len(tokenizer))
     for model in filter(None, (teacher, student)):
         check_vocabulary(model.config, tokenizer)
         longest = model.config.max_tokens
         check(options.block_size <= longest, f"--block-size {options.block_size} exceeds the model's {longest} tokens.")
-    log.print_models(options.teacher, teacher and teacher.config, student.config, start)
+    log.print_models(found.teacher, teacher and teacher.config, student.config, start)
     log.print_loss(options.weights if teacher else None, options.direction, options.temperature)
     blocks_per_step = options.batch_size * options.accumulate
     log.print_run(steps, blocks_per_step * options.block_size, runtime, world.size, options.corpus == ("demo",))
@@ -321,7 +334,7 @@ def run(options: Options, world: World, device: torch.device) -> int:
         micro_batches = prefetched(micro_batches)
     flops = training_flops(student.config, teacher and teacher.config, options.block_size, CHOSEN)
     peak = peak_tokens_per_second(runtime, world.size, flops)
-    about = {"options": asdict(options), "runtime": runtime.to_json(), "versions": versions()}
+    about = {"options": asdict(found), "runtime": runtime.to_json(), "versions": versions()}
 
     def validate_now() -> dict[str, float]:
         return validate(student, teacher, validation, settings, runtime, world)

@@ -125,6 +125,15 @@ def check_bounds(options) -> None:
                 check(within(value, **bounds), f"{dashed(field.name)} must be {wanted}, not {value}.")
 
 
+def check_paths(options, *names: str) -> None:
+    """Raises DataError for a path in one of these fields that does not exist; "-" is standard input."""
+    for name in names:
+        values = getattr(options, name)
+        for value in values if isinstance(values, tuple) else (values,):
+            if value not in (None, "-") and not os.path.exists(value):
+                raise DataError(f"There is no file {value}. Check the path.")
+
+
 def within(value: float, least=-math.inf, above=-math.inf, most=math.inf, below=math.inf) -> bool:
     finite = isinstance(value, int) or math.isfinite(value)
     return finite and least <= value <= most and above < value < below

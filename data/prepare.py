@@ -3,8 +3,11 @@
     python -m data.prepare --tokenizer sentencepiece.bpe.model --out FOLDER INPUT…
 
 INPUT is a file, a folder, a pattern, or - for standard input: plain text, JSON lines or Parquet, also compressed as
-.gz, .xz, .bz2 or .zst. For each shard, FOLDER gets train-N.bin and held-out-N.bin (token ids, with </s> at the end of
-each document), and .ends files with the ends of the documents; manifest.json describes them all.
+.gz, .xz, .bz2 or .zst. Or it is hub:owner/dataset[/folder][@revision], a data set on the Hugging Face hub: its Parquet
+or JSON-lines files are fetched one after another while they are prepared, and removed as soon as they are in shards.
+
+For each shard, FOLDER gets train-N.bin and held-out-N.bin (token ids, with </s> at the end of each document), and .ends
+files with the ends of the documents; manifest.json describes them all.
 
 If it is interrupted or killed, the same command resumes after the last finished shard. The shards depend on the inputs
 and options alone: neither the number of workers nor interruptions change a byte.
@@ -16,6 +19,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -29,6 +33,8 @@ from .corpus.duplicates import SeenHashes, drop_duplicates
 from .corpus.encode import Rules, encode_parts
 from .corpus.files import STDIN, Position, Source, corpus_files, errors_in, find_sources, read_parts
 from .corpus.shards import FORMAT, HELD_OUT, MANIFEST, TRAIN, UNFINISHED, ShardWriter, read_manifest, write_manifest
+from .download.datasets import FETCHED, RemoteText, fetched, remove_fetched
+from .download.models import fetch_models
 from .tokenizer import FILE_NAME, Tokenizer
 
 SEEN = "seen-{:05}.u8"  # the table of seen hashes after each shard
@@ -50,9 +56,11 @@ PRINTED_COUNTS = {  # how some counts are printed; in the manifest they keep the
 @dataclass(frozen=True)
 class Options:
     inputs: tuple[str, ...] = option(
-        (), "files, folders, patterns, or -", "input and output", positional=True, metavar="INPUT", nargs="+"
+        (), "files, folders, patterns, hub:…, or -", "input and output", positional=True, metavar="INPUT", nargs="+"
     )
-    tokenizer: str = option(None, "the teacher's SentencePiece model, or its folder", metavar="FILE", required=True)
+    tokenizer: str = option(
+        None, "the teacher's SentencePiece model, its folder, or owner/name on the hub", metavar="FILE", required=True
+    )
     out: str = option(None, "output folder for the shards and manifest.json", metavar="FOLDER", required=True)
     workers: int = option(os.cpu_count() or 1, "number of processes; does not affect the output", least=1, most=1024)
     documents: str = option(
@@ -80,13 +88,16 @@ class Options:
         return {name: value for name, value in asdict(self).items() if name not in others}
 
 
-def prepare(options: Options, tokenizer: Tokenizer | None = None) -> dict:
+def prepare(
+    options: Options, tokenizer: Tokenizer | None = None, files: Sequence[str | RemoteText] | None = None
+) -> dict:
     """Prepares the corpus, resuming after the finished shards of an earlier run -> the manifest.
 
+    files: those of the inputs, if they are known.
     Raises DataError for inputs that cannot be read, a full disk, or a folder that holds anything else.
     """
+    sources = find_sources(corpus_files(options.inputs) if files is None else files, options.documents)
     tokenizer = tokenizer or Tokenizer(options.tokenizer)
-    sources = find_sources(corpus_files(options.inputs), options.documents)
     folder = Path(options.out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -111,13 +122,17 @@ def prepare(options: Options, tokenizer: Tokenizer | None = None) -> dict:
 def prepare_into_cache(inputs: Sequence[str], tokenizer: Tokenizer, cache: str) -> Path:
     """Prepares a small corpus, unless an earlier run has done so -> its folder in the cache.
 
-    The folder's name is a hash of the files' names, sizes and times, and of the tokenizer. Raises DataError.
+    The folder's name is a hash of the files' names, sizes and times (on the hub: hashes), and of the tokenizer.
+    Raises DataError.
     """
     files = corpus_files(inputs)
     if STDIN in files:
         raise DataError("Standard input cannot be read twice. Run data.prepare on it, and use the folder it writes.")
     state = []
     for file in files:
+        if isinstance(file, RemoteText):
+            state.append((file.name, file.size, file.digest))
+            continue
         with errors_in(file):
             stat = os.stat(file)
         state.append((file, stat.st_size, stat.st_mtime_ns))
@@ -125,7 +140,7 @@ def prepare_into_cache(inputs: Sequence[str], tokenizer: Tokenizer, cache: str) 
     folder = Path(cache, name)
     if not (folder / MANIFEST).exists():
         settings = dict(tokenizer=str(tokenizer.path), out=str(folder), workers=1, held_out=0.05)
-        print_summary(prepare(Options(tuple(files), **settings), tokenizer))
+        print_summary(prepare(Options(tuple(inputs), **settings), tokenizer, files))
     return folder
 
 
@@ -155,17 +170,20 @@ def copy_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def new_manifest(tokenizer: Tokenizer, sources: list[Source], options: Options) -> dict:
+    """The manifest of nothing yet. hub: commits, which may differ when a run resumes, unlike the hashes of files."""
+    origins = sorted({source.remote.origin for source in sources if source.remote})
     return {
         "format": FORMAT,
         "tokenizer": {"sha256": tokenizer.sha256(), "words": len(tokenizer)},
         "dtype": "<u2" if tokenizer.typecode == "H" else "<u4",
         "options": options.stored(),
-        "sources": [source._asdict() for source in sources],
+        "sources": [source.stored() for source in sources],
         "position": Position(),
         "counts": {},
         "damaged": [],
         "shards": {TRAIN: [], HELD_OUT: []},
         "token_counts": [0] * len(tokenizer),
+        **({"hub": origins} if origins else {}),
     }
 
 
@@ -196,6 +214,7 @@ def finish(folder: Path, manifest: dict) -> None:
         for path in folder.iterdir():
             if UNFINISHED_FILES.fullmatch(path.name):
                 path.unlink()
+        remove_unfinished(folder)
         raise DataError(f"The corpus has no usable text. {format_counts(manifest['counts'])}".rstrip())
     write_manifest(folder, manifest, MANIFEST)
     remove_unfinished(folder)
@@ -206,6 +225,7 @@ def remove_unfinished(folder: Path) -> None:
     (folder / UNFINISHED).unlink(missing_ok=True)
     for path in folder.glob("seen-*.u8"):
         path.unlink()
+    shutil.rmtree(folder / FETCHED, ignore_errors=True)
 
 
 # ---- the shards ------------------------------------------------------------------------------------------------
@@ -224,6 +244,7 @@ def write_shards(folder: Path, manifest: dict, sources: list[Source], tokenizer:
     counts = Counter(manifest["counts"])
     token_counts = numpy.array(manifest["token_counts"], numpy.int64)
     position = Position(*manifest["position"])
+    files = [source.remote or source.name for source in sources]
     sizes = [source.size for source in sources]
     total = sum(sizes) if min(sizes) > 0 else 0
     progress = Progress("prepared", total, sum(sizes[: position.source]) + position.offset)
@@ -231,7 +252,8 @@ def write_shards(folder: Path, manifest: dict, sources: list[Source], tokenizer:
     rules = Rules(*filters, hash_paragraphs=bool(seen))
     shard = {}
     try:
-        parts = encode_parts(read_parts(sources, position, options.field), tokenizer, rules, options.workers)
+        read = read_parts(sources, position, options.field, fetched(files[position.source :], folder))
+        parts = encode_parts(read, tokenizer, rules, options.workers)
         with contextlib.closing(parts):
             for part in parts:
                 if part.damage:
@@ -260,6 +282,7 @@ def write_shards(folder: Path, manifest: dict, sources: list[Source], tokenizer:
                         seen.table.tofile(partial)
                         partial.replace(folder / SEEN.format(number))
                     write_manifest(folder, manifest, UNFINISHED)
+                    remove_fetched(files[: position.source], folder)
                     for path in folder.glob("seen-*.u8"):  # of earlier shards, and of killed runs
                         if path.name != SEEN.format(number):
                             path.unlink()
@@ -294,7 +317,7 @@ def format_counts(counts: dict) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse_options(Options, arguments, "python -m data.prepare [OPTIONS] INPUT…", __doc__)
-    print_summary(prepare(options))
+    print_summary(prepare(fetch_models(options, "tokenizer")))
 
 
 if __name__ == "__main__":

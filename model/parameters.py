@@ -1,7 +1,7 @@
 """Checks a model's parameter count against equation (9), part by part.
 
 python -m model.parameters                      the two models of Table 1
-python -m model.parameters student.safetensors  a model file of this project
+python -m model.parameters student.safetensors  a model: any checkpoint, or owner/name on the Hugging Face hub
 """
 
 import sys
@@ -11,7 +11,7 @@ from torch import nn
 
 from data.cli import run_command
 
-from .checkpoints.native import load_model
+from .checkpoints.load import load_checkpoint
 from .config import EncoderConfig, ModelError, count_layer_parameters, count_parameters
 from .encoder import Encoder
 from .heads import MaskedLM
@@ -71,7 +71,7 @@ def main() -> None:
         print(__doc__)
         sys.exit(0 if arguments in (["-h"], ["--help"]) else 2)
     if arguments:
-        print(parameter_report(load_model(arguments[0])))
+        print(parameter_report(load_checkpoint(arguments[0])))
         return
     with torch.device("meta"):  # shapes only: no memory, no random numbers
         print("CamemBERT, the teacher of Table 1")

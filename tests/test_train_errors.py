@@ -25,7 +25,7 @@ OUT_OF_BOUNDS |= {"warmup": (1.5, "at least 0 and at most 1"), "dropout": (1, "a
 OUT_OF_BOUNDS |= {"weights": ([-1, 1, 1], "at least 0"), "chunk_mb": (0, "at least 1"), "seed": (2**64, "")}
 OUT_OF_BOUNDS |= {"num_layers": (10**9, ""), "hidden_size": (10**9, ""), "num_heads": (0, "at least 1")}
 WRONG_OPTIONS = {
-    "no such teacher": (dict(teacher="nothing.safetensors"), "There is no file nothing.safetensors"),
+    "no such teacher": (dict(teacher="nothing.safetensors"), "There is no file nothing.safetensors. Check the path."),
     "a text as teacher": (dict(teacher="LICENSE"), "neither a .safetensors file nor"),
     "no tokenizer": (dict(tokenizer=None), "There is no sentencepiece.bpe.model beside"),
     "neither teacher nor tokenizer": (dict(teacher="nothing", tokenizer=None), "There is no model nothing."),

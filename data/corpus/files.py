@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from ..cli import DataError
+from ..download.datasets import PREFIX, RemoteText, dataset_files, parse_dataset
 
 READ_BYTES = 1 << 20
 PART_BYTES = 4 << 20  # a part ends with the first document that ends after this many bytes
@@ -56,6 +57,12 @@ class Source(NamedTuple):
     name: str
     kind: str  # plain text by what ends a document, "line" or "blank"; "json"; "parquet"
     size: int  # bytes on disk; 0 for standard input
+    remote: RemoteText | None = None  # of a file on the hub
+
+    def stored(self) -> dict:
+        """For the manifest."""
+        digest = {"digest": self.remote.digest} if self.remote else {}
+        return {"name": self.name, "kind": self.kind, "size": self.size, **digest}
 
 
 class Part(NamedTuple):
@@ -72,14 +79,27 @@ class Part(NamedTuple):
 # ---- which files -----------------------------------------------------------------------------------------------
 
 
-def corpus_files(paths: Iterable[str | Path]) -> list[str]:
-    """The files given, those that match the patterns given, and all text files below the folders given.
+def check_corpus(paths: Iterable[str | Path]) -> None:
+    """Raises DataError for a path that does not exist, a pattern without files, or a wrong name of a data set."""
+    for path in map(str, paths):
+        if path.startswith(PREFIX):
+            parse_dataset(path)
+        elif path != STDIN and not os.path.lexists(path) and not glob.glob(path, recursive=True):
+            raise DataError(f"There is no corpus {path}. Check the path.")
 
-    The order is fixed: as given, sorted within each folder or pattern.
+
+def corpus_files(paths: Iterable[str | Path]) -> list[str | RemoteText]:
+    """The files given, those that match the patterns given, all text files below the folders and data sets given.
+
+    The order is fixed: as given, sorted within each folder, pattern or data set.
     Raises DataError for a path that does not exist, a folder or pattern without text files, or a file of another kind.
     """
     files = []
+    check_corpus(paths)
     for path in map(str, paths):
+        if path.startswith(PREFIX):
+            files += dataset_files(path)
+            continue
         if os.path.isdir(path):
             found = sorted(str(file) for file in text_files(Path(path)))
             if not found:
@@ -123,7 +143,7 @@ def text_files(folder: Path) -> Iterator[Path]:
         yield from (Path(path, name) for name in names if text_suffix(name) in (TEXT, *JSON, PARQUET))
 
 
-def find_sources(files: Iterable[str], documents: str) -> list[Source]:
+def find_sources(files: Iterable[str | RemoteText], documents: str) -> list[Source]:
     """The kind and size of each file.
 
     documents: what ends a document of plain text, "line" or "blank"; "auto" guesses it from each file's first lines.
@@ -131,6 +151,9 @@ def find_sources(files: Iterable[str], documents: str) -> list[Source]:
     """
     sources = []
     for name in files:
+        if isinstance(name, RemoteText):
+            sources.append(Source(name.name, name.kind, name.size, name))
+            continue
         suffix = text_suffix(name)
         kind = "json" if suffix in JSON else "parquet" if suffix == PARQUET else documents
         if kind == "auto":
@@ -217,29 +240,33 @@ class Zstandard(io.RawIOBase):
         super().close()
 
 
-def read_parts(sources: list[Source], start: Position = START, field: str | None = None) -> Iterator[Part]:
+def read_parts(
+    sources: list[Source], start: Position = START, field: str | None = None, paths: Iterable[str] | None = None
+) -> Iterator[Part]:
     """The parts of all sources in order, from the position where one begins.
 
+    paths: where the sources are, from the first one read; by default their names.
     A damaged file is read up to the damage, which its last part describes.
     Raises DataError for a file that cannot be read.
     """
     before = sum(source.size for source in sources[: start.source])
-    for number in range(start.source, len(sources)):
+    paths = [source.name for source in sources[start.source :]] if paths is None else paths
+    for number, path in enumerate(paths, start.source):
         source = sources[number]
         offset = start.offset if number == start.source else 0
         parts = parquet_parts if source.kind == "parquet" else text_parts
         with errors_in(source.name):
-            for part in parts(source, number, offset, field):
+            for part in parts(source, path, number, offset, field):
                 yield part._replace(bytes_read=before + part.bytes_read)
         before += source.size
 
 
-def text_parts(source: Source, number: int, offset: int, field: str | None) -> Iterator[Part]:
+def text_parts(source: Source, path: str, number: int, offset: int, field: str | None) -> Iterator[Part]:
     """Plain text and JSON lines, from an offset in bytes.  Raises OSError."""
-    with open_decompressed(source.name) as file:
+    with open_decompressed(path) as file:
         buffer, counts, damage, at_end = bytearray(), Counter(), "", False
         skip = offset  # bytes of earlier parts that must be read again
-        if skip and file.seekable() and Path(source.name).suffix.lower() not in COMPRESSED:
+        if skip and file.seekable() and Path(path).suffix.lower() not in COMPRESSED:
             file.seek(skip)
             skip = 0
         while not at_end:
@@ -313,7 +340,7 @@ def split_document(buffer: bytearray) -> int:
     return split - 1
 
 
-def parquet_parts(source: Source, number: int, offset: int, field: str | None) -> Iterator[Part]:
+def parquet_parts(source: Source, path: str, number: int, offset: int, field: str | None) -> Iterator[Part]:
     """The text column of a Parquet file, from an offset in rows.  Raises OSError, DataError."""
     try:
         import pyarrow
@@ -322,7 +349,7 @@ def parquet_parts(source: Source, number: int, offset: int, field: str | None) -
         raise DataError(f"{source.name} is a Parquet file. Run pip install pyarrow, or use JSON lines.") from None
     rows, row, size, counts, damage = [], 0, 0, Counter(), ""
     try:
-        file = pyarrow.parquet.ParquetFile(source.name)
+        file = pyarrow.parquet.ParquetFile(path)
         wanted = [field] if field else FIELDS
         column = next((name for name in wanted if name in file.schema_arrow.names), None)
         if column is None:

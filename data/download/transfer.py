@@ -7,7 +7,7 @@ import shutil
 import urllib.request
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 from ..cli import MB, DataError, Progress
 
@@ -32,10 +32,11 @@ class AnyStatus(urllib.request.HTTPErrorProcessor):
 OPENER = urllib.request.build_opener(AnyStatus)  # verifies certificates and uses HTTPS_PROXY, as urllib does
 
 
-def download_file(url: str, path: Path, size: int, digest: str, token: str = "") -> None:
+def download_file(url: str, path: Path, size: int, digest: str, token: str = "", shown: bool = True) -> None:
     """Downloads a file to path, unless it is there already and complete.
 
     digest: sha256 of the content (64 hex digits), or git's sha1 of it as a blob (40). token: see send_request().
+    shown: print the progress.
     Raises TemporaryError, and keeps the partial file; DataError for wrong content, which is deleted; OSError.
     """
     if path.is_file() and is_complete(path, size, digest):
@@ -43,7 +44,7 @@ def download_file(url: str, path: Path, size: int, digest: str, token: str = "")
     path.parent.mkdir(parents=True, exist_ok=True)
     # The name includes the hash, so that a download never resumes from a part of other content.
     partial = path.with_name(f"{path.name}.{digest[:12]}.partial")
-    resume(url, partial, size, token)
+    resume(url, partial, size, token, shown)
     if not is_complete(partial, size, digest):
         with partial.open("rb") as file:
             is_page = file.read(64).lstrip().startswith(b"<")
@@ -58,14 +59,14 @@ def download_file(url: str, path: Path, size: int, digest: str, token: str = "")
         other.unlink(missing_ok=True)
 
 
-def resume(url: str, partial: Path, size: int, token: str) -> None:
+def resume(url: str, partial: Path, size: int, token: str, shown: bool) -> None:
     """Downloads what the partial file lacks.  Raises TemporaryError, DataError, OSError."""
     offset = partial.stat().st_size if partial.exists() else 0
     if offset >= size:  # complete, or too long; the hash decides
         return
     if shutil.disk_usage(partial.parent).free < size - offset:
         message = f"{url} needs {(size - offset) / MB:,.1f} MB, more than is free in {partial.parent}."
-        raise DataError(f"{message} Free some space, or choose another cache folder (DISTILCAMEMBERT_CACHE).")
+        raise DataError(f"{message} Free some space, or choose another folder (DISTILCAMEMBERT_CACHE for models).")
     with send_request("GET", url, token, offset) as response:
         check_status(response, url)
         # No If-Range: the host that sends a large file uses an ETag of its own. The hash is checked at the end.
@@ -79,12 +80,12 @@ def resume(url: str, partial: Path, size: int, token: str) -> None:
             raise DataError(f"{url} should send {size - offset:,} bytes, but announces {length}. Try again later.")
         with partial.open("r+b" if offset else "wb") as file:
             file.seek(offset)
-            receive(response, file, offset, size, url)
+            receive(response, file, offset, size, url, shown)
 
 
-def receive(response: http.client.HTTPResponse, file: BinaryIO, offset: int, size: int, url: str) -> None:
+def receive(response: http.client.HTTPResponse, file: BinaryIO, offset: int, size: int, url: str, shown: bool) -> None:
     """Writes the response until the file has `size` bytes, never more.  Raises TemporaryError, OSError."""
-    progress = Progress(url.rsplit("/", 1)[1], size, offset)
+    progress = Progress(unquote(url.rsplit("/", 1)[1]), size, offset) if shown else None
     try:
         while offset < size:
             try:
@@ -95,9 +96,11 @@ def receive(response: http.client.HTTPResponse, file: BinaryIO, offset: int, siz
                 raise TemporaryError(f"{url} stopped after {offset:,} of {size:,} bytes.")
             file.write(piece)
             offset += len(piece)
-            progress.show(offset)
+            if progress:
+                progress.show(offset)
     finally:
-        progress.close()
+        if progress:
+            progress.close()
 
 
 def send_request(method: str, url: str, token: str = "", offset: int = 0) -> http.client.HTTPResponse:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from data import demo
-from data.cli import DataError, check, check_bounds, option, parse_options
+from data.cli import DataError, check, check_bounds, check_paths, option, parse_options
+from data.download.models import fetch_models
 from data.features import budget_batches
 from data.tokenizer import Tokenizer
 from model import Encoder, EncoderConfig, ModelError, SequenceClassifier, encode_packed
@@ -316,6 +317,8 @@ def verdict_line(verdict: dict) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """The command.  Raises OptionError, DataError, ModelError."""
     options = parse_options(Options, arguments, "python -m eval speed [OPTIONS]", __doc__)
+    options = fetch_models(options, "teacher", "student", "tokenizer")
+    check_paths(options, "text")
     report = heading("speed", options, arguments)
     device = choose_device(options.device)
     for precision in options.precision:

@@ -12,7 +12,8 @@ from datetime import datetime
 import torch
 from torch import Tensor, nn
 
-from data.cli import check, check_bounds, option, parse_options, warn
+from data.cli import check, check_bounds, check_paths, option, parse_options, warn
+from data.download.models import fetch_models
 from data.tasks import Example, labels_of, read_task
 from model import EncoderConfig
 from model.checkpoints.load import check_vocabulary, load_teacher, load_tokenizer
@@ -31,7 +32,7 @@ LABEL_MAP_HELP = "data's label or entity type = model's; probabilities of severa
 LABEL_MAP_HINT = "Map the labels with --label-map DATA=MODEL: the name in the data = the model's name."
 SURROGATE = re.compile("[\ud800-\udfff]")
 TOKENIZER_HELP = "SentencePiece model or its folder (default: beside the model)"
-MODEL_HELP = "fine-tuned model, this project's or Hugging Face's"
+MODEL_HELP = "fine-tuned model, this project's or Hugging Face's, or owner/name on the hub"
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,8 @@ def write_result(out: str, task_name: str, model: nn.Module, metrics: dict, comm
 def main(task_name: str, arguments: list[str]) -> None:
     """The command `python -m eval TASK`.  Raises OptionError, DataError, ModelError."""
     usage = f"python -m eval {task_name} --model PATH --test FILE… [OPTIONS]"
-    options = parse_options(Options, arguments, usage, __doc__)
+    options = fetch_models(parse_options(Options, arguments, usage, __doc__), "model", "tokenizer")
+    check_paths(options, "test")
     check(task_name != "qa" or not options.label_map, "--label-map is only for tasks with labels, not for qa.")
     out = options.out or f"runs/results/{task_name}-{datetime.now():%Y%m%d-%H%M%S}.json"
     check_writable(out)

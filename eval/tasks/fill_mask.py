@@ -6,6 +6,7 @@ import torch
 
 from data import demo
 from data.cli import check, check_bounds, option, parse_options
+from data.download.models import fetch_models
 from model import MaskedLM
 from model.checkpoints.load import check_vocabulary, load_checkpoint, load_tokenizer
 
@@ -29,6 +30,7 @@ class Options:
 def main(arguments: list[str]) -> None:
     """The command `python -m eval fill-mask`.  Raises OptionError, DataError, ModelError."""
     options = parse_options(Options, arguments, 'python -m eval fill-mask "… <mask> …" [OPTIONS]', __doc__)
+    options = fetch_models(options, "model", "tokenizer")
     path = str(demo.TEACHER) if options.model == "demo" else options.model
     model = load_checkpoint(path, kind=MaskedLM).float().eval()
     tokenizer = load_tokenizer(options.tokenizer, path)

@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.cli import DataError, OptionError, check, check_bounds, dashed, option, parse_options, warn
+from data.cli import DataError, OptionError, check, check_bounds, check_paths, dashed, option, parse_options, warn
+from data.download.models import fetch_models
 from data.features import budget_batches
 from data.tasks import TASKS, Example, labels_of, read_task
 from losses import DIRECTIONS, IGNORE_INDEX, soft_label_loss
@@ -302,7 +303,8 @@ def main(arguments: list[str]) -> None:
     usage = f"python -m eval finetune {task_name} --model PATH --train FILE… --dev FILE… --out FOLDER [OPTIONS]"
     if task_name == "TASK" and not {"-h", "--help"} & set(rest):
         raise OptionError(f"The task is missing: {', '.join(TASKS)}.\n\nusage: {usage}")
-    options = parse_options(Options, rest, usage, __doc__)
+    options = fetch_models(parse_options(Options, rest, usage, __doc__), "model", "teacher", "tokenizer")
+    check_paths(options, *PARTS)
     result = finetune(task_name, options, command_line("finetune", arguments))
     for part, metrics in result["over_seeds"].items():
         print(f"\n{part}, {len(result['runs'])} seed{'s' * (len(result['runs']) > 1)}")

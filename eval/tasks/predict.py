@@ -16,7 +16,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from data.cli import DataError, check, check_bounds, option, parse_options, warn
+from data.cli import DataError, check, check_bounds, check_paths, option, parse_options, warn
+from data.download.models import fetch_models
 from data.tasks import TASKS, Example, PairExample, QuestionExample, TextExample, WordsExample
 from data.tasks.rows import short
 
@@ -161,5 +162,7 @@ def main(arguments: list[str]) -> None:
     named = task is not None or "-h" in arguments or "--help" in arguments
     check(named, f"The task is missing: {', '.join(TASKS)}.\n\nusage: {usage}")
     options = parse_options(Options, arguments[1:] if task else arguments, usage, __doc__)
+    options = fetch_models(options, "model", "tokenizer")
+    check_paths(options, "file")
     with open_lines(options.file) as lines:
         run(task, options, lines)

@@ -24,8 +24,9 @@ from torch import nn
 
 import train
 from data import demo
-from data.cli import DataError, check, check_bounds, option, parse_options, warn
+from data.cli import DataError, check, check_bounds, check_paths, option, parse_options, warn
 from data.demo.tasks import write_tasks
+from data.download.models import fetch_models
 from data.tasks import TASKS, Example, QuestionExample, read_task
 from model.checkpoints.load import load_checkpoint
 from model.checkpoints.native import atomic_file
@@ -302,7 +303,8 @@ def compare(data: TaskData, teacher: str, student: str, options: Options, comman
 def main(arguments: list[str]) -> None:
     """The command `python -m eval table2`.  Raises OptionError, DataError, ModelError, Diverged."""
     usage = "python -m eval table2 [--teacher PATH --student PATH --data FOLDER] [OPTIONS]"
-    options = parse_options(Options, arguments, usage, __doc__)
+    options = fetch_models(parse_options(Options, arguments, usage, __doc__), "teacher", "student", "tokenizer")
+    check_paths(options, "data")
     folder, command, start = Path(options.out), command_line("table2", arguments), time.monotonic()
     if options.teacher == "demo":
         teacher, student, data = str(demo.TEACHER), demo_student(folder), folder / "data"

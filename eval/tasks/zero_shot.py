@@ -14,7 +14,8 @@ from datetime import datetime
 import torch
 from torch import Tensor
 
-from data.cli import OptionError, check, check_bounds, option, parse_options, warn
+from data.cli import OptionError, check, check_bounds, check_paths, option, parse_options, warn
+from data.download.models import fetch_models
 from data.tasks import PairExample, read_task
 
 from ..results import check_writable, command_line
@@ -119,7 +120,8 @@ def classify(options: Options) -> None:
 def main(arguments: list[str]) -> None:
     """The command `python -m eval zero-shot`.  Raises OptionError, DataError, ModelError."""
     usage = "python -m eval zero-shot [FILE | --test FILE…] --model PATH --labels LABEL LABEL… [OPTIONS]"
-    options = parse_options(Options, arguments, usage, __doc__)
+    options = fetch_models(parse_options(Options, arguments, usage, __doc__), "model", "tokenizer")
+    check_paths(options, "test", "file")
     if options.test:
         measure(options, command_line("zero-shot", arguments))
     else:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from data import DataError, Tokenizer
+from data.download.models import local_path
 from data.tokenizer import FILE_NAME, tokenizer_beside
 
 from ..config import EncoderConfig, ModelError
@@ -33,14 +34,14 @@ def load_checkpoint(
     """A model from anyone's checkpoint, in evaluation mode and in the precision of the file.
 
     path: a file of this project; a folder, .safetensors, index of shards or .bin of Hugging Face transformers;
-    a model.pt, folder or tarball of fairseq. Pickles are read as tensors only: no code in them can run. The kind of
-    model is recognised by its tensors.
+    a model.pt, folder or tarball of fairseq; or owner/name[@revision], a model on the hub. Pickles are read as tensors
+    only: no code in them can run. The kind of model is recognised by its tensors.
     report: called with a sentence for everything that is assumed or left out.
     kind: the class that is required. An Encoder can be taken out of any model; a bare encoder becomes a MaskedLM or
     a QuestionAnswerer only with fresh_head, whose weights are random.
-    Raises ModelError, with the file and what to do.
+    Raises ModelError, with the file and what to do; DataError for what the hub does not have.
     """
-    place = path = Path(path)
+    place = path = local_path(path)
 
     def with_path(sentence: object) -> str:  # of the tarball, not of the folder that it is unpacked into
         return str(sentence).replace(str(place), str(path))
@@ -139,7 +140,8 @@ def load_teacher(path: str | Path, kind: type, device: torch.device) -> nn.Modul
 
 def load_tokenizer(path: str | Path | None, model_path: str | Path | None) -> Tokenizer:
     """The tokenizer at `path`, else the one beside the model.  Raises DataError if there is no tokenizer or model."""
-    if not path and model_path and not Path(model_path).exists():
+    model_path = model_path and local_path(model_path)
+    if not path and model_path and not model_path.exists():
         raise DataError(f"There is no model {model_path}. Check the path.")
     path = path or (model_path and tokenizer_beside(model_path))
     if not path:

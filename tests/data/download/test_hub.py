@@ -21,7 +21,9 @@ def test_every_file_is_downloaded_once(fake, tmp_path, capsys, relative):
     fake.relative = relative
     folder = download(REPOSITORY, tmp_path)
     assert folder == tmp_path / "almanach--camembert-base" / COMMIT
-    assert tree(tmp_path) == {f"almanach--camembert-base/{COMMIT}/{name}": FILES[name] for name in FILES}
+    assert tree(folder) == FILES
+    names = {f"{COMMIT}/{name}" for name in FILES} | {f"complete/model@{name}" for name in ("main", COMMIT)}
+    assert tree(tmp_path).keys() == {f"almanach--camembert-base/{name}" for name in names}
     assert {request.name for request in fake.requests if request.host == "cdn"} == fake.large & set(FILES)
     assert "note" not in capsys.readouterr().err
     fake.requests.clear()
@@ -93,7 +95,7 @@ def test_a_push_meanwhile_does_not_mix_two_versions(fake, tmp_path):
     fake.before = push
     assert tree(download(REPOSITORY, tmp_path)) == FILES
     assert tree(download(REPOSITORY, tmp_path)) == fake.commits[PUSHED]
-    assert len(list((tmp_path / "almanach--camembert-base").iterdir())) == 2
+    assert {path.name for path in (tmp_path / "almanach--camembert-base").iterdir()} == {COMMIT, PUSHED, "complete"}
     assert download(REPOSITORY, tmp_path, COMMIT).name == COMMIT
 
 
@@ -241,7 +243,7 @@ def test_convert_weights_downloads(fake, tmp_path, monkeypatch):
     loaded = load_checkpoint(tmp_path / "hf")
     assert torch.equal(loaded.dense.weight, theirs.lm_head.dense.weight)
     assert (tmp_path / "hf" / "sentencepiece.bpe.model").exists()
-    assert f"Converted from `{REPOSITORY}`" in (tmp_path / "hf" / "README.md").read_text(encoding="utf-8")
+    assert f"Converted from `{REPOSITORY}@{COMMIT}`" in (tmp_path / "hf" / "README.md").read_text(encoding="utf-8")
 
 
 def test_convert_weights_reports_download_errors(fake, tmp_path):

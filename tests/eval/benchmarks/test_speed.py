@@ -162,5 +162,5 @@ def test_errors_for_options(arguments, message):
 
 
 def test_error_for_a_missing_text():
-    with pytest.raises(DataError, match=r"--text nowhere\.txt cannot be read"):
+    with pytest.raises(DataError, match=r"There is no file nowhere\.txt"):
         speed.main(f"--small --text nowhere.txt --tokenizer {demo.FOLDER}".split())

@@ -261,7 +261,7 @@ def test_no_standard_input(models, monkeypatch):
         ([], "The task is missing: sentiment, ner, nli, qa"),
         (["spelling"], "The task is missing"),
         (["qa"], "--model is missing"),
-        (["qa", "--model", "MODEL", "/none"], "/none cannot be read"),
+        (["qa", "--model", "MODEL", "/none"], "There is no file /none"),
         (["qa", "--model", "MODEL", "."], ". cannot be read"),
         (["qa", "--model", "/none"], "There is no file /none"),
         (["ner", "--model", "MODEL"], "is a QuestionAnswerer, not a TokenClassifier"),

@@ -145,7 +145,7 @@ def test_evaluation(path, tmp_path):
         (["--model", "MODEL", "--labels", "0", "b", "--test", "TEST", "--out", "/proc/x/y"], "cannot be written"),
         (["--model", "MODEL", "--labels", "0", "b", "--test", "TEST", "--out", "tests"], "tests is a folder"),
         (["FILE", "--model", "MODEL", "--labels", "a", "b", "--test", "TEST"], "leave FILE out"),
-        (["/none", "--model", "MODEL", "--labels", "a", "b"], "/none cannot be read"),
+        (["/none", "--model", "MODEL", "--labels", "a", "b"], "There is no file /none"),
         (["--model", "NO", "--labels", "a", "b"], "none of its labels is entailment or implication, but it has 0, 1"),
     ],
 )
