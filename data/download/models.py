@@ -29,9 +29,9 @@ def fetch_models(options: T, *names: str) -> T:
             continue
         what = "tokenizer" if name == "tokenizer" else "model"
         if (remote := parse_name(value)) is None:
-            is_path = value.endswith(FILE_SUFFIXES) or "/" in value
-            kind, hint = ("file", "") if is_path else ("model", "; on the hub, it is written owner/name")
-            raise DataError(f"There is no {what if what == 'tokenizer' else kind} {value}. Check the path{hint}.")
+            kind = "file" if what == "model" and ("/" in value or value.endswith(FILE_SUFFIXES)) else what
+            hint = "" if kind == "file" else "; on the hub, it is written owner/name"
+            raise DataError(f"There is no {kind} {value}. Check the path{hint}.")
         folder = fetch(value, *remote, what)
         print(f"note: {value} is no path here; the hub's is used, commit {folder.name}.", file=sys.stderr)
         found[name] = str(folder / TOKENIZER) if what == "tokenizer" else f"{remote[0]}@{folder.name}"

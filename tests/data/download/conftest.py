@@ -22,14 +22,16 @@ def servers():
 
 
 @pytest.fixture
-def fake(servers, monkeypatch):
+def fake(servers, monkeypatch, tmp_path):
     fake = FakeHub()
     for server in servers:
         server.fake = fake
     fake.hub, fake.cdn = (f"http://127.0.0.1:{server.server_port}" for server in servers)
     monkeypatch.setenv("HF_ENDPOINT", fake.hub + "/")
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.delenv("HF_TOKEN", raising=False)
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DISTILCAMEMBERT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(hub, "PAUSE", 0.0)
     monkeypatch.setattr(transfer, "TIMEOUT", 5.0)
     monkeypatch.setattr(transfer, "CHUNK", 1 << 14)
