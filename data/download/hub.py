@@ -106,8 +106,10 @@ def snapshot(hub: Hub, what: str, revision: str, folder: Path, attempts: int) ->
         for shard in shard_names(path) if path.name == INDEX else ():
             if download_first((shard,), hub, commit, folder) is None:
                 raise DataError(f"{hub.repository} is incomplete: its {INDEX} lists {shard}, which is missing.")
-    for each in {revision, commit}:
-        write_complete(folder, what, each, commit)
+    done = (what, "tokenizer") if (folder / commit / TOKENIZER).is_file() else (what,)
+    for each in done:
+        for name in (revision, commit):
+            write_complete(folder, each, name, commit)
     return folder / commit
 
 

@@ -22,7 +22,8 @@ def test_every_file_is_downloaded_once(fake, tmp_path, capsys, relative):
     folder = download(REPOSITORY, tmp_path)
     assert folder == tmp_path / "almanach--camembert-base" / COMMIT
     assert tree(folder) == FILES
-    names = {f"{COMMIT}/{name}" for name in FILES} | {f"complete/model@{name}" for name in ("main", COMMIT)}
+    names = {f"{COMMIT}/{name}" for name in FILES}
+    names |= {f"complete/{what}@{name}" for what in ("model", "tokenizer") for name in ("main", COMMIT)}
     assert tree(tmp_path).keys() == {f"almanach--camembert-base/{name}" for name in names}
     assert {request.name for request in fake.requests if request.host == "cdn"} == fake.large & set(FILES)
     assert "note" not in capsys.readouterr().err
