@@ -26,6 +26,7 @@ from pathlib import Path
 import sentencepiece
 
 from .cli import DataError
+from .lfs import pointer_sentence
 
 FILE_NAME = "sentencepiece.bpe.model"  # its name on the Hugging Face hub
 SHIFT = 4  # token id minus SentencePiece id, except for <unk>
@@ -53,6 +54,8 @@ class Tokenizer:
         except OSError as error:
             raise DataError(f"The tokenizer {self.path} cannot be read: {error.strerror}.") from None
         except RuntimeError:
+            if pointer := pointer_sentence(self.path):
+                raise DataError(pointer) from None
             raise DataError(f"{self.path} is not a SentencePiece model. Give the {FILE_NAME} of a CamemBERT.") from None
         first = [self._sentencepiece.id_to_piece(i) for i in range(min(3, len(self._sentencepiece)))]
         if first != ["<unk>", "<s>", "</s>"] or len(self._sentencepiece) < 4:

@@ -20,7 +20,10 @@ from .huggingface import Report
 from .native import check_file, is_native, is_safetensors, load_model, read_metadata, read_safetensors
 
 # in the order in which a folder's files are preferred; the last is that of a run of train.py
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "model.pt", "student.safetensors")
+WEIGHTS = (
+    *("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
+    *("model.pt", "student.safetensors"),
+)
 
 
 def print_note(line: str) -> None:
@@ -82,7 +85,7 @@ def weights_in(path: Path, report: Report) -> Path:
 def load_file(path: Path, report: Report) -> nn.Module:
     """The model in a file, of whatever kind it is.  Raises ModelError."""
     if path.name.endswith(".index.json"):
-        tensors = read_shards(path)
+        tensors = read_shards(path, report)
     elif is_safetensors(path):
         if is_native(read_metadata(path)):
             return load_model(path)
@@ -98,13 +101,15 @@ def load_file(path: Path, report: Report) -> nn.Module:
     return huggingface.from_huggingface(tensors, values, path, report)
 
 
-def read_shards(index: Path) -> dict[str, Tensor]:
-    """The tensors of all files listed in an index.  Raises ModelError."""
+def read_shards(index: Path, report: Report) -> dict[str, Tensor]:
+    """The tensors of all files listed in an index, read one after another.  Raises ModelError."""
     result = {}
     for name, keys in huggingface.shard_files(index).items():
-        tensors = read_safetensors(index.parent / name)[1]
+        shard = index.parent / name
+        check_file(shard)
+        tensors = read_safetensors(shard)[1] if is_safetensors(shard) else pickles.read_pickle(shard, report)
         for key in sorted({*keys} ^ tensors.keys()):
-            raise ModelError(f"{index.parent / name} and {index} disagree about the tensor {key}. Download both again.")
+            raise ModelError(f"{shard} and {index} disagree about the tensor {key}. Download both again.")
         result.update(tensors)
     return result
 

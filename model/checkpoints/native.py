@@ -19,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from data.lfs import pointer_sentence
+
 from ..config import EncoderConfig, ModelError
 from ..encoder import Encoder
 from ..heads import MaskedLM, QuestionAnswerer, SequenceClassifier, TokenClassifier
@@ -169,7 +171,7 @@ def open_safetensors(path: str | Path) -> Iterator:
 
 
 def check_file(path: Path) -> None:
-    """Raises ModelError unless path is a readable file that is not empty."""
+    """Raises ModelError unless path is a readable file that is neither empty nor a Git LFS pointer."""
     try:
         if path.is_dir():
             raise ModelError(f"{path} is a folder; a file is needed.")
@@ -178,6 +180,8 @@ def check_file(path: Path) -> None:
         with path.open("rb") as file:
             if not file.read(1):
                 raise ModelError(f"{path} is empty. Download or copy it again.")
+        if pointer := pointer_sentence(path):
+            raise ModelError(pointer)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}.") from None
 
