@@ -124,6 +124,10 @@ def normalise(tensors: Mapping[str, Tensor], path: Path, report: Report) -> dict
     for alias, original in TIED:
         merge_tied(tensors, alias, original, path, report)
     check_no_shared_memory(tensors, path)
+    if any(key.endswith("embeddings.word.weight") for key in tensors):
+        raise ModelError(
+            f"{path} has the tensors of this project's model, but not its configuration. Write it with save_model()."
+        )
     if WORD not in tensors or tensors[WORD].ndim != 2:
         raise ModelError(f"{path} is not a CamemBERT: it has no matrix {WORD}.")
     unify_dtype(tensors, path, report)
