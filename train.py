@@ -275,7 +275,6 @@ def run(options: Options, world: World, device: torch.device) -> int:
     is_demo = options.teacher == "demo" or (options.teacher == "none" and options.corpus == ("demo",))
     teacher_path = {"none": None, "demo": demo.TEACHER}.get(options.teacher, options.teacher)
     tokenizer = load_tokenizer(options.tokenizer or (is_demo and demo.FOLDER), teacher_path)
-    run_state.check_no_other_tokenizer(out, tokenizer)
     teacher = load_teacher(teacher_path, MaskedLM, device) if teacher_path else None
     student, start = make_student(options, teacher, len(tokenizer))
     for model in filter(None, (teacher, student)):
@@ -332,7 +331,7 @@ def run(options: Options, world: World, device: torch.device) -> int:
         state.baseline["student before"] = before["accuracy"]
 
     # ---- the loop
-    writer, pending = run_state.CheckpointWriter(out, options.keep), PendingLosses(weights)
+    writer, pending = run_state.CheckpointWriter(out, options.keep, tokenizer), PendingLosses(weights)
     started, record, status, clock = state.step, {}, None, time.monotonic()
     with log.MetricsLogger(out, steps, state, options.tensorboard, enabled=world.is_main) as logger, stop:
         while state.step < steps and status is None:
@@ -356,7 +355,7 @@ def run(options: Options, world: World, device: torch.device) -> int:
                 record = log.metrics_record(state, grad_norm, lr, weights, blocks_per_step, peak)
                 if validates:
                     record["held_out"] = validate_now()
-                    run_state.keep_best(out, student, state, record["held_out"]["loss"], world.is_main)
+                    run_state.keep_best(out, student, tokenizer, state, record["held_out"]["loss"], world.is_main)
                 state.metrics_bytes = logger.log(record, state.seconds / step * (steps - step))
                 state.new_line()
             if saves and world.is_main:
@@ -374,9 +373,8 @@ def run(options: Options, world: World, device: torch.device) -> int:
     results = record["held_out"] if record else validate_now()  # if it was killed after the last step
     if world.is_main:
         accuracy = {**state.baseline, "student after": results["accuracy"]}
-        run_state.copy_tokenizer(out, tokenizer)
         about |= {"held_out_accuracy": accuracy, "held_out": results}
-        save_model(student, out / run_state.STUDENT, about)
+        save_model(student, out / run_state.STUDENT, about, tokenizer)
         log.print_summary(accuracy, results)
         log.draw_curves(out)
         log.print_next_steps(out, is_demo)

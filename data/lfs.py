@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-FIRST_BYTES = b"version https://git-lfs.github.com/spec/"
+START = b"version https://git-lfs.github.com/spec/"
 
 
-def pointer_sentence(path: Path) -> str:
-    """What to tell the user if a file is a pointer; empty for every other file.  Raises OSError."""
-    with path.open("rb") as file:
-        is_pointer = file.read(len(FIRST_BYTES)) == FIRST_BYTES
+def pointer_sentence(path: Path, content: bytes) -> str:
+    """What to tell the user if a file with this content (or beginning) is a pointer; empty for every other file."""
+    is_pointer = content.startswith(START)
     return f"{path} is a Git LFS pointer, not the file itself. Fetch it: git lfs pull." if is_pointer else ""

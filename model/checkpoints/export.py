@@ -1,7 +1,6 @@
 """Writes a model as a folder that transformers opens."""
 
 import json
-import shutil
 from pathlib import Path
 
 import torch
@@ -51,7 +50,7 @@ def to_huggingface(model: nn.Module) -> dict[str, Tensor]:
 
 
 def export_huggingface(
-    model: nn.Module, folder: str | Path, tokenizer: str | Path | None = None, card: str | None = None
+    model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = None, card: str | None = None
 ) -> None:
     """Writes config.json, model.safetensors and, if given, the tokenizer's files and the model card to a new folder.
 
@@ -61,7 +60,7 @@ def export_huggingface(
         save_file(to_huggingface(model), temporary / "model.safetensors", metadata={"format": "pt"})
         texts = {"config.json": json.dumps(huggingface_config(model), indent=2, sort_keys=True) + "\n"}
         if tokenizer is not None:
-            shutil.copyfile(tokenizer, temporary / FILE_NAME)
+            (temporary / FILE_NAME).write_bytes(tokenizer.content)
             texts["tokenizer_config.json"] = json.dumps(tokenizer_config(model.config), indent=2) + "\n"
         if card is not None:
             texts["README.md"] = card

@@ -259,9 +259,10 @@ def read_json(path: Path) -> dict:
     try:
         if not path.is_file() or path.stat().st_size > MAX_JSON_BYTES:
             raise ModelError(f"{path} is not a file of at most {MAX_JSON_BYTES / 1e6:.0f} MB. Download it again.")
-        if pointer := pointer_sentence(path):
+        content = path.read_bytes()
+        if pointer := pointer_sentence(path, content):
             raise ModelError(pointer)
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
+        values = json.loads(content.decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read as JSON ({error}). Download it again.") from None
     if not isinstance(values, dict):

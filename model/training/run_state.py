@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from data.cli import DataError, OptionError, check, dashed, warn
-from data.tokenizer import FILE_NAME, Tokenizer
+from data.tokenizer import Tokenizer
 
 from ..checkpoints.native import (
     apply_umask,
@@ -67,18 +67,6 @@ def check_out_folder(out: Path, resume: bool) -> None:
         raise OptionError(f"--out {out} cannot be written: {error.strerror}.") from None
 
 
-def check_no_other_tokenizer(out: Path, tokenizer: Tokenizer) -> None:
-    """Raises OptionError if the folder already holds another tokenizer than the run's."""
-    copy = out / FILE_NAME
-    same = not copy.exists() or copy.read_bytes() == tokenizer.path.read_bytes()
-    check(same, f"{copy} differs from the tokenizer {tokenizer.path}. Choose another --out, or remove it.")
-
-
-def copy_tokenizer(out: Path, tokenizer: Tokenizer) -> None:
-    if not (out / FILE_NAME).exists():
-        shutil.copyfile(tokenizer.path, out / FILE_NAME)
-
-
 def check_same_run(out: Path, run: Mapping, may_differ: tuple[str, ...]) -> None:
     """Writes run.json in a new folder; in the folder of another run, raises OptionError, naming what differs.
 
@@ -111,12 +99,14 @@ def is_finished(out: Path) -> bool:
     return (out / STUDENT).exists() and (out / RUN).exists()
 
 
-def keep_best(out: Path, student: nn.Module, state: TrainState, loss: float, is_main: bool) -> None:
+def keep_best(
+    out: Path, student: nn.Module, tokenizer: Tokenizer, state: TrainState, loss: float, is_main: bool
+) -> None:
     """best.safetensors: the student with the lowest validation loss so far."""
     if state.best_loss is None or loss < state.best_loss:
         state.best_loss = loss
         if is_main:
-            save_model(student, out / BEST, {"step": state.step, "held_out_loss": loss})
+            save_model(student, out / BEST, {"step": state.step, "held_out_loss": loss}, tokenizer)
 
 
 def remove_partial_files(out: Path) -> None:
@@ -134,15 +124,15 @@ def remove_partial_files(out: Path) -> None:
 class CheckpointWriter:
     """Writes checkpoints in a thread: a step waits only for the copy to memory, and for the checkpoint before."""
 
-    def __init__(self, out: Path, keep: int):
-        self.folder, self.keep = out / FOLDER, keep
+    def __init__(self, out: Path, keep: int, tokenizer: Tokenizer | None = None):
+        self.folder, self.keep, self.tokenizer = out / FOLDER, keep, tokenizer
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
     def save(self, step: int, student: nn.Module, tensors: Mapping[str, Tensor], values: Mapping) -> Path:
         """Copies the state and starts writing it -> its path.  Raises DataError if the one before failed."""
         self.wait()
-        weights, metadata = contents(student)
+        weights, metadata = contents(student, tokenizer=self.tokenizer)
         copies = ({name: copy_to_cpu(tensor) for name, tensor in each.items()} for each in (weights, tensors))
         path = self.folder / f"step-{step:09}"
         self._thread = threading.Thread(target=self._write, args=(path, *copies, metadata, dict(values)))
