@@ -5,7 +5,7 @@
     python convert_weights.py --download REPO OUT        the same for a repository of the Hugging Face hub
     python convert_weights.py --check HF_FOLDER          compares every hidden state with transformers'
 
-IN is a file of this project; a folder, .safetensors (single or in shards, by its index) or .bin of Hugging Face; or a
+IN is a file of this project; a folder, .safetensors or .bin (single or in shards, by its index) of Hugging Face; or a
 model.pt, folder or tarball of fairseq. The class of the model (bare encoder, masked LM, sequence classifier, token
 classifier, question answerer) is recognised by its tensors. The config.json beside the weights is read; without one,
 CamemBERT's values are assumed for what no tensor's shape shows, and reported.

@@ -61,87 +61,81 @@ def export(folder: Path) -> None:
     longest = max(map(len, ids))
     input_ids = torch.tensor([row + [tokenizer.pad_id] * (longest - len(row)) for row in ids])
     for name, model in models().items():
-        save_model(model, folder / "ours.safetensors")
-        words = [folder / "ours.safetensors", folder / name, "--to", "hf", "--tokenizer", demo.FOLDER]
-        subprocess.run([sys.executable, "convert_weights.py", *words], cwd=REPOSITORY, check=True)
-        (folder / "ours.safetensors").unlink()
-        encoder = model.double() if isinstance(model, Encoder) else model.double().encoder
-        states = dict(enumerate(encoder.hidden_states(input_ids)))
-        expected = {f"H_{layer}": state for layer, state in states.items()} | {"output": model(input_ids)}
-        save_file({"input_ids": input_ids, **expected}, folder / f"{name}.safetensors")
-        model.float()
+        native = folder / "ours"  # not .safetensors, as the expected values are
+        save_model(model, native, tokenizer=tokenizer)
+        words = [sys.executable, "convert_weights.py", native, folder / name, "--to", "hf"]
+        subprocess.run(words, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
+        model.double()
+        encoder = model if isinstance(model, Encoder) else model.encoder
+        states = {f"H_{layer}": state for layer, state in enumerate(encoder.hidden_states(input_ids))}
+        save_file({"input_ids": input_ids, **states, "output": model(input_ids)}, folder / f"{name}.safetensors")
+        model.float()  # the encoder is shared
 
 
 @torch.no_grad()
-def compare(folder: Path) -> None:
-    """Prints a line for each class and for the tokenizer; exits with status 1 if anything differs.
+def compare(folder: Path) -> bool:
+    """Prints a line for each class and each tokenizer -> whether all is the same.
 
     Runs in a process with the old version on its path.
     """
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
-    faults = 0
-
-    def report(name: str, *found: str) -> None:
-        nonlocal faults
-        faults += bool(found)
-        print(f"{transformers.__version__:8} {name:36} {'; '.join(found) or 'the same'}", flush=True)
-
-    for path in sorted(folder.glob("*.safetensors")):
-        name, expected = path.stem, load_file(path)
-        model, info = getattr(transformers, name).from_pretrained(folder / name, output_loading_info=True)
-        info["missing_keys"] = set(info["missing_keys"]) - ALLOWED.get(name, set())
-        found = [f"{key} {sorted(map(str, keys))}" for key, keys in info.items() if keys]
-        input_ids = expected.pop("input_ids")
-        mask = (input_ids != Tokenizer.pad_id).long()
-        outputs = model.double().eval()(input_ids, attention_mask=mask, output_hidden_states=True)
-        states = {f"H_{layer}": state for layer, state in enumerate(outputs.hidden_states)}
-        states["output"] = outputs.get("logits", outputs.hidden_states[-1])
-        if "start_logits" in outputs:
-            states["output"] = torch.stack([outputs.start_logits, outputs.end_logits], dim=-1)
-        for key in [*expected]:
-            real = mask.bool() if expected[key].ndim == 3 else ...
-            difference = (expected[key] - states.pop(key))[real].abs().max().item()
-            if not difference <= TOLERANCE:  # true for NaN
-                found.append(f"{key} differs by {difference:.2e}")
-        found += [f"{key} is new" for key in states]
-        if "Classification" in name and [*model.config.id2label.values()] != LABELS:
-            found.append(f"labels {model.config.id2label}")
-        report(name, *found)
+    rows = {path.stem: differences(path) for path in sorted(folder.glob("*.safetensors"))}
+    wanted = json.loads((folder / "ids.json").read_text())
     for fast in (True, False):
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "CamembertForMaskedLM", use_fast=fast)
         ids = [tokenizer(*text)["input_ids"] for text in TEXTS]
-        wanted = json.loads((folder / "ids.json").read_text())
-        texts = [f"other ids of {text[0]!r}" for text, one, other in zip(TEXTS, ids, wanted) if one != other]
-        report(f"AutoTokenizer, {type(tokenizer).__name__}", *texts)
-    sys.exit(faults > 0)
+        rows[f"AutoTokenizer -> {type(tokenizer).__name__}"] = [
+            f"other ids of {text[0]!r}" for text, one, other in zip(TEXTS, ids, wanted) if one != other
+        ]
+    for name, found in rows.items():
+        print(f"{transformers.__version__:8} {name:42} {'; '.join(found) or 'the same'}", flush=True)
+    return not any(rows.values())
+
+
+def differences(path: Path) -> list[str]:
+    """How an exported model is another one in transformers.
+
+    path: the file of its expected values, beside the exported folder.
+    """
+    import transformers
+
+    name, expected = path.stem, load_file(path)
+    model, info = getattr(transformers, name).from_pretrained(path.with_suffix(""), output_loading_info=True)
+    info["missing_keys"] = set(info["missing_keys"]) - ALLOWED.get(name, set())
+    found = [f"{key} {sorted(map(str, keys))}" for key, keys in info.items() if keys]
+    if "Classification" in name and [*model.config.id2label.values()] != LABELS:
+        found.append(f"labels {model.config.id2label}")
+    input_ids = expected.pop("input_ids")
+    real = input_ids != Tokenizer.pad_id
+    outputs = model.double().eval()(input_ids, attention_mask=real.long(), output_hidden_states=True)
+    values = {f"H_{layer}": state for layer, state in enumerate(outputs.hidden_states)}
+    if "start_logits" in outputs:
+        values["output"] = torch.stack([outputs.start_logits, outputs.end_logits], dim=-1)
+    else:
+        values["output"] = outputs.get("logits", outputs.hidden_states[-1])
+    assert values.keys() == expected.keys()
+    for key, value in values.items():
+        difference = (value - expected[key])[real if value.ndim == 3 else ...].abs().max().item()
+        if not difference <= TOLERANCE:  # true for NaN
+            found.append(f"{key} differs by {difference:.2e}")
+    return found
 
 
 def main(packages: Path, exported: Path) -> int:
     """-> exit status: 1 if an export is not read as it was written."""
     export(exported)
-    statuses = []
+    code = "import pathlib, sys; from tests.old_transformers import compare; sys.exit(not compare(pathlib.Path({!r})))"
+    words, statuses = [sys.executable, "-W", "ignore", "-c", code.format(str(exported))], []
     for version, needed in VERSIONS.items():
         place, partial = packages / version, packages / f"{version}.partial"
         if not place.exists():
-            words = [
-                "install",
-                "-q",
-                "--no-deps",
-                "--upgrade",
-                "--target",
-                partial,
-                f"transformers=={version}",
-                *needed,
-            ]
-            subprocess.run([sys.executable, "-m", "pip", *words], check=True)
+            pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--upgrade", "--target", partial]
+            subprocess.run([*pip, f"transformers=={version}", *needed], check=True)
             partial.rename(place)
-        code = f"from pathlib import Path; from tests.old_transformers import compare; compare(Path({str(exported)!r}))"
         settings = os.environ | {"PYTHONPATH": str(place), "HF_HUB_OFFLINE": "1"}
-        statuses.append(
-            subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=REPOSITORY, env=settings).returncode
-        )
+        statuses.append(subprocess.run(words, cwd=REPOSITORY, env=settings).returncode)
     return int(any(statuses))
 
 

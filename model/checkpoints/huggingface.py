@@ -136,11 +136,13 @@ def normalise(tensors: Mapping[str, Tensor], path: Path, report: Report) -> dict
 
 
 def check_architecture(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Raises ModelError for another architecture whose keys resemble CamemBERT's."""
+    """Raises ModelError for another architecture whose keys resemble CamemBERT's, and for adapters beside one."""
     found = [other for part, other in OTHER_MODELS.items() if any(f".{part}." in f".{key}" for key in tensors)]
     types = [tensor for key, tensor in tensors.items() if f".{key}".endswith(f".bert.{TOKEN_TYPE}")]
     if any(tensor.shape[:1] != (1,) for tensor in types):  # a CamemBERT that somebody called bert has one row
         found.append("a BERT")
+    if any(".lora_" in key for key in tensors):
+        raise ModelError(f"{path} holds LoRA adapters. Merge them into the weights first (merge_and_unload() of PEFT).")
     if found:
         raise ModelError(f"{path} is {found[0]}, which has another architecture than CamemBERT.")
 

@@ -168,6 +168,10 @@ WRONG_TENSORS = {  # how the tensors are changed, the error
     "no bias under any name": (remove(BIAS), "lacks the tensor lm_head.bias"),
     "names of this project": (lambda x: x.update({"encoder.embeddings.word.weight": x.pop(WORDS)}), "with save_model"),
     "a BERT": (add({"cls.predictions.bias": torch.ones(9)}), "is a BERT, which has another architecture"),
+    "LoRA": (
+        add({f"base_model.model.roberta.{QUERY.replace('.weight', '.lora_A.default.weight')}": torch.ones(2, 48)}),
+        "merge_and_unload",
+    ),
     "a bare BERT": (
         lambda x: (rename("roberta.", "bert.")(x), edit(TOKEN_TYPE.replace("roberta", "bert"), two_rows)(x)),
         "is a BERT, which",
