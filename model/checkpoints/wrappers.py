@@ -1,6 +1,7 @@
 """Keys as wrappers leave them: DDP, FSDP, torch.compile, Lightning, sentence-transformers, a module of one's own."""
 
 from collections.abc import Callable, Iterable
+from itertools import dropwhile
 from pathlib import Path
 
 from ..config import ModelError
@@ -13,7 +14,7 @@ INSERTED = {
 }
 BASES = ("roberta", "camembert", "xlm_roberta", "bert")  # names of the encoder; the keys of a head stand beside it
 ANCHORS = [EMBEDDING_KEYS[f"encoder.embeddings.{name}.weight"] for name in ("word", "position")]
-MAX_LISTED = 3  # keys in a sentence
+MAX_LISTED = 3  # keys or prefixes in a sentence
 
 
 def unwrapped_names(keys: Iterable[str], path: Path, report: Callable[[str], None]) -> dict[str, str]:
@@ -27,12 +28,12 @@ def unwrapped_names(keys: Iterable[str], path: Path, report: Callable[[str], Non
     names = {key: ".".join(part for part in key.split(".") if part not in INSERTED) for key in keys}
     prefixes = {prefix: key for key, name in names.items() if (prefix := prefix_of(name)) is not None}
     if len(prefixes) > 1:
-        listed = " and ".join(repr(prefix)[:100] for prefix in sorted(prefixes))
+        listed = " and ".join(repr(prefix)[:100] for prefix in sorted(prefixes)[:MAX_LISTED])
         raise ModelError(f"{path} holds {len(prefixes)} models, with the prefixes {listed}. Save one of them alone.")
     prefix, anchor = prefixes.popitem() if prefixes else ("", "")
     stripped = whole_prefix(anchor, prefix)
     if stripped:
-        report(f"{path}: the prefix {stripped} is stripped from its keys.")
+        report(f"{path}: the prefix {stripped:.200} is stripped from its keys.")
     inside = {key: without_base(name[len(prefix) :]) for key, name in names.items() if name.startswith(prefix)}
     inserted = {part for key in inside for part in key.removeprefix(stripped).split(".") if part in INSERTED}
     if inserted:
@@ -40,7 +41,8 @@ def unwrapped_names(keys: Iterable[str], path: Path, report: Callable[[str], Non
     outside = [key[:100] for key in names if key not in inside]
     if outside:
         more = f" and {len(outside) - MAX_LISTED} more" if outside[MAX_LISTED:] else ""
-        report(f"{path}: left out, because the CamemBERT is under {stripped}: {', '.join(outside[:MAX_LISTED])}{more}.")
+        listed = ", ".join(outside[:MAX_LISTED]) + more
+        report(f"{path}: left out, because the CamemBERT is under {stripped:.200}: {listed}.")
     return inside
 
 
@@ -57,17 +59,13 @@ def prefix_of(name: str) -> str | None:
 
 def without_base(name: str) -> str:
     parts = name.split(".")
-    while parts[0] in BASES:
-        del parts[0]
-    return ".".join(parts)
+    return ".".join([*dropwhile(BASES.__contains__, parts[:-1]), parts[-1]])
 
 
 def whole_prefix(key: str, prefix: str) -> str:
     """The prefix as it stands in a key: with what wrappers inserted before, inside and behind it."""
-    whole = ""
-    for part in key.split("."):
-        if part not in INSERTED and not prefix:
-            return whole
-        prefix = prefix if part in INSERTED else prefix.removeprefix(f"{part}.")
-        whole += f"{part}."
-    return whole
+    parts, left, end = key.split("."), prefix.count("."), 0
+    while left or parts[end] in INSERTED:
+        left -= parts[end] not in INSERTED
+        end += 1
+    return "".join(f"{part}." for part in parts[:end])

@@ -160,6 +160,8 @@ WRONG_TENSORS = {  # how the tensors are changed, the error
     "untied": (copy(WORDS, DECODER, lambda x: x + 1), "differ, but CamemBERT ties them"),
     "two different biases": (add({DECODER_BIAS: torch.ones(1005)}), "differ, but CamemBERT ties them"),
     "an unknown head": (rename("lm_head", "x.lm_head"), r"a tensor x\.lm_head\.\S+, which a Encoder does not have"),
+    "the name of the encoder alone": (add({"roberta": torch.ones(2)}), "a tensor roberta, which a MaskedLM does not"),
+    "a wrapper alone": (add({"module.module": torch.ones(2)}), "which a MaskedLM does not have"),
     "two heads": (add(HEAD), "has the heads of a MaskedLM and of a QuestionAnswerer"),
     "a wrong shape under the other name": (
         lambda x: x.update({DECODER: x.pop(WORDS)[:, 1:].clone()}),
