@@ -40,6 +40,10 @@ WRONG_OPTIONS = {
     "two weights": (dict(weights=[0.5, 0.5]), "expected 3 arguments"),
     "a layer that the teacher lacks": (dict(layers="0,4"), "there is no layer 4"),
     "layers of a larger teacher": (dict(layers="distilbert"), "needs a teacher of 12 layers"),
+    "a real run on the demo's text": (
+        dict(corpus=None, steps=1001),
+        "train on the demo's invented text. Name a corpus",
+    ),
     "layers and a student": (dict(layers="0", student="x"), "--layers cannot be combined with --student"),
     "769 / 12": (SIZES | dict(hidden_size=769, num_heads=12), "769 must be divisible by num_heads 12"),
     "a size with a teacher": (dict(hidden_size=64), "--hidden-size needs --teacher none"),

@@ -54,12 +54,16 @@ class Checkpoint(NamedTuple):
 # ---- the output folder -----------------------------------------------------------------------------------------
 
 
-def check_out_folder(out: Path, resume: bool) -> None:
-    """Raises OptionError if the folder holds files that no run can resume from, or cannot be written."""
+def check_no_other_run(out: Path, resume: bool) -> None:
+    """Raises OptionError if the folder holds files that no run can resume from."""
     resumes = resume and (out / RUN).exists()
     for name in (STUDENT, METRICS, RUN):
         free = resumes or not (out / name).exists()
         check(free, f"{out} already holds the {name} of a run. Choose another --out, or remove it.")
+
+
+def make_out_folder(out: Path) -> None:
+    """Raises OptionError if it cannot be written."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
@@ -68,15 +72,12 @@ def check_out_folder(out: Path, resume: bool) -> None:
 
 
 def check_same_run(out: Path, run: Mapping, may_differ: tuple[str, ...]) -> None:
-    """Writes run.json in a new folder; in the folder of another run, raises OptionError, naming what differs.
+    """Raises OptionError for the folder of another run, naming what differs; DataError if it cannot be read.
 
     run: {"options": …, "inputs": …}; the options in may_differ do not affect the student.
-    Raises DataError for a run.json that cannot be read, ModelError for one that cannot be written.
     """
     path = out / RUN
     if not path.exists():
-        with atomic_file(path) as partial:
-            partial.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
         return
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
@@ -93,6 +94,13 @@ def check_same_run(out: Path, run: Mapping, may_differ: tuple[str, ...]) -> None
     for name, value in new["inputs"].items():
         found = f"{out} holds a run with another {name}, which has changed since."
         check(inputs.get(name) == value, f"{found} Restore it, or choose another --out.")
+
+
+def write_run(out: Path, run: Mapping) -> None:
+    """Writes run.json in a new folder.  Raises ModelError if it cannot."""
+    if not (out / RUN).exists():
+        with atomic_file(out / RUN) as partial:
+            partial.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
 
 
 def is_finished(out: Path) -> bool:
