@@ -24,8 +24,8 @@ from ..tokenizer import FILE_NAME as TOKENIZER
 from . import transfer
 
 T = TypeVar("T")
-CONFIG, INDEX = "config.json", "model.safetensors.index.json"
-WEIGHTS = ("model.safetensors", INDEX, "pytorch_model.bin")  # in order of preference
+CONFIG, INDEX, BIN_INDEX = "config.json", "model.safetensors.index.json", "pytorch_model.bin.index.json"
+WEIGHTS = ("model.safetensors", INDEX, "pytorch_model.bin", BIN_INDEX)  # in order of preference
 WANTED = {"model": ((CONFIG,), WEIGHTS, (TOKENIZER,)), "tokenizer": ((TOKENIZER,),)}  # one file of each group
 SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")  # no path, no option, no hidden file
 COMMIT, HASH, SIZE = r"[0-9a-f]{40}", r'(?:W/)?"?([0-9a-f]{64}|[0-9a-f]{40})"?', r"[0-9]{1,18}"
@@ -103,9 +103,9 @@ def snapshot(hub: Hub, what: str, revision: str, folder: Path, attempts: int) ->
         if path is None:
             print(f"note: {hub.repository} has no {names[0]}.", file=sys.stderr)
             continue
-        for shard in shard_names(path) if path.name == INDEX else ():
+        for shard in shard_names(path) if path.name in (INDEX, BIN_INDEX) else ():
             if download_first((shard,), hub, commit, folder) is None:
-                raise DataError(f"{hub.repository} is incomplete: its {INDEX} lists {shard}, which is missing.")
+                raise DataError(f"{hub.repository} is incomplete: its {path.name} lists {shard}, which is missing.")
     done = (what, "tokenizer") if (folder / commit / TOKENIZER).is_file() else (what,)
     for each in done:
         for name in (revision, commit):
@@ -257,13 +257,14 @@ def check_repository(code: str | None, status: int, hub: Hub, revision: str) -> 
 
 def shard_names(index: Path) -> list[str]:
     """The files that an index lists. The names come from the network and are checked.  Raises DataError."""
+    suffix = ".bin" if index.name == BIN_INDEX else ".safetensors"
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        safe = all(is_safe_name(name) and name.endswith(".safetensors") for name in names)
+        safe = all(is_safe_name(name) and name.endswith(suffix) for name in names)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         names = safe = None
     if not names or len(names) > MAX_SHARDS or not safe:
-        raise DataError(f"{index} does not list .safetensors files in its own folder. The repository cannot be used.")
+        raise DataError(f"{index} does not list {suffix} files in its own folder. The repository cannot be used.")
     return sorted(names)
 
 
