@@ -2,11 +2,9 @@
 
 python train.py
     a demo without any input, about a minute on two cores
-python train.py --teacher camembert-base --corpus texts/ --steps 100000 --accumulate 16 \\
+python train.py --teacher almanach/camembert-base --corpus texts/ --steps 100000 --accumulate 16 \\
                 --out runs/distilcamembert
-    the real model. A large corpus is best prepared beforehand with python -m data.prepare
-python train.py --teacher almanach/camembert-base --corpus hub:owner/dataset
-    the same, with model and text from the Hugging Face hub
+    the real model, from the hub, as --corpus hub:owner/dataset is. Prepare a large corpus beforehand: data.prepare
 python train.py --teacher none --tokenizer sentencepiece.bpe.model --corpus texts/
     masked LM without a teacher: the baseline without distillation
 """
@@ -74,15 +72,10 @@ class Options:
     """Every option of a run with its default. Stored with the student."""
 
     teacher: str = option(
-        "demo",
-        "model to distil: file, folder, owner/name on the hub; demo; or none: masked LM alone",
-        "input and output",
-        metavar="PATH",
+        "demo", "model to distil: path or owner/name; demo; none: masked LM alone", "input and output", metavar="MODEL"
     )
     tokenizer: str | None = option(None, "SentencePiece model (default: beside the teacher)", metavar="PATH")
-    corpus: tuple[str, ...] = option(
-        ("demo",), "folder from data.prepare, text, or hub:owner/dataset", nargs="+", metavar="PATH"
-    )
+    corpus: tuple[str, ...] = option(("demo",), "prepared folder, text, hub:owner/dataset", nargs="+", metavar="PATH")
     cache: str = option("runs/corpora", "folder where text given as --corpus is prepared", metavar="FOLDER")
     out: str = option("runs/student", "folder for the student, metrics.jsonl and checkpoints", metavar="FOLDER")
 
@@ -279,6 +272,9 @@ def run(options: Options, world: World, device: torch.device) -> int:
     stop, out, steps = Stop(options.max_hours), Path(options.out), options.steps
     per_rank, rest = divmod(options.accumulate, world.size)
     check(not rest, f"--accumulate {options.accumulate} must be a multiple of the {world.size} ranks.")
+    check_corpus(() if options.corpus == ("demo",) else options.corpus)
+    with world.main_first():
+        found = fetch_models(options, "teacher", "student", "tokenizer")
     if world.is_main:
         run_state.check_no_other_run(out, options.resume)
         if not options.plan:
@@ -288,10 +284,6 @@ def run(options: Options, world: World, device: torch.device) -> int:
     runtime = Runtime(device, choose_precision(options.precision, device))
 
     # ---- teacher and student
-    if options.corpus != ("demo",):
-        check_corpus(options.corpus)
-    with world.main_first():
-        found = fetch_models(options, "teacher", "student", "tokenizer")
     is_demo = options.teacher == "demo" or (options.teacher == "none" and options.corpus == ("demo",))
     teacher_path = {"none": None, "demo": demo.TEACHER}.get(options.teacher, found.teacher)
     tokenizer = load_tokenizer(found.tokenizer or (is_demo and demo.FOLDER), teacher_path)

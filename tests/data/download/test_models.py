@@ -274,7 +274,11 @@ def test_commands_on_a_classifier(fake, classifier, tmp_path):
 
 
 MISSING = {  # command -> options with a path that must be named; BARE is a model without a tokenizer
-    "train.py": ["--teacher NOTHING", "--teacher BARE --student NOTHING", "--teacher BARE --corpus NOTHING"],
+    "train.py": [
+        "--out OUT --teacher NOTHING",
+        "--out OUT --teacher BARE --student NOTHING",
+        "--out OUT --teacher BARE --corpus NOTHING",
+    ],
     "convert_weights.py": ["NOTHING OUT", "NOTHING OUT --to hf", "BARE OUT --to hf --tokenizer NOTHING"],
     "-m data.prepare": ["--tokenizer NOTHING --out OUT BARE", "--tokenizer BARE --out OUT NOTHING"],
     "-m model.parameters": ["NOTHING"],
