@@ -52,8 +52,8 @@ SAME_PREDICTIONS = 0.995  # minimum fraction of predictions that are the same in
 class Options:
     """Every option with its default."""
 
-    teacher: str | None = option(None, "model file or folder (default: random weights)", "input", metavar="PATH")
-    student: str | None = option(None, "model file or folder (default: random weights)", metavar="PATH")
+    teacher: str | None = option(None, "model: path or owner/name (default: random weights)", "input", metavar="PATH")
+    student: str | None = option(None, "model: path or owner/name (default: random weights)", metavar="PATH")
     text: str | None = option(None, "text file, one line per sequence (default: the demo's text)", metavar="FILE")
     tokenizer: str | None = option(None, "SentencePiece model (default: the student's, or the demo's)", metavar="PATH")
     lines: int = option(256, "number of lines of the text to use, evenly spread", least=1, most=10**6)

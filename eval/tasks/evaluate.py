@@ -32,7 +32,7 @@ LABEL_MAP_HELP = "data's label or entity type = model's; probabilities of severa
 LABEL_MAP_HINT = "Map the labels with --label-map DATA=MODEL: the name in the data = the model's name."
 SURROGATE = re.compile("[\ud800-\udfff]")
 TOKENIZER_HELP = "SentencePiece model or its folder (default: beside the model)"
-MODEL_HELP = "fine-tuned model, this project's or Hugging Face's, or owner/name on the hub"
+MODEL_HELP = "fine-tuned model: path, or owner/name on the hub"
 
 
 @dataclass(frozen=True)

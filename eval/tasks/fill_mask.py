@@ -16,7 +16,7 @@ from .evaluate import SURROGATE, TOKENIZER_HELP
 @dataclass(frozen=True)
 class Options:
     text: tuple[str, ...] = option((), "texts with at least one <mask>", "input", positional=True, nargs="+")
-    model: str = option("demo", "masked LM, this project's or Hugging Face's; or demo", metavar="PATH")
+    model: str = option("demo", "masked LM: path, or owner/name on the hub; or demo", metavar="PATH")
     tokenizer: str | None = option(None, TOKENIZER_HELP, metavar="PATH")
     top: int = option(5, "tokens per mask", least=1, most=10**5)
 

@@ -49,7 +49,7 @@ MAY_DIFFER = ("out", "device", "log_every", "seeds", "batch_tokens", "tokenizer"
 
 @dataclass(frozen=True)
 class Options(InferenceOptions):
-    model: str | None = option(None, "masked LM, this project's or Hugging Face's", "input and output", metavar="PATH")
+    model: str | None = option(None, "masked LM: path, or owner/name on the hub", "input and output", metavar="PATH")
     train: tuple[str, ...] = option((), "labelled examples for training", nargs="+", metavar="FILE")
     dev: tuple[str, ...] = option((), "labelled examples for choosing the best epoch", nargs="+", metavar="FILE")
     test: tuple[str, ...] = option((), "labelled examples for evaluating the best epoch", nargs="+", metavar="FILE")

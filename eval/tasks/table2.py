@@ -77,7 +77,7 @@ def finetune_help(name: str) -> str:
 
 @dataclass(frozen=True)
 class Options(InferenceOptions):
-    teacher: str = option("demo", "masked LM, this project's or Hugging Face's", "input and output", metavar="PATH")
+    teacher: str = option("demo", "masked LM: path, or owner/name on the hub", "input and output", metavar="PATH")
     student: str | None = option(None, "masked LM distilled from it (default: the demo's)", metavar="PATH")
     data: str | None = option(None, "folder with one subfolder per task (default: the demo's)", metavar="FOLDER")
     out: str = option("runs/table2", "folder for the table, its chart and the fine-tuned models", metavar="FOLDER")

@@ -31,7 +31,7 @@ CHUNK = 512  # texts whose pairs with all hypotheses are tokenised and predicted
 @dataclass(frozen=True)
 class Options(InferenceOptions):
     file: str | None = option(None, FILE_HELP, "input", positional=True, nargs="?", metavar="FILE")
-    model: str | None = option(None, "model fine-tuned on NLI, this project's or Hugging Face's", metavar="PATH")
+    model: str | None = option(None, "model fine-tuned on NLI: path, or owner/name on the hub", metavar="PATH")
     labels: tuple[str, ...] = option((), "at least two labels, worded to fit the template", nargs="+", metavar="LABEL")
     template: str = option("Ce texte parle de {}.", "hypothesis, with {} for the label")
     printed: bool = option(False, "equation (15) as printed: softmax over entailment probabilities instead of logits")
