@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy
 
 from .blocks import Blocks, make_batch
-from .cli import DataError, check_bounds, option, parse_options, run_command
+from .cli import DataError, check_bounds, check_paths, option, parse_options, run_command
 from .corpus.shards import TRAIN, open_manifest
 from .corpus.shuffle import key_of, permute
+from .download.models import fetch_models
 from .masking import STRATEGIES, Masking
 from .prepare import print_summary
 from .tokenizer import Tokenizer
@@ -109,7 +110,9 @@ def print_masked_blocks(blocks: Blocks, masking: Masking, count: int, seed: int)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    inspect(parse_options(Options, arguments, "python -m data.inspect FOLDER [OPTIONS]", __doc__))
+    options = parse_options(Options, arguments, "python -m data.inspect FOLDER [OPTIONS]", __doc__)
+    check_paths(options, "folder")
+    inspect(fetch_models(options, "tokenizer"))
 
 
 if __name__ == "__main__":

@@ -152,7 +152,8 @@ def find_sources(files: Iterable[str | RemoteText], documents: str) -> list[Sour
     sources = []
     for name in files:
         if isinstance(name, RemoteText):
-            sources.append(Source(name.name, name.kind, name.size, name))
+            kind = "parquet" if name.name.lower().endswith(PARQUET) else "json"
+            sources.append(Source(name.name, kind, name.size, name))
             continue
         suffix = text_suffix(name)
         kind = "json" if suffix in JSON else "parquet" if suffix == PARQUET else documents

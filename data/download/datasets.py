@@ -6,6 +6,7 @@
 Its Parquet or JSON-lines files are listed first, then fetched one after another, each while the one before it is read.
 """
 
+import contextlib
 import hashlib
 import http.client
 import json
@@ -22,7 +23,6 @@ from urllib.parse import quote, urlsplit
 from ..cli import MB, DataError
 from . import transfer
 from .hub import (
-    COMMIT,
     MAX_TEXT_BYTES,
     Hub,
     ask,
@@ -38,10 +38,10 @@ from .hub import (
 
 PREFIX = "hub:"
 WRITTEN = "hub:owner/dataset, with /folder and @revision if needed"
-FORMS = (  # in order of preference: kind of source, ends of file names; a data set may have all its text in several
-    ("parquet", re.compile(r"\.parquet$", re.IGNORECASE)),
-    ("json", re.compile(r"\.(jsonl|ndjson)(\.(gz|xz|bz2|zst))?$", re.IGNORECASE)),
-    ("json", re.compile(r"(?<!dataset_infos)(?<!dataset_info)\.json(\.(gz|xz|bz2|zst))?$", re.IGNORECASE)),
+FORMS = (  # ends of file names, in order of preference: a data set may have all its text in several forms
+    re.compile(r"\.parquet$", re.IGNORECASE),
+    re.compile(r"\.(jsonl|ndjson)(\.(gz|xz|bz2|zst))?$", re.IGNORECASE),
+    re.compile(r"(?<!dataset_infos)(?<!dataset_info)\.json(\.(gz|xz|bz2|zst))?$", re.IGNORECASE),
 )
 UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\\\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 FETCHED = ".fetched"  # folder for the files, in the output folder
@@ -52,17 +52,21 @@ MAX_PAGE_BYTES, MAX_PAGES, MAX_FILES, MAX_PATH = 5 * 10**7, 2000, 200_000, 1000
 class RemoteText(NamedTuple):
     """A file of text on the hub."""
 
-    name: str  # hub:owner/dataset/path, for messages
-    kind: str  # "parquet" or "json"
+    name: str  # hub:owner/dataset/path
     size: int
     digest: str  # as in hub.RemoteFile
-    url: str  # at a commit
+    commit: str
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """-> owner/dataset, path"""
+        owner, dataset, path = self.name.removeprefix(PREFIX).split("/", 2)
+        return f"{owner}/{dataset}", path
 
     @property
     def origin(self) -> str:
         """owner/dataset@commit"""
-        repository = self.name.removeprefix(PREFIX).split("/")[:2]
-        return f"{'/'.join(repository)}@{re.search(f'/resolve/({COMMIT})/', self.url)[1]}"
+        return f"{self.place[0]}@{self.commit}"
 
 
 # ---- which files -----------------------------------------------------------------------------------------------
@@ -100,11 +104,9 @@ def dataset_files(name: str) -> list[RemoteText]:
 
     def request(attempts: int) -> list[RemoteText]:
         files = retried(lambda: choose_files(hub, folder, revision), attempts)
-        try:
+        with contextlib.suppress(OSError):  # a cache that cannot be written is no obstacle
             cached.parent.mkdir(parents=True, exist_ok=True)
             cached.write_text(json.dumps(files), encoding="ascii")
-        except OSError as error:
-            raise DataError(f"{error.filename or cached} cannot be written: {error.strerror or error}.") from None
         return files
 
     files = ask(name, revision, read_listing(cached), request)
@@ -144,13 +146,12 @@ def choose_files(hub: Hub, folder: str, revision: str) -> list[RemoteText]:
     first = file_metadata(found[0], hub, revision)
     if first is None or (first.size, first.digest) != listed[found[0]]:
         raise transfer.TemporaryError(f"{where} changed while it was listed.")
-    names = {path: f"{PREFIX}{hub.repository}/{path}" for path in found}
-    return [RemoteText(names[path], FORMS[rank][0], *listed[path], hub.url(first.commit, path)) for path in found]
+    return [RemoteText(f"{PREFIX}{hub.repository}/{path}", *listed[path], first.commit) for path in found]
 
 
 def rank_of(path: str) -> int | None:
     """The index in FORMS, None for other files."""
-    return next((rank for rank, (_, pattern) in enumerate(FORMS) if pattern.search(path)), None)
+    return next((rank for rank, pattern in enumerate(FORMS) if pattern.search(path)), None)
 
 
 def list_files(hub: Hub, folder: str, revision: str) -> Iterator[tuple[str, tuple[int, str]]]:
@@ -232,14 +233,16 @@ def start_fetching(file: RemoteText | str, folder: Path, shown: bool) -> Future:
 
 def fetch_file(file: RemoteText, folder: Path, shown: bool) -> str:
     """Raises DataError, OSError."""
-    path = local_file(file, folder)
-    retried(lambda: transfer.download_file(file.url, path, file.size, file.digest, token(), shown))
+    repository, name = file.place
+    hub, path = Hub(endpoint(), repository, token(), "datasets/"), local_file(file, folder)
+    url = hub.url(file.commit, name)
+    retried(lambda: transfer.download_file(url, path, file.size, file.digest, hub.token, shown))
     return str(path)
 
 
 def local_file(file: RemoteText, folder: Path) -> Path:
     """Where it is fetched to. Its name there is a hash, because its own comes from the network."""
-    suffix = FORMS[rank_of(file.name)][1].search(file.name)[0]
+    suffix = FORMS[rank_of(file.name)].search(file.name)[0]
     return folder / FETCHED / (hashlib.sha256(file.name.encode()).hexdigest()[:32] + suffix.lower())
 
 

@@ -120,11 +120,9 @@ def ask(what: str, revision: str, known: T | None, request: Callable[[int], T]) 
     """
     if known is not None and re.fullmatch(COMMIT, revision):
         return known
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+    if transfer.is_offline():
         if known is None:
-            raise DataError(
-                f"{what} is not complete in the cache, and HF_HUB_OFFLINE forbids to ask the hub. Unset it."
-            )
+            raise DataError(f"{what} is not complete in the cache, and HF_HUB_OFFLINE forbids to fetch it. Unset it.")
         return known
     try:
         return request(ATTEMPTS if known is None else 1)

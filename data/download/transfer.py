@@ -111,6 +111,8 @@ def send_request(method: str, url: str, token: str = "", offset: int = 0) -> htt
     host's ETag is not a hash of the content, and its signed address often allows GET only.
     Raises TemporaryError, DataError.
     """
+    if is_offline():
+        raise DataError(f"{url} is needed, which HF_HUB_OFFLINE forbids to fetch. Unset it.")
     first = url
     for _ in range(MAX_REDIRECTS):
         headers = {"User-Agent": "distilcamembert"} | ({"Range": f"bytes={offset}-"} if offset else {})
@@ -132,6 +134,11 @@ def send_request(method: str, url: str, token: str = "", offset: int = 0) -> htt
         response.close()
         url = target
     raise DataError(f"{first} redirects too many times. Check HF_ENDPOINT and the proxy settings.")
+
+
+def is_offline() -> bool:
+    """HF_HUB_OFFLINE, as huggingface_hub reads it."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def redirect_target(location: str, url: str) -> str:

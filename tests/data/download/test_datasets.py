@@ -32,12 +32,12 @@ FILES = {  # of the data set
     ".gitattributes": b"*.gz filter=lfs\n",
     "README.md": b"# Textes\n",
     "data/dataset_infos.json": b"{}\n",
-    "data/été 1.jsonl": json_lines(1),
+    "data/été@1.jsonl": json_lines(1),
     "data/a=1/train-00000.jsonl.gz": gzip.compress(json_lines(0), mtime=0),
     "data/train-00002.ndjson": json_lines(2),
     "data/empty.jsonl": b"",
 }
-PATHS = ["data/a=1/train-00000.jsonl.gz", "data/train-00002.ndjson", "data/été 1.jsonl"]  # as they are read
+PATHS = ["data/a=1/train-00000.jsonl.gz", "data/train-00002.ndjson", "data/été@1.jsonl"]  # as they are read
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +70,7 @@ def test_the_text_files_are_listed_page_by_page(fake, capsys, page_size):
     fake.page_size = page_size
     files = dataset_files(NAME)
     assert [file.name for file in files] == [f"{NAME}/{path}" for path in PATHS]
-    assert [(file.kind, file.size) for file in files] == [("json", len(FILES[path])) for path in PATHS]
+    assert [file.size for file in files] == [len(FILES[path]) for path in PATHS]
     assert f"{NAME}: 3 files, 0.1 MB, of {DATASET}@{COMMIT}." in capsys.readouterr().err
     assert not [request for request in fake.requests if "/resolve/" in request.path and request.method == "GET"]
 
@@ -113,7 +113,7 @@ def test_a_folder_a_file_and_a_revision(fake):
     for name, paths in {
         f"{NAME}/data/a=1": PATHS[:1],
         f"{NAME}/data/": PATHS,
-        f"{NAME}/data/été 1.jsonl": PATHS[2:],
+        f"{NAME}/data/été@1.jsonl@main": PATHS[2:],
         f"{NAME}@{COMMIT}": PATHS,
         f"{NAME}/fr@refs/convert/parquet": ["fr/train/0000.parquet"],
     }.items():
@@ -247,7 +247,7 @@ def test_parquet(fake, tmp_path):
 
 
 def test_local_files_and_data_sets_together(tmp_path):
-    first, last = (local(tmp_path / name) / name for name in ("été 1.jsonl", "train-00002.ndjson"))
+    first, last = (local(tmp_path / name) / name for name in ("été@1.jsonl", "train-00002.ndjson"))
     make(tmp_path / "out", first, f"{NAME}/data/a=1", last)
     (tmp_path / "middle.jsonl").write_bytes(json_lines(0))
     make(tmp_path / "same", first, tmp_path / "middle.jsonl", last)
@@ -286,11 +286,11 @@ def test_one_file_is_fetched_ahead(fake, tmp_path):
 
 def test_a_broken_transfer_resumes(fake, tmp_path):
     fake.faults["train-00000.jsonl.gz"] = ["breaks", "503", "breaks"]
-    fake.faults["été 1.jsonl"] = ["breaks"]
+    fake.faults["été@1.jsonl"] = ["breaks"]
     make(tmp_path / "out", NAME)
     make(tmp_path / "same", local(tmp_path / "in"))
     assert shards(tmp_path / "out") == shards(tmp_path / "same")
-    assert [request.range for request in fake.gets("été 1.jsonl")][-1].startswith("bytes=")
+    assert [request.range for request in fake.gets("été@1.jsonl")][-1].startswith("bytes=")
 
 
 @pytest.mark.parametrize("fault", ["other bytes", "page"])
@@ -344,6 +344,8 @@ def test_a_prepared_data_set_needs_no_hub(fake, tmp_path, monkeypatch, capsys):
     fake.requests.clear()
     assert prepare_into_cache([NAME], TOKENIZER, str(tmp_path / "corpora")) == folder and not fake.requests
     assert_refused(f"{NAME}/data is not complete in the cache, and HF_HUB_OFFLINE", f"{NAME}/data")
+    with pytest.raises(DataError, match=f"/{PATHS[0]} is needed, which HF_HUB_OFFLINE forbids to fetch"):
+        prepare_into_cache([NAME], TOKENIZER, str(tmp_path / "other"))
     monkeypatch.delenv("HF_HUB_OFFLINE")
     fake.status["tree"] = [503]
     assert prepare_into_cache([NAME], TOKENIZER, str(tmp_path / "corpora")) == folder

@@ -113,7 +113,7 @@ def test_a_complete_copy_needs_no_hub(fake, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert download(REPOSITORY, tmp_path) == folder and not fake.requests
     assert download(REPOSITORY, tmp_path, what="tokenizer") == folder and not fake.requests
-    with pytest.raises(DataError, match="not complete in the cache, and HF_HUB_OFFLINE forbids to ask the hub"):
+    with pytest.raises(DataError, match="not complete in the cache, and HF_HUB_OFFLINE forbids to fetch it"):
         download(REPOSITORY, tmp_path, "v1")
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
@@ -229,6 +229,17 @@ def test_the_main_job(fake, masked_lm, tmp_path):
     assert f"Distilled from `{PINNED}`" in (tmp_path / "hf" / "README.md").read_text(encoding="utf-8")
 
 
+def test_the_command_that_fetches_what_a_lone_file_lacks(fake, hosted, masked_lm, tmp_path):
+    alone, whole = tmp_path / "pytorch.safetensors", tmp_path / "whole.safetensors"
+    alone.write_bytes(hosted["CamembertForMaskedLM"]["model.safetensors"])
+    for command in (["train.py", "--teacher", alone], ["-m eval", "fill-mask", "un <mask>", "--model", alone]):
+        error = run_command(*command).stderr.splitlines()[-1]
+        assert f"There is no tokenizer inside or beside {alone}." in error
+    script, *words = error.split(": python ")[1].split()
+    succeeded(script, *(whole if word == "whole.safetensors" else word for word in words))
+    assert "un" in succeeded("-m eval", "fill-mask", "un <mask>", "--model", whole).stdout
+
+
 def test_of_several_ranks_one_fetches(fake, masked_lm, tmp_path):
     (tmp_path / "corpus.txt").write_text(lines(200))
     places = ["--out", tmp_path / "out", "--cache", tmp_path / "corpora", "--corpus", tmp_path / "corpus.txt"]
@@ -281,6 +292,7 @@ MISSING = {  # command -> options with a path that must be named; BARE is a mode
     ],
     "convert_weights.py": ["NOTHING OUT", "NOTHING OUT --to hf", "BARE OUT --to hf --tokenizer NOTHING"],
     "-m data.prepare": ["--tokenizer NOTHING --out OUT BARE", "--tokenizer BARE --out OUT NOTHING"],
+    "-m data.inspect": ["NOTHING", "FOLDER --tokenizer NOTHING"],
     "-m model.parameters": ["NOTHING"],
     "-m eval fill-mask": ["<mask> --model NOTHING"],
     "-m eval zero-shot": [
