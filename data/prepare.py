@@ -282,7 +282,7 @@ def write_shards(folder: Path, manifest: dict, sources: list[Source], tokenizer:
                         seen.table.tofile(partial)
                         partial.replace(folder / SEEN.format(number))
                     write_manifest(folder, manifest, UNFINISHED)
-                    remove_fetched(files[: position.source], folder)
+                    remove_fetched({*files[: position.source]} - {*files[position.source :]}, folder)
                     for path in folder.glob("seen-*.u8"):  # of earlier shards, and of killed runs
                         if path.name != SEEN.format(number):
                             path.unlink()

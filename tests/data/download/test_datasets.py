@@ -254,6 +254,13 @@ def test_local_files_and_data_sets_together(tmp_path):
     assert shards(tmp_path / "out") == shards(tmp_path / "same")
 
 
+def test_a_data_set_twice(tmp_path):
+    make(tmp_path / "out", f"{NAME}/data/a=1", NAME, NAME, shard_tokens=1000)
+    there = local(tmp_path / "in")
+    make(tmp_path / "same", there / "a=1", there, there, shard_tokens=1000)
+    assert shards(tmp_path / "out") == shards(tmp_path / "same")
+
+
 def content_gets(fake) -> list[str]:
     """The files of the data set whose content was sent, in order."""
     found = [request for request in fake.gets() if request.host == "cdn" or f"/datasets/{DATASET}/res" in request.path]
@@ -344,7 +351,7 @@ def test_a_prepared_data_set_needs_no_hub(fake, tmp_path, monkeypatch, capsys):
     fake.requests.clear()
     assert prepare_into_cache([NAME], TOKENIZER, str(tmp_path / "corpora")) == folder and not fake.requests
     assert_refused(f"{NAME}/data is not complete in the cache, and HF_HUB_OFFLINE", f"{NAME}/data")
-    with pytest.raises(DataError, match=f"/{PATHS[0]} is needed, which HF_HUB_OFFLINE forbids to fetch"):
+    with pytest.raises(DataError, match="train-00000.jsonl.gz is needed, which HF_HUB_OFFLINE forbids to fetch"):
         prepare_into_cache([NAME], TOKENIZER, str(tmp_path / "other"))
     monkeypatch.delenv("HF_HUB_OFFLINE")
     fake.status["tree"] = [503]
