@@ -283,6 +283,9 @@ def test_the_demo(models, tmp_path, monkeypatch):
     assert [json.loads(line)["review"] for line in examples] == [e.text for e in world.sentiment(12, 11)]
 
 
+DEMO_MODELS = ["--teacher", str(demo.TEACHER), "--student", str(demo.TEACHER)]
+
+
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
@@ -290,9 +293,10 @@ def test_the_demo(models, tmp_path, monkeypatch):
         (["--data", "d"], "need --teacher"),
         (["--teacher", "t"], "--teacher needs --student and --data"),
         (["--teacher", "t", "--student", "s"], "--teacher needs --student and --data"),
-        (["--teacher", "t", "--student", "s", "--data", "/none"], "/none has no subfolder sentiment, ner, nli, qa"),
-        (["--teacher", "t", "--student", "s", "--data", "DATA", "--tasks", "ner"], "There is no file"),
-        (["--teacher", "t", "--student", "s", "--data", "DATA", "--tasks", "nli"], "There is no file t"),
+        ([*DEMO_MODELS, "--data", "/none"], "There is no file /none"),
+        ([*DEMO_MODELS, "--data", "/proc"], "/proc has no subfolder sentiment, ner, nli, qa"),
+        ([*DEMO_MODELS, "--data", "DATA", "--tasks", "ner"], "There is no file in "),
+        (["--teacher", "t", "--student", "s", "--data", "DATA", "--tasks", "nli"], "There is no model t"),
         (["--limit", "0"], "--limit must be at least 1"),
     ],
 )
