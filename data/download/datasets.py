@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from ..cli import MB, DataError
 from . import transfer
@@ -193,10 +193,10 @@ def list_page(hub: Hub, url: str, revision: str, folder: str) -> tuple[list, str
         page = None
     if not isinstance(page, list):
         raise transfer.TemporaryError(f"{url} does not respond with a list of files.")
-    try:  # only the query of the address: the token must not go to another host
-        return page, urlsplit(following[1]).query if following and page else ""
-    except ValueError:
-        return page, ""
+    query = following[1].partition("?")[2] if following else ""
+    if following and not re.fullmatch("[!-~]+", query):
+        raise DataError(f"{url} names a next page, {following[1]!r}, that cannot be asked for. Check HF_ENDPOINT.")
+    return page, query  # and not the whole address: the token must not go to another host
 
 
 # ---- one after another -----------------------------------------------------------------------------------------

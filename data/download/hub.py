@@ -114,9 +114,10 @@ def snapshot(hub: Hub, what: str, revision: str, folder: Path, attempts: int) ->
 
 
 def ask(what: str, revision: str, known: T | None, request: Callable[[int], T]) -> T:
-    """request(attempts), which asks the hub; or what is known, if a commit's, which does not change, or if it fails.
+    """The hub's answer, or an earlier one: of a commit, which does not change, or if the hub cannot be reached.
 
-    what: the name for messages; known: an earlier answer.  Raises DataError.
+    what: its name for messages; known: the earlier answer, if there is one; request: asks the hub, given the number of
+    attempts.  Raises DataError.
     """
     if known is not None and re.fullmatch(COMMIT, revision):
         return known

@@ -40,12 +40,13 @@ class FakeHub:
 
     announce: name -> wrong headers. status: name -> statuses of the next HEADs. faults: name -> faults of the next GETs
     of the content, in order; all others succeed. before: called before each response.
-    texts: the files of the data set at each commit. entries: what its listing has instead.
+    texts: the files of the data set at each commit. entries, following: what its listing has instead of its files, and
+    instead of the address of the next page.
     """
 
     def __init__(self):
         self.commits, self.texts = {COMMIT: dict(FILES)}, {}
-        self.page_size, self.entries = 1000, None
+        self.page_size, self.entries, self.following = 1000, None, None
         self.main, self.branches = COMMIT, {}
         self.large = {"model.safetensors", "pytorch_model.bin", "sentencepiece.bpe.model"}
         self.announce, self.status, self.faults, self.requests = {}, {}, {}, []
@@ -105,10 +106,9 @@ class Handler(BaseHTTPRequestHandler):
         if isinstance(entries, list):
             page, rest = entries[start : start + fake.page_size], entries[start + fake.page_size :]
         following = f"{fake.hub}{urlsplit(self.path).path}?recursive=true&cursor={start + fake.page_size}"
-        body = json.dumps(page).encode()
-        self.answer(
-            200, {"Content-Length": str(len(body)), "Link": f'<{following}>; rel="next"' if rest else None}, body
-        )
+        following = following if fake.following is None else fake.following
+        body, link = json.dumps(page).encode(), f'<{following}>; rel="next"' if rest else None
+        self.answer(200, {"Content-Length": str(len(body)), "Link": link}, body)
 
     def entry(self, path, content):
         about = {"type": "file", "path": path, "size": len(content), "oid": blob_hash(content)}

@@ -211,6 +211,12 @@ def test_the_next_page_is_asked_from_the_same_hub(fake, monkeypatch):
     assert {(request.host, request.token) for request in fake.requests} == {("hub", "Bearer hf_secret")}
 
 
+@pytest.mark.parametrize("link", ["", "http://[", "/api?", "?a b", "?a\x80"])
+def test_a_next_page_that_cannot_be_asked_for_is_not_left_out(fake, monkeypatch, link):
+    fake.page_size, fake.following = 2, link
+    assert_refused("names a next page, .*, that cannot be asked for|redirects to an address|lists more than")
+
+
 def test_a_push_while_it_is_listed(fake):
     def push(request):
         fake.main = PUSHED if len(fake.requests) == 2 else COMMIT
