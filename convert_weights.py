@@ -5,7 +5,7 @@
     python convert_weights.py --download REPO OUT        the same for a repository of the Hugging Face hub
     python convert_weights.py --check HF_FOLDER          compares every hidden state with transformers'
 
-IN is a file of this project; a folder, .safetensors (single or in shards, by its index) or .bin of Hugging Face; or a
+IN is a file of this project; a folder, .safetensors or .bin (single or in shards, by its index) of Hugging Face; or a
 model.pt, folder or tarball of fairseq. The class of the model (bare encoder, masked LM, sequence classifier, token
 classifier, question answerer) is recognised by its tensors. The config.json beside the weights is read; without one,
 CamemBERT's values are assumed for what no tensor's shape shows, and reported.
@@ -15,14 +15,20 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from data import Tokenizer
 from data.cli import check, check_bounds, option, parse_options, run_command
 from data.download import hub
-from data.tokenizer import FILE_NAME, tokenizer_beside
+from data.tokenizer import FILE_NAME
 from model import Encoder, ModelError, save_model
 from model.checkpoints.card import last_metrics, model_card, read_provenance
 from model.checkpoints.export import export_huggingface
-from model.checkpoints.load import check_vocabulary, load_checkpoint, print_note, unpacked, weights_in
+from model.checkpoints.load import (
+    check_vocabulary,
+    find_tokenizer,
+    load_checkpoint,
+    load_tokenizer,
+    print_note,
+    weights_in,
+)
 from model.checkpoints.names import CLASSES
 from model.checkpoints.native import HEAD_SETTINGS, PRECISIONS, is_finite
 from model.heads import MaskedLM, QuestionAnswerer, SequenceClassifier, TokenClassifier
@@ -50,7 +56,9 @@ class Options:
     kind: str | None = option(None, "required class of model; encoder drops the head", choices=tuple(KIND_CHOICES))
     fresh_head: bool = option(False, "add an untrained head to a bare encoder (--kind masked-lm or question)")
     dtype: str | None = option(None, "precision to write (default: that of IN)", choices=tuple(PRECISIONS))
-    tokenizer: str | None = option(None, "SentencePiece model to copy (default: the one beside IN)", metavar="FILE")
+    tokenizer: str | None = option(
+        None, "SentencePiece model to put into OUT (default: the one inside or beside IN)", metavar="FILE"
+    )
 
     def __post_init__(self):
         check_bounds(self)
@@ -65,7 +73,6 @@ class Options:
         is_empty = os.path.isdir(target) and not os.path.islink(target) and not os.listdir(target)
         exists = os.path.lexists(target) and not (self.to == "hf" and is_empty)
         check(not exists, f"{target} already exists. Remove it, or choose another name.")
-        check(self.to == "hf" or self.tokenizer is None, "--tokenizer requires --to hf.")
         can_be_new = not self.fresh_head or self.kind in ("masked-lm", "question")
         check(can_be_new, "--fresh-head requires --kind masked-lm or question (a classifier also needs labels).")
 
@@ -95,27 +102,26 @@ def convert(source: Path, origin: str, target: Path, options: Options) -> None:
         for name, tensor in model.state_dict().items():
             if not is_finite(tensor):
                 raise ModelError(f"{name} has values too large for --dtype {options.dtype}. Use bf16 or fp32.")
+    tokenizer = load_tokenizer(options.tokenizer, source) if options.tokenizer else find_tokenizer(source)
+    if tokenizer:
+        check_vocabulary(model.config, tokenizer)
+    else:
+        print_note(f"There is no {FILE_NAME} inside or beside {source}: {target} gets none. Name it with --tokenizer.")
     file = weights_in(source, lambda line: None)
     provenance = read_provenance(file) or {"converted from": origin}
     if options.to == "ours":
-        save_model(model, target, {**provenance, "converted from": origin})
+        save_model(model, target, {**provenance, "converted from": origin}, tokenizer)
     else:
         metrics = last_metrics(file.parent / "metrics.jsonl")
         head = getattr(model, HEAD_SETTINGS.get(type(model), ""), None)
         card = model_card(CLASSES[type(model).__name__], model.config.num_layers, provenance, metrics, head)
-        with unpacked(source) as place:
-            path = options.tokenizer or tokenizer_beside(place)
-            tokenizer = Tokenizer(path) if path else None
-            if tokenizer:
-                check_vocabulary(model.config, tokenizer)
-            else:
-                print_note(f"There is no {FILE_NAME} beside {source}: {target} gets none. Name it with --tokenizer.")
-            export_huggingface(model, target, tokenizer and tokenizer.path, card)
+        export_huggingface(model, target, tokenizer, card)
     config, dtype = model.config, next(model.parameters()).dtype
     labels = f", labels {', '.join(model.labels)}" if getattr(model, "labels", None) else ""
+    inside = ", with its tokenizer" if tokenizer else ""
     print(
         f"{target}: {type(model).__name__}, {config.num_layers} layers, hidden size {config.hidden_size}, vocabulary "
-        f"size {config.vocab_size:,}, {str(dtype).removeprefix('torch.')}{labels}"
+        f"size {config.vocab_size:,}, {str(dtype).removeprefix('torch.')}{labels}{inside}"
     )
 
 

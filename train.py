@@ -36,7 +36,7 @@ from losses.fused import CHUNK_BYTES
 from model import EncoderConfig, MaskedLM, ModelError, choose_layers, initialise_student, save_model
 from model.checkpoints.load import check_vocabulary, load_checkpoint, load_teacher, load_tokenizer
 from model.checkpoints.native import PRECISIONS, fingerprint, versions
-from model.training import log, run_state
+from model.training import log, plan, run_state
 from model.training.device import (
     Runtime,
     choose_compiled,
@@ -52,13 +52,14 @@ from model.training.optim import learning_rate, make_optimiser, optimiser_step
 from model.training.state import Diverged, PendingLosses
 
 DEFAULTS = LossSettings()
+DEMO_TEXT_STEPS = 1000  # at most, with a teacher that is not the demo's: a test of the installation
 COMPILE_STEPS = 1000  # shorter runs end before compilation has paid off
 CHUNK_MB = "{cpu}; on a GPU {cuda}".format(**{name: size >> 20 for name, size in CHUNK_BYTES.items()})
 VALIDATION_BLOCKS = 256  # at most
 SIZES = ("num_layers", "hidden_size", "num_heads", "intermediate_size")  # options for --teacher none
 MAY_DIFFER = (  # options that do not affect the student: a run resumes with other values of them
     *("out", "device", "cache", "log_every", "eval_every", "checkpoint_every"),
-    *("keep", "resume", "max_hours", "max_skipped", "tensorboard"),
+    *("keep", "resume", "max_hours", "max_skipped", "plan", "tensorboard"),
 )
 
 # ---- options ---------------------------------------------------------------------------------------------------
@@ -123,6 +124,7 @@ class Options:
     log_every: int = option(10, "steps between progress lines", "checkpoints and logging", least=1)
     eval_every: int = option(0, "steps between validations, 0: only at the end", least=0)
     checkpoint_every: int = option(1000, "steps between checkpoints, 0: only when the run is stopped", least=0)
+    plan: bool = option(False, "print what the run will do, cost and write, from a few timed steps; do not train")
     keep: int = option(2, "checkpoints to keep", least=1)
     resume: bool = option(True, "resume the run in --out if its options are the same")
     max_hours: float | None = option(None, "save a checkpoint and exit after this time", type=float, above=0)
@@ -148,6 +150,9 @@ class Options:
             allowed = self.teacher == "none" or getattr(self, name) is None
             check(allowed, f"{dashed(name)} needs --teacher none; otherwise the teacher determines it.")
         check(self.student is None or self.layers == ("alternate",), "--layers cannot be combined with --student.")
+        on_demo_text = self.corpus == ("demo",) and self.teacher not in ("demo", "none")
+        message = f"--steps {self.steps} would train on the demo's invented text. Name a corpus with --corpus."
+        check(not on_demo_text or self.steps <= DEMO_TEXT_STEPS, message)
 
 
 # ---- the student -----------------------------------------------------------------------------------------------
@@ -266,7 +271,9 @@ def run(options: Options, world: World, device: torch.device) -> int:
     per_rank, rest = divmod(options.accumulate, world.size)
     check(not rest, f"--accumulate {options.accumulate} must be a multiple of the {world.size} ranks.")
     if world.is_main:
-        run_state.check_out_folder(out, options.resume)
+        run_state.check_no_other_run(out, options.resume)
+        if not options.plan:
+            run_state.make_out_folder(out)
     set_up_process(device)
     torch.manual_seed(options.seed)
     runtime = Runtime(device, choose_precision(options.precision, device))
@@ -275,7 +282,6 @@ def run(options: Options, world: World, device: torch.device) -> int:
     is_demo = options.teacher == "demo" or (options.teacher == "none" and options.corpus == ("demo",))
     teacher_path = {"none": None, "demo": demo.TEACHER}.get(options.teacher, options.teacher)
     tokenizer = load_tokenizer(options.tokenizer or (is_demo and demo.FOLDER), teacher_path)
-    run_state.check_no_other_tokenizer(out, tokenizer)
     teacher = load_teacher(teacher_path, MaskedLM, device) if teacher_path else None
     student, start = make_student(options, teacher, len(tokenizer))
     for model in filter(None, (teacher, student)):
@@ -299,8 +305,11 @@ def run(options: Options, world: World, device: torch.device) -> int:
     # ---- a new run, or one to resume
     if world.is_main:
         inputs = {"corpus": blocks.hashes(), "teacher": fingerprint(teacher) if teacher else None}
-        run_state.check_same_run(out, {"options": asdict(options), "inputs": inputs}, MAY_DIFFER)
-        run_state.remove_partial_files(out)
+        identity = {"options": asdict(options), "inputs": inputs}
+        run_state.check_same_run(out, identity, MAY_DIFFER)
+        if not options.plan:
+            run_state.write_run(out, identity)
+            run_state.remove_partial_files(out)
     world.barrier()
     if run_state.is_finished(out):
         print(f"\nThe run in {out} is finished. Choose another --out for a new one.")
@@ -326,13 +335,29 @@ def run(options: Options, world: World, device: torch.device) -> int:
     def validate_now() -> dict[str, float]:
         return validate(student, teacher, validation, settings, runtime, world)
 
+    if options.plan:
+
+        def time_step() -> None:
+            sums = backward(engine, teacher, list(islice(micro_batches, per_rank)), scaler, world)
+            optimiser_step(distiller, optimiser, scaler, 0.0, options.clip)
+            sums.sum().item()  # waits for a GPU
+
+        measured = plan.measure(time_step, validate_now, device, world)
+        work = plan.Work(state.step, steps, blocks_per_step, options.block_size, options.eval_every)
+        models = {"student": student} | ({"teacher": teacher} if teacher else {})
+        plan.print_plan(work, measured, models, len(blocks), "counted")
+        state_tensors, _ = run_state.gather(distiller, optimiser, scaler, {})
+        every, keep = options.checkpoint_every, options.keep
+        plan.print_files(out, student, state_tensors.values(), measured.memory, every, keep)
+        print("Nothing was trained or written. The same command without --plan starts the run.")
+        return 0
     if not state.baseline:
         before = validate_now()
         state.baseline = {"teacher": before["teacher_accuracy"]} if teacher else {}
         state.baseline["student before"] = before["accuracy"]
 
     # ---- the loop
-    writer, pending = run_state.CheckpointWriter(out, options.keep), PendingLosses(weights)
+    writer, pending = run_state.CheckpointWriter(out, options.keep, tokenizer), PendingLosses(weights)
     started, record, status, clock = state.step, {}, None, time.monotonic()
     with log.MetricsLogger(out, steps, state, options.tensorboard, enabled=world.is_main) as logger, stop:
         while state.step < steps and status is None:
@@ -356,7 +381,7 @@ def run(options: Options, world: World, device: torch.device) -> int:
                 record = log.metrics_record(state, grad_norm, lr, weights, blocks_per_step, peak)
                 if validates:
                     record["held_out"] = validate_now()
-                    run_state.keep_best(out, student, state, record["held_out"]["loss"], world.is_main)
+                    run_state.keep_best(out, student, tokenizer, state, record["held_out"]["loss"], world.is_main)
                 state.metrics_bytes = logger.log(record, state.seconds / step * (steps - step))
                 state.new_line()
             if saves and world.is_main:
@@ -374,10 +399,9 @@ def run(options: Options, world: World, device: torch.device) -> int:
     results = record["held_out"] if record else validate_now()  # if it was killed after the last step
     if world.is_main:
         accuracy = {**state.baseline, "student after": results["accuracy"]}
-        run_state.copy_tokenizer(out, tokenizer)
         about |= {"held_out_accuracy": accuracy, "held_out": results}
-        save_model(student, out / run_state.STUDENT, about)
-        log.print_summary(accuracy, results)
+        save_model(student, out / run_state.STUDENT, about, tokenizer)
+        log.print_summary(accuracy, results, on_demo_text=options.corpus == ("demo",) and not is_demo)
         log.draw_curves(out)
         log.print_next_steps(out, is_demo)
     return 0

@@ -52,7 +52,9 @@ class Options:
     inputs: tuple[str, ...] = option(
         (), "files, folders, patterns, or -", "input and output", positional=True, metavar="INPUT", nargs="+"
     )
-    tokenizer: str = option(None, "the teacher's SentencePiece model, or its folder", metavar="FILE", required=True)
+    tokenizer: str = option(
+        None, "SentencePiece model, or a model's file or folder that has it", metavar="PATH", required=True
+    )
     out: str = option(None, "output folder for the shards and manifest.json", metavar="FOLDER", required=True)
     workers: int = option(os.cpu_count() or 1, "number of processes; does not affect the output", least=1, most=1024)
     documents: str = option(
@@ -144,10 +146,10 @@ def lock(folder: Path) -> Iterator[None]:
 
 def copy_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     """Copies it beside the shards, completely or not at all."""
-    copy, content = folder / FILE_NAME, tokenizer.path.read_bytes()
-    if not copy.exists() or copy.read_bytes() != content:
+    copy = folder / FILE_NAME
+    if not copy.exists() or copy.read_bytes() != tokenizer.content:
         partial = copy.with_name(f".{FILE_NAME}.partial")
-        partial.write_bytes(content)
+        partial.write_bytes(tokenizer.content)
         partial.replace(copy)
 
 

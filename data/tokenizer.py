@@ -23,11 +23,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+import numpy
 import sentencepiece
+from safetensors import SafetensorError, safe_open
 
 from .cli import DataError
+from .lfs import START, pointer_sentence
 
-FILE_NAME = "sentencepiece.bpe.model"  # its name on the Hugging Face hub
+FILE_NAME = "sentencepiece.bpe.model"  # its name on the Hugging Face hub, and as a tensor inside a model's file
+DIGEST = "tokenizer_sha256"  # its hash, in the metadata of a model's file
+MODEL_FILES = ("model.safetensors", "student.safetensors")  # in a folder, that may have a tokenizer inside
 SHIFT = 4  # token id minus SentencePiece id, except for <unk>
 UNKNOWN_PENALTY = 10.0  # the log-probability of an unknown character is this much below that of the rarest piece
 COMBINING = 0x300  # the first combining character of Unicode
@@ -38,21 +43,20 @@ CACHED_LENGTH = 100  # characters; longer strings are not words and do not recur
 class Tokenizer:
     """CamemBERT's tokenizer.
 
-    path: a SentencePiece model, or a folder with a sentencepiece.bpe.model.
+    path: a SentencePiece model; or a model's .safetensors file or folder, with the tokenizer inside or beside it.
+    content: the SentencePiece model itself; path is then only its name in messages.
     Raises DataError if the file is missing or is not a model of CamemBERT's kind.
     """
 
     pad_id, unk_id, bos_id, eos_id = 1, 3, 5, 6
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path, FILE_NAME) if Path(path).is_dir() else Path(path)
-        if not self.path.is_file():
-            raise DataError(f"There is no tokenizer {self.path}. Give the {FILE_NAME} of a CamemBERT.")
+    def __init__(self, path: str | Path, content: bytes | None = None):
+        self.path, self.content = (Path(path), content) if content is not None else read_tokenizer(Path(path))
         try:
-            self._sentencepiece = sentencepiece.SentencePieceProcessor(model_proto=self.path.read_bytes())
-        except OSError as error:
-            raise DataError(f"The tokenizer {self.path} cannot be read: {error.strerror}.") from None
+            self._sentencepiece = sentencepiece.SentencePieceProcessor(model_proto=self.content)
         except RuntimeError:
+            if pointer := pointer_sentence(self.path, self.content):
+                raise DataError(pointer) from None
             raise DataError(f"{self.path} is not a SentencePiece model. Give the {FILE_NAME} of a CamemBERT.") from None
         first = [self._sentencepiece.id_to_piece(i) for i in range(min(3, len(self._sentencepiece)))]
         if first != ["<unk>", "<s>", "</s>"] or len(self._sentencepiece) < 4:
@@ -70,8 +74,8 @@ class Tokenizer:
         return self.mask_id + 1
 
     def sha256(self) -> str:
-        """Hash of the file, by which a prepared corpus identifies its tokenizer."""
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+        """Hash of the SentencePiece model, by which a prepared corpus identifies its tokenizer."""
+        return hashlib.sha256(self.content).hexdigest()
 
     def encode(self, text: str, pair: str | None = None) -> list[int]:
         """-> ids of `<s> text </s>`, or with a pair `<s> text </s></s> pair </s>`."""
@@ -153,11 +157,65 @@ class Tokenizer:
         return self._sentencepiece.id_to_piece(i - SHIFT)
 
 
-def tokenizer_beside(model_path: str | Path) -> Path | None:
-    """The SentencePiece model in a model's folder, or in the folder of its file; None if there is none."""
-    folder = Path(model_path)
-    candidate = (folder if folder.is_dir() else folder.parent) / FILE_NAME
-    return candidate if candidate.is_file() else None
+# ---- where a tokenizer is --------------------------------------------------------------------------------------
+
+
+def read_tokenizer(path: Path) -> tuple[Path, bytes]:
+    """-> the file that holds the tokenizer, its SentencePiece model.  Raises DataError if there is none."""
+    try:
+        found = own_tokenizer(path) if path.is_dir() or is_safetensors(path) else (path, path.read_bytes())
+    except OSError as error:
+        if not path.exists():
+            raise DataError(f"There is no tokenizer {path}. Give the {FILE_NAME} of a CamemBERT.") from None
+        raise DataError(f"The tokenizer {path} cannot be read: {error.strerror}.") from None
+    if found is None:
+        where = "in" if path.is_dir() else "inside or beside"
+        raise DataError(f"There is no tokenizer {where} {path}. Give the {FILE_NAME} of a CamemBERT.")
+    return found
+
+
+def own_tokenizer(model_path: str | Path) -> tuple[Path, bytes] | None:
+    """A model's tokenizer: inside its file, else beside it -> the file that holds it, its SentencePiece model.
+
+    model_path: a file or a folder. None if there is none. Raises DataError if it is damaged, OSError.
+    """
+    path = Path(model_path)
+    folder = path if path.is_dir() else path.parent
+    for file in [path] if path.is_file() else [folder / name for name in MODEL_FILES]:
+        if file.is_file() and (content := embedded_tokenizer(file)) is not None:
+            return file, content
+    beside = folder / FILE_NAME
+    return (beside, beside.read_bytes()) if beside.is_file() else None
+
+
+def embedded_tokenizer(path: Path) -> bytes | None:
+    """The SentencePiece model inside a .safetensors file, None if there is none.
+
+    Raises DataError for a wrong hash and for a Git LFS pointer, so that nobody looks for the tokenizer beside one.
+    """
+    with path.open("rb") as file:
+        if pointer := pointer_sentence(path, file.read(len(START))):
+            raise DataError(pointer)
+    if not is_safetensors(path):
+        return None
+    try:
+        with safe_open(path, framework="numpy") as file:
+            if FILE_NAME not in file.keys():  # noqa: SIM118 (no dict)
+                return None
+            tensor, digest = file.get_tensor(FILE_NAME), (file.metadata() or {}).get(DIGEST)
+    except (SafetensorError, ValueError, RuntimeError, TypeError):  # whoever reads the model reports it
+        return None
+    content = tensor.tobytes()
+    if tensor.dtype != numpy.uint8 or hashlib.sha256(content).hexdigest() != digest:
+        raise DataError(f"{path} is damaged: the tokenizer inside does not match its hash. Copy the file again.")
+    return content
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file starts like a .safetensors file, whatever its name: a length of eight bytes, then JSON."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and not start.startswith(b"{")  # the second is a JSON file
 
 
 def check_segmentation(model: sentencepiece.SentencePieceProcessor, path: Path) -> None:

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from data import OptionError, Tokenizer
-from data.tokenizer import tokenizer_beside
 from model import Encoder, EncoderConfig
-from model.checkpoints.load import load_checkpoint, unpacked
+from model.checkpoints.load import find_tokenizer, load_checkpoint
 from model.checkpoints.names import CLASSES, CONFIG_KEYS
 
 SENTENCES = (
@@ -28,9 +27,7 @@ def compare(source: str | Path, folder: str | Path) -> int:
     Raises ModelError, DataError, OptionError if either cannot be read.
     """
     ours = load_checkpoint(source)
-    with unpacked(Path(source)) as place:
-        beside = tokenizer_beside(folder) or tokenizer_beside(place)
-        tokenizer = None if beside is None else Tokenizer(beside)
+    tokenizer = find_tokenizer(Path(folder)) or find_tokenizer(Path(source))
     tolerance = TOLERANCES[next(ours.parameters()).dtype]
     ours, theirs = ours.double(), transformers_model(Path(folder), type(ours))
     check_sizes(ours, theirs, source, folder)

@@ -5,13 +5,16 @@ import json
 import os
 import pickle
 import re
+import shutil
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from data import Tokenizer, demo
 from data.demo.tasks import write_tasks
+from data.tokenizer import FILE_NAME
 from model import Encoder, EncoderConfig, MaskedLM, load_model, save_model
 from model.checkpoints.load import load_checkpoint
 from model.checkpoints.names import CLASSES
@@ -39,13 +42,16 @@ def card_of(folder):
 
 def test_the_round_trip(folder, tmp_path):
     ours, back = tmp_path / "ours.safetensors", tmp_path / "back"
+    shutil.copyfile(demo.FOLDER / FILE_NAME, folder / FILE_NAME)
     assert not run(folder, ours).stderr
+    assert Tokenizer(ours).sha256() == Tokenizer(demo.FOLDER).sha256()
     assert load_model(ours).config == load_checkpoint(folder).config
     assert "2 layers, hidden size 48, vocabulary size 1,005, float32" in run(ours, back, *TO_HF).stdout
     tokenizer = ["sentencepiece.bpe.model", "tokenizer_config.json"]
     assert sorted(os.listdir(back)) == ["README.md", "config.json", "model.safetensors", *tokenizer]
     assert f"Converted from `{folder}`." in card_of(back)
     before, after = load_file(folder / "model.safetensors"), load_file(back / "model.safetensors")
+    assert torch.equal(after.pop("lm_head.decoder.bias"), after["lm_head.bias"])  # for transformers 4.43 to 4.48
     assert before.keys() == after.keys()
     assert torch.equal(after.pop(files.POSITIONS), before.pop(files.POSITIONS) + before[files.TOKEN_TYPE])
     assert (after.pop(files.TOKEN_TYPE) == 0).all()
@@ -108,7 +114,6 @@ WRONG_COMMANDS = {
     "another tokenizer": (["IN", "OUT", "--to", "hf", "--tokenizer", TOKENIZER], "does not match the model"),
     "a name too long": (["IN", "x" * 300], "File name too long"),
     "an empty name": (["IN", ""], "is empty"),
-    "a tokenizer for one file": (["IN", "OUT", "--tokenizer", TOKENIZER], "--tokenizer requires --to hf"),
     "unknown format": (["IN", "OUT", "--to", "onnx"], "invalid choice"),
     "OUT missing": (["IN"], "IN and OUT are required"),
     "nothing at all": ([], "IN and OUT are required"),
@@ -186,12 +191,40 @@ def test_a_student_in_transformers_and_back(tmp_path, monkeypatch):
     assert "Distilled from `demo` by DistilCamemBERT's method, on `demo`:" in card
 
 
+def test_one_file_is_a_whole_model(folder, tmp_path):
+    """Its tokenizer is inside, so that every command takes it wherever it is copied; another one is refused."""
+    shutil.copyfile(demo.FOLDER / FILE_NAME, folder / FILE_NAME)
+    assert "float32, with its tokenizer" in run(folder, tmp_path / "camembert.safetensors").stdout
+    (tmp_path / "elsewhere").mkdir()
+    whole = (tmp_path / "camembert.safetensors").rename(tmp_path / "elsewhere" / "model")  # without a suffix
+    run(whole, tmp_path / "hf", "--to", "hf")
+    assert (tmp_path / "hf" / FILE_NAME).read_bytes() == (demo.FOLDER / FILE_NAME).read_bytes()
+    run("fill-mask", "Le film est <mask>.", "--model", whole, script="-m eval")
+    run("--teacher", whole, "--steps", 1, "--out", tmp_path / "run", "--block-size", 16, script="train.py")
+    student = (tmp_path / "run" / "student.safetensors").rename(tmp_path / "student.safetensors")
+    run("fill-mask", "Le film est <mask>.", "--model", student, script="-m eval")
+    run(student, tmp_path / "again.safetensors", "--dtype", "bf16")
+    assert Tokenizer(tmp_path / "again.safetensors").content == Tokenizer(demo.FOLDER).content
+    with safe_open(student, "pt") as file:  # any reader of .safetensors opens it
+        assert file.get_tensor(FILE_NAME).dtype == torch.uint8
+    other = tmp_path / "other.model"
+    other.write_bytes(Tokenizer(student).content.replace("▁film".encode(), "▁filn".encode()))
+    for script, arguments in {
+        "convert_weights.py": (whole, tmp_path / "x"),
+        "-m eval": ("fill-mask", "<mask>", "--model", whole),
+        "train.py": ("--teacher", whole, "--out", tmp_path / "x"),
+    }.items():
+        refused = run(*arguments, "--tokenizer", other, script=script, status=2).stderr
+        assert f"The tokenizer {other} is not the one inside {whole}" in refused
+        assert not (tmp_path / "x" / "student.safetensors").exists()
+
+
 def test_the_folder_of_a_run_without_a_tokenizer(tmp_path):
     model = MaskedLM(EncoderConfig(1, 8, 2, 8, 20))
     save_model(model, tmp_path / "run" / "student.safetensors", {"options": {"teacher": "a camembert"}})
     printed = run(tmp_path / "run", tmp_path / "hf", "--to", "hf").stderr
     assert "Distilled from `a camembert`" in card_of(tmp_path / "hf")
-    assert f"There is no sentencepiece.bpe.model beside {tmp_path / 'run'}" in printed
+    assert f"There is no sentencepiece.bpe.model inside or beside {tmp_path / 'run'}" in printed
     assert "Name it with --tokenizer" in printed
 
 

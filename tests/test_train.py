@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from unittest.mock import Mock
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import train
+from data import Tokenizer
 from data.blocks import Batch
 from data.masking import CHOSEN
 from losses import DistillationLoss, LossSettings
@@ -140,9 +142,12 @@ def test_a_block_with_a_literal_pad_token_gets_a_mask(teacher, attention_masks):
         assert (hidden - model.encoder(batch.input_ids[:1, rest], has_padding=False)[0]).abs().max() < 1e-5
 
 
-def test_a_run_leaves_a_student_its_tokenizer_and_its_metrics(place, attention_masks):
-    result = run(place, steps=5, eval_every=4)
-    files = {"best.safetensors", "metrics.jsonl", "run.json", "sentencepiece.bpe.model", "student.safetensors"}
+def test_a_run_leaves_a_student_with_its_tokenizer_and_its_metrics(place, attention_masks):
+    result = run(place, steps=5, eval_every=4, checkpoint_every=5)
+    for path in ("student.safetensors", "best.safetensors", "checkpoints/step-000000005/student.safetensors", ""):
+        assert Tokenizer(place / "out" / path).content == train_runs.TOKENIZER.content
+    shutil.rmtree(place / "out" / "checkpoints")
+    files = {"best.safetensors", "metrics.jsonl", "run.json", "student.safetensors"}
     assert {*os.listdir(place / "out")} - {"curves.png"} == files
     lines = metrics(place / "out")
     assert [(line["step"], line["tokens"]) for line in lines] == [(2, 128), (4, 128), (5, 64)]
@@ -180,7 +185,7 @@ def test_the_best_student_is_the_one_with_the_lowest_validation_loss(place):
     assert len(losses) > 2 and best["held_out_loss"] < max(losses.values())
 
 
-def test_a_student_can_be_a_teacher_with_the_tokenizer_beside_it(place):
+def test_a_student_can_be_a_teacher_with_the_tokenizer_inside_it(place):
     run(place)
     result = run(place, teacher=place / "out" / "student.safetensors", tokenizer=None, out=place / "again")
     assert "from teacher layers 0\n" in result.stdout

@@ -1,6 +1,5 @@
 """Wrong input to train.py: one message, exit status 2, no traceback, nothing under a final name."""
 
-import os
 from unittest.mock import Mock
 
 import pytest
@@ -25,12 +24,12 @@ OUT_OF_BOUNDS |= {"warmup": (1.5, "at least 0 and at most 1"), "dropout": (1, "a
 OUT_OF_BOUNDS |= {"weights": ([-1, 1, 1], "at least 0"), "chunk_mb": (0, "at least 1"), "seed": (2**64, "")}
 OUT_OF_BOUNDS |= {"num_layers": (10**9, ""), "hidden_size": (10**9, ""), "num_heads": (0, "at least 1")}
 WRONG_OPTIONS = {
-    "no such teacher": (dict(teacher="nothing.safetensors"), "There is no file nothing.safetensors"),
+    "no such teacher": (dict(teacher="nothing.safetensors"), "There is no model nothing.safetensors"),
     "a text as teacher": (dict(teacher="LICENSE"), "neither a .safetensors file nor"),
-    "no tokenizer": (dict(tokenizer=None), "There is no sentencepiece.bpe.model beside"),
+    "no tokenizer": (dict(tokenizer=None), "There is no tokenizer inside or beside"),
     "neither teacher nor tokenizer": (dict(teacher="nothing", tokenizer=None), "There is no model nothing."),
     "no such tokenizer": (dict(tokenizer="nothing.model"), "no tokenizer nothing.model"),
-    "no tokenizer and no teacher": (dict(teacher="none", tokenizer=None), "There is no sentencepiece.bpe.model given"),
+    "no tokenizer and no teacher": (dict(teacher="none", tokenizer=None), "There is no tokenizer given"),
     "no such corpus": (dict(corpus="nothing.txt"), "There is no corpus nothing.txt"),
     "an output below a file": (dict(out="LICENSE/out"), "cannot be written"),
     "too many steps": (dict(steps="9" * 400), "--steps must be"),
@@ -41,6 +40,10 @@ WRONG_OPTIONS = {
     "two weights": (dict(weights=[0.5, 0.5]), "expected 3 arguments"),
     "a layer that the teacher lacks": (dict(layers="0,4"), "there is no layer 4"),
     "layers of a larger teacher": (dict(layers="distilbert"), "needs a teacher of 12 layers"),
+    "a real run on the demo's text": (
+        dict(corpus=None, steps=1001),
+        "train on the demo's invented text. Name a corpus",
+    ),
     "layers and a student": (dict(layers="0", student="x"), "--layers cannot be combined with --student"),
     "769 / 12": (SIZES | dict(hidden_size=769, num_heads=12), "769 must be divisible by num_heads 12"),
     "a size with a teacher": (dict(hidden_size=64), "--hidden-size needs --teacher none"),
@@ -98,17 +101,9 @@ def test_a_compiler_that_does_not_work(place, monkeypatch):
     assert_refused(place, "--compile on: torch.compile does not work for cpu (no compiler found)", compile="on")
 
 
-def test_another_tokenizer_in_the_output_folder_is_kept(place):
-    (place / "out").mkdir()
-    copy = place / "out" / "sentencepiece.bpe.model"
-    copy.write_bytes(b"another")
-    assert f"{copy} differs from the tokenizer" in run(place, status=2).stderr
-    assert copy.read_bytes() == b"another" and os.listdir(place / "out") == [copy.name]
-
-
 def test_a_full_disk(place, monkeypatch):
     full = OSError(28, "No space left on device", "metrics.jsonl")
-    monkeypatch.setattr("model.training.run_state.copy_tokenizer", Mock(side_effect=full))
+    monkeypatch.setattr("model.training.run_state.keep_best", Mock(side_effect=full))
     assert "train.py: metrics.jsonl: No space left on device" in run(place, status=2).stderr
     assert not (place / "out" / "student.safetensors").exists()
 

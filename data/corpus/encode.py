@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy
@@ -97,7 +98,8 @@ def encode_parts(parts: Iterable[Part], tokenizer: Tokenizer, rules: Rules, work
         yield from (encode_part(part, tokenizer, rules) for part in parts)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(str(tokenizer.path), rules))
+    given = tokenizer.path, tokenizer.content, rules
+    pool = ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=given)
     try:
         waiting = deque(submit(pool, part) for part in islice(parts, 2 * workers))
         while waiting:
@@ -119,12 +121,12 @@ def submit(pool: ProcessPoolExecutor, part: Part) -> Future:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def start_worker(tokenizer_path: str, rules: Rules) -> None:
+def start_worker(path: Path, content: bytes, rules: Rules) -> None:
     """Runs once in each worker, which exits when the main process does, even if that is killed."""
     global worker_tokenizer, worker_rules
     sentinel, wait = multiprocessing.parent_process().sentinel, multiprocessing.connection.wait
     threading.Thread(target=lambda: (wait([sentinel]), os._exit(1)), daemon=True).start()
-    worker_tokenizer, worker_rules = Tokenizer(tokenizer_path), rules
+    worker_tokenizer, worker_rules = Tokenizer(path, content), rules
 
 
 def encode_in_worker(part: Part) -> EncodedPart:

@@ -20,8 +20,8 @@ from ..cli import DataError
 from ..tokenizer import FILE_NAME as TOKENIZER
 from . import transfer
 
-CONFIG, INDEX = "config.json", "model.safetensors.index.json"
-WEIGHTS = ("model.safetensors", INDEX, "pytorch_model.bin")  # in order of preference
+CONFIG, INDEX, BIN_INDEX = "config.json", "model.safetensors.index.json", "pytorch_model.bin.index.json"
+WEIGHTS = ("model.safetensors", INDEX, "pytorch_model.bin", BIN_INDEX)  # in order of preference
 SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")  # no path, no option, no hidden file
 COMMIT, HASH, SIZE = r"[0-9a-f]{40}", r'(?:W/)?"?([0-9a-f]{64}|[0-9a-f]{40})"?', r"[0-9]{1,18}"
 ATTEMPTS, PAUSE = 5, 1.0  # per file; seconds before the second attempt, doubled before each further one
@@ -67,9 +67,9 @@ def download(repository: str, cache: Path | None = None, revision: str = "main")
             print(f"note: {repository} has no {names[0]}.", file=sys.stderr)
             continue
         revision = path.parent.name  # the commit from here on, so that a push meanwhile cannot mix two versions
-        for shard in shard_names(path) if path.name == INDEX else ():
+        for shard in shard_names(path) if path.name in (INDEX, BIN_INDEX) else ():
             if download_first((shard,), hub, revision, folder) is None:
-                raise DataError(f"{repository} is incomplete: its {INDEX} lists {shard}, which is missing.")
+                raise DataError(f"{repository} is incomplete: its {path.name} lists {shard}, which is missing.")
     return folder / revision
 
 
@@ -134,13 +134,14 @@ def check_repository(code: str | None, status: int, hub: Hub, revision: str) -> 
 
 def shard_names(index: Path) -> list[str]:
     """The files that an index lists. The names come from the network and are checked.  Raises DataError."""
+    suffix = ".bin" if index.name == BIN_INDEX else ".safetensors"
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        safe = all(is_safe_name(name) and name.endswith(".safetensors") for name in names)
+        safe = all(is_safe_name(name) and name.endswith(suffix) for name in names)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         names = safe = None
     if not names or len(names) > MAX_SHARDS or not safe:
-        raise DataError(f"{index} does not list .safetensors files in its own folder. The repository cannot be used.")
+        raise DataError(f"{index} does not list {suffix} files in its own folder. The repository cannot be used.")
     return sorted(names)
 
 

@@ -34,7 +34,6 @@ from model.checkpoints.native import fingerprint
 from model.heads import PROBLEM_TYPES
 from model.training.device import Runtime
 from model.training.optim import learning_rate, make_optimiser, optimiser_step
-from model.training.run_state import check_no_other_tokenizer, copy_tokenizer
 from model.training.state import Diverged
 
 from ..results import command_line, provenance, write_json
@@ -299,9 +298,9 @@ def finetune(task_name: str, options: Options, command: str, data: Parts | None 
         given = {part: getattr(options, part) for part in PARTS if getattr(options, part)}
         data = {part: read_task(task_name, paths, warn, options.problem_type) for part, paths in given.items()}
     about = {"task": task_name, "model": fingerprint(source), "teacher": fingerprint(teacher) if teacher else None}
+    about["tokenizer"] = settings.tokenizer.sha256()
     digests = {part: hashlib.sha256(json.dumps(examples).encode()).hexdigest() for part, examples in data.items()}
     about |= {"examples": digests, **provenance(command, options, files, options.seeds)}
-    check_no_other_tokenizer(folder, settings.tokenizer)
     runs = finished_runs(folder, about)
     labels, kind = (), getattr(teacher, "problem_type", options.problem_type)
     check(kind == options.problem_type, f"The teacher is a {kind} model, --problem-type is {options.problem_type}.")
@@ -331,11 +330,10 @@ def finetune(task_name: str, options: Options, command: str, data: Parts | None 
             run["test"] = tuned.metrics(predictions, data["test"], seed)
         value = run["dev"][task.headline]["value"]
         if value > max((r["dev"][task.headline]["value"] for r in runs), default=-math.inf):
-            save_model(model, folder / "model.safetensors", {**about, "run": run})
+            save_model(model, folder / "model.safetensors", {**about, "run": run}, settings.tokenizer)
         runs.append(run)
         over_seeds = {part: mean_and_deviation(runs, part) for part in ("dev", "test") if part in data}
         write_json(folder / "results.json", {**about, "runs": runs, "over_seeds": over_seeds})
-    copy_tokenizer(folder, settings.tokenizer)
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
@@ -348,7 +346,7 @@ def finished_runs(folder: Path, about: dict) -> list[dict]:
         return []
     try:
         stored, new = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(about))
-        same = all(stored[key] == new[key] for key in ("task", "model", "teacher", "examples"))
+        same = all(stored[key] == new[key] for key in ("task", "model", "teacher", "tokenizer", "examples"))
         differing = [name for name, value in new["options"].items() if stored["options"][name] != value]
         runs, seeds = list(stored["runs"]), list(stored["seeds"])
         same &= about["seeds"][: len(runs)] == seeds[: len(runs)] and all(run["seed"] in seeds for run in runs)
@@ -356,7 +354,7 @@ def finished_runs(folder: Path, about: dict) -> list[dict]:
         raise OptionError(f"{path} cannot be read. Choose another --out, or remove it.") from None
     differing = [name for name in differing if name not in MAY_DIFFER]
     if not same or differing:
-        what = dashed(differing[0]) if differing else "model, data or seeds"
+        what = dashed(differing[0]) if differing else "model, tokenizer, data or seeds"
         raise OptionError(f"{path} belongs to a run with other inputs ({what}). Choose another --out, or remove it.")
     if runs:
         print(f"{folder} already has the results of {len(runs)} seed{'s' * (len(runs) > 1)}.")

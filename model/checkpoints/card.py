@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from data.cli import dashed
+from data.tokenizer import is_safetensors
 
-from .native import is_native, is_safetensors, read_metadata
+from .native import is_native, read_metadata
 
 PIPELINES = {  # transformers' class -> the hub's name of its task
     "CamembertForMaskedLM": "fill-mask",

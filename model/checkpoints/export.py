@@ -1,7 +1,6 @@
 """Writes a model as a folder that transformers opens."""
 
 import json
-import shutil
 from pathlib import Path
 
 import torch
@@ -40,15 +39,20 @@ def huggingface_config(model: nn.Module) -> dict:
 
 
 def to_huggingface(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors under transformers' names, with a token-type row of zeros: it was added to the positions."""
+    """The tensors under transformers' names, with a token-type row of zeros: it was added to the positions.
+
+    The bias of the LM head has both its names: transformers 4.43 to 4.48 reads only lm_head.decoder.bias.
+    """
     kind = type(model).__name__
     tensors = {to_huggingface_key(key, kind): tensor.contiguous() for key, tensor in model.state_dict().items()}
+    if kind == "MaskedLM":
+        tensors["lm_head.decoder.bias"] = tensors["lm_head.bias"].clone()  # a .safetensors file shares no memory
     row = torch.zeros(1, model.config.hidden_size, dtype=next(model.parameters()).dtype)
     return {**tensors, TOKEN_TYPE if kind == "Encoder" else f"roberta.{TOKEN_TYPE}": row}
 
 
 def export_huggingface(
-    model: nn.Module, folder: str | Path, tokenizer: str | Path | None = None, card: str | None = None
+    model: nn.Module, folder: str | Path, tokenizer: Tokenizer | None = None, card: str | None = None
 ) -> None:
     """Writes config.json, model.safetensors and, if given, the tokenizer's files and the model card to a new folder.
 
@@ -58,7 +62,7 @@ def export_huggingface(
         save_file(to_huggingface(model), temporary / "model.safetensors", metadata={"format": "pt"})
         texts = {"config.json": json.dumps(huggingface_config(model), indent=2, sort_keys=True) + "\n"}
         if tokenizer is not None:
-            shutil.copyfile(tokenizer, temporary / FILE_NAME)
+            (temporary / FILE_NAME).write_bytes(tokenizer.content)
             texts["tokenizer_config.json"] = json.dumps(tokenizer_config(model.config), indent=2) + "\n"
         if card is not None:
             texts["README.md"] = card

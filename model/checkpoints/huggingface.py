@@ -1,7 +1,7 @@
 """Hugging Face's format: tensors under transformers' names, config.json, the index of a checkpoint in shards.
 
-Accepts what published files contain: names with or without `roberta.` (or with it twice), LayerNorm.gamma and .beta,
-position_ids buffers, an unused pooler, the LM bias under either of its names or both, a copy of the tied decoder.
+Accepts what published files contain: names with or without `roberta.` (or with it twice) and with a wrapper's prefix,
+LayerNorm.gamma and .beta, buffers, an unused pooler, either or both of the names of each tied tensor of the LM head.
 Each tensor of a file is used exactly once, or left out with a reported reason. Nothing in a file is trusted.
 """
 
@@ -15,18 +15,24 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from data.lfs import pointer_sentence
+
 from ..config import EncoderConfig, ModelError
 from ..encoder import Encoder
 from ..heads import QuestionAnswerer, SequenceClassifier, TokenClassifier
 from .names import CONFIG_KEYS, HEAD_KEYS, from_huggingface_key, to_huggingface_key
 from .native import DTYPES, KINDS, assemble
+from .wrappers import unwrapped_names
 
 WORD, POSITION = "embeddings.word_embeddings.weight", "embeddings.position_embeddings.weight"
 TOKEN_TYPE = "embeddings.token_type_embeddings.weight"
 MODEL_TYPES = ("camembert", "roberta", "xlm-roberta")  # one architecture under three names
 HEAD_SIZE = 64  # of every released CamemBERT; no tensor's shape shows the number of heads
 MAX_JSON_BYTES = 10_000_000
-SHARD_NAME = re.compile(r"[\w][\w.-]*\.safetensors")
+SHARD_NAME = r"\w[\w.-]*"  # and the suffix: a file in the index's own folder
+TIED = (("lm_head.decoder.weight", WORD), ("lm_head.decoder.bias", "lm_head.bias"))  # two names of one tensor
+# by a part of their keys
+OTHER_MODELS = {"cls.predictions": "a BERT", "distilbert": "a DistilBERT", "electra": "an ELECTRA"}
 
 Report = Callable[[str], None]  # called with a sentence for everything that is assumed or left out
 
@@ -64,9 +70,6 @@ def from_huggingface(tensors: Mapping[str, Tensor], values: Mapping, path: Path,
 
 def kind_of(tensors: Mapping[str, Tensor], path: Path) -> type:
     """The class of model, by the names of the head's tensors.  Raises ModelError for those of two classes."""
-    for prefix, other in (("cls.", "BERT"), ("distilbert.", "DistilBERT")):
-        if any(key.startswith(prefix) for key in tensors):
-            raise ModelError(f"{path} is a {other}, which has another architecture than CamemBERT.")
     kinds = [kind for kind, keys in HEAD_KEYS.items() if any(key in tensors for key in keys.values())]
     if len(kinds) > 1:
         raise ModelError(f"{path} has the heads of a {' and of a '.join(kinds)}.")
@@ -118,14 +121,17 @@ def normalise(tensors: Mapping[str, Tensor], path: Path, report: Report) -> dict
     The token-type row is added to the positions. Raises ModelError for anything but dense floating-point tensors, for
     two tensors with one name, and for one tensor where CamemBERT has two.
     """
-    tensors = canonical_names(tensors, path)
+    check_architecture(tensors, path)
+    tensors = canonical_names(tensors, path, report)
     check_tensors(tensors, path)
     drop_unused(tensors, path, report)
-    drop_alias(tensors, "lm_head.decoder.weight", WORD, path, report)
-    if "lm_head.bias" not in tensors and "lm_head.decoder.bias" in tensors:
-        tensors["lm_head.bias"] = tensors.pop("lm_head.decoder.bias")
-    drop_alias(tensors, "lm_head.decoder.bias", "lm_head.bias", path, report)
+    for alias, original in TIED:
+        merge_tied(tensors, alias, original, path, report)
     check_no_shared_memory(tensors, path)
+    if any(key.endswith("embeddings.word.weight") for key in tensors):
+        raise ModelError(
+            f"{path} has the tensors of this project's model, but not its configuration. Write it with save_model()."
+        )
     if WORD not in tensors or tensors[WORD].ndim != 2:
         raise ModelError(f"{path} is not a CamemBERT: it has no matrix {WORD}.")
     unify_dtype(tensors, path, report)
@@ -133,16 +139,30 @@ def normalise(tensors: Mapping[str, Tensor], path: Path, report: Report) -> dict
     return tensors
 
 
-def canonical_names(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The tensors under transformers' current names without prefix.  Raises ModelError if two get the same name."""
+def check_architecture(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raises ModelError for another architecture whose keys resemble CamemBERT's, and for adapters beside one."""
+    found = [other for part, other in OTHER_MODELS.items() if any(f".{part}." in f".{key}" for key in tensors)]
+    types = [tensor for key, tensor in tensors.items() if f".{key}".endswith(f".bert.{TOKEN_TYPE}")]
+    if any(tensor.shape[:1] != (1,) for tensor in types):  # a CamemBERT that somebody called bert has one row
+        found.append("a BERT")
+    if any(".lora_" in key for key in tensors):
+        raise ModelError(f"{path} holds LoRA adapters. Merge them into the weights first (merge_and_unload() of PEFT).")
+    if found:
+        raise ModelError(f"{path} is {found[0]}, which has another architecture than CamemBERT.")
+
+
+def canonical_names(tensors: Mapping[str, Tensor], path: Path, report: Report) -> dict[str, Tensor]:
+    """The model's tensors under transformers' current names without prefix.
+
+    Raises ModelError if two get the same name, or if there are several models.
+    """
     result, origin = {}, {}
-    for key, tensor in tensors.items():
-        name = re.sub(r"^(roberta\.)+", "", key)
+    for key, name in unwrapped_names(tensors, path, report).items():
         name = re.sub(r"\b(LayerNorm|layer_norm)\.gamma$", r"\1.weight", name)
         name = re.sub(r"\b(LayerNorm|layer_norm)\.beta$", r"\1.bias", name)
         if name in result:
             raise ModelError(f"{path} has the same tensor twice, as {origin[name]} and as {key}.")
-        result[name], origin[name] = tensor, key
+        result[name], origin[name] = tensors[key], key
     return result
 
 
@@ -153,13 +173,21 @@ def check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
             raise ModelError(f"{path}: {key} is not a plain dense tensor.")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise ModelError(f"{path}: the tensor {key} has a shape with more values than the file holds.")
-        is_ids = key == "embeddings.position_ids" and tensor.dtype in (torch.int32, torch.int64)
-        if tensor.dtype not in DTYPES and not is_ids:
+        if tensor.dtype not in DTYPES and not is_counter(key, tensor):
             raise ModelError(f"{path}: the tensor {key} holds {tensor.dtype}, not floating-point numbers.")
+
+
+def is_counter(key: str, tensor: Tensor) -> bool:
+    """Whether these are integers that are not learnt: the buffer 0, 1, 2, …, or a number of steps."""
+    is_ids = key == "embeddings.position_ids"
+    return (is_ids or not tensor.ndim) and tensor.dtype in (torch.int32, torch.int64)
 
 
 def drop_unused(tensors: dict[str, Tensor], path: Path, report: Report) -> None:
     """Removes the tensors that no model of this project uses."""
+    for key in [key for key, tensor in tensors.items() if not tensor.ndim and is_counter(key, tensor)]:
+        report(f"{path}: {key} is left out; it is a counter.")
+        del tensors[key]
     ids = tensors.get("embeddings.position_ids")
     if ids is not None and torch.equal(ids.flatten(), torch.arange(ids.numel(), dtype=ids.dtype)):
         report(f"{path}: embeddings.position_ids is left out; it only holds 0, 1, 2, …")
@@ -169,16 +197,19 @@ def drop_unused(tensors: dict[str, Tensor], path: Path, report: Report) -> None:
             report(f"{path}: {key} is left out; no task uses the pooler.")
 
 
-def drop_alias(tensors: dict[str, Tensor], alias: str, original: str, path: Path, report: Report) -> None:
-    """Removes the second copy of a tied tensor.  Raises ModelError if the two differ."""
-    if alias not in tensors or original not in tensors:
+def merge_tied(tensors: dict[str, Tensor], alias: str, original: str, path: Path, report: Report) -> None:
+    """Leaves of the two names of a tied tensor the original.  Raises ModelError if both are there and differ."""
+    if alias not in tensors:
         return
-    if tensors[alias].shape != tensors[original].shape or not torch.equal(tensors[alias], tensors[original]):
+    tensor = tensors.pop(alias)
+    if original not in tensors:  # safetensors keeps one name of two, and not always this one
+        tensors[original] = tensor
+    elif tensors[original].shape != tensor.shape or not torch.equal(tensors[original], tensor):
         raise ModelError(
             f"{path}: {alias} and {original} differ, but CamemBERT ties them. Untied models are not supported."
         )
-    report(f"{path}: {alias} is left out; it is a copy of {original}.")
-    del tensors[alias]
+    else:
+        report(f"{path}: {alias} is left out; it is a copy of {original}.")
 
 
 def check_no_shared_memory(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -234,7 +265,10 @@ def read_json(path: Path) -> dict:
     try:
         if not path.is_file() or path.stat().st_size > MAX_JSON_BYTES:
             raise ModelError(f"{path} is not a file of at most {MAX_JSON_BYTES / 1e6:.0f} MB. Download it again.")
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = path.read_bytes()
+        if pointer := pointer_sentence(path, content):
+            raise ModelError(pointer)
+        values = json.loads(content.decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read as JSON ({error}). Download it again.") from None
     if not isinstance(values, dict):
@@ -309,13 +343,14 @@ def label_id(value: object) -> int:
 
 
 def shard_files(index: Path) -> dict[str, list[str]]:
-    """A model.safetensors.index.json -> its files, each with the names of its tensors.  Raises ModelError."""
+    """The index of a checkpoint in shards -> its files, each with the names of its tensors.  Raises ModelError."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{index} has no weight_map, which assigns every tensor to a file.")
+    suffix = ".bin" if index.name.endswith(".bin.index.json") else ".safetensors"
     files = {}
     for key, name in weight_map.items():
-        if not isinstance(name, str) or not SHARD_NAME.fullmatch(name):
-            raise ModelError(f"{index} has {name!r:.100} for {key}, not the name of a .safetensors file beside it.")
+        if not isinstance(name, str) or not re.fullmatch(SHARD_NAME + re.escape(suffix), name):
+            raise ModelError(f"{index} has {name!r:.100} for {key}, not the name of a {suffix} file beside it.")
         files.setdefault(name, []).append(key)
     return files

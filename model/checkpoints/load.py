@@ -10,17 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from data import DataError, Tokenizer
-from data.tokenizer import FILE_NAME, tokenizer_beside
+from data.tokenizer import FILE_NAME, is_safetensors, own_tokenizer
 
 from ..config import EncoderConfig, ModelError
 from ..encoder import Encoder
 from ..heads import SequenceClassifier, TokenClassifier
 from . import fairseq, huggingface, pickles, tarball
 from .huggingface import Report
-from .native import check_file, is_native, is_safetensors, load_model, read_metadata, read_safetensors
+from .native import check_file, is_native, load_model, read_metadata, read_safetensors
 
 # in the order in which a folder's files are preferred; the last is that of a run of train.py
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "model.pt", "student.safetensors")
+WEIGHTS = (
+    *("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
+    *("model.pt", "student.safetensors"),
+)
 
 
 def print_note(line: str) -> None:
@@ -82,7 +85,7 @@ def weights_in(path: Path, report: Report) -> Path:
 def load_file(path: Path, report: Report) -> nn.Module:
     """The model in a file, of whatever kind it is.  Raises ModelError."""
     if path.name.endswith(".index.json"):
-        tensors = read_shards(path)
+        tensors = read_shards(path, report)
     elif is_safetensors(path):
         if is_native(read_metadata(path)):
             return load_model(path)
@@ -98,13 +101,15 @@ def load_file(path: Path, report: Report) -> nn.Module:
     return huggingface.from_huggingface(tensors, values, path, report)
 
 
-def read_shards(index: Path) -> dict[str, Tensor]:
-    """The tensors of all files listed in an index.  Raises ModelError."""
+def read_shards(index: Path, report: Report) -> dict[str, Tensor]:
+    """The tensors of all files listed in an index, read one after another.  Raises ModelError."""
     result = {}
     for name, keys in huggingface.shard_files(index).items():
-        tensors = read_safetensors(index.parent / name)[1]
+        shard = index.parent / name
+        check_file(shard)
+        tensors = read_safetensors(shard)[1] if is_safetensors(shard) else pickles.read_pickle(shard, report)
         for key in sorted({*keys} ^ tensors.keys()):
-            raise ModelError(f"{index.parent / name} and {index} disagree about the tensor {key}. Download both again.")
+            raise ModelError(f"{shard} and {index} disagree about the tensor {key}. Download both again.")
         result.update(tensors)
     return result
 
@@ -138,14 +143,36 @@ def load_teacher(path: str | Path, kind: type, device: torch.device) -> nn.Modul
 
 
 def load_tokenizer(path: str | Path | None, model_path: str | Path | None) -> Tokenizer:
-    """The tokenizer at `path`, else the one beside the model.  Raises DataError if there is no tokenizer or model."""
-    if not path and model_path and not Path(model_path).exists():
+    """The tokenizer at `path`, else the model's own.
+
+    Raises DataError if there is no model or no tokenizer, or if the one at `path` is not the one inside the model.
+    """
+    own = find_tokenizer(Path(model_path)) if model_path else None
+    if path:
+        named = Tokenizer(path)
+        if own and own.path.name != FILE_NAME and own.content != named.content:
+            raise DataError(f"The tokenizer {named.path} is not the one inside {own.path}. Leave --tokenizer out.")
+        return named
+    if own is None and not model_path:
+        raise DataError("There is no tokenizer given. Name it with --tokenizer.")
+    if own is None:
+        command = f"python convert_weights.py {model_path} whole.safetensors --tokenizer almanach/camembert-base"
+        raise DataError(
+            f"There is no tokenizer inside or beside {model_path}. Name the model's own with --tokenizer; or fetch it "
+            f"from the model's repository on the hub, and put both into one file: {command}"
+        )
+    return own
+
+
+def find_tokenizer(model_path: Path) -> Tokenizer | None:
+    """A model's own tokenizer: inside its file or tarball, else beside it; None if there is none.  Raises DataError."""
+    if not model_path.exists():
         raise DataError(f"There is no model {model_path}. Check the path.")
-    path = path or (model_path and tokenizer_beside(model_path))
-    if not path:
-        beside = f"beside {model_path}" if model_path else "given"
-        raise DataError(f"There is no {FILE_NAME} {beside}. Name the model's own with --tokenizer (it is on the hub).")
-    return Tokenizer(path)
+    with unpacked(model_path) as place:
+        found = own_tokenizer(place)
+    if place != model_path:
+        found = (model_path, found[1]) if found else own_tokenizer(model_path)
+    return Tokenizer(*found) if found else None
 
 
 def check_vocabulary(config: EncoderConfig, tokenizer: Tokenizer) -> None:

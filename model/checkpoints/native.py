@@ -19,6 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from data.lfs import START, pointer_sentence
+from data.tokenizer import DIGEST, FILE_NAME, Tokenizer
+
 from ..config import EncoderConfig, ModelError
 from ..encoder import Encoder
 from ..heads import MaskedLM, QuestionAnswerer, SequenceClassifier, TokenClassifier
@@ -34,18 +37,23 @@ KINDS = {kind.__name__: kind for kind in (MaskedLM, SequenceClassifier, TokenCla
 HEAD_SETTINGS = {SequenceClassifier: "problem_type", QuestionAnswerer: "no_answer_threshold"}  # how outputs are read
 
 
-def save_model(model: nn.Module, path: str | Path, provenance: Mapping | None = None) -> None:
+def save_model(
+    model: nn.Module, path: str | Path, provenance: Mapping | None = None, tokenizer: Tokenizer | None = None
+) -> None:
     """Writes a model to one file, atomically.
 
-    provenance: how it was made (options, versions, results), stored in the metadata as JSON.
+    provenance: how it was made (options, versions, results), stored in the metadata as JSON. tokenizer: stored inside,
+    where Tokenizer(path) finds it.
     Raises ModelError if the file cannot be written.
     """
-    tensors, metadata = contents(model, provenance)
+    tensors, metadata = contents(model, provenance, tokenizer)
     with atomic_file(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
 
 
-def contents(model: nn.Module, provenance: Mapping | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+def contents(
+    model: nn.Module, provenance: Mapping | None = None, tokenizer: Tokenizer | None = None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """-> the tensors and the metadata of a model's file.  Raises ModelError for a class without a file format."""
     if type(model).__name__ not in KINDS:
         raise ModelError(f"{type(model).__name__} cannot be saved; a model file holds one of {', '.join(KINDS)}.")
@@ -58,7 +66,11 @@ def contents(model: nn.Module, provenance: Mapping | None = None) -> tuple[dict[
     }
     if setting := HEAD_SETTINGS.get(type(model)):
         metadata[setting] = json.dumps(getattr(model, setting))
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, metadata
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if tokenizer is not None:
+        tensors[FILE_NAME] = torch.frombuffer(bytearray(tokenizer.content), dtype=torch.uint8)
+        metadata[DIGEST] = tokenizer.sha256()
+    return tensors, metadata
 
 
 def load_model(path: str | Path) -> nn.Module:
@@ -139,13 +151,6 @@ def assemble(
     return model.eval()
 
 
-def is_safetensors(path: Path) -> bool:
-    """Whether a file starts like a .safetensors file, whatever its name: a length of eight bytes, then JSON."""
-    with path.open("rb") as file:
-        start = file.read(9)
-    return start[8:] == b"{" and not start.startswith(b"{")  # the second is a JSON file
-
-
 def is_finite(tensor: Tensor) -> bool:
     """Whether all values are finite; without the copy that isfinite() makes."""
     return not tensor.numel() or all(bound.isfinite() for bound in tensor.aminmax())
@@ -158,9 +163,13 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of a .safetensors file, which may come from anywhere.  Raises ModelError."""
+    """Metadata and tensors of a .safetensors file, which may come from anywhere; without the tokenizer inside.
+
+    Raises ModelError.
+    """
     with open_safetensors(path) as file:
-        return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+        names = [name for name in file.keys() if name != FILE_NAME]  # noqa: SIM118 (no dict)
+        return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
 
 
 @contextlib.contextmanager
@@ -174,15 +183,18 @@ def open_safetensors(path: str | Path) -> Iterator:
 
 
 def check_file(path: Path) -> None:
-    """Raises ModelError unless path is a readable file that is not empty."""
+    """Raises ModelError unless path is a readable file that is neither empty nor a Git LFS pointer."""
     try:
         if path.is_dir():
             raise ModelError(f"{path} is a folder; a file is needed.")
         if not path.is_file():
             raise ModelError(f"There is no file {path}. Check the path.")
         with path.open("rb") as file:
-            if not file.read(1):
-                raise ModelError(f"{path} is empty. Download or copy it again.")
+            start = file.read(len(START))
+        if not start:
+            raise ModelError(f"{path} is empty. Download or copy it again.")
+        if pointer := pointer_sentence(path, start):
+            raise ModelError(pointer)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}.") from None
 

@@ -24,7 +24,7 @@ MEMO = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET
 TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
 MAX_DEPTH = 4  # of tuples directly inside one another; torch.save writes none
 LEGACY_PICKLES = 5  # at the start of torch.save's old format, before the raw values
-WEIGHT_KEYS = ("state_dict", "model_state_dict", "model")  # under which training scripts save the weights
+MAX_NESTING = 3  # of the dictionaries in which training scripts save the weights
 
 
 def read_pickle(path: Path, report: Report) -> Mapping:
@@ -51,16 +51,39 @@ def read_pickle(path: Path, report: Report) -> Mapping:
         ) from None
     if fairseq.is_fairseq(state) or is_state_dict(state):
         return state
-    for name in WEIGHT_KEYS if isinstance(state, Mapping) else ():
-        if is_state_dict(state.get(name)):
-            report(f"{path} is a training checkpoint; the weights under {name} are used, the rest is left out.")
-            return state[name]
-    raise ModelError(f"{path} does not hold a state dict, as a pytorch_model.bin does.")
+    found = nested_weights(state)
+    if not found:
+        raise ModelError(f"{path} does not hold a state dict, as a pytorch_model.bin does.")
+    if len(found) > 1:
+        raise ModelError(f"{path} holds {len(found)} models, under {' and '.join(found)}. Save one of them alone.")
+    name, weights = found.popitem()
+    report(f"{path} is a training checkpoint; the weights under {name} are used, the rest is left out.")
+    return weights
 
 
 def is_state_dict(state: object) -> bool:
     is_mapping = isinstance(state, Mapping)
     return is_mapping and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items())
+
+
+def nested_weights(state: object) -> dict[str, Mapping]:
+    """The state dicts with embeddings that are nested least deeply in a checkpoint, by their place, such as `model`."""
+    level = {"": state} if isinstance(state, Mapping) else {}
+    for _ in range(MAX_NESTING):
+        inner = {}  # by identity: in a pickle, one dictionary can stand in thousands of places
+        for place, outer in level.items():
+            for key, value in outer.items():
+                if isinstance(key, str) and isinstance(value, Mapping):
+                    inner.setdefault(id(value), (f"{place}.{key[:100]}".removeprefix("."), value))
+        level = dict(inner.values())
+        found = {
+            place: value
+            for place, value in level.items()
+            if is_state_dict(value) and any("embeddings." in key for key in value)
+        }
+        if found:
+            return found
+    return {}
 
 
 def check_pickle(path: Path) -> None:
@@ -93,4 +116,7 @@ def check_stream(file: BinaryIO, path: Path) -> None:
         foreign = named and named.partition(" ")[0] not in MODULES and named not in OTHER_CLASSES
         if foreign or depth > MAX_DEPTH or opcode.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
             what = repr(named[:100]) if named else "opcodes that torch.save does not write"
-            raise ModelError(f"{path} holds more than tensors ({what}) and was refused. Download a .safetensors file.")
+            raise ModelError(
+                f"{path} holds more than tensors ({what}) and was refused. Use a .safetensors "
+                "file, or what torch.save(model.state_dict(), FILE) writes."
+            )

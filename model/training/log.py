@@ -196,9 +196,15 @@ def metrics_record(
     }
 
 
-def print_summary(accuracy: dict[str, float], held_out: dict[str, float]) -> None:
-    """accuracy: masked-token accuracy of each model; held_out: the student's last validation."""
-    print("\nMasked-token accuracy on held-out text:")
+def print_summary(accuracy: dict[str, float], held_out: dict[str, float], on_demo_text: bool) -> None:
+    """accuracy: masked-token accuracy of each model; held_out: the student's last validation.
+
+    on_demo_text: whether a teacher that is not the demo's was distilled on the demo's text.
+    """
+    print()
+    if on_demo_text:
+        print("Trained on the demo's invented text, not on French: name a corpus with --corpus.")
+    print("Masked-token accuracy on held-out text:")
     for name, value in accuracy.items():
         print(f"  {name + ' training' * name.startswith('student'):30} {value:6.1%}")
     if "agreement" in held_out:
@@ -207,7 +213,7 @@ def print_summary(accuracy: dict[str, float], held_out: dict[str, float]) -> Non
 
 
 def print_next_steps(out: Path, is_demo: bool) -> None:
-    print(f"\nWritten: {out / STUDENT}, with its tokenizer and {METRICS} beside it.")
+    print(f"\nWritten: {out / STUDENT}, with its tokenizer inside, and {METRICS}.")
     if is_demo:
         print("That was the demo. To distil CamemBERT, download it from the hub and use your own text:")
         print("  python convert_weights.py --download almanach/camembert-base camembert-base --to hf")

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from data.cli import DataError, OptionError, check, dashed, warn
-from data.tokenizer import FILE_NAME, Tokenizer
+from data.tokenizer import Tokenizer
 
 from ..checkpoints.native import (
     apply_umask,
@@ -54,12 +54,16 @@ class Checkpoint(NamedTuple):
 # ---- the output folder -----------------------------------------------------------------------------------------
 
 
-def check_out_folder(out: Path, resume: bool) -> None:
-    """Raises OptionError if the folder holds files that no run can resume from, or cannot be written."""
+def check_no_other_run(out: Path, resume: bool) -> None:
+    """Raises OptionError if the folder holds files that no run can resume from."""
     resumes = resume and (out / RUN).exists()
     for name in (STUDENT, METRICS, RUN):
         free = resumes or not (out / name).exists()
         check(free, f"{out} already holds the {name} of a run. Choose another --out, or remove it.")
+
+
+def make_out_folder(out: Path) -> None:
+    """Raises OptionError if it cannot be written."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
@@ -67,28 +71,13 @@ def check_out_folder(out: Path, resume: bool) -> None:
         raise OptionError(f"--out {out} cannot be written: {error.strerror}.") from None
 
 
-def check_no_other_tokenizer(out: Path, tokenizer: Tokenizer) -> None:
-    """Raises OptionError if the folder already holds another tokenizer than the run's."""
-    copy = out / FILE_NAME
-    same = not copy.exists() or copy.read_bytes() == tokenizer.path.read_bytes()
-    check(same, f"{copy} differs from the tokenizer {tokenizer.path}. Choose another --out, or remove it.")
-
-
-def copy_tokenizer(out: Path, tokenizer: Tokenizer) -> None:
-    if not (out / FILE_NAME).exists():
-        shutil.copyfile(tokenizer.path, out / FILE_NAME)
-
-
 def check_same_run(out: Path, run: Mapping, may_differ: tuple[str, ...]) -> None:
-    """Writes run.json in a new folder; in the folder of another run, raises OptionError, naming what differs.
+    """Raises OptionError for the folder of another run, naming what differs; DataError if it cannot be read.
 
     run: {"options": …, "inputs": …}; the options in may_differ do not affect the student.
-    Raises DataError for a run.json that cannot be read, ModelError for one that cannot be written.
     """
     path = out / RUN
     if not path.exists():
-        with atomic_file(path) as partial:
-            partial.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
         return
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
@@ -107,16 +96,25 @@ def check_same_run(out: Path, run: Mapping, may_differ: tuple[str, ...]) -> None
         check(inputs.get(name) == value, f"{found} Restore it, or choose another --out.")
 
 
+def write_run(out: Path, run: Mapping) -> None:
+    """Writes run.json in a new folder.  Raises ModelError if it cannot."""
+    if not (out / RUN).exists():
+        with atomic_file(out / RUN) as partial:
+            partial.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+
+
 def is_finished(out: Path) -> bool:
     return (out / STUDENT).exists() and (out / RUN).exists()
 
 
-def keep_best(out: Path, student: nn.Module, state: TrainState, loss: float, is_main: bool) -> None:
+def keep_best(
+    out: Path, student: nn.Module, tokenizer: Tokenizer, state: TrainState, loss: float, is_main: bool
+) -> None:
     """best.safetensors: the student with the lowest validation loss so far."""
     if state.best_loss is None or loss < state.best_loss:
         state.best_loss = loss
         if is_main:
-            save_model(student, out / BEST, {"step": state.step, "held_out_loss": loss})
+            save_model(student, out / BEST, {"step": state.step, "held_out_loss": loss}, tokenizer)
 
 
 def remove_partial_files(out: Path) -> None:
@@ -134,15 +132,15 @@ def remove_partial_files(out: Path) -> None:
 class CheckpointWriter:
     """Writes checkpoints in a thread: a step waits only for the copy to memory, and for the checkpoint before."""
 
-    def __init__(self, out: Path, keep: int):
-        self.folder, self.keep = out / FOLDER, keep
+    def __init__(self, out: Path, keep: int, tokenizer: Tokenizer | None = None):
+        self.folder, self.keep, self.tokenizer = out / FOLDER, keep, tokenizer
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
     def save(self, step: int, student: nn.Module, tensors: Mapping[str, Tensor], values: Mapping) -> Path:
         """Copies the state and starts writing it -> its path.  Raises DataError if the one before failed."""
         self.wait()
-        weights, metadata = contents(student)
+        weights, metadata = contents(student, tokenizer=self.tokenizer)
         copies = ({name: copy_to_cpu(tensor) for name, tensor in each.items()} for each in (weights, tensors))
         path = self.folder / f"step-{step:09}"
         self._thread = threading.Thread(target=self._write, args=(path, *copies, metadata, dict(values)))

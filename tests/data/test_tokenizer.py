@@ -1,16 +1,21 @@
 """Token ids and offsets, compared with transformers' CamembertTokenizer."""
 
+import hashlib
 import itertools
 import random
+import re
 import shutil
 import time
+from pathlib import Path
 from unicodedata import combining
 
 import pytest
 import sentencepiece
+import torch
+from safetensors.torch import save_file
 
 from data import DataError, Tokenizer, demo
-from data.tokenizer import tokenizer_beside
+from data.tokenizer import DIGEST, FILE_NAME, own_tokenizer
 from tests.helpers import REAL_TEXT, REAL_TOKENIZER, needs
 
 EXPECTED = {
@@ -109,11 +114,48 @@ def test_the_cache_is_bounded(monkeypatch):
     assert tokenizer.encode("Le film") == first
 
 
-def test_tokenizer_beside(tmp_path):
-    assert tokenizer_beside(tmp_path) is None
-    shutil.copyfile(demo.FOLDER / "sentencepiece.bpe.model", tmp_path / "sentencepiece.bpe.model")
-    assert tokenizer_beside(tmp_path) == tokenizer_beside(tmp_path / "model.safetensors")
-    assert len(Tokenizer(tokenizer_beside(tmp_path))) == 1005
+def model_file(path: Path, content: bytes | None, digest: str | None = None) -> Path:
+    """A .safetensors file with a weight and, unless content is None, a tokenizer inside."""
+    tensors = {"weight": torch.zeros(3, dtype=torch.bfloat16)}
+    if content is not None:
+        tensors[FILE_NAME] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    save_file(tensors, path, metadata={DIGEST: digest or hashlib.sha256(content or b"").hexdigest()})
+    return path
+
+
+def test_a_tokenizer_is_found_inside_a_models_file_then_beside_it(tmp_path):
+    demo_file, own = demo.FOLDER / FILE_NAME, real_bytes()
+    path = model_file(tmp_path / "model.safetensors", None)
+    assert own_tokenizer(path) is None and own_tokenizer(tmp_path) is None
+    for place in (path, tmp_path):
+        with pytest.raises(DataError, match=f"no tokenizer (inside or beside|in) {re.escape(str(place))}"):
+            Tokenizer(place)
+    shutil.copyfile(demo_file, tmp_path / FILE_NAME)
+    for place in (path, tmp_path):
+        assert Tokenizer(place).path == tmp_path / FILE_NAME and len(Tokenizer(place)) == 1005
+    model_file(path, own)
+    for place in (path, tmp_path):
+        found = Tokenizer(place)
+        assert found.path == path and found.content == own and found.sha256() == hashlib.sha256(own).hexdigest()
+    student = path.replace(tmp_path / "student.safetensors")  # of a run's folder
+    assert Tokenizer(tmp_path).path == student
+    renamed = student.replace(tmp_path / "any name")  # the file says what it is, not its name
+    assert Tokenizer(renamed).content == own
+    assert len(Tokenizer(tmp_path / FILE_NAME)) == 1005
+
+
+def real_bytes() -> bytes:
+    """Another tokenizer than the demo's: the same with a piece renamed, which is as long."""
+    return (demo.FOLDER / FILE_NAME).read_bytes().replace("▁film".encode(), "▁filn".encode())
+
+
+@pytest.mark.parametrize("digest", ["", "0" * 64, None])
+def test_a_tokenizer_inside_that_does_not_match_its_hash_is_damage(tmp_path, digest):
+    path = model_file(tmp_path / "m.safetensors", real_bytes(), digest or "x")
+    if digest is None:
+        save_file({FILE_NAME: torch.zeros(9)}, path)  # neither bytes nor a hash
+    with pytest.raises(DataError, match=f"{path} is damaged: the tokenizer inside does not match its hash"):
+        Tokenizer(path)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"Ceci n'est pas un tokenizer.\n" * 9, b"\x00\xff" * 500])
@@ -125,6 +167,16 @@ def test_errors_for_a_file_that_is_no_tokenizer(tmp_path, content):
     with pytest.raises(DataError, match=message) as caught:
         Tokenizer(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [FILE_NAME, "model.safetensors"])
+def test_a_git_lfs_pointer_is_called_one(tmp_path, name):
+    """Also in place of a model: its tokenizer is not looked for beside it, and not said to be missing."""
+    path = tmp_path / name
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 810912\n")
+    for place in (tmp_path, path):
+        with pytest.raises(DataError, match=f"{path} is a Git LFS pointer, not the file itself.* git lfs pull"):
+            Tokenizer(place)
 
 
 OTHER_KINDS = {

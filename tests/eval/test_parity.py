@@ -78,7 +78,8 @@ def test_a_trained_camembert():
 
 
 def test_a_missing_folder_is_an_error(theirs, tmp_path):
-    assert "is not a folder" in check(theirs, "--check", tmp_path / "nothing", status=2)
+    assert "There is no model" in check(theirs, "--check", tmp_path / "nothing", status=2)
+    assert "is not a folder" in check(theirs, "--check", theirs / "model.safetensors", status=2)
 
 
 OTHERS = [

@@ -66,11 +66,15 @@ def test_safetensors_are_preferred(fake, tmp_path, names):
     assert tree(download(REPOSITORY, tmp_path)) == {names[0]: WEIGHTS}
 
 
-def test_shards_are_downloaded_with_their_index(fake, tmp_path):
-    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+@pytest.mark.parametrize(
+    ("index_name", "suffix", "other"),
+    [(hub.INDEX, "safetensors", "pytorch_model.bin"), (hub.BIN_INDEX, "bin", "model.pt")],
+)
+def test_shards_are_downloaded_with_their_index(fake, tmp_path, index_name, suffix, other):
+    names = [f"model-0000{i}-of-00002.{suffix}" for i in (1, 2)]
     index = json.dumps({"weight_map": {"a": names[0], "b": names[1], "c": names[0]}}).encode()
-    files = {hub.INDEX: index, names[0]: WEIGHTS, names[1]: OTHER}
-    fake.commits[COMMIT] = files | {"pytorch_model.bin": OTHER}
+    files = {index_name: index, names[0]: WEIGHTS, names[1]: OTHER}
+    fake.commits[COMMIT] = files | {other: OTHER}
     fake.large.update(names)
     assert tree(download(REPOSITORY, tmp_path)) == files
 
@@ -208,6 +212,9 @@ def test_an_index_of_missing_or_too_many_shards(fake, tmp_path, monkeypatch):
     index = json.dumps({"weight_map": {"a": "a.safetensors", "b": "b.safetensors"}}).encode()
     fake.commits[COMMIT] = {hub.INDEX: index}
     assert_refused(tmp_path, "is incomplete: its model.safetensors.index.json lists a.safetensors, which is missing")
+    fake.commits[COMMIT] = {hub.BIN_INDEX: index}
+    assert_refused(tmp_path, "does not list .bin files in its own folder")
+    fake.commits[COMMIT] = {hub.INDEX: index}
     monkeypatch.setattr(hub, "MAX_SHARDS", 1)
     assert_refused(tmp_path, "does not list")
 

@@ -42,7 +42,7 @@ def test_files_another_precision_and_no_transformers(tmp_path, monkeypatch, caps
     monkeypatch.setattr(speed, "LOG", tmp_path / "LOG.md")
     student, teacher = configs(small=True)
     save_model(Encoder(student), tmp_path / "student.safetensors")
-    export_huggingface(Encoder(teacher), tmp_path / "teacher", demo.FOLDER / "sentencepiece.bpe.model")
+    export_huggingface(Encoder(teacher), tmp_path / "teacher", Tokenizer(demo.FOLDER))
     text = tmp_path / "text.txt"
     text.write_text("Un.\n\n" + "Jeanne est née à Nice. Elle est infirmière.\n" * 20, encoding="utf-8")
     files = f"--teacher {tmp_path}/teacher --student {tmp_path}/student.safetensors --text {text}"

@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +10,6 @@ import torch
 import torch.nn.functional as F
 
 from data import Tokenizer, demo
-from data.tokenizer import FILE_NAME
 from losses import IGNORE_INDEX
 from model import save_model
 from model.training.device import Runtime
@@ -37,8 +35,7 @@ def save(model, path: Path, noise: float = 0.0) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(noise * torch.randn_like(parameter))
-    shutil.copyfile(demo.FOLDER / FILE_NAME, path.parent / FILE_NAME)
-    save_model(model.eval(), path)
+    save_model(model.eval(), path, tokenizer=TOKENIZER)
     return path
 
 

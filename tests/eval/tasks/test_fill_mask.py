@@ -4,8 +4,6 @@ import pytest
 import torch
 import transformers
 
-from data import demo
-from data.tokenizer import FILE_NAME
 from model import EncoderConfig, MaskedLM, SequenceClassifier, save_model
 from model.checkpoints.export import export_huggingface
 from tests.eval.tasks.shared import TOKENIZER, check_error, save, succeeded
@@ -23,7 +21,7 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     model = MaskedLM(CONFIG)
     save(model, folder / "model.safetensors", noise=0.2)
-    export_huggingface(model, folder / "theirs", demo.FOLDER / FILE_NAME)
+    export_huggingface(model, folder / "theirs", TOKENIZER)
     return folder
 
 
@@ -88,4 +86,4 @@ def test_a_missing_text_and_a_missing_tokenizer(tmp_path):
     assert run_command("-m eval", "fill-mask").returncode == 2
     save_model(MaskedLM(CONFIG), tmp_path / "model.safetensors")
     result = run_command("-m eval", "fill-mask", "<mask>", "--model", tmp_path / "model.safetensors")
-    assert result.returncode == 2 and "There is no sentencepiece.bpe.model beside" in result.stderr
+    assert result.returncode == 2 and "There is no tokenizer inside or beside" in result.stderr

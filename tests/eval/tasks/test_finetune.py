@@ -9,7 +9,6 @@ import torch
 import eval.tasks.finetune as module
 from data import DataError, Tokenizer
 from data.tasks import read_task
-from data.tokenizer import FILE_NAME
 from eval.tasks.batching import TaskSettings
 from eval.tasks.evaluate import TASK_CLASSES, predict
 from eval.tasks.finetune import Options, mean_and_deviation, plan_batches
@@ -120,7 +119,7 @@ def test_the_files_of_a_run(place, tuned):
     assert found["over_seeds"]["test"]["accuracy"] == {"mean": 1.0, "deviation": None}
     assert load_model(folder / "model.safetensors").labels == ("neg", "pos")
     assert Tokenizer(folder).sha256() == TOKENIZER.sha256()
-    assert sorted(path.name for path in folder.iterdir()) == sorted(["model.safetensors", "results.json", FILE_NAME])
+    assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", "results.json"]
 
 
 def test_several_seeds_and_bitwise_determinism(place, tmp_path):
@@ -264,7 +263,7 @@ WRONG = {
     "the same seed twice": (["{all}", "--seeds", "1", "1"], "--seeds has the same seed twice"),
     "too long": (["{all}", "--max-length", "65"], "at most 64 tokens"),
     "a weight above 1": (["{all}", "--soft-weight", "1.5"], "--soft-weight must be"),
-    "another tokenizer": (["{all}", "--tokenizer", "{place}/lm.safetensors"], "not a SentencePiece model"),
+    "another tokenizer": (["{all}", "--tokenizer", "{place}/sentiment.dev"], "not a SentencePiece model"),
     "a temperature of 0": (["{all}", "--temperature", "0"], "--temperature must be"),
 }
 

@@ -68,7 +68,7 @@ def folders(tmp_path_factory):
         model.save_pretrained(folder / "theirs")
         tokenizer.save_pretrained(folder / "theirs")
         ours = load_checkpoint(folder / "theirs", ignore)
-        export_huggingface(ours, folder / "exported", REAL_TOKENIZER, "")
+        export_huggingface(ours, folder / "exported", Tokenizer(REAL_TOKENIZER), "")
         found[name] = folder / "theirs", folder / "exported"
     return found
 

@@ -15,14 +15,13 @@ from data import DataError, demo
 from data.demo import world
 from data.demo.tasks import write_tasks
 from data.tasks import TASKS, Answer, QuestionExample, TextExample
-from data.tokenizer import FILE_NAME
 from eval.tasks.finetune import __doc__ as finetune_doc
 from eval.tasks.finetune import finetune
 from eval.tasks.table2 import CARDS, PAPER, Options, markdown, published, read_parts, retained, rows_of, split
-from model import EncoderConfig, MaskedLM
+from model import EncoderConfig, MaskedLM, load_model, save_model
 from model.checkpoints.native import sha256
 from tests import helpers
-from tests.eval.tasks.shared import ON_CPU, save, succeeded, write
+from tests.eval.tasks.shared import ON_CPU, TOKENIZER, save, succeeded, write
 from tests.helpers import needs, run_command
 
 pytestmark = pytest.mark.filterwarnings("ignore:'eval")
@@ -272,8 +271,7 @@ def test_the_demo(models, tmp_path, monkeypatch):
     def fake(options):
         calls.append(options)
         Path(options.out).mkdir(parents=True)
-        shutil.copyfile(demo.TEACHER, Path(options.out) / "student.safetensors")
-        shutil.copyfile(demo.FOLDER / FILE_NAME, Path(options.out) / FILE_NAME)
+        save_model(load_model(demo.TEACHER), Path(options.out) / "student.safetensors", tokenizer=TOKENIZER)
 
     monkeypatch.setattr(module.train, "train", fake)
     for _ in range(2):

@@ -9,13 +9,11 @@ import torch
 import transformers
 
 import eval.tasks.zero_shot as module
-from data import demo
-from data.tokenizer import FILE_NAME
 from eval.tasks.zero_shot import Options, ZeroShot, candidate_scores
 from model import EncoderConfig, SequenceClassifier
 from model.checkpoints.export import export_huggingface
 from model.checkpoints.native import sha256
-from tests.eval.tasks.shared import ON_CPU, check_error, pipe, save, succeeded, write
+from tests.eval.tasks.shared import ON_CPU, TOKENIZER, check_error, pipe, save, succeeded, write
 from tests.helpers import run_command
 
 pytestmark = pytest.mark.filterwarnings("ignore:'eval")
@@ -66,7 +64,7 @@ def test_scores_equal_transformers(tmp_path, labels, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 2)
     model = nli_model(labels)
     save(model, tmp_path / "nli.safetensors", noise=0.2)
-    export_huggingface(model, tmp_path / "theirs", demo.FOLDER / FILE_NAME)
+    export_huggingface(model, tmp_path / "theirs", TOKENIZER)
     pipeline = transformers.pipeline("zero-shot-classification", model=str(tmp_path / "theirs"), device="cpu")
     texts = [text for text in TEXTS if text]  # the pipeline does not accept an empty one
     for ours in (tmp_path / "nli.safetensors", tmp_path / "theirs"):

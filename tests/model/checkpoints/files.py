@@ -138,6 +138,19 @@ def as_bin(model, place):
     return place / "pytorch_model.bin"
 
 
+def as_bin_shards(model, place):
+    """As transformers 4 wrote them: the two names of a tied tensor need not be in one file."""
+    as_file(model, place).unlink()
+    state, index = model.state_dict(), {}
+    for number in range(3):
+        name, keys = f"pytorch_model-0000{number + 1}-of-00003.bin", [*state][number::3]
+        torch.save({key: state[key] for key in keys}, place / name)
+        index |= dict.fromkeys(keys, name)
+    content = {"metadata": {"total_size": 1}, "weight_map": index}
+    (place / "pytorch_model.bin.index.json").write_text(json.dumps(content))
+    return place
+
+
 def as_native(model, place):
     save_model(load_checkpoint(as_folder(model, place / "theirs")), place / "ours.safetensors")
     return place / "ours.safetensors"
@@ -148,4 +161,4 @@ def as_export(model, place):
     return place / "export"
 
 
-FORMS = (as_folder, as_file, as_shards, as_index, as_bin, as_native, as_export)
+FORMS = (as_folder, as_file, as_shards, as_index, as_bin, as_bin_shards, as_native, as_export)

@@ -23,6 +23,11 @@ ADAPTER = "encoder.layer.0.adapter.weight"
 
 # ---- tensors ---------------------------------------------------------------------------------------------------
 
+
+def two_rows(row):
+    return torch.cat([row, torch.ones(1, 48)])
+
+
 POOLER = {"roberta.pooler.dense.weight": torch.ones(48, 48), "roberta.pooler.dense.bias": torch.ones(48)}
 VARIANTS = {  # how the tensors are changed, what is reported as left out
     "as saved": (add({}), ()),
@@ -35,7 +40,10 @@ VARIANTS = {  # how the tensors are changed, what is reported as left out
     "decoder.bias only": (rename(BIAS, DECODER_BIAS), ()),
     "both biases": (copy(BIAS, DECODER_BIAS), (f"{DECODER_BIAS} is",)),
     "tied decoder": (copy(WORDS, DECODER), (f"{DECODER} is",)),
-    "two token types": (edit(TOKEN_TYPE, lambda row: torch.cat([row, torch.ones(1, 48)])), ("rows 1 to 1 of",)),
+    "decoder only": (rename(WORDS, DECODER), ()),
+    "decoder and its bias only": (lambda x: (rename(WORDS, DECODER)(x), rename(BIAS, DECODER_BIAS)(x)), ()),
+    "a counter": (add({"n_averaged": torch.tensor(7)}), ("n_averaged is",)),
+    "two token types": (edit(TOKEN_TYPE, two_rows), ("rows 1 to 1 of",)),
 }
 
 
@@ -179,8 +187,26 @@ WRONG_TENSORS = {  # how the tensors are changed, the error
     "untied": (copy(WORDS, DECODER, lambda x: x + 1), "differ, but CamemBERT ties them"),
     "two different biases": (add({DECODER_BIAS: torch.ones(1005)}), "differ, but CamemBERT ties them"),
     "an unknown head": (rename("lm_head", "x.lm_head"), r"a tensor x\.lm_head\.\S+, which a Encoder does not have"),
+    "the name of the encoder alone": (add({"roberta": torch.ones(2)}), "a tensor roberta, which a MaskedLM does not"),
+    "a wrapper alone": (add({"module.module": torch.ones(2)}), "which a MaskedLM does not have"),
     "two heads": (add(HEAD), "has the heads of a MaskedLM and of a QuestionAnswerer"),
+    "a wrong shape under the other name": (
+        lambda x: x.update({DECODER: x.pop(WORDS)[:, 1:].clone()}),
+        r"embeddings\.weight has shape \(1005, 47\)",
+    ),
+    "no bias under any name": (remove(BIAS), "lacks the tensor lm_head.bias"),
+    "names of this project": (lambda x: x.update({"encoder.embeddings.word.weight": x.pop(WORDS)}), "with save_model"),
     "a BERT": (add({"cls.predictions.bias": torch.ones(9)}), "is a BERT, which has another architecture"),
+    "LoRA": (
+        add({f"base_model.model.roberta.{QUERY.replace('.weight', '.lora_A.default.weight')}": torch.ones(2, 48)}),
+        "merge_and_unload",
+    ),
+    "a bare BERT": (
+        lambda x: (rename("roberta.", "bert.")(x), edit(TOKEN_TYPE.replace("roberta", "bert"), two_rows)(x)),
+        "is a BERT, which",
+    ),
+    "a DistilBERT": (rename("roberta.", "distilbert."), "is a DistilBERT, which"),
+    "an ELECTRA": (rename("roberta.", "electra."), "is an ELECTRA, which"),
 }
 
 
@@ -274,22 +300,55 @@ def shard(name):
 
 
 MAP = "weight_map"
-NOT_BESIDE = "not the name of a .safetensors file beside it"
-WRONG_INDEX = {  # how the index is changed, the error
-    "a path outside the folder": (shard("../model.safetensors"), NOT_BESIDE),
+NOT_BESIDE = "not the name of a .{} file beside it"
+WRONG_INDEX = {  # how the index is changed, the error; {} stands for the suffix of its files
+    "a path outside the folder": (shard("../model.{}"), NOT_BESIDE),
     "an absolute path": (shard("/etc/passwd"), NOT_BESIDE),
+    "a hidden file": (shard(".{}"), NOT_BESIDE),
+    "a file of another format": (shard("weights.pt"), NOT_BESIDE),
     "a number": (shard(7), NOT_BESIDE),
-    "a missing shard": (shard("model-9.safetensors"), "There is no file"),
+    "a missing shard": (shard("model-9.{}"), "There is no file .*model-9.{}"),
     "a tensor too few": (lambda index: index[MAP].pop(BIAS), f"disagree about the tensor {BIAS}"),
     "a tensor too many": (lambda index: index[MAP].update(ghost=index[MAP][BIAS]), "disagree about the tensor ghost"),
     "no map": (lambda index: index.pop(MAP), "has no weight_map"),
 }
+INDEXES = {"safetensors": (files.as_shards, "model.safetensors"), "bin": (files.as_bin_shards, "pytorch_model.bin")}
 
 
 @pytest.mark.parametrize(("change", "sentence"), WRONG_INDEX.values(), ids=WRONG_INDEX)
-def test_a_wrong_index_is_an_error(theirs, tmp_path, change, sentence):
-    path = files.as_index(theirs, tmp_path / "theirs")
+@pytest.mark.parametrize("suffix", INDEXES)
+def test_a_wrong_index_is_an_error(theirs, tmp_path, change, sentence, suffix):
+    write, name = INDEXES[suffix]
+    path = write(theirs, tmp_path / "theirs") / f"{name}.index.json"
     index = json.loads(path.read_text())
     change(index)
-    path.write_text(json.dumps(index))
-    assert_refused(path.parent, sentence)
+    path.write_text(json.dumps(index).replace("{}", suffix))
+    assert_refused(path.parent, sentence.replace("{}", suffix))
+
+
+@pytest.mark.parametrize("content", [pickle.dumps({BIAS: files.RunsCode()}), b"", b"\x80", b"PK\x03\x04"])
+def test_every_shard_is_read_as_tensors_only(theirs, tmp_path, content):
+    folder = files.as_bin_shards(theirs, tmp_path / "theirs")
+    (folder / "pytorch_model-00003-of-00003.bin").write_bytes(content)
+    with pytest.raises(ModelError, match="pytorch_model-00003-of-00003.bin"):
+        load(folder)
+    assert not files.MARK.exists()
+
+
+# ---- Git LFS ---------------------------------------------------------------------------------------------------
+
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 445032417\n"
+
+
+@pytest.mark.parametrize("form", [files.as_folder, files.as_shards, files.as_bin, files.as_bin_shards])
+def test_a_git_lfs_pointer_is_called_one(theirs, tmp_path, form):
+    """In place of any file that is read."""
+    form(theirs, tmp_path / "theirs")
+    for path in sorted((tmp_path / "theirs").iterdir()):
+        if path.name == "generation_config.json":
+            continue
+        content = path.read_bytes()
+        path.write_text(POINTER)
+        with pytest.raises(ModelError, match=f"{path} is a Git LFS pointer, not the file itself.* git lfs pull"):
+            load(tmp_path / "theirs")
+        path.write_bytes(content)

@@ -1,9 +1,12 @@
 """load_checkpoint: every class of model, from every file format, against the transformers model that was saved."""
 
+import tarfile
+
 import pytest
 import torch
 
 from data import DataError, Tokenizer, demo
+from data.tokenizer import FILE_NAME
 from model import Encoder, EncoderConfig, MaskedLM, QuestionAnswerer, TokenClassifier, save_model
 from model.checkpoints.load import check_vocabulary, load_checkpoint, load_teacher, load_tokenizer
 from model.checkpoints.native import KINDS
@@ -105,15 +108,33 @@ def test_a_teacher_is_frozen_and_in_float32(folder):
 
 def test_the_tokenizer_beside_a_model_or_the_one_that_is_named(tmp_path):
     assert load_tokenizer(None, demo.TEACHER).path == load_tokenizer(demo.FOLDER, None).path
-    own = "Name the model's own with --tokenizer"
+    command = "python convert_weights.py .* whole.safetensors --tokenizer almanach/camembert-base"
     messages = {
-        tmp_path: f"beside {tmp_path}.* {own}",
-        None: f"given.* {own}",
+        tmp_path: f"inside or beside {tmp_path}. Name the model's own with --tokenizer; or .* {command}",
+        None: "no tokenizer given. Name it with --tokenizer",
         tmp_path / "x": f"no model {tmp_path}/x",
     }
     for model_path, message in messages.items():
         with pytest.raises(DataError, match=message):
             load_tokenizer(None, model_path)
+
+
+def test_the_tokenizer_inside_a_file_or_a_tarball_comes_first(tmp_path):
+    """The one beside is not looked at; one that is named must be the same."""
+    own, other = Tokenizer(demo.FOLDER), tmp_path / FILE_NAME
+    other.write_bytes(own.content.replace("▁film".encode(), "▁filn".encode()))
+    save_model(MaskedLM(EncoderConfig(1, 8, 2, 8, 1005)), tmp_path / "whole.safetensors", tokenizer=own)
+    with tarfile.open(tmp_path / "camembert.tar.gz", "w:gz") as archive:
+        archive.add(demo.FOLDER / FILE_NAME, f"camembert/{FILE_NAME}")
+        archive.add(demo.TEACHER, "camembert/model.pt")
+    for name in ("whole.safetensors", "camembert.tar.gz"):
+        for path in (None, demo.FOLDER, tmp_path / "whole.safetensors"):
+            assert load_tokenizer(path, tmp_path / name).content == own.content
+        with pytest.raises(DataError, match=f"The tokenizer {other} is not the one inside {tmp_path / name}"):
+            load_tokenizer(other, tmp_path / name)
+    save_model(MaskedLM(EncoderConfig(1, 8, 2, 8, 1005)), tmp_path / "bare.safetensors")
+    assert load_tokenizer(None, tmp_path / "bare.safetensors").path == other
+    assert load_tokenizer(demo.FOLDER, tmp_path / "bare.safetensors").content == own.content  # beside: it may differ
 
 
 @pytest.mark.parametrize("values", [{"vocab_size": 1006}, {"vocab_size": 1005, "pad_id": 3}])

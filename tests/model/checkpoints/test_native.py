@@ -9,9 +9,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from data import Tokenizer, demo
+from data.tokenizer import DIGEST, FILE_NAME
 from model import EncoderConfig, MaskedLM, ModelError, load_model, save_model
 from model.checkpoints.load import load_checkpoint
-from model.checkpoints.native import atomic_file, contents
+from model.checkpoints.native import atomic_file, contents, sha256
 from model.heads import QuestionAnswerer, SequenceClassifier, TokenClassifier
 from tests.model.checkpoints.files import add, edit, remove, rename
 
@@ -45,6 +47,16 @@ def test_the_round_trip_of_every_class_and_precision(tmp_path, kind, dtype):
     assert_equal(load_model(path), model)
     assert os.listdir(path.parent) == [path.name]
     assert json.loads(metadata_of(path)["provenance"]) == {"steps": 3}
+
+
+def test_a_tokenizer_inside_is_no_tensor_of_the_model(tmp_path):
+    model, path = MaskedLM(CONFIG), tmp_path / "model.safetensors"
+    save_model(model, path, tokenizer=Tokenizer(demo.FOLDER))
+    assert_equal(load_model(path), model)
+    assert Tokenizer(path).content == Tokenizer(demo.FOLDER).content
+    tensors = load_file(path)
+    assert tensors.keys() - model.state_dict().keys() == {FILE_NAME} and tensors[FILE_NAME].dtype == torch.uint8
+    assert metadata_of(path)[DIGEST] == sha256(demo.FOLDER / FILE_NAME)
 
 
 @pytest.fixture

@@ -1,0 +1,79 @@
+"""train.py --plan: its figures by hand, and that it writes nothing."""
+
+import itertools
+import re
+from collections import namedtuple
+
+import pytest
+import torch
+
+from model import MaskedLM, count_parameters
+from model.training import plan
+from model.training.distributed import SINGLE
+from tests.train_runs import AT_ONCE, make_teacher, run, write_inputs
+
+
+@pytest.fixture
+def place(tmp_path):
+    return write_inputs(tmp_path)
+
+
+@pytest.mark.parametrize(("first", "last", "every"), itertools.product((0, 3, 4, 7), (8, 9), (0, 1, 3, 4, 100)))
+def test_the_number_of_validations_is_that_of_the_loop(first, last, every):
+    in_loop = sum(step == last or bool(every and step % every == 0) for step in range(first + 1, last + 1))
+    assert plan.Work(first, last, 1, 1, every).validations() == in_loop + (first == 0)
+
+
+@pytest.mark.parametrize(("seconds", "timed"), [(1.0, 5), (25.0, 3), (1000.0, 2)])
+def test_slow_steps_are_timed_fewer_times(monkeypatch, seconds, timed):
+    clock, calls = [0.0], []
+
+    def step():
+        clock[0] += seconds
+        calls.append("step")
+
+    monkeypatch.setattr(plan.time, "monotonic", lambda: clock[0])
+    measured = plan.measure(step, lambda: calls.append("validation"), torch.device("cpu"), SINGLE)
+    assert measured.steps == [seconds] * timed and calls == ["step"] * (timed + 1) + ["validation"]
+    assert measured.memory > 10**8  # of a process with torch: in bytes
+
+
+def test_epochs_time_and_their_spread(capsys):
+    measured = plan.Measured([2.0, 1.0, 4.0], 90.0, 3 * 10**9)
+    work = plan.Work(first=0, last=3600, blocks=8, block_size=128, eval_every=1800)
+    teacher = make_teacher()
+    plan.print_plan(work, measured, {"student": MaskedLM(teacher.config), "teacher": teacher}, 14400, "counted")
+    out = capsys.readouterr().out
+    assert "3,600 of 1,024 tokens: 3,686,400 tokens" in out
+    assert "2 of 14,400 blocks of 128 tokens (counted)" in out
+    assert "512 tokens/s (256 to 1,024 in 3 timed steps)" in out
+    assert "2.08 hours (1.07 to 4.08 at these speeds), with 3 validations of 90.0 s" in out  # 3600 × 2 s + 3 × 90 s
+    assert out.count(f"{count_parameters(teacher.config):,} are equation (9)") == 2
+
+
+def test_what_is_written_and_whether_there_is_room(capsys, monkeypatch, tmp_path):
+    student, usage = torch.nn.Linear(10**6, 50, bias=False), namedtuple("usage", "free")  # 200 MB
+    for free, verdict in ((2.3e9, "2.30 GB are free\n"), (2.1e9, "2.10 GB are free, WHICH IS TOO LITTLE")):
+        monkeypatch.setattr(plan.shutil, "disk_usage", lambda path, free=free: usage(free))
+        state = [weight.detach() for weight in student.parameters()] * 2  # two moments
+        plan.print_files(tmp_path / "a" / "b", student, state, 5 * 10**7, every=500, keep=2)
+        out = capsys.readouterr().out
+        assert f"2.20 GB at most; {verdict}" in out  # 3 × 600 MB, and two students
+        assert "50.0 MB at the peak of the timed steps, 0.60 GB of main memory more" in out
+        assert "every 500 steps, 0.60 GB each; the last 2 are kept" in out
+
+
+def test_the_plan_of_a_run_trains_and_writes_nothing(place):
+    result = run(place, plan=True, steps=40, eval_every=10)
+    assert "40 of 64 tokens" in result.stdout and "with 5 validations" in result.stdout
+    assert re.search(r"epochs    [\d.]+ of [\d,]+ blocks of 32 tokens", result.stdout)
+    assert "step 1" not in result.stdout and "Nothing was trained or written" in result.stdout
+    assert not (place / "out").exists()
+
+
+def test_the_plan_of_a_run_that_was_stopped(place):
+    run(place, max_hours=AT_ONCE)
+    files = {path: path.read_bytes() for path in (place / "out").rglob("*") if path.is_file()}
+    assert "3 of 64 tokens, after the 1 that are done: 192 tokens" in run(place, plan=True).stdout
+    assert {path: path.read_bytes() for path in (place / "out").rglob("*") if path.is_file()} == files
+    assert "different --lr" in run(place, plan=True, lr=0.1, status=2).stderr
