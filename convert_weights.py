@@ -30,7 +30,7 @@ from model.checkpoints.load import (
     weights_in,
 )
 from model.checkpoints.names import CLASSES
-from model.checkpoints.native import PRECISIONS, is_finite
+from model.checkpoints.native import HEAD_SETTINGS, PRECISIONS, is_finite
 from model.heads import MaskedLM, QuestionAnswerer, SequenceClassifier, TokenClassifier
 
 KIND_CHOICES = {
@@ -114,7 +114,8 @@ def convert(source: Path, origin: str, target: Path, options: Options) -> None:
         save_model(model, target, {**provenance, "converted from": origin}, tokenizer)
     else:
         metrics = last_metrics(file.parent / "metrics.jsonl")
-        card = model_card(CLASSES[type(model).__name__], model.config.num_layers, provenance, metrics)
+        head = getattr(model, HEAD_SETTINGS.get(type(model), ""), None)
+        card = model_card(CLASSES[type(model).__name__], model.config.num_layers, provenance, metrics, head)
         export_huggingface(model, target, tokenizer, card)
     config, dtype = model.config, next(model.parameters()).dtype
     labels = f", labels {', '.join(model.labels)}" if getattr(model, "labels", None) else ""
