@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator
 
 from ..cli import DataError
-from ..corpus.files import COMPRESSED
 from .examples import PairExample, Report, TextExample
 from .rows import check_type, read_text, rows, short
 
@@ -18,7 +17,7 @@ NLI_LABELS = ("entailment", "neutral", "contradiction")  # in the order of the i
 def read_sentiment(path: str, text: str, report: Report) -> Iterator[TextExample]:
     """Any file with a text and a label per row, as JSON or tab-separated (Allociné, Amazon); tweets in two files."""
     stem, found, suffix = path.rpartition("_text.txt")
-    if found and suffix in ("", *COMPRESSED):
+    if found and suffix in ("", ".gz", ".xz", ".bz2", ".zst"):
         yield from read_tweets(path, text.split("\n"), f"{stem}_labels.txt{suffix}")
         return
     for location, values, (text_key, label_key) in rows(path, text, TEXT_KEYS, SENTIMENT_KEYS):
