@@ -4,13 +4,11 @@ Lines end at \\n or \\r\\n only: U+2028, U+0085 and the no-break space are part 
 """
 
 import json
-import lzma
 import os
-import zlib
 from collections.abc import Iterator
 
+from ..archives import DAMAGE, open_members
 from ..cli import DataError
-from ..corpus.files import open_decompressed
 
 
 def read_text(path: str) -> str:
@@ -20,9 +18,9 @@ def read_text(path: str) -> str:
     if not os.path.exists(path):
         raise DataError(f"There is no file {path}. Check the path.")
     try:
-        with open_decompressed(path) as file:
-            content = file.read().replace(b"\r\n", b"\n")
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        with open(path, "rb") as file:
+            content = next(open_members(file, path)).stream.read().replace(b"\r\n", b"\n")
+    except DAMAGE as error:
         raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     try:
         text = content.decode().removeprefix("\ufeff").removesuffix("\n")

@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterator
 
 from ..cli import DataError
-from ..corpus.files import COMPRESSED
 from .examples import PairExample, Report, TextExample
 from .rows import check_type, read_text, rows, short
 
@@ -23,7 +22,7 @@ NLI_LABELS = ("entailment", "neutral", "contradiction")  # in the order of the i
 def read_sentiment(path: str, text: str, report: Report, problem_type: str) -> Iterator[TextExample]:
     """Any file with a text and a label per row, as JSON or tab-separated (Allociné, Amazon); tweets in two files."""
     stem, found, suffix = path.rpartition("_text.txt")
-    if found and suffix in ("", *COMPRESSED):
+    if found and suffix in ("", ".gz", ".xz", ".bz2", ".zst"):
         yield from read_tweets(path, text.split("\n"), f"{stem}_labels.txt{suffix}", problem_type)
         return
     label_keys = OTHER_KEYS.get(problem_type, SENTIMENT_KEYS)

@@ -92,8 +92,11 @@ def test_huggingface_hub_lists_the_same_from_the_fake_hub(fake):
 
 CHOICES = {
     "Parquet before JSON lines": (["a.jsonl", "b.parquet", "sub/c.PARQUET"], ["b.parquet", "sub/c.PARQUET"]),
-    "JSON lines before JSON": (["a.json.gz", "b.jsonl.zst", "state.json"], ["b.jsonl.zst"]),
-    "JSON": (["a.json.xz", "b.json", "dataset_info.json", "c.csv"], ["a.json.xz", "b.json"]),
+    "JSON lines before JSON": (["a.json.gz", "b.jsonl.zst", "c.json"], ["b.jsonl.zst"]),
+    "JSON": (
+        ["a.json.xz", "mystate.json", "dataset_info.json", "b/state.json", "c.csv"],
+        ["a.json.xz", "mystate.json"],
+    ),
     "not what looks alike": (["a.parquet.md5", "ajsonl", "b.jsonl.txt", "b.ndjson.bz2"], ["b.ndjson.bz2"]),
 }
 
@@ -103,7 +106,11 @@ def test_files_of_one_kind_are_taken(fake, capsys, case):
     there, taken = CHOICES[case]
     fake.texts = {COMMIT: dict.fromkeys(there, b"x")}
     assert [file.name for file in dataset_files(NAME)] == [f"{NAME}/{path}" for path in taken]
-    others = set(there) - set(taken) - {"dataset_info.json", "c.csv", "a.parquet.md5", "ajsonl", "b.jsonl.txt"}
+    others = (
+        set(there)
+        - set(taken)
+        - {"b/state.json", "dataset_info.json", "c.csv", "a.parquet.md5", "ajsonl", "b.jsonl.txt"}
+    )
     expected = f"note: {len(others)} files of {NAME} are left out, such as {min(others)!r}" if others else ""
     assert expected in capsys.readouterr().err
 

@@ -1,0 +1,263 @@
+"""What a file is by its first bytes, whatever its name says.
+
+A form is the text that messages use for it: "gzip", "JSON lines", "a PDF document". archives.py opens the forms that
+hold others; REFUSED lists those that hold no text which could be read, each with what to do about it.
+"""
+
+import codecs
+import json
+import re
+from pathlib import PurePath
+
+from .cli import DataError
+
+SAMPLE_BYTES = 1 << 18  # of a file, from which its form is told
+GZIP, XZ, BZIP2, ZSTD, ZIP, TAR = "gzip", "xz", "bzip2", "Zstandard", "a zip archive", "a tar archive"
+UTF16_LE, UTF16_BE, UTF32_LE, UTF32_BE = "UTF-16-LE", "UTF-16-BE", "UTF-32-LE", "UTF-32-BE"  # also codecs' names
+PARQUET, ARROW_FILE, ARROW_STREAM = "Parquet", "an Arrow file", "an Arrow stream"
+JSON_LINES, JSON, TEXT, EMPTY = "JSON lines", "JSON", "plain text", "empty"  # JSON: values over several lines
+TABLE = "a table"  # plain text, whose reader tells that it has columns
+
+COMPRESSED = (GZIP, XZ, BZIP2, ZSTD)
+ENCODINGS = (UTF16_LE, UTF16_BE, UTF32_LE, UTF32_BE)
+MARKS = {codecs.BOM_UTF32_LE: UTF32_LE, codecs.BOM_UTF32_BE: UTF32_BE}  # before UTF-16's, which begin alike
+MARKS |= {codecs.BOM_UTF16_LE: UTF16_LE, codecs.BOM_UTF16_BE: UTF16_BE}
+
+NOT_UTF8, BINARY, TORCH, OFFICE = "not UTF-8", "binary data of an unknown kind", "a PyTorch file", "an Office document"
+RARE_ZIP = "compressed in a way that is rare in zip archives"
+BOOK, NUMPY, ENCRYPTED, DEEP = "an EPUB or OpenDocument", "a NumPy file", "encrypted", "an archive nested too deeply"
+UNPACK, EXTRACT = "Unpack it first.", "Extract its text first, for example with"
+REFUSED = {  # form -> what to do
+    "a PDF document": f"{EXTRACT} pdftotext.",
+    "a PostScript document": f"{EXTRACT} ps2ascii.",
+    "a DjVu document": f"{EXTRACT} djvutxt.",
+    OFFICE: "Save it as plain text in UTF-8.",
+    "an RTF document": "Save it as plain text in UTF-8.",
+    BOOK: f"{EXTRACT} pandoc -t plain --wrap=none.",
+    "an HTML page": f"{EXTRACT} pandoc -t plain --wrap=none. A download that failed also leaves an HTML page.",
+    "XML": "Extract its text as JSON lines first; for a dump of Wikipedia, wikiextractor --json does so.",
+    "WikiExtractor's output with tags": "Run wikiextractor with --json.",
+    "a web archive (WARC)": f"{EXTRACT} warcio, as JSON lines.",
+    "a 7z archive": UNPACK,
+    "a RAR archive": UNPACK,
+    "compressed with LZ4": "Decompress it first: lz4 -d.",
+    "compressed with Snappy": "Decompress it first: snzip -d.",
+    "compressed with lzop": "Decompress it first: lzop -d.",
+    "compressed with compress": "Decompress it first: uncompress.",
+    ENCRYPTED: "Decrypt it first.",
+    RARE_ZIP: UNPACK,
+    DEEP: UNPACK,
+    "a Git LFS pointer, not the file itself": "Fetch the file: git lfs pull.",
+    "an SQLite database": "Export its text column as JSON lines.",
+    "an HDF5 file": "Export its text as JSON lines.",
+    "an ORC file": "Convert it to Parquet.",
+    "an Avro file": "Convert it to JSON lines.",
+    "encrypted Parquet": "Decrypt it first.",
+    "Feather version 1": "Write it again as Arrow or Parquet.",
+    "a safetensors file": "It holds the weights of a model, not text.",
+    "a GGUF file": "It holds the weights of a model, not text.",
+    TORCH: "It holds the weights of a model, not text.",
+    "a Python pickle": "Pickles are never loaded: they can run any code. Write its texts as JSON lines.",
+    NUMPY: "Write its texts as JSON lines.",
+    "a program": "Give a text file.",
+    "an image": "Give a text file.",
+    "audio or video": "Give a text file.",
+    NOT_UTF8: "Convert it, for example with iconv -f WINDOWS-1252 -t UTF-8.",
+    BINARY: "Give text in UTF-8, JSON lines or Parquet, compressed or not.",
+}
+MAGIC = [  # offset, first bytes, form
+    (0, b"\x1f\x8b", GZIP),
+    (0, b"\xfd7zXZ\x00", XZ),
+    (0, b"]\x00\x00", XZ),  # .lzma, which lzma reads too
+    (0, b"(\xb5/\xfd", ZSTD),
+    (0, b"PK\x03\x04", ZIP),
+    (0, b"PK\x05\x06", ZIP),  # without members
+    (0, b"PK\x07\x08", ZIP),
+    (0, b"PAR1", PARQUET),
+    (0, b"PARE", "encrypted Parquet"),
+    (0, b"ARROW1", ARROW_FILE),
+    (0, b"FEA1", "Feather version 1"),
+    (0, b"%PDF-", "a PDF document"),
+    (0, b"%!PS", "a PostScript document"),
+    (0, b"AT&TFORM", "a DjVu document"),
+    (0, b"{\\rtf", "an RTF document"),
+    (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", OFFICE),
+    (0, b"7z\xbc\xaf'\x1c", "a 7z archive"),
+    (0, b"Rar!\x1a\x07", "a RAR archive"),
+    (0, b'\x04"M\x18', "compressed with LZ4"),
+    (0, b"\xff\x06\x00\x00sNaPpY", "compressed with Snappy"),
+    (0, b"\x89LZO\x00", "compressed with lzop"),
+    (0, b"\x1f\x9d", "compressed with compress"),
+    (0, b"version https://git-lfs.github.com/spec/", "a Git LFS pointer, not the file itself"),
+    (0, b"SQLite format 3\x00", "an SQLite database"),
+    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    (0, b"ORC\x0a", "an ORC file"),
+    (0, b"ORC\x08", "an ORC file"),
+    (0, b"Obj\x01", "an Avro file"),
+    (0, b"GGUF", "a GGUF file"),
+    (8, b'{"', "a safetensors file"),  # form_of checks the length before it
+    (0, b"\x93NUMPY", NUMPY),
+    (0, b"\x7fELF", "a program"),
+    (0, b"MZ\x90\x00", "a program"),
+    (0, b"\x89PNG\r\n\x1a\n", "an image"),
+    (0, b"\xff\xd8\xff", "an image"),
+    (0, b"GIF8", "an image"),
+    (0, b"II*\x00", "an image"),
+    (0, b"MM\x00*", "an image"),
+    (0, b"OggS\x00", "audio or video"),
+    (0, b"fLaC", "audio or video"),
+    (0, b"ID3\x03", "audio or video"),
+    (0, b"ID3\x04", "audio or video"),
+    (4, b"ftyp", "audio or video"),
+    (8, b"WAVE", "audio or video"),
+    (8, b"AVI ", "audio or video"),
+    (8, b"WEBP", "an image"),
+    (0, b"WARC/1.", "a web archive (WARC)"),
+    (0, b"WARC/0.", "a web archive (WARC)"),
+]
+BINARY_MAGIC = [  # first bytes that need more than a comparison
+    (re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)", re.DOTALL), BZIP2),
+    (re.compile(rb"[\x50-\x5f]\*M\x18", re.DOTALL), ZSTD),  # a skippable frame first, as pzstd writes
+    (re.compile(rb"\xff{4}[^\x00]..\x00", re.DOTALL), ARROW_STREAM),
+    (re.compile(rb"\x80[\x02-\x05](?:\x95.{6}\x00\x00|[\]}cX(\x8a\x8c])", re.DOTALL), "a Python pickle"),
+]
+MARKUP = [  # how text begins, after blanks
+    (re.compile(rb"<!doctype html|<html", re.IGNORECASE), "an HTML page"),
+    (re.compile(rb"<\?xml[^>]*>\s*(?:<!doctype html|<html)", re.IGNORECASE), "an HTML page"),
+    (re.compile(rb"<\?xml|<mediawiki|<TEI[ >]"), "XML"),
+    (re.compile(rb'<doc id="'), "WikiExtractor's output with tags"),
+]
+CONTROL_BYTES = bytes({*range(0x20), 0x7F} - set(b"\t\n\v\f\r\x1b"))
+JSON_ARRAY = re.compile(r'\[\s*(?:[\[{"]|\]\s*$)')
+JSON_OBJECT = re.compile(r'\{\s*"(?:[^"\\]|\\.)*"\s*:')
+
+PROMISED = {".gz": (GZIP,), ".xz": (XZ,), ".lzma": (XZ,), ".bz2": (BZIP2,), ".zst": (ZSTD,)}  # by suffix
+PROMISED |= {".tgz": (GZIP, TAR), ".tbz2": (BZIP2, TAR), ".txz": (XZ, TAR), ".tar": (TAR,), ".zip": (ZIP,)}
+PROMISED |= {".txt": (TEXT,), ".text": (TEXT,), ".jsonl": (JSON,), ".ndjson": (JSON,), ".json": (JSON,)}
+PROMISED |= {".parquet": (PARQUET,), ".arrow": (ARROW_FILE,), ".feather": (ARROW_FILE,)}
+PROMISED |= {".csv": (TABLE,), ".tsv": (TABLE,), ".tab": (TABLE,)}
+PROMISED |= {".pdf": ("a PDF document",), ".safetensors": ("a safetensors file",), ".7z": ("a 7z archive",)}
+SAME = {JSON_LINES: JSON, ARROW_STREAM: ARROW_FILE}  # forms that one suffix may name
+
+
+class RefusedError(DataError):
+    """A file holds no text that could be read. The message says what it is, and what to do."""
+
+
+def form_of(head: bytes) -> str:
+    """The form of a file that begins with these bytes: SAMPLE_BYTES of them, or the whole file if it is smaller."""
+    if not head:
+        return EMPTY
+    for mark, form in MARKS.items():
+        if head.startswith(mark) and not head.startswith(b"\xff\xfe\xff\xfe"):
+            return form
+    for offset, magic, form in MAGIC:
+        if head.startswith(magic, offset) and (offset != 8 or magic != b'{"' or head[5:8] == bytes(3)):
+            return form
+    for pattern, form in BINARY_MAGIC:
+        if pattern.match(head):
+            return form
+    if is_tar_header(head[:512]):
+        return TAR
+    return utf16_without_mark(head) or text_form(head)
+
+
+def is_tar_header(block: bytes) -> bool:
+    """Whether 512 bytes have a tar header's checksum: the sum of all bytes, with blanks in its own place."""
+    if len(block) < 512 or not block[0]:
+        return False
+    stated = re.match(rb" *([0-7]{1,7})[\x00 ]", block[148:156])
+    return bool(stated) and int(stated[1], 8) == sum(block[:148]) + 8 * 0x20 + sum(block[156:])
+
+
+def utf16_without_mark(head: bytes) -> str | None:
+    """Of Latin text in UTF-16, most second bytes are zero, and few of the others."""
+    pairs = min(len(head), 1 << 13) // 2
+    even, odd = (head[start : 2 * pairs : 2].count(0) for start in (0, 1))
+    if pairs >= 16 and max(even, odd) > 0.5 * pairs and min(even, odd) < 0.1 * pairs:
+        return UTF16_LE if odd > even else UTF16_BE
+    return None
+
+
+def text_form(head: bytes) -> str:
+    """The form of bytes that are none of the others."""
+    if len(head) >= 64 and len(head) - len(head.translate(None, CONTROL_BYTES)) > 0.03 * len(head):
+        return BINARY
+    start = head.removeprefix(codecs.BOM_UTF8).lstrip()[:4096]
+    for pattern, form in MARKUP:
+        if pattern.match(start):
+            return form
+    is_whole = len(head) < SAMPLE_BYTES
+    lines = head.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+    if is_in_another_encoding(lines if is_whole or len(lines) == 1 else lines[:-1]):
+        return NOT_UTF8
+    return json_form(lines, is_whole) or TEXT
+
+
+def is_in_another_encoding(lines: list[bytes]) -> bool:
+    """Whether most lines with accented letters are not UTF-8: single damaged lines are dropped and counted instead."""
+    accented = [line for line in lines if not line.isascii()]
+    return len(accented) >= 5 and sum(not is_utf8(line) for line in accented) > len(accented) / 2
+
+
+def is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+        return True
+    except UnicodeDecodeError:
+        return False
+
+
+def json_form(lines: list[bytes], is_whole: bool) -> str | None:
+    """JSON_LINES if most of the first lines are objects, JSON for arrays and objects over several lines, else None."""
+    text = b"\n".join(lines).decode(errors="replace").removeprefix("\ufeff").lstrip()
+    if JSON_ARRAY.match(text):
+        return JSON
+    complete = [line for line in (text if is_whole else text.rpartition("\n")[0]).split("\n") if line.strip()][:100]
+    objects = sum(map(is_object, complete))
+    if objects and 2 * objects >= len(complete):
+        return JSON_LINES
+    if JSON_OBJECT.match(text):
+        return JSON if text.partition("\n")[0].rstrip().endswith(("{", "[", ",", ":")) else JSON_LINES
+    return None
+
+
+def is_object(line: str) -> bool:
+    try:
+        return line.lstrip("\ufeff \t").startswith("{") and isinstance(json.loads(line.lstrip("\ufeff")), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+# ---- what the name says ----------------------------------------------------------------------------------------
+
+
+def promised(name: str) -> tuple[str, ...]:
+    """The forms that a name promises, from the outside: (BZIP2, JSON) for a.jsonl.bz2, () for part-00000."""
+    path, forms = PurePath(name), ()
+    while path.suffix:
+        found = PROMISED.get(path.suffix.lower(), ())
+        forms, path = forms + found, path.with_suffix("")
+        if not (len(found) == 1 and found[0] in COMPRESSED):
+            break
+    return forms
+
+
+def contradiction(name: str, forms: tuple[str, ...]) -> str:
+    """A sentence that says what the bytes are if the name says otherwise, else "".  forms: from the outside."""
+    if not (said := promised(name)):
+        return ""
+    found = [SAME.get(form, form) for form in forms if form not in ENCODINGS]
+    if tuple(found[: len(said)]) == said or (found == [EMPTY] and said == (TEXT,)):
+        return ""
+    return f"{name} is {described(forms)}, in spite of its name."
+
+
+def described(forms: tuple[str, ...]) -> str:
+    """Forms in words, the innermost first: "JSON lines in a tar archive in bzip2"."""
+    return " in ".join(reversed(forms))
+
+
+def refusal(name: str, form: str) -> RefusedError:
+    """The error for a form in REFUSED."""
+    return RefusedError(f"{name} is {form}. {REFUSED[form]}")
