@@ -1,9 +1,10 @@
 """Named entities: columns, WikiNER's aij format or JSON to sentences of tagged words."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from ..cli import DataError
+from .contents import Content
 from .examples import Report, WordsExample
 from .rows import check_type, get_value, json_objects, short
 
@@ -12,10 +13,10 @@ TAG = re.compile(r"O|[BI]-\S+")
 JSON_OBJECT = re.compile(r'\s*(\[\s*)?\{\s*"[^"]*"\s*:')  # a [ or { alone may be the first word of a sentence
 
 
-def read_ner(path: str, text: str, report: Report) -> Iterator[WordsExample]:
-    """Files with one word per line (WikiNEuRal, CoNLL), WikiNER's aij format, or JSON."""
-    if JSON_OBJECT.match(text):
-        return read_json_ner(path, text)
+def read_ner(path: str, text: Content, report: Report, label_map: Mapping[str, str]) -> Iterator[WordsExample]:
+    """Files with one word per line (WikiNEuRal, CoNLL), WikiNER's aij format, JSON, or columns."""
+    if not isinstance(text, str) or JSON_OBJECT.match(text):
+        return read_json_ner(path, text, label_map)
     lines = text.split("\n")
     first = next((line for line in lines if line.strip() and not is_comment(line)), "")
     if "\t" not in first and "|" in first.rstrip(" ").rpartition(" ")[2]:
@@ -37,13 +38,15 @@ def ner_example(found: list[tuple[str, str, str]]) -> WordsExample:
     return WordsExample(tuple(word for word, _, _ in found), tuple(tag for _, tag, _ in found))
 
 
-def read_json_ner(path: str, text: str) -> Iterator[WordsExample]:
+def read_json_ner(path: str, text: Content, label_map: Mapping[str, str]) -> Iterator[WordsExample]:
     for location, values in json_objects(path, text):
         words, tags = get_value(list, values, WORDS_KEYS, location), get_value(list, values, TAGS_KEYS, location)
         if len(words) != len(tags):
             raise DataError(f"{location} has {len(words)} words and {len(tags)} tags; one tag per word is needed.")
-        if any(type(tag) is int for tag in tags):
-            raise DataError(f"{location} has integer tags. Replace them by their names (O, B-PER, …).")
+        tags = [label_map.get(str(tag), tag) if type(tag) is int else tag for tag in tags]
+        if numbers := [tag for tag in tags if type(tag) is int]:
+            cure = "Say what each means, as the documentation of the data has it: --label-map 0=O 1=B-PER 2=I-PER"
+            raise DataError(f"{location} has the tag {numbers[0]}, a number. {cure} and so on.")
         if words:
             words, tags = ([check_type(str, x, "a word or tag", location) for x in found] for found in (words, tags))
             yield ner_example([(word, tag, location) for word, tag in zip(words, tags)])

@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 
 from ..cli import DataError
+from .contents import Content
 from .examples import Answer, QuestionExample, Report
 from .rows import check_type, find_key, get_value, json_objects, short
 
 
-def read_qa(path: str, text: str, report: Report) -> Iterator[QuestionExample]:
-    """SQuAD's JSON (FQuAD, PIAF), or JSON lines with one question each."""
+def read_qa(path: str, text: Content, report: Report) -> Iterator[QuestionExample]:
+    """SQuAD's JSON (FQuAD, PIAF), or JSON lines or columns with one question each."""
     unanswered = 0
     for number, (location, context, values) in enumerate(read_questions(path, text), 1):
         name, location = values.get("id"), f"{location}, question"
@@ -24,7 +25,7 @@ def read_qa(path: str, text: str, report: Report) -> Iterator[QuestionExample]:
         report(f"{path}: skipped {unanswered} questions without an answer.")
 
 
-def read_questions(path: str, text: str) -> Iterator[tuple[str, str, dict]]:
+def read_questions(path: str, text: Content) -> Iterator[tuple[str, str, dict]]:
     """-> location, context and values of each question.  Raises DataError."""
     for location, values in json_objects(path, text):
         if "data" not in values:

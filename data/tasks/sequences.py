@@ -1,80 +1,127 @@
 """Sentiment and natural language inference: rows to examples of a text, or of a pair of texts, with a label."""
 
-import os
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
 
 from ..cli import DataError
-from ..corpus.files import COMPRESSED
 from .examples import PairExample, Report, TextExample
-from .rows import check_type, read_text, rows, short
+from .parts import part_of
+from .rows import Content, check_type, rows, short
 
-TEXT_KEYS = ("text", "review", "review_body", "sentence")
-SENTIMENT_KEYS, NLI_KEYS = ("label", "polarity", "stars"), ("label", "gold_label")
+NAME_KEYS = ("label_text", "label_name", "label_str")  # the label's name, in files that have it beside its number
+TEXT_KEYS = ("text", "review", "review_body", "sentence", "content", "texte")
+SENTIMENT_KEYS = (*NAME_KEYS, "label", "polarity", "stars", "sentiment", "labels")
 STARS = {"1": "1 star", "2": "2 stars", "3": "3 stars", "4": "4 stars", "5": "5 stars"}  # as in the released model
-PREMISE_KEYS, HYPOTHESIS_KEYS = ("premise", "sentence1"), ("hypothesis", "hypo", "sentence2")
-NLI_LABELS = ("entailment", "neutral", "contradiction")  # in the order of the integer labels of the hub's XNLI
+PREMISE_KEYS, HYPOTHESIS_KEYS = (
+    ("premise", "sentence1", "sentence_A"),
+    ("hypothesis", "hypo", "sentence2", "sentence_B"),
+)
+NLI_KEYS = (*NAME_KEYS, "gold_label", "label", "entailment_label", "entailment_judgment", "labels")
+NLI_LABELS = ("entailment", "neutral", "contradiction")
+SPELLINGS = {name: name for name in NLI_LABELS} | {"contradictory": "contradiction"}  # of XNLI's machine translations
+UNDECIDED = "-"
+LANGUAGE_KEYS, FRENCH = ("language", "lang"), ("fr", "fra", "fre", "french", "français", "fr-fr", "fr_fr")
+PART_KEYS = ("SemEval_set", "split")
+NUMBER = re.compile(r"[+-]?\d+(?:\.0*)?")
+NUMBERS_HINT = (
+    "What it means differs between data sets. Say it, as the documentation of the data does, for example with "
+    "--label-map 0=entailment 1=neutral 2=contradiction (in table2: nli:0=entailment …)."
+)
+
+LabelMap = Mapping[str, str]  # {label in the file: its new name}
 
 
-def read_sentiment(path: str, text: str, report: Report) -> Iterator[TextExample]:
-    """Any file with a text and a label per row, as JSON or tab-separated (Allociné, Amazon); tweets in two files."""
-    stem, found, suffix = path.rpartition("_text.txt")
-    if found and suffix in ("", *COMPRESSED):
-        yield from read_tweets(path, text.split("\n"), f"{stem}_labels.txt{suffix}")
-        return
-    for location, values, (text_key, label_key) in rows(path, text, TEXT_KEYS, SENTIMENT_KEYS):
+def read_sentiment(path: str, content: Content, report: Report, label_map: LabelMap) -> Iterator[tuple]:
+    """Any file with a text and a label per row (Allociné, Amazon) -> the part or None, example of each row."""
+    for location, values, (text_key, label_key) in french_rows(path, content, report, TEXT_KEYS, SENTIMENT_KEYS):
         label = check_label(values[label_key], label_key, location)
-        if label_key == "stars" and label not in STARS:
-            raise DataError(f"{location}: stars must be 1, 2, 3, 4 or 5, not {short(label)}.")
-        text = check_type(str, values[text_key], text_key, location)
-        yield TextExample(text, STARS[label] if label_key == "stars" else label)
+        if label not in label_map and label_key.casefold() == "stars":
+            if label not in STARS:
+                raise DataError(f"{location}: stars must be 1, 2, 3, 4 or 5, not {short(label)}.")
+            label = STARS[label]
+        text = in_french(values[text_key], text_key, location)
+        yield part_of_row(values, location), TextExample(text, label_map.get(label, label))
 
 
-def read_tweets(path: str, texts: list[str], labels_path: str) -> Iterator[TextExample]:
-    """One text per line; their labels are the lines of another file."""
-    if not os.path.exists(labels_path):
-        raise DataError(f"The labels of {path} must be in {labels_path}, which does not exist.")
-    labels = read_text(labels_path).split("\n")
+def read_tweets(path: str, texts: str, labels_path: str, labels: str, label_map: LabelMap) -> Iterator[tuple]:
+    """One text per line; their labels are the lines of another file -> None, example of each."""
+    texts, labels = texts.split("\n"), labels.split("\n")
     if len(texts) != len(labels):
         raise DataError(f"{path} has {len(texts)} lines, {labels_path} {len(labels)}; one label per text is needed.")
     for number, (text, label) in enumerate(zip(texts, labels), 1):
-        yield TextExample(text, check_label(label, "label", f"{labels_path} line {number}"))
+        label = check_label(label, "label", f"{labels_path} line {number}")
+        yield None, TextExample(text, label_map.get(label, label))
+
+
+def read_nli(path: str, content: Content, report: Report, label_map: LabelMap) -> Iterator[tuple]:
+    """XNLI, SICK, or any file with premise, hypothesis and label -> the part or None, example of each row.
+
+    Labels are names, in any number. What an integer means differs between data sets: only label_map says it.
+    """
+    undecided = 0
+    wanted = PREMISE_KEYS, HYPOTHESIS_KEYS, NLI_KEYS
+    for location, values, (*text_keys, label_key) in french_rows(path, content, report, *wanted):
+        label = check_label(values[label_key], label_key, location)
+        if label not in label_map:
+            if NUMBER.fullmatch(label):
+                raise DataError(f"{location}: {label_key} is {short(label)}, a number. {NUMBERS_HINT}")
+            label = SPELLINGS.get(label.casefold(), label)  # SICK's are in capitals
+        if label == UNDECIDED and UNDECIDED not in label_map:
+            undecided += 1
+            continue
+        texts = (in_french(values[key], key, location) for key in text_keys)
+        yield part_of_row(values, location), PairExample(*texts, label_map.get(label, label))
+    if undecided:
+        report(f"{path}: skipped {undecided} examples whose annotators did not agree on a label (-).")
+
+
+# ---- values of a row -------------------------------------------------------------------------------------------
+
+
+def french_rows(path: str, content: Content, report: Report, *wanted: tuple[str, ...]) -> Iterator[tuple]:
+    """rows(), but only the French ones if they have a language.  Raises DataError if none is French."""
+    others, french = Counter(), False
+    for location, values, keys in rows(path, content, *wanted):
+        language = next((check_type(str, values[key], key, location) for key in LANGUAGE_KEYS if key in values), "fr")
+        if language.casefold() in FRENCH:
+            french = True
+            yield location, values, keys
+        else:
+            others[language] += 1
+    names = short(", ".join(sorted(others)))
+    if others and not french:
+        raise DataError(f"{path} has no French example (language fr), only {names}.")
+    if others:
+        report(f"{path}: skipped {others.total():,} examples in other languages ({names}).")
+
+
+def in_french(value, name: str, location: str) -> str:
+    """The text; the French one of translations, {"fr": …} or {"language": […], "translation": […]} as the hub has."""
+    if isinstance(value, dict):
+        languages, translations = value.get("language"), value.get("translation")
+        if isinstance(languages, list) and isinstance(translations, list):
+            value = dict(zip(map(str, languages), translations))
+        value = value.get("fr", value)
+    return check_type(str, value, name, location)
 
 
 def check_label(value, name: str, location: str) -> str:
     """The label, a string or an integer, as a string.  Raises DataError for another type and for an empty one."""
+    value = "" if value is None else value
     label = str(value) if type(value) is int else check_type(str, value, name, location).strip()
     if not label:
         raise DataError(f"{location}: {name} is empty. Add the label or remove the example.")
     return label
 
 
-# ---- natural language inference --------------------------------------------------------------------------------
-
-
-def read_nli(path: str, text: str, report: Report) -> Iterator[PairExample]:
-    """XNLI, official or from the hub, or any file with premise, hypothesis and label; JSON or tab-separated.
-
-    If the rows have a language, only the French ones are read.
-    """
-    languages, undecided, integer_labels = set(), 0, False
-    for location, values, (*text_keys, label_key) in rows(path, text, PREMISE_KEYS, HYPOTHESIS_KEYS, NLI_KEYS):
-        languages.add(language := check_type(str, values.get("language", "fr"), "language", location))
-        if language != "fr":
-            continue
-        label = values[label_key]
-        if type(label) is int and 0 <= label < len(NLI_LABELS):
-            label, integer_labels = NLI_LABELS[label], True
-        label = check_label(label, label_key, location)
-        if label == "-":
-            undecided += 1
-            continue
-        label = "contradiction" if label == "contradictory" else label  # in XNLI's machine translations
-        if label not in NLI_LABELS:
-            raise DataError(f"{location}: {label_key} must be one of {', '.join(NLI_LABELS)}, not {short(label)}.")
-        yield PairExample(*(check_type(str, values[key], key, location) for key in text_keys), label)
-    if languages and "fr" not in languages:
-        raise DataError(f"{path} has no French example (language fr), only {short(', '.join(sorted(languages)))}.")
-    if integer_labels:
-        report(f"{path}: integer labels are read as in the hub's XNLI: {dict(enumerate(NLI_LABELS))}.")
-    if undecided:
-        report(f"{path}: skipped {undecided} examples whose annotators did not agree on a label (-).")
+def part_of_row(values: dict, location: str) -> str | None:
+    """The part in a column such as SICK's SemEval_set, None without one.  Raises DataError for an unknown one."""
+    key = next((key for key in PART_KEYS if key in values), None)
+    if key is None:
+        return None
+    value = check_type(str, values[key], key, location)
+    part = part_of(value, f"{location}: {key}")
+    if part is None:
+        raise DataError(f"{location}: {key} must be train, dev (trial, validation) or test, not {short(value)}.")
+    return part

@@ -5,7 +5,7 @@ formats of the examples.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -100,6 +100,23 @@ def predict(
     return task.decode(outputs, features, examples)
 
 
+def parse_label_map(pairs: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """DATA=NAME or DATA=NAME,NAME of each pair -> {label in the data: names}.  Raises OptionError."""
+    label_map: dict[str, tuple[str, ...]] = {}
+    for pair in pairs:
+        label, separator, names = pair.partition("=")
+        targets = tuple(names.split(","))
+        check(bool(separator and label) and all(targets), f"--label-map {pair!r} must have the form DATA=NAME.")
+        check(label not in label_map, f"--label-map gives the data's label {label!r} twice.")
+        label_map[label] = targets
+    return label_map
+
+
+def new_names(label_map: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """{label in the data: name of its class}; labels that are mapped to the same are one class."""
+    return {label: ",".join(targets) for label, targets in label_map.items()}
+
+
 def check_labels(labels: Sequence[str], in_data: Sequence[str], hint: str) -> None:
     """Raises OptionError unless all labels in the data are the model's.  hint: what to do, a sentence"""
     known = f"its labels are {', '.join(labels)}. {hint}"
@@ -110,21 +127,13 @@ def check_labels(labels: Sequence[str], in_data: Sequence[str], hint: str) -> No
 # ---- evaluation ------------------------------------------------------------------------------------------------
 
 
-def parse_label_map(pairs: Sequence[str], labels: Sequence[str]) -> dict[str, list[str]]:
-    """DATA=MODEL,MODEL of each pair -> {label in the data: labels of the model}.  Raises OptionError."""
-    label_map: dict[str, list[str]] = {}
-    for pair in pairs:
-        name, separator, value = pair.partition("=")
-        targets = value.split(",")
-        check(bool(separator and name), f"--label-map {pair!r} must have the form DATA=MODEL.")
-        check(name not in label_map, f"--label-map gives the data's label {name!r} twice.")
-        for target in targets:
-            known = f"its labels are {', '.join(labels)}"
-            check(target in labels, f"--label-map {pair!r}: the model has no label {target!r}, {known}.")
-        label_map[name] = targets
+def check_targets(label_map: Mapping[str, Sequence[str]], labels: Sequence[str]) -> None:
+    """Raises OptionError unless the map's values are labels of the model, each in one class.  label_map: by class"""
     used = [target for targets in label_map.values() for target in targets]
-    check(len(used) == len(set(used)), "--label-map gives one of the model's labels twice.")
-    return label_map
+    for target in used:
+        known = f"its labels are {', '.join(labels)}"
+        check(target in labels, f"--label-map: the model has no label {target!r}, {known}.")
+        check(used.count(target) == 1, f"--label-map gives the model's label {target!r} to two classes.")
 
 
 def merge_logits(output: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
@@ -133,21 +142,32 @@ def merge_logits(output: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
 
 
 def evaluate(model: nn.Module, task: Task, examples: Sequence[Example], runtime: Runtime, options: Options) -> dict:
-    """The metrics of one task, with the model's labels mapped to those of the data.  Raises OptionError, DataError."""
-    groups = None
+    """The metrics of one task.  Raises OptionError, DataError.
+
+    With --label-map, the classes are its values: a label of the model, or several whose probabilities are summed. The
+    labels of the examples are the names of the classes, see new_names.
+    """
+    groups, label_map = None, parse_label_map(options.label_map)
+    if isinstance(task, NerTask):  # numbers are mapped to tags, when the file is read
+        label_map = {label: targets for label, targets in label_map.items() if not label.isdecimal()}
+    classes = {",".join(targets): targets for targets in label_map.values()}
     if isinstance(task, NerTask):
         types = list(dict.fromkeys(label[2:] for label in task.labels if label != OUTSIDE))
-        label_map = parse_label_map(options.label_map, types)
-        new_names = {target: name for name, targets in label_map.items() for target in targets}
-        renamed = [label[:2] + new_names.get(label[2:], label[2:]) for label in task.labels]  # O has no type
+        check_targets(classes, [*types, OUTSIDE])
+        names = {target: name for name, targets in classes.items() for target in targets}
+        renamed = [label[:2] + names.get(label[2:], label[2:]) for label in task.labels]  # O has no type
         task = NerTask(task.settings, renamed)
         known = sorted({label[2:] for label in renamed if label != OUTSIDE})
         check_labels(known, sorted({tag[2:] for tag in labels_of(examples) if tag != OUTSIDE}), LABEL_MAP_HINT)
     elif isinstance(task, SequenceTask):
-        label_map = parse_label_map(options.label_map, task.labels) or {label: [label] for label in task.labels}
-        groups = [[task.labels.index(target) for target in targets] for targets in label_map.values()]
-        check_labels(list(label_map), labels_of(examples), LABEL_MAP_HINT)
-        task = SequenceTask(task.settings, list(label_map))
+        check_targets(classes, task.labels)
+        in_data = labels_of(examples)
+        unmapped = [label for label in task.labels if label in in_data or not classes]
+        classes |= {label: (label,) for label in unmapped}
+        check_labels(list(classes), in_data, LABEL_MAP_HINT)
+        check_targets(classes, task.labels)
+        groups = [[task.labels.index(target) for target in targets] for targets in classes.values()]
+        task = SequenceTask(task.settings, list(classes))
     features = task.encode(examples, warn)
     outputs = infer(model, [feature.ids for feature in features], runtime, options.batch_tokens)
     if groups is not None:
@@ -156,11 +176,10 @@ def evaluate(model: nn.Module, task: Task, examples: Sequence[Example], runtime:
 
 
 def write_result(out: str, task_name: str, model: nn.Module, metrics: dict, command: str, options) -> None:
-    """Prints the metrics and writes them with their provenance.  options: the command's, with test and seed"""
-    print(format_metrics(metrics))
+    """Writes the metrics with their provenance, then prints them.  options: the command's, with test and seed"""
     about = provenance(command, options, options.test, [options.seed])
     write_json(out, {"task": task_name, "model": fingerprint(model), "figures": metrics, **about})
-    print(f"\nWritten: {out}")
+    print(f"{format_metrics(metrics)}\n\nWritten: {out}")
 
 
 def main(task_name: str, arguments: list[str]) -> None:
@@ -171,6 +190,7 @@ def main(task_name: str, arguments: list[str]) -> None:
     out = options.out or f"runs/results/{task_name}-{datetime.now():%Y%m%d-%H%M%S}.json"
     check_writable(out)
     model, task, runtime = open_model(options.model, task_name, options)
-    examples = read_task(task_name, options.test, warn)
+    names = new_names(parse_label_map(options.label_map))
+    examples = read_task(task_name, options.test, warn, label_map=names, part="test")
     metrics = evaluate(model, task, examples, runtime, options)
     write_result(out, task_name, model, metrics, command_line(task_name, arguments), options)

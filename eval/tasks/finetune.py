@@ -23,9 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.cli import DataError, OptionError, check, check_bounds, dashed, option, parse_options, warn
+from data.cli import DataError, OptionError, check, check_bounds, dashed, option, parse_options, say, warn
 from data.features import budget_batches
 from data.tasks import TASKS, Example, labels_of, read_task
+from data.tasks.parts import PARTS
 from losses import DIRECTIONS, IGNORE_INDEX, soft_label_loss
 from model import QuestionAnswerer, save_model
 from model.checkpoints.load import load_checkpoint, load_teacher
@@ -37,14 +38,34 @@ from model.training.state import Diverged
 
 from ..results import command_line, provenance, write_json
 from .batching import Feature, Outputs, infer, packed_outputs
-from .evaluate import TASK_CLASSES, InferenceOptions, Task, check_labels, choose_runtime, predict, task_settings
+from .evaluate import (
+    TASK_CLASSES,
+    InferenceOptions,
+    Task,
+    check_labels,
+    choose_runtime,
+    parse_label_map,
+    predict,
+    task_settings,
+)
 from .ner import NerTask, inside_tag
 
-PARTS = ("train", "dev", "test")
 Parts = Mapping[str, Sequence[Example]]  # examples by part
 SEEDS_HELP = "one run per seed, of the new head, data order and dropout"
+NAMES_HELP = "label or entity type in the data = its name, also for labels that are numbers: 0=entailment 1=neutral"
 # options that do not affect the result, or whose inputs are compared by content
-MAY_DIFFER = ("out", "device", "log_every", "seeds", "batch_tokens", "tokenizer", "model", "teacher", *PARTS)
+MAY_DIFFER = (
+    "out",
+    "device",
+    "log_every",
+    "seeds",
+    "batch_tokens",
+    "tokenizer",
+    "model",
+    "teacher",
+    "label_map",
+    *PARTS,
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +75,7 @@ class Options(InferenceOptions):
     dev: tuple[str, ...] = option((), "labelled examples for choosing the best epoch", nargs="+", metavar="FILE")
     test: tuple[str, ...] = option((), "labelled examples for evaluating the best epoch", nargs="+", metavar="FILE")
     out: str | None = option(None, "folder for model.safetensors, results.json and the tokenizer", metavar="FOLDER")
+    label_map: tuple[str, ...] = option((), NAMES_HELP, nargs="+", metavar="DATA=NAME")
 
     teacher: str | None = option(None, "model fine-tuned on this task, to distil", "task distillation", metavar="PATH")
     soft_weight: float = option(0.7, "weight of the teacher's soft labels; the labels have the rest", least=0, most=1)
@@ -201,13 +223,13 @@ def train_one_seed(
             if step % options.log_every == 0 or step == steps:
                 mean = torch.stack(losses[-options.log_every :]).mean().item()
                 speed = tokens / (time.monotonic() - start)
-                print(f"seed {seed}  epoch {epoch}  step {step}/{steps}  loss {mean:.4f}  {speed:,.0f} tok/s")
+                say(f"seed {seed}  epoch {epoch}  step {step}/{steps}  loss {mean:.4f}  {speed:,.0f} tok/s")
         if not torch.stack(losses).isfinite().all():
             raise Diverged(f"The loss of epoch {epoch} is not finite. Try a lower --lr.")
         outputs = infer(model.eval(), [feature.ids for feature in dev_features], runtime, options.batch_tokens)
         metrics = task.metrics(task.decode(outputs, dev_features, data["dev"]), data["dev"], seed)
         value = metrics[task.headline]["value"]
-        print(f"seed {seed}  epoch {epoch}  dev {task.headline} {value:.4f}")
+        say(f"seed {seed}  epoch {epoch}  dev {task.headline} {value:.4f}")
         if best is None or value > best["dev"][task.headline]["value"]:
             best = {"seed": seed, "epoch": epoch, "dev": metrics}
             best_weights = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
@@ -226,6 +248,14 @@ def mean_and_deviation(runs: Sequence[dict], part: str) -> dict:
     return found
 
 
+def training_names(pairs: Sequence[str]) -> dict[str, str]:
+    """--label-map -> {label in the data: its name}.  Raises OptionError."""
+    label_map = parse_label_map(pairs)
+    for label, names in label_map.items():
+        check(len(names) == 1, f"--label-map gives the label {label!r} several names, {', '.join(names)}: give it one.")
+    return {label: name for label, (name,) in label_map.items()}
+
+
 def finetune(task_name: str, options: Options, command: str, data: Parts | None = None) -> dict:
     """Fine-tunes one model per seed -> what it writes to results.json.  command: for the provenance
 
@@ -238,7 +268,12 @@ def finetune(task_name: str, options: Options, command: str, data: Parts | None 
     settings = task_settings(options, options.model, source.config)
     teacher = load_task_teacher(options.teacher, task_class.model, source.config.vocab_size, runtime)
     files = [path for part in PARTS for path in getattr(options, part)]
-    data = data or {part: read_task(task_name, paths, warn) for part in PARTS if (paths := getattr(options, part))}
+    names = training_names(options.label_map)
+    data = data or {
+        part: read_task(task_name, paths, warn, label_map=names, part=part)
+        for part in PARTS
+        if (paths := getattr(options, part))
+    }
     about = {"task": task_name, "model": fingerprint(source), "teacher": fingerprint(teacher) if teacher else None}
     digests = {part: hashlib.sha256(json.dumps(examples).encode()).hexdigest() for part, examples in data.items()}
     about |= {"examples": digests, **provenance(command, options, files, options.seeds)}
@@ -253,7 +288,7 @@ def finetune(task_name: str, options: Options, command: str, data: Parts | None 
     task = task_class(settings, labels)
     counts = ", ".join(f"{len(examples):,} {part}" for part, examples in data.items())
     classes = ", ".join(labels) or "start, end"
-    print(f"{task_name}: {counts} examples; labels {classes}; {runtime.device}, {runtime.precision}")
+    say(f"{task_name}: {counts} examples; labels {classes}; {runtime.device}, {runtime.precision}")
     if not runs:
         write_json(folder / "results.json", {**about, "runs": []})  # from now on the folder belongs to this run
     for seed in options.seeds[len(runs) :]:
@@ -292,7 +327,7 @@ def finished_runs(folder: Path, about: dict) -> list[dict]:
         what = dashed(differing[0]) if differing else "model, data or seeds"
         raise OptionError(f"{path} belongs to a run with other inputs ({what}). Choose another --out, or remove it.")
     if runs:
-        print(f"{folder} already has the results of {len(runs)} seed{'s' * (len(runs) > 1)}.")
+        say(f"{folder} already has the results of {len(runs)} seed{'s' * (len(runs) > 1)}.")
     return runs[: len(about["seeds"])]
 
 

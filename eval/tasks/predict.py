@@ -5,18 +5,22 @@ The format of a line depends on the task:
     ner         a text, {"text": …}, or {"words": […]}
     nli         premise TAB hypothesis, or {"premise": …, "hypothesis": …}
     qa          question TAB context, or {"question": …, "context": …}
-An invalid line is reported with its number and skipped. The input is processed in chunks, so it may be of any length.
+An invalid line is reported with its number and skipped. The input may be compressed; it is processed in chunks, so it
+may be of any length.
 """
 
 import codecs
 import contextlib
+import io
 import json
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from data.archives import DAMAGE, Member, open_members
 from data.cli import DataError, check, check_bounds, option, parse_options, warn
+from data.formats import ARROW_FILE, ARROW_STREAM, ENCODINGS, JSON, NOT_UTF8, PARQUET, REFUSED, TAR, ZIP, refusal
 from data.tasks import TASKS, Example, PairExample, QuestionExample, TextExample, WordsExample
 from data.tasks.rows import short
 
@@ -41,17 +45,34 @@ class Options(InferenceOptions):
 
 @contextlib.contextmanager
 def open_lines(name: str | None) -> Iterator[BinaryIO]:
-    """A file, or standard input for None and "-".  Raises DataError."""
+    """A file, or standard input for None and "-", decompressed.  Raises DataError, also for what has no lines."""
     if name in (None, "-") and sys.stdin is None:
         raise DataError("There is no standard input. Name a file.")
+    where = "standard input" if name in (None, "-") else name
     try:
-        with open(name, "rb") if name not in (None, "-") else sys.stdin.buffer as lines:
-            yield lines
+        with open(name, "rb") if name not in (None, "-") else sys.stdin.buffer as file:
+            member = next(open_members(file, where), None)
+            if member is None or not {ZIP, TAR}.isdisjoint(member.layers):
+                raise DataError(f"{where} is an archive. Unpack it first.")
+            check_has_lines(where, member)
+            yield io.BufferedReader(member.stream)
     except BrokenPipeError:
         raise
-    except OSError as error:
-        where = name or "standard input"
-        raise DataError(f"{where} cannot be read, or the output cannot be written: {error.strerror}.") from None
+    except DAMAGE as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{where} cannot be read, or the output cannot be written: {reason}.") from None
+
+
+def check_has_lines(where: str, member: Member) -> None:
+    """Raises DataError for what is not text in UTF-8, or no line a text.  Single lines are checked by parse_line."""
+    encoding = next((layer for layer in member.layers if layer in ENCODINGS), None)
+    if encoding:
+        raise DataError(f"{where} is {encoding}. Convert it to UTF-8: iconv -f {encoding[:6]} -t UTF-8.")
+    if member.form in REFUSED and member.form != NOT_UTF8:
+        raise refusal(where, member.form)
+    if member.form in (PARQUET, ARROW_FILE, ARROW_STREAM, JSON):
+        described = "JSON over several lines" if member.form == JSON else member.form
+        raise DataError(f"{where} is {described}. Write it as JSON lines: one object per line.")
 
 
 # ---- lines to examples -----------------------------------------------------------------------------------------

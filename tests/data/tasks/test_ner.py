@@ -57,6 +57,17 @@ def test_ner_json(examples, names):
     assert examples("ner", json.dumps(values, indent=1)) == (SENTENCES, [])
 
 
+def test_the_label_map_names_integer_tags_and_renames_types(examples):
+    numbers = json_lines({"tokens": ["Anne", "Roc", "vit"], "ner_tags": [1, 2, 0]})
+    label_map = {"0": "O", "1": "B-PER", "2": "I-PER"}
+    assert examples("ner", numbers, label_map=label_map)[0] == [
+        WordsExample(("Anne", "Roc", "vit"), ("B-PER", "I-PER", "O"))
+    ]
+    renamed = examples("ner", columns("{word} {tag}"), label_map={"PER": "personne", "MISC": "O"})[0]
+    assert renamed[0].tags == ("B-personne", "I-personne", "O", "O", "I-LOC", "O", "O")
+    assert renamed[1].tags == ("O", "O", "O", "O", "I-ORG")
+
+
 def test_ner_errors(refused):
     for tag in ("S-PER", "E-PER", "U-PER", "L-PER", "B-", "B", "o", "PER", "B_PER", "I-", "OO", ""):
         refused("ner", f"0\tun\tO\n1\tdeux\t{tag}\n", " line 2", f"the tag '{tag}'", "B-TYPE")
@@ -79,7 +90,7 @@ def test_ner_errors(refused):
     good = {"tokens": ["un", "deux"], "ner_tags": ["O", "O"]}
     for bad, words in (
         ({**good, "ner_tags": ["O"]}, ("2 words and 1 tags",)),
-        ({**good, "ner_tags": [0, 1]}, ("integer tags", "names")),
+        ({**good, "ner_tags": [0, 1]}, ("the tag 0, a number", "--label-map 0=O")),
         ({**good, "ner_tags": "OO"}, ("ner_tags must be a list, not str",)),
         ({**good, "tokens": ["un", 2]}, ("a string, not int",)),
         ({**good, "ner_tags": ["O", None]}, ("a string, not NoneType",)),

@@ -40,7 +40,7 @@ def test_files_that_cannot_be_used(tmp_path, refused, task):
             read_task(task, [path], print)
         assert str(path) in str(error.value)
     packed = gzip.compress(SMALL[task].encode() * 50)
-    for content in (packed[:-9], b"x" + packed, packed[:12] + b"\0\0" + packed[14:]):
+    for content in (packed[:-9], packed[:12] + b"\0\0" + packed[14:]):
         with pytest.raises(DataError, match=r"damaged.gz cannot be read: .+"):
             read_task(task, [write(tmp_path / "damaged.gz", content)], print)
     with pytest.raises(DataError, match="at least one file"):

@@ -1,6 +1,9 @@
 """python -m eval predict: a prediction or a warning for every line, in order, in constant memory."""
 
+import bz2
+import gzip
 import json
+import lzma
 import subprocess
 import sys
 import tracemalloc
@@ -248,6 +251,43 @@ def test_standard_input(models, tmp_path, monkeypatch, name):
     pipe(monkeypatch, path.read_bytes())
     piped = command(models, "sentiment", *name)
     assert answers(piped) == answers(command(models, "sentiment", path))
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_compressed_lines(models, tmp_path, monkeypatch, compress):
+    path = write(tmp_path / "lines", *(text.encode() for text in TEXTS))
+    expected = answers(command(models, "sentiment", path))
+    packed = tmp_path / "packed"
+    packed.write_bytes(compress(path.read_bytes()))
+    assert answers(command(models, "sentiment", packed)) == expected
+    pipe(monkeypatch, packed.read_bytes())
+    assert answers(command(models, "sentiment")) == expected
+    packed.write_bytes(packed.read_bytes()[:-6])
+    result = command(models, "sentiment", packed)
+    assert result.returncode == 2 and f"{packed} cannot be read" in result.stderr and "Traceback" not in result.stderr
+
+
+NO_LINES = {
+    "is UTF-16-LE. Convert it to UTF-8: iconv -f UTF-16 -t UTF-8.": ("\ufeff" + TEXTS[0]).encode("utf-16-le"),
+    "is UTF-16-BE. Convert it to UTF-8: iconv -f UTF-16 -t UTF-8.": ("\ufeff" + TEXTS[0]).encode("utf-16-be"),
+    "is UTF-32-LE. Convert it to UTF-8: iconv -f UTF-32 -t UTF-8.": ("\ufeff" + TEXTS[0]).encode("utf-32-le"),
+    "is UTF-32-BE. Convert it to UTF-8: iconv -f UTF-32 -t UTF-8.": ("\ufeff" + TEXTS[0]).encode("utf-32-be"),
+    "is Parquet. Write it as JSON lines": b"PAR1\x15\x04PAR1",
+    "is an Arrow file. Write it as JSON lines": b"ARROW1\0\0" + bytes(9),
+    "is JSON over several lines. Write it as JSON lines": b'[\n {"text": "a"},\n {"text": "b"}\n]\n',
+    "is a PDF document. Extract its text first": b"%PDF-1.7\n",
+    "is a Git LFS pointer, not the file itself": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+    "is an archive. Unpack it first.": b"PK\x05\x06" + bytes(18),
+}
+
+
+@pytest.mark.parametrize("sentence", NO_LINES)
+def test_what_has_no_lines_is_refused(models, tmp_path, monkeypatch, sentence):
+    path = tmp_path / "lines.txt"
+    path.write_bytes(content := NO_LINES[sentence])
+    check_error(command(models, "sentiment", path), f"{path} {sentence}")
+    pipe(monkeypatch, content)
+    check_error(command(models, "sentiment"), f"standard input {sentence}")
 
 
 def test_no_standard_input(models, monkeypatch):
