@@ -5,9 +5,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from ..cli import DataError
+from .contents import Content
 from .examples import PairExample, Report, TextExample
 from .parts import part_of
-from .rows import Content, check_type, rows, short
+from .rows import check_type, rows, short
 
 NAME_KEYS = ("label_text", "label_name", "label_str")  # the label's name, in files that have it beside its number
 TEXT_KEYS = ("text", "review", "review_body", "sentence", "content", "texte")

@@ -373,6 +373,6 @@ def main(arguments: list[str] | None = None) -> None:
     if verdict_lines:
         add("\n".join(verdict_lines))
 
-    print(f"\nWrote {out}.")
+    say(f"\nWrote {out}.")
     if options.log:
         append_to_log(LOG, report)

@@ -16,7 +16,7 @@ from eval.tasks.finetune import Options, mean_and_deviation, plan_batches
 from model import EncoderConfig, MaskedLM, SequenceClassifier, load_model, save_model
 from model.checkpoints.load import load_checkpoint
 from model.checkpoints.native import sha256
-from tests.eval.tasks.shared import ON_CPU, RUNTIME, TOKENIZER, ignore, save, succeeded, write
+from tests.eval.tasks.shared import ON_CPU, RUNTIME, TOKENIZER, ignore, run_with_closed_output, save, succeeded, write
 from tests.helpers import run_command
 
 pytestmark = pytest.mark.filterwarnings("ignore:'eval")
@@ -121,6 +121,35 @@ def test_the_files_of_a_run(place, tuned):
     assert load_model(folder / "model.safetensors").labels == ("neg", "pos")
     assert Tokenizer(folder).sha256() == TOKENIZER.sha256()
     assert sorted(path.name for path in folder.iterdir()) == sorted(["model.safetensors", "results.json", FILE_NAME])
+
+
+def test_labels_are_named_by_the_label_map(place, tmp_path):
+    """Numbers in NLI, and labels that begin with a dash."""
+    values = [{**value, "label": list(RELATIONS).index(value["label"]) - 1} for value in examples_of("nli", 0)]
+    files = [write(tmp_path / f"nli.{part}", *values) for part in ("train", "dev")]
+    arguments = ("nli", "--model", place / "lm.safetensors", "--train", files[0], "--dev", files[1], *SETTINGS)
+    out = tmp_path / "out"
+    refused = command(*arguments, "--out", out)
+    assert refused.returncode == 2 and "label is -1, a number" in refused.stderr and not out.exists()
+    label_map = ("--label-map", "-1=implication", "0=neutre", "1=neutre")
+    result = succeeded(command(*arguments, "--out", out, "--epochs", 1, *label_map))
+    assert "labels implication, neutre;" in result.stdout
+    assert load_model(out / "model.safetensors").labels == ("implication", "neutre")
+    assert results(out)["options"]["label_map"] == list(label_map[1:])
+    several = command(*arguments, "--out", out, "--label-map", "-1=a,b")
+    assert several.returncode == 2 and "gives the label '-1' several names, a, b" in several.stderr
+    evaluated = ("--test", files[1], "--out", tmp_path / "r.json", *ON_CPU, *label_map)
+    succeeded(run_command("-m eval", "nli", "--model", out, *evaluated))  # the same map
+    figures = json.loads((tmp_path / "r.json").read_text())["figures"]
+    assert figures == results(out)["runs"][0]["dev"] and figures["count"] == 60
+
+
+def test_nothing_is_lost_if_nobody_reads_the_output(place, tmp_path):
+    """The run goes on to its end, as if its output went to a file."""
+    arguments = (*inputs(place, "sentiment", tmp_path / "out"), "--epochs", 2, "--seeds", 0, 1, "--log-every", 1)
+    assert run_with_closed_output("finetune", *arguments) == 0
+    assert [run["seed"] for run in results(tmp_path / "out")["runs"]] == [0, 1]
+    assert load_model(tmp_path / "out" / "model.safetensors").labels == ("neg", "pos")
 
 
 def test_several_seeds_and_bitwise_determinism(place, tmp_path):

@@ -23,7 +23,7 @@ from eval.tasks.table2 import CARDS, PAPER, Options, markdown, published, read_p
 from model import EncoderConfig, MaskedLM
 from model.checkpoints.native import sha256
 from tests import helpers
-from tests.eval.tasks.shared import ON_CPU, save, succeeded, write
+from tests.eval.tasks.shared import ON_CPU, run_with_closed_output, save, succeeded, write
 from tests.helpers import needs, run_command
 
 pytestmark = pytest.mark.filterwarnings("ignore:'eval")
@@ -306,6 +306,30 @@ def test_the_whole_command_interrupted_and_continued(models, data, tmp_path, mon
 
     other = command(models, data, out, "--seeds", 0, 1, "--lr", 1e-3)
     assert other.returncode == 2 and "belongs to a run with other inputs (--lr)" in other.stderr
+
+
+def test_what_each_file_was_taken_for_is_printed_first(models, data, tmp_path):
+    result = command(models, data, tmp_path, "--tasks", "sentiment", "nli", "--tokenizer", tmp_path / "none")
+    assert result.returncode == 2 and "none" in result.stderr
+    assert [line.split() for line in result.stdout.splitlines()] == [
+        ["sentiment:", f"{data}/sentiment"],
+        *(
+            ["dev", "2", "examples", f"{data}/sentiment/dev.jsonl"],
+            ["test", "4", "examples", f"{data}/sentiment/test.jsonl"],
+        ),
+        ["train", "16", "examples", f"{data}/sentiment/train.jsonl"],
+        ["nli:", f"{data}/nli"],
+        *(["dev", "2", "examples", f"{data}/nli/dev.tsv"], ["test", "4", "examples", f"{data}/nli/test.tsv"]),
+        ["train", "16", "examples", f"{data}/nli/train.tsv"],
+    ]
+
+
+def test_nothing_is_lost_if_nobody_reads_the_output(models, data, tmp_path):
+    paths = ("--teacher", models / "teacher.safetensors", "--student", models / "student.safetensors", "--data", data)
+    options = ("--tasks", "sentiment", "--no-distil", "--epochs", 1, *ON_CPU)
+    assert run_with_closed_output("table2", *paths, "--out", tmp_path, *options) == 0
+    assert "| sentiment | accuracy" in (tmp_path / "table2.md").read_text()
+    assert list(json.loads((tmp_path / "table2.json").read_text())["results"]) == ["sentiment"]
 
 
 def test_options_that_leave_parts_out(models, data, tmp_path):
