@@ -102,7 +102,7 @@ def file_and_member(path: str) -> tuple[str, str]:
 def only_member(file: str) -> str:
     """The name of the only data file in an archive, archive/member.  Raises DataError if there are several."""
     names = member_names(file)  # at least one: open_member() has found it
-    data = [name for name in names if not is_about(name)] or names
+    data = [name for name in names if not is_about(name.removeprefix(file))] or names
     if len(data) > 1:
         count = f"{file} is an archive of {len(data)} files"
         raise DataError(f"{count}. Unpack it, or name one, as {data[0]}. {listing(file, data)}")
@@ -115,9 +115,10 @@ def member_names(file: str) -> list[str]:
 
 
 def is_about(name: str) -> bool:
-    """Whether a file is documentation or describes the data, instead of having examples."""
-    base = name.rpartition("/")[2]
-    return base.startswith(".") or bool(ABOUT.match(base)) or base.lower().endswith(ABOUT_SUFFIXES)
+    """Whether a file is hidden, in a hidden folder, documentation, or describes the data instead of having examples."""
+    *folders, base = name.split("/")
+    hidden = any(each.startswith(".") and each.strip(".") for each in (*folders, base))
+    return hidden or bool(ABOUT.match(base)) or base.lower().endswith(ABOUT_SUFFIXES)
 
 
 def listing(file: str, names: list[str]) -> str:

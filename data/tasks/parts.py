@@ -9,10 +9,10 @@ from ..cli import DataError
 PARTS = ("train", "dev", "test")
 NAMES = {
     "train": ("train", "training", "apprentissage", "entrainement", "entraînement"),
-    "dev": ("dev", "devel", "development", "développement", "val", "valid", "validation", "trial"),
-    "test": ("test", "tests", "testing"),
+    "dev": ("dev", "devel", "development", "développement", "val", "valid", "validation", "trial", "testa"),
+    "test": ("test", "tests", "testing", "testb"),  # testa, testb: CoNLL's
 }
-UNCLEAR = ("eval", "evaluation", "évaluation", "heldout", "holdout")  # dev for some, test for others
+UNCLEAR = ("eval", "evaluation", "évaluation", "heldout", "holdout", "devtest")  # dev for some, test for others
 SUFFIXES = ("", "set", "data")  # trainset, testdata
 PART_OF_WORD = {name + suffix: part for part, names in NAMES.items() for name in names for suffix in SUFFIXES}
 LETTERS = re.compile(r"[^\W\d_]+")

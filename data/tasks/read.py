@@ -26,7 +26,7 @@ def read_task(
 
     report: called with a sentence for everything that is skipped or assumed.
     label_map: {label or entity type in the files: its new name}; {number: tag} for tags that are numbers.
-    part: "train", "dev" or "test" reads only its rows of files whose rows say their part, as SICK's do.
+    part: "train", "dev" or "test" reads only its rows of a file whose rows are of several parts, as SICK's say.
     Raises OptionError for an unknown task, DataError (with file and line) for a file that cannot be used.
     """
     if task not in TASKS:
@@ -36,14 +36,15 @@ def read_task(
     examples = []
     for path in map(str, paths):
         found = read_file(task, path, report, label_map or {})
-        chosen = [example for name, example in found if part is None or name in (None, part)]
-        if not chosen:
-            others = ", ".join(sorted({name for name, _ in found}))
-            raise DataError(f"{path} has no example of {part}: its rows say that they are of {others}.")
-        if len(chosen) < len(found):
-            report(
-                f"{path}: {len(chosen):,} of {len(found):,} rows say that they are of {part}; the others are skipped."
-            )
+        chosen, named = (
+            [example for name, example in found if name in (None, part)],
+            {name for name, _ in found} - {None},
+        )
+        if part is None or len(named) < 2:
+            chosen = [example for _, example in found]
+        if part and named - {part}:
+            said = f"{path}: its rows say that they are of {' and '.join(sorted(named))}"
+            report(f"{said}; {len(chosen):,} of {len(found):,} are read for {part}.")
         examples += chosen
     return examples
 

@@ -124,5 +124,6 @@ def part_of_row(values: dict, location: str) -> str | None:
     value = check_type(str, values[key], key, location)
     part = part_of(value, f"{location}: {key}")
     if part is None:
-        raise DataError(f"{location}: {key} must be train, dev (trial, validation) or test, not {short(value)}.")
+        reason = f"{location}: {key} must be train, dev (trial, validation) or test, not {short(value)}"
+        raise DataError(f"{reason}. Rename the column if it is something else.")
     return part

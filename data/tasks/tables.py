@@ -36,21 +36,21 @@ def table_rows(path: str, text: str, delimiter: str) -> Iterator[tuple[int, list
 def is_quoted(text: str) -> bool:
     """Whether the fields of tab-separated text are quoted; if not, a quote is a character like any other (XNLI).
 
-    pandas and spreadsheets quote a field that has a quote, a tab or a line end, and no other, or they quote all, the
-    header too. So text is quoted if its header is; if its lines have different numbers of fields, but its rows with
-    quoting have not; or if every field that has a quote is quoted, and one of them has a quote inside.
+    pandas and spreadsheets quote a field that has a quote, a tab or a line end, and no other; some programs quote all.
+    So text is quoted if its header is, or every field below; if its lines have different numbers of fields, but its
+    rows with quoting have not; or if every field that has a quote is quoted, and one of them has a quote inside.
     """
     if '"' not in text:
         return False
-    lines = text.split("\n")
-    width = lines[0].count("\t") + 1
-    if all(map(QUOTED_FIELD.fullmatch, lines[0].split("\t"))):
+    header, *lines = (line.split("\t") for line in text.split("\n"))
+    fields = [field for line in lines for field in line]
+    if any(whole and all(map(QUOTED_FIELD.fullmatch, whole)) for whole in (header, [*filter(None, fields)])):
         return True
-    if all(line.count("\t") + 1 == width for line in lines if line):
-        matches = [QUOTED_FIELD.fullmatch(field) for line in lines for field in line.split("\t") if '"' in field]
+    if all(len(line) == len(header) for line in lines if line != [""]):
+        matches = [QUOTED_FIELD.fullmatch(field) for field in (*header, *fields) if '"' in field]
         return all(matches) and any('"' in match[1] for match in matches)
     try:
-        return all(len(fields) == width for _, fields in quoted_rows("", text, "\t") if fields != [""])
+        return all(len(row) == len(header) for _, row in quoted_rows("", text, "\t") if row != [""])
     except DataError:
         return False
 

@@ -26,7 +26,7 @@ import train
 from data import demo
 from data.cli import DataError, check, check_bounds, option, parse_options, say, warn
 from data.demo.tasks import write_tasks
-from data.tasks import TASKS, Example, QuestionExample, read_task
+from data.tasks import TASKS, Example, QuestionExample
 from data.tasks.contents import is_about, open_member
 from data.tasks.parts import parts_of_files
 from data.tasks.read import read_file
@@ -125,7 +125,8 @@ def find_files(folder: Path) -> dict[str, str | None]:
 
     Raises DataError without files, or if it is not clear what a file is for.
     """
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not is_about(path.name)]
+    below = {path: path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()}
+    paths = [path for path, name in below.items() if not is_about(name)]
     labels = {
         path.with_name(path.name.replace("_text.txt", "_labels.txt")) for path in paths if "_text.txt" in path.name
     }
@@ -169,8 +170,8 @@ def read_parts(task: str, folder: Path, options: Options) -> TaskData:
     say(f"{task}: {folder}")
     for path, part in files.items():
         for own_part, found in read_file_by_part(task, path, names, part).items():
-            say(f"  {part or own_part or 'in one piece':<12} {len(found):>9,} examples  {path}")
-            parts.setdefault(part or own_part or "whole", []).extend(found)
+            say(f"  {own_part or 'in one piece':<12} {len(found):>9,} examples  {path}")
+            parts.setdefault(own_part or "whole", []).extend(found)
     whole = parts.pop("whole", None)
     if whole and parts:
         raise DataError(
@@ -192,13 +193,18 @@ def read_parts(task: str, folder: Path, options: Options) -> TaskData:
 
 
 def read_file_by_part(task: str, path: str, names: dict[str, str], part: str | None) -> dict[str | None, list[Example]]:
-    """The examples by the part that their rows name, None if they name none; with a part, only those of it."""
-    if part:
-        return {part: read_task(task, [path], warn, label_map=names, part=part)}
+    """The examples by the part that their rows name, None if they name none; for a file with a part, only those of it.
+
+    Raises DataError if none is.
+    """
     by_part: dict[str | None, list[Example]] = {}
-    for own_part, example in read_file(task, path, warn, names):
-        by_part.setdefault(own_part, []).append(example)
-    return by_part
+    for own_part, example in read_file(task, path, warn, label_map=names):
+        by_part.setdefault(own_part or part, []).append(example)
+    if part and part not in by_part:
+        raise DataError(f"{path} is for {part} by its name, but for {' and '.join(by_part)} by its rows.")
+    if part and len(by_part) > 1:
+        warn(f"{path}: only its rows of {part} are read.")
+    return {part: by_part[part]} if part else by_part
 
 
 def pairs_for(task: str, label_map: Sequence[str]) -> tuple[str, ...]:

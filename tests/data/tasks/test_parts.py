@@ -10,14 +10,15 @@ from data.tasks.parts import part_of, parts_of_files
     "part, paths",
     [
         ("train", "train.tsv training.jsonl.gz TRAIN_text.txt fquad_train_v1.json train/data.jsonl Train.parquet"),
+        ("dev", "dev_matched"),
         ("train", "train-00000-of-00002.parquet trainset.json piafTrain.json apprentissage/a.tsv"),
         (
             "dev",
-            "sick-fr.trial.tsv xnli.fr.dev.tsv validation.json val_text.txt dev_matched.tsv valid/1.txt devset.json",
+            "sick-fr.trial.tsv xnli.fr.dev.tsv validation.json val_text.txt valid/1.txt devset.json eng.testa",
         ),
         (
             "test",
-            "TEST_text.txt xnli.fr.test.tsv test/data.jsonl testSet.csv testset.jsonl XNLITest.tsv data/tests/a.jsonl",
+            "TEST_text.txt xnli.fr.test.tsv test/data.jsonl testSet.csv XNLITest.tsv tests/a.jsonl eng.testb",
         ),
         (
             None,
@@ -38,7 +39,9 @@ def test_words_for_two_parts(path):
         part_of(path, "here")
 
 
-@pytest.mark.parametrize("path", ["eval.jsonl", "evaluation/a.tsv", "held-out/heldout.tsv", "évaluation.csv"])
+@pytest.mark.parametrize(
+    "path", ["eval.jsonl", "evaluation/a.tsv", "held-out/heldout.tsv", "évaluation.csv", "devtest.tsv"]
+)
 def test_words_that_may_mean_dev_or_test(path):
     with pytest.raises(DataError, match="which may mean dev or test"):
         part_of(path, "here")

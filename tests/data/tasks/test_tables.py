@@ -66,6 +66,14 @@ def test_bare_quotes_stay(line):
         assert [fields for _, fields in table_rows("f", text, "\t")] == [row.split("\t") for row in text.split("\n")]
 
 
+def test_a_header_without_quotes_above_rows_with_quotes():
+    text = 'premise\thypothesis\tlabel\n"Oui"\t"Non"\t"neutral"\n"a"\t"b"\t"neutral"'
+    assert [fields for _, fields in table_rows("f", text, "\t")][1:] == [
+        ["Oui", "Non", "neutral"],
+        ["a", "b", "neutral"],
+    ]
+
+
 @needs(REAL / "nli")
 @pytest.mark.parametrize("name", ["xnli.fr.dev", "sick-fr.train", "sick-fr.trial", "sick-fr.test"])
 def test_real_files_have_no_quotes_to_interpret(name):

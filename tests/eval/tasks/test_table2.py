@@ -49,7 +49,14 @@ def test_published_figures_have_a_row_and_the_documentation_agrees():
 
 
 def test_files_of_a_folder(tmp_path):
-    about = ("train/test_labels.txt", "README.md", ".test.swp", "train/dataset_info.json", "train/state.json")
+    about = (
+        "train/test_labels.txt",
+        ".cache/a.json",
+        "README.md",
+        ".test.swp",
+        "train/dataset_info.json",
+        "train/state.json",
+    )
     for name in ("b.train.tsv", "a/train.tsv", "train/test_text.txt", "dev/data.arrow", *about):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("a")
@@ -178,6 +185,10 @@ def test_parts_that_the_rows_name(tmp_path, capsys):
     write(tmp_path / "train.jsonl", *rows)
     found, _ = read(tmp_path)  # in a file for train, only the rows for train
     assert sorted(chain(*found.values())) == [*range(0, 60, 3)]
+    assert "train.jsonl: only its rows of train are read" in capsys.readouterr().err
+    write(tmp_path / "train.jsonl", *(row for row in rows if row["split"] == "test"))
+    with pytest.raises(DataError, match="train.jsonl is for train by its name, but for test by its rows"):
+        read(tmp_path)
 
 
 def test_the_label_map_of_a_task(tmp_path):
