@@ -5,8 +5,9 @@ split into windows.
 """
 
 import random
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import NamedTuple
 
 from .tokenizer import Tokenizer
@@ -62,26 +63,19 @@ def join_words(words: Sequence[str]) -> tuple[str, list[int]]:
 def word_pieces(tokenizer: Tokenizer, words: Sequence[str]) -> Pieces:
     """The pieces of a sentence given as words: at least one per word, and none that spans two words.
 
-    The words are tokenized together, as the running text that they came from. If that gives a piece that spans two
-    words ("2006,"), or a word without a piece, each word is tokenized on its own; a word that the tokenizer drops
-    altogether becomes <unk>.
+    The words are tokenized together, as the running text that they came from, except that a piece ends where its word
+    does: "2006" and "," have two pieces where the text "2006," may have one. A word that the tokenizer drops becomes
+    <unk>.
     """
     text, starts = join_words(words)
-    ids, spans = tokenizer.encode_spans(text)
-    word_ids, word = [], 0
-    ends = [*starts[1:], len(text) + 1]
-    for start, end in spans:
-        while start >= ends[word]:
-            word += 1
-        if end > ends[word]:
-            break
-        word_ids.append(word)
-    if len(word_ids) == len(ids) and set(word_ids) == set(range(len(words))):
-        return Pieces(ids, word_ids, spans)
-    alone = [word or [tokenizer.unk_id] for word in tokenizer.encode_plain(words)]
-    word_ids = [i for i, word in enumerate(alone) for _ in word]
-    spans = [(starts[i], starts[i] + len(words[i])) for i in word_ids]
-    return Pieces(list(chain.from_iterable(alone)), word_ids, spans)
+    ids, spans = tokenizer.encode_spans(text, starts)
+    word_ids = [bisect_right(starts, start) - 1 for start, _ in spans]
+    ends = [start + len(word) for start, word in zip(starts, words)]
+    spans = [(start, min(end, ends[i])) for (start, end), i in zip(spans, word_ids)]  # "e" and a combining accent: one é
+    dropped = set(range(len(words))) - set(word_ids)
+    pieces = [*zip(ids, word_ids, spans), *((tokenizer.unk_id, i, (starts[i], ends[i])) for i in dropped)]
+    pieces.sort(key=lambda piece: piece[1])
+    return Pieces(*map(list, zip(*pieces))) if pieces else Pieces([], [], [])
 
 
 def text_pieces(tokenizer: Tokenizer, text: str) -> Pieces:
