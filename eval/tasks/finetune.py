@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from data.cli import DataError, OptionError, check, check_bounds, dashed, option, parse_options, warn
 from data.features import budget_batches
 from data.tasks import TASKS, Example, labels_of, read_task
+from data.tasks.tags import OUTSIDE, types_of
 from losses import DIRECTIONS, IGNORE_INDEX, soft_label_loss
 from model import QuestionAnswerer, save_model
 from model.checkpoints.load import load_checkpoint, load_teacher
@@ -38,7 +39,7 @@ from model.training.state import Diverged
 from ..results import command_line, provenance, write_json
 from .batching import Feature, Outputs, infer, packed_outputs
 from .evaluate import TASK_CLASSES, InferenceOptions, Task, check_labels, choose_runtime, predict, task_settings
-from .ner import NerTask, inside_tag
+from .ner import NerTask
 
 PARTS = ("train", "dev", "test")
 Parts = Mapping[str, Sequence[Example]]  # examples by part
@@ -247,9 +248,13 @@ def finetune(task_name: str, options: Options, command: str, data: Parts | None 
     labels = ()
     if task_class.model is not QuestionAnswerer:
         in_data = labels_of([example for examples in data.values() for example in examples])
-        inside = [inside_tag(label) for label in in_data if task_class is NerTask]  # the later pieces of a B-TYPE word
-        labels = teacher.labels if teacher else tuple(dict.fromkeys([*in_data, *inside]))
-        check_labels(labels, in_data, "The teacher must have been fine-tuned on the same labels.")
+        labels = teacher.labels if teacher else tuple(in_data)
+        known = labels
+        if task_class is NerTask:  # of any scheme; a word's later pieces need I-TYPE even if no second word has it
+            in_data = types_of(in_data)
+            labels = teacher.labels if teacher else (OUTSIDE, *(f"{p}-{kind}" for p in "BI" for kind in in_data))
+            known = types_of(task_class(settings, labels).tags)
+        check_labels(known, in_data, "The teacher must have been fine-tuned on the same labels.")
     task = task_class(settings, labels)
     counts = ", ".join(f"{len(examples):,} {part}" for part, examples in data.items())
     classes = ", ".join(labels) or "start, end"
