@@ -61,7 +61,8 @@ def format_metrics(metrics: Mapping) -> str:
         if not isinstance(metric, Mapping):
             lines.append(f"{name:<24} {metric}")
         elif "value" in metric:
-            lines.append(f"{name:<24} {metric['value']:.4f}   [{metric['low']:.4f}, {metric['high']:.4f}]")
+            interval = "" if metric["low"] is None else f"   [{metric['low']:.4f}, {metric['high']:.4f}]"
+            lines.append(f"{name:<24} {metric['value']:.4f}{interval}")
         else:
             lines.append(name)
             for label, scores in metric.items():

@@ -4,11 +4,15 @@ Lines end at \\n or \\r\\n only: U+2028, U+0085 and the no-break space are part 
 """
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
 from ..cli import DataError
 from .contents import Content
+from .examples import Report
 from .tables import DELIMITERS, find_delimiter, table_rows
+
+LANGUAGE_KEYS, FRENCH = ("language", "lang"), ("fr", "fra", "fre", "french", "français", "fr-fr", "fr_fr")
 
 
 def rows(path: str, content: Content, *wanted: tuple[str, ...]) -> Iterator[tuple[str, dict, list[str]]]:
@@ -32,6 +36,27 @@ def rows(path: str, content: Content, *wanted: tuple[str, ...]) -> Iterator[tupl
         if len(fields) != len(header):
             raise DataError(f"{path} line {number} has {len(fields)} columns, but the header has {len(header)}.")
         yield f"{path} line {number}", dict(zip(header, fields)), keys
+
+
+def in_french(found: Iterable[tuple], path: str, report: Report) -> Iterator[tuple]:
+    """Rows, (location, values, …), but only the French ones if they have a language.
+
+    Raises DataError if none is French.
+    """
+    others, french = Counter(), False
+    for row in found:
+        location, values, *_ = row
+        language = next((check_type(str, values[key], key, location) for key in LANGUAGE_KEYS if key in values), "fr")
+        if language.casefold() in FRENCH:
+            french = True
+            yield row
+        else:
+            others[language] += 1
+    names = short(", ".join(sorted(others)))
+    if others and not french:
+        raise DataError(f"{path} has no French example (language fr), only {names}.")
+    if others:
+        report(f"{path}: skipped {others.total():,} examples in other languages ({names}).")
 
 
 def find_key(names: tuple[str, ...], keys: dict | list[str], location: str) -> str:

@@ -1,14 +1,13 @@
 """Sentiment and natural language inference: rows to examples of a text, or of a pair of texts, with a label."""
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from ..cli import DataError
 from .contents import Content
 from .examples import PairExample, Report, TextExample
 from .parts import part_of
-from .rows import check_type, rows, short
+from .rows import check_type, in_french, rows, short
 
 NAME_KEYS = ("label_text", "label_name", "label_str")  # the label's name, in files that have it beside its number
 TEXT_KEYS = ("text", "review", "review_body", "sentence", "content", "texte")
@@ -22,7 +21,6 @@ NLI_KEYS = (*NAME_KEYS, "gold_label", "label", "entailment_label", "entailment_j
 NLI_LABELS = ("entailment", "neutral", "contradiction")
 SPELLINGS = {name: name for name in NLI_LABELS} | {"contradictory": "contradiction"}  # of XNLI's machine translations
 UNDECIDED = "-"
-LANGUAGE_KEYS, FRENCH = ("language", "lang"), ("fr", "fra", "fre", "french", "français", "fr-fr", "fr_fr")
 PART_KEYS = ("SemEval_set", "split")
 NUMBER = re.compile(r"[+-]?\d+(?:\.0*)?")
 NUMBERS_HINT = (
@@ -35,13 +33,14 @@ LabelMap = Mapping[str, str]  # {label in the file: its new name}
 
 def read_sentiment(path: str, content: Content, report: Report, label_map: LabelMap) -> Iterator[tuple]:
     """Any file with a text and a label per row (Allociné, Amazon) -> the part or None, example of each row."""
-    for location, values, (text_key, label_key) in french_rows(path, content, report, TEXT_KEYS, SENTIMENT_KEYS):
+    found = rows(path, content, TEXT_KEYS, SENTIMENT_KEYS)
+    for location, values, (text_key, label_key) in in_french(found, path, report):
         label = check_label(values[label_key], label_key, location)
         if label not in label_map and label_key.casefold() == "stars":
             if label not in STARS:
                 raise DataError(f"{location}: stars must be 1, 2, 3, 4 or 5, not {short(label)}.")
             label = STARS[label]
-        text = in_french(values[text_key], text_key, location)
+        text = text_of(values[text_key], text_key, location)
         yield part_of_row(values, location), TextExample(text, label_map.get(label, label))
 
 
@@ -60,9 +59,8 @@ def read_nli(path: str, content: Content, report: Report, label_map: LabelMap) -
 
     Labels are names, in any number. What an integer means differs between data sets: only label_map says it.
     """
-    undecided = 0
-    wanted = PREMISE_KEYS, HYPOTHESIS_KEYS, NLI_KEYS
-    for location, values, (*text_keys, label_key) in french_rows(path, content, report, *wanted):
+    undecided, found = 0, rows(path, content, PREMISE_KEYS, HYPOTHESIS_KEYS, NLI_KEYS)
+    for location, values, (*text_keys, label_key) in in_french(found, path, report):
         label = check_label(values[label_key], label_key, location)
         if label not in label_map:
             if NUMBER.fullmatch(label):
@@ -71,7 +69,7 @@ def read_nli(path: str, content: Content, report: Report, label_map: LabelMap) -
         if label == UNDECIDED and UNDECIDED not in label_map:
             undecided += 1
             continue
-        texts = (in_french(values[key], key, location) for key in text_keys)
+        texts = (text_of(values[key], key, location) for key in text_keys)
         yield part_of_row(values, location), PairExample(*texts, label_map.get(label, label))
     if undecided:
         report(f"{path}: skipped {undecided} examples whose annotators did not agree on a label (-).")
@@ -80,24 +78,7 @@ def read_nli(path: str, content: Content, report: Report, label_map: LabelMap) -
 # ---- values of a row -------------------------------------------------------------------------------------------
 
 
-def french_rows(path: str, content: Content, report: Report, *wanted: tuple[str, ...]) -> Iterator[tuple]:
-    """rows(), but only the French ones if they have a language.  Raises DataError if none is French."""
-    others, french = Counter(), False
-    for location, values, keys in rows(path, content, *wanted):
-        language = next((check_type(str, values[key], key, location) for key in LANGUAGE_KEYS if key in values), "fr")
-        if language.casefold() in FRENCH:
-            french = True
-            yield location, values, keys
-        else:
-            others[language] += 1
-    names = short(", ".join(sorted(others)))
-    if others and not french:
-        raise DataError(f"{path} has no French example (language fr), only {names}.")
-    if others:
-        report(f"{path}: skipped {others.total():,} examples in other languages ({names}).")
-
-
-def in_french(value, name: str, location: str) -> str:
+def text_of(value, name: str, location: str) -> str:
     """The text; the French one of translations, {"fr": …} or {"language": […], "translation": […]} as the hub has."""
     if isinstance(value, dict):
         languages, translations = value.get("language"), value.get("translation")

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from data.cli import check, check_bounds, option, parse_options, warn
-from data.tasks import Example, labels_of, read_task
+from data.features import join_words
+from data.tasks import Example, TextExample, labels_of, read_task
+from data.tasks.tags import OUTSIDE, types_of
 from model import EncoderConfig
 from model.checkpoints.load import check_vocabulary, load_teacher, load_tokenizer
 from model.checkpoints.native import PRECISIONS, fingerprint
@@ -21,7 +23,7 @@ from model.training.device import Runtime, choose_device, choose_precision
 
 from ..results import check_writable, command_line, format_metrics, provenance, write_json
 from .batching import BUDGET, Report, TaskSettings, infer
-from .ner import OUTSIDE, NerTask
+from .ner import NerTask
 from .qa import QaTask
 from .sequences import SequenceTask
 
@@ -54,6 +56,7 @@ class Options(InferenceOptions):
     model: str | None = option(None, MODEL_HELP, "input and output", metavar="PATH")
     test: tuple[str, ...] = option((), "labelled examples", nargs="+", metavar="FILE")
     label_map: tuple[str, ...] = option((), LABEL_MAP_HELP, nargs="+", metavar="DATA=MODEL")
+    as_text: bool = option(False, "ner: find the entities in the words joined to running text, as predict does")
     seed: int = option(0, "of the bootstrap resamples", least=0, most=2**63 - 1)
     out: str | None = option(None, "JSON file (default: runs/results/TASK-TIME.json)", metavar="FILE")
 
@@ -91,7 +94,7 @@ def open_model(path: str, task: str, options: InferenceOptions) -> tuple[nn.Modu
 def predict(
     model: nn.Module, task: Task, examples: Sequence[Example], runtime: Runtime, budget: int, report: Report = warn
 ) -> list:
-    """One prediction per example: a LabelPrediction, TagPrediction or AnswerSpan.
+    """One prediction per example: a LabelPrediction, TagPrediction, EntityPrediction or AnswerSpan.
 
     budget: tokens per batch; report: called with a sentence if texts were truncated.
     """
@@ -147,18 +150,17 @@ def evaluate(model: nn.Module, task: Task, examples: Sequence[Example], runtime:
     With --label-map, the classes are its values: a label of the model, or several whose probabilities are summed. The
     labels of the examples are the names of the classes, see new_names.
     """
-    groups, label_map = None, parse_label_map(options.label_map)
+    groups, given, label_map = None, examples, parse_label_map(options.label_map)
     if isinstance(task, NerTask):  # numbers are mapped to tags, when the file is read
         label_map = {label: targets for label, targets in label_map.items() if not label.isdecimal()}
     classes = {",".join(targets): targets for targets in label_map.values()}
     if isinstance(task, NerTask):
-        types = list(dict.fromkeys(label[2:] for label in task.labels if label != OUTSIDE))
-        check_targets(classes, [*types, OUTSIDE])
+        check_targets(classes, [*types_of(task.tags), OUTSIDE])
         names = {target: name for name, targets in classes.items() for target in targets}
-        renamed = [label[:2] + names.get(label[2:], label[2:]) for label in task.labels]  # O has no type
-        task = NerTask(task.settings, renamed)
-        known = sorted({label[2:] for label in renamed if label != OUTSIDE})
-        check_labels(known, sorted({tag[2:] for tag in labels_of(examples) if tag != OUTSIDE}), LABEL_MAP_HINT)
+        task = NerTask(task.settings, [tag[:2] + names.get(tag[2:], tag[2:]) for tag in task.tags])  # O has no type
+        check_labels(types_of(task.tags), types_of(labels_of(examples)), LABEL_MAP_HINT)
+        if options.as_text:
+            given = [TextExample(join_words(example.words)[0], "") for example in examples]
     elif isinstance(task, SequenceTask):
         check_targets(classes, task.labels)
         in_data = labels_of(examples)
@@ -168,11 +170,12 @@ def evaluate(model: nn.Module, task: Task, examples: Sequence[Example], runtime:
         check_targets(classes, task.labels)
         groups = [[task.labels.index(target) for target in targets] for targets in classes.values()]
         task = SequenceTask(task.settings, list(classes))
-    features = task.encode(examples, warn)
+    features = task.encode(given, warn)
     outputs = infer(model, [feature.ids for feature in features], runtime, options.batch_tokens)
     if groups is not None:
         outputs = [merge_logits(output, groups) for output in outputs]
-    return task.metrics(task.decode(outputs, features, examples), examples, options.seed)
+    metrics = task.text_metrics if options.as_text else task.metrics
+    return metrics(task.decode(outputs, features, given), examples, options.seed)
 
 
 def write_result(out: str, task_name: str, model: nn.Module, metrics: dict, command: str, options) -> None:
@@ -186,6 +189,7 @@ def main(task_name: str, arguments: list[str]) -> None:
     """The command `python -m eval TASK`.  Raises OptionError, DataError, ModelError."""
     usage = f"python -m eval {task_name} --model PATH --test FILE… [OPTIONS]"
     options = parse_options(Options, arguments, usage, __doc__)
+    check(task_name == "ner" or not options.as_text, "--as-text is only for ner.")
     check(task_name != "qa" or not options.label_map, "--label-map is only for tasks with labels, not for qa.")
     out = options.out or f"runs/results/{task_name}-{datetime.now():%Y%m%d-%H%M%S}.json"
     check_writable(out)

@@ -27,6 +27,7 @@ from data.cli import DataError, OptionError, check, check_bounds, dashed, option
 from data.features import budget_batches
 from data.tasks import TASKS, Example, labels_of, read_task
 from data.tasks.parts import PARTS
+from data.tasks.tags import OUTSIDE, types_of
 from losses import DIRECTIONS, IGNORE_INDEX, soft_label_loss
 from model import QuestionAnswerer, save_model
 from model.checkpoints.load import load_checkpoint, load_teacher
@@ -48,7 +49,7 @@ from .evaluate import (
     predict,
     task_settings,
 )
-from .ner import NerTask, inside_tag
+from .ner import NerTask
 
 Parts = Mapping[str, Sequence[Example]]  # examples by part
 SEEDS_HELP = "one run per seed, of the new head, data order and dropout"
@@ -282,9 +283,13 @@ def finetune(task_name: str, options: Options, command: str, data: Parts | None 
     labels = ()
     if task_class.model is not QuestionAnswerer:
         in_data = labels_of([example for examples in data.values() for example in examples])
-        inside = [inside_tag(label) for label in in_data if task_class is NerTask]  # the later pieces of a B-TYPE word
-        labels = teacher.labels if teacher else tuple(dict.fromkeys([*in_data, *inside]))
-        check_labels(labels, in_data, "The teacher must have been fine-tuned on the same labels.")
+        labels = teacher.labels if teacher else tuple(in_data)
+        known = labels
+        if task_class is NerTask:  # of any scheme; a word's later pieces need I-TYPE even if no second word has it
+            in_data = types_of(in_data)
+            labels = teacher.labels if teacher else (OUTSIDE, *(f"{p}-{kind}" for p in "BI" for kind in in_data))
+            known = types_of(task_class(settings, labels).tags)
+        check_labels(known, in_data, "The teacher must have been fine-tuned on the same labels.")
     task = task_class(settings, labels)
     counts = ", ".join(f"{len(examples):,} {part}" for part, examples in data.items())
     classes = ", ".join(labels) or "start, end"

@@ -25,7 +25,7 @@ from data.tasks import TASKS, Example, PairExample, QuestionExample, TextExample
 from data.tasks.rows import short
 
 from .evaluate import MODEL_HELP, SURROGATE, InferenceOptions, Task, open_model, predict
-from .ner import TagPrediction, group_entities
+from .ner import EntityPrediction, TagPrediction
 from .qa import AnswerSpan
 from .sequences import LabelPrediction
 
@@ -150,18 +150,19 @@ def read_chunks(lines: Iterable[bytes], task: str) -> Iterator[list[tuple[int, E
 # ---- predictions to lines --------------------------------------------------------------------------------------
 
 
-def to_json(prediction: LabelPrediction | TagPrediction | AnswerSpan, example: Example, task: Task) -> dict:
+def to_json(
+    prediction: LabelPrediction | TagPrediction | EntityPrediction | AnswerSpan, example: Example, task: Task
+) -> dict:
     """What is printed for one example, beside its line number."""
     if isinstance(prediction, LabelPrediction):
         scores = {name: round(score, 6) for name, score in zip(task.labels, prediction.scores.tolist())}
         return {"label": prediction.label, "score": scores[prediction.label], "scores": scores}
     if isinstance(prediction, AnswerSpan):
         return {**prediction._asdict(), "score": round(prediction.score, 6)}
-    if isinstance(example, WordsExample):
+    if isinstance(prediction, TagPrediction):
         return {"words": example.words, "tags": prediction.tags}
-    entities = group_entities(prediction, task.labels)
-    texts = [example.text[entity.start : entity.end] for entity in entities]
-    return {"entities": [{**e._asdict(), "score": round(e.score, 6), "text": text} for e, text in zip(entities, texts)]}
+    found = [(e._asdict(), example.text[e.start : e.end]) for e in prediction.entities]
+    return {"entities": [{**entity, "score": round(entity["score"], 6), "text": text} for entity, text in found]}
 
 
 def run(task_name: str, options: Options, lines: BinaryIO) -> None:

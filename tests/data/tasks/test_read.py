@@ -77,4 +77,4 @@ def test_an_unknown_task():
 def test_labels():
     assert labels_of(THREE[::-1]) == ["contradiction", "entailment", "neutral"]
     assert labels_of(pairs(("a", "O"), ("a", "1"), ("a", "O"), ("a", "A"))) == ["1", "A", "O"]
-    assert labels_of(SENTENCES) == ["O", "B-MISC", "B-PER", "I-LOC", "I-ORG", "I-PER"]
+    assert labels_of(SENTENCES) == ["O", "B-LOC", "B-MISC", "B-ORG", "B-PER", "I-PER"]

@@ -132,11 +132,11 @@ def test_mapped_entity_types(tmp_path):
     check_error(evaluate(*arguments), "label 'LOC'", "--label-map")
     check_error(evaluate(*arguments, "--label-map", "LOC=ville"), "no label 'ville'")
     for rows, label_map in (
-        ({"words": ["Brest", "Nantes"], "tags": ["B-LOC", "I-LOC"]}, ["LOC=lieu"]),
-        ({"words": ["Brest", "Nantes"], "tags": ["B-LOC", "I-GPE"]}, ["LOC=lieu", "GPE=lieu"]),
-        ({"words": ["Brest", "Nantes"], "tags": [1, 2]}, ["0=O", "1=B-lieu", "2=I-lieu"]),
+        ([(["Brest", "Nantes"], ["B-LOC", "I-LOC"])], ["LOC=lieu"]),
+        ([(["Brest"], ["B-LOC"]), (["Nantes"], ["B-GPE"])], ["LOC=lieu", "GPE=lieu"]),
+        ([(["Brest", "Nantes"], [1, 2])], ["0=O", "1=B-lieu", "2=I-lieu"]),
     ):
-        write(test, rows)
+        write(test, *(dict(zip(("words", "tags"), row)) for row in rows))
         succeeded(evaluate(*arguments, "--label-map", *label_map))
         figures = json.loads((tmp_path / "r.json").read_text())["figures"]
         assert figures["entity_f1"]["value"] == 1
