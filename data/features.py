@@ -92,8 +92,9 @@ def text_pieces(tokenizer: Tokenizer, text: str) -> Pieces:
     A piece ends where a word of text_words and punctuation meet, as it does if the two are given as words: "(4)" has
     three pieces. A hyphen or an apostrophe may share one with a word ("États-Unis", "l'").
     """
-    borders = [start for start, _ in text_words(text) if not joins_words(text[max(start - 1, 0) : start])]
-    borders += [end for _, end in text_words(text) if not joins_words(text[end : end + 1])]
+    words = text_words(text)
+    borders = [start for start, _ in words if not joins_words(text[max(start - 1, 0) : start])]
+    borders += [end for _, end in words if not joins_words(text[end : end + 1])]
     ids, spans = tokenizer.encode_spans(text, sorted(borders))
     word_ids, word = [], -1
     for piece in tokenizer.pieces(ids):

@@ -144,6 +144,43 @@ def test_mapped_entity_types(tmp_path):
     assert figures["entity_f1"]["value"] == figures["subword_f1"]["value"] == 1
 
 
+@pytest.mark.parametrize("form", [(), ("--as-text",)], ids=["words", "text"])
+@pytest.mark.parametrize(
+    ("labels", "favoured"),
+    [("O LOC PER", "PER"), ("O I-PER", "I-PER"), ("B-O B-LOC I-LOC I-PER", "I-PER"), ("O B-PER E-PER I-PER", "I-PER")],
+)
+def test_models_of_every_scheme(tmp_path, labels, favoured, form):
+    biases = [0.9 if label == favoured else 0.1 / (len(labels.split()) - 1) for label in labels.split()]
+    path = save(constant(TokenClassifier, labels.split(), biases), tmp_path / "model.safetensors")
+    values = [{"words": ["Anne", "Roc"], "tags": tags} for tags in (["PER", "PER"], ["PER", "O"])]
+    test = write(tmp_path / "t.jsonl", *values)
+    succeeded(evaluate("ner", "--model", path, "--test", test, "--out", tmp_path / "r.json", *form))
+    figures = json.loads((tmp_path / "r.json").read_text())["figures"]
+    assert figures["entity_f1"]["value"] == 0.5 and figures["overlap_recall"]["value"] == 1
+    assert figures["overlap_precision"]["value"] == 0.75
+    assert figures["subword_by_type"]["PER"]["precision"]["value"] == 0.625  # Roc has three pieces
+    assert figures["count"] == 2
+
+
+def test_a_type_that_the_data_do_not_have_can_be_mapped_to_o(tmp_path):
+    path = save(constant(TokenClassifier, ("O", "B-MISC", "B-PER"), [0.3, 0.4, 0.3]), tmp_path / "model.safetensors")
+    test = write(tmp_path / "t.jsonl", {"words": ["Brest", "Anne"], "tags": ["O", "B-PER"]})
+    arguments = ("ner", "--model", path, "--test", test, "--out", tmp_path / "r.json")
+    result = succeeded(evaluate(*arguments, "--label-map", "O=MISC"))
+    assert json.loads((tmp_path / "r.json").read_text())["figures"]["entity_precision"]["value"] == 0
+    assert list(json.loads((tmp_path / "r.json").read_text())["figures"]["entity_by_type"]) == ["PER"]
+    assert "[" not in result.stdout  # one sentence has no interval
+
+
+def test_labels_of_no_scheme(tmp_path):
+    path = save(constant(TokenClassifier, ("LABEL_0", "LABEL_1"), [0.5, 0.5]), tmp_path / "model.safetensors")
+    test = write(tmp_path / "t.jsonl", {"words": ["Brest"], "tags": ["O"]})
+    result = evaluate("ner", "--model", path, "--test", test, "--out", tmp_path / "r.json")
+    check_error(result, "The model has the tag 'LABEL_0'", "LABEL_0, LABEL_1", "BIOES")
+    result = evaluate("sentiment", "--model", path, "--test", test, "--as-text")
+    check_error(result, "--as-text is only for ner.")
+
+
 def test_question_answering(tmp_path):
     torch.manual_seed(0)
     model = QuestionAnswerer(CONFIG)

@@ -13,10 +13,20 @@ from data.tokenizer import FILE_NAME
 from eval.tasks.batching import TaskSettings
 from eval.tasks.evaluate import TASK_CLASSES, predict
 from eval.tasks.finetune import Options, mean_and_deviation, plan_batches
-from model import EncoderConfig, MaskedLM, SequenceClassifier, load_model, save_model
+from model import EncoderConfig, MaskedLM, SequenceClassifier, TokenClassifier, load_model, save_model
 from model.checkpoints.load import load_checkpoint
 from model.checkpoints.native import sha256
-from tests.eval.tasks.shared import ON_CPU, RUNTIME, TOKENIZER, ignore, run_with_closed_output, save, succeeded, write
+from tests.eval.tasks.shared import (
+    ON_CPU,
+    RUNTIME,
+    TOKENIZER,
+    check_error,
+    ignore,
+    run_with_closed_output,
+    save,
+    succeeded,
+    write,
+)
 from tests.helpers import run_command
 
 pytestmark = pytest.mark.filterwarnings("ignore:'eval")
@@ -230,6 +240,23 @@ def test_the_teachers_probabilities_are_learnt_from_wrong_labels(place, tuned, t
         else:
             differences.append((one.scores - two.scores).abs().mean().item())
     assert sum(differences) / len(differences) < 0.05
+
+
+def test_tags_of_other_schemes(place, tmp_path):
+    """A teacher without prefixes, data in BIOES: the student has the teacher's labels and learns its types."""
+    torch.manual_seed(0)
+    save_model(TokenClassifier(CONFIG, 3, ("O", "LOC", "PER")), tmp_path / "teacher.safetensors")
+    values = [{**value, "tags": [tag.replace("B-", "S-") for tag in value["tags"]]} for value in examples_of("ner", 0)]
+    files = ("--train", write(tmp_path / "bioes", *values), "--teacher", tmp_path / "teacher.safetensors")
+    succeeded(command(*inputs(place, "ner", tmp_path / "out"), *files, "--soft-weight", 0, "--epochs", 30))
+    assert load_model(tmp_path / "out" / "model.safetensors").labels == ("O", "LOC", "PER")
+    assert results(tmp_path / "out")["runs"][0]["dev"]["entity_f1"]["value"] > 0.9
+    succeeded(command(*inputs(place, "ner", tmp_path / "two"), *files[:2], "--steps", 1))
+    labels = ("O", "B-LOC", "B-PER", "I-LOC", "I-PER")
+    assert load_model(tmp_path / "two" / "model.safetensors").labels == labels
+    save_model(TokenClassifier(CONFIG, 2, ("O", "LOC")), tmp_path / "teacher.safetensors")
+    result = command(*inputs(place, "ner", tmp_path / "three"), *files)
+    check_error(result, "label 'PER'", "its labels are LOC", "teacher")
 
 
 def test_the_labels_are_the_union_of_all_files(place, tmp_path):

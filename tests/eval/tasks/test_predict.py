@@ -16,7 +16,6 @@ from data import DataError
 from data.tasks import PairExample, QuestionExample, TextExample, WordsExample
 from eval.tasks.batching import TaskSettings
 from eval.tasks.evaluate import TASK_CLASSES, predict
-from eval.tasks.ner import group_entities
 from eval.tasks.predict import Options, parse_line, read_chunks, run
 from model import EncoderConfig, QuestionAnswerer, SequenceClassifier, TokenClassifier
 from model.checkpoints.load import load_checkpoint
@@ -91,12 +90,11 @@ def test_labels(models, tmp_path, monkeypatch, task, form, chunk_lines):
 def test_entities_of_running_text(models, tmp_path, form):
     long = " ".join(TEXTS * 30)
     texts = [*TEXTS, long]
-    task, predictions = expected(models, "ner", [TextExample(text, "") for text in texts])
+    _, predictions = expected(models, "ner", [TextExample(text, "") for text in texts])
     lines = write(tmp_path / "lines", *(input_line(form, text=text) for text in texts))
     found = answers(command(models, "ner", lines))
     assert sum(len(values["entities"]) for values in found) > len(texts)
-    for text, values, prediction in zip(texts, found, predictions, strict=True):
-        entities = group_entities(prediction, task.labels)
+    for text, values, (entities, _, _) in zip(texts, found, predictions, strict=True):
         places = [(e["type"], e["start"], e["end"]) for e in values["entities"]]
         assert places == [(e.type, e.start, e.end) for e in entities]
         assert all(text[e["start"] : e["end"]] == e["text"] for e in values["entities"])
@@ -109,8 +107,15 @@ def test_tags_of_words(models, tmp_path):
     found = answers(command(models, "ner", write(tmp_path / "lines", *({"words": words} for words in sentences))))
     _, predictions = expected(models, "ner", [WordsExample(tuple(words), ()) for words in sentences])
     for values, words, prediction in zip(found, sentences, predictions, strict=True):
-        assert values["words"] == words and values["tags"] == prediction.tags
+        assert values["words"] == words and values["tags"] == list(prediction.tags)
         assert len(values["tags"]) == len(words)
+
+
+@pytest.mark.parametrize("labels", [("O", "B_PER"), ("NOUN", "DET"), ("O", "PER", "B-LOC")])
+def test_a_model_with_unclear_labels_is_refused_before_anything_is_read(tmp_path, labels):
+    path = save(TokenClassifier(CONFIG, len(labels), labels), tmp_path / "model.safetensors")
+    for lines in (write(tmp_path / "lines", *TEXTS), write(tmp_path / "none")):
+        check_error(command({"ner": path}, "ner", lines), "The model has the tag", ", ".join(labels))
 
 
 @pytest.mark.parametrize("form", ["plain", "json"])
