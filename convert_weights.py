@@ -24,7 +24,7 @@ from model.checkpoints.card import last_metrics, model_card, read_provenance
 from model.checkpoints.export import export_huggingface
 from model.checkpoints.load import check_vocabulary, load_checkpoint, print_note, unpacked, weights_in
 from model.checkpoints.names import CLASSES
-from model.checkpoints.native import PRECISIONS, is_finite
+from model.checkpoints.native import HEAD_SETTINGS, PRECISIONS, is_finite
 from model.heads import MaskedLM, QuestionAnswerer, SequenceClassifier, TokenClassifier
 
 KIND_CHOICES = {
@@ -101,7 +101,8 @@ def convert(source: Path, origin: str, target: Path, options: Options) -> None:
         save_model(model, target, {**provenance, "converted from": origin})
     else:
         metrics = last_metrics(file.parent / "metrics.jsonl")
-        card = model_card(CLASSES[type(model).__name__], model.config.num_layers, provenance, metrics)
+        head = getattr(model, HEAD_SETTINGS.get(type(model), ""), None)
+        card = model_card(CLASSES[type(model).__name__], model.config.num_layers, provenance, metrics, head)
         with unpacked(source) as place:
             path = options.tokenizer or tokenizer_beside(place)
             tokenizer = Tokenizer(path) if path else None

@@ -59,7 +59,7 @@ def format_metrics(metrics: Mapping) -> str:
     lines = []
     for name, metric in metrics.items():
         if not isinstance(metric, Mapping):
-            lines.append(f"{name:<24} {metric}")
+            lines.append(f"{name:<24} {f'{metric:.4f}' if isinstance(metric, float) else metric}")
         elif "value" in metric:
             interval = "" if metric["low"] is None else f"   [{metric['low']:.4f}, {metric['high']:.4f}]"
             lines.append(f"{name:<24} {metric['value']:.4f}{interval}")

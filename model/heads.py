@@ -4,6 +4,7 @@ Each model has `.encoder`, `.config` and, if it has classes, `.labels`, their na
 Shapes: B sequences, n tokens, d_h hidden size, |W| vocabulary size, C classes.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from .config import EncoderConfig, ModelError
 from .dropout import Dropout
 from .encoder import Encoder, initialise
+
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")  # Hugging Face's names
 
 
 class MaskedLM(nn.Module):
@@ -54,13 +57,21 @@ class MaskedLM(nn.Module):
 class SequenceClassifier(nn.Module):
     """One class per sequence (sentiment, NLI), from the state of the first token, `<s>`.  -> logits (B, C)
 
-    dropout, dense, tanh, dropout, linear, as in RoBERTa.
+    dropout, dense, tanh, dropout, linear, as in RoBERTa. problem_type says what the outputs mean: logits of a softmax,
+    of one sigmoid per label, or values (regression).
     """
 
-    def __init__(self, config: EncoderConfig, num_labels: int, labels: Sequence[str] | None = None):
+    def __init__(
+        self,
+        config: EncoderConfig,
+        num_labels: int,
+        labels: Sequence[str] | None = None,
+        problem_type: str | None = None,
+    ):
         super().__init__()
         self.config = config
         self.labels = label_names(num_labels, labels)
+        self.problem_type = check_problem_type(problem_type, num_labels)
         self.encoder = Encoder(config)
         self.dropout = Dropout(config.dropout)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
@@ -97,11 +108,18 @@ class TokenClassifier(nn.Module):
 
 
 class QuestionAnswerer(nn.Module):
-    """Start and end of the answer in the context (extractive question answering): linear.  -> logits (B, n, 2)"""
+    """Start and end of the answer in the context (extractive question answering): linear.  -> logits (B, n, 2)
 
-    def __init__(self, config: EncoderConfig):
+    no_answer_threshold: there is no answer where the logits of `<s>` exceed those of the best span by more than this;
+    None for a model that always answers.
+    """
+
+    def __init__(self, config: EncoderConfig, no_answer_threshold: float | None = None):
         super().__init__()
+        if no_answer_threshold is not None and not is_finite_number(no_answer_threshold):
+            raise ModelError(f"no_answer_threshold is {no_answer_threshold!r:.100}; a finite number is needed.")
         self.config = config
+        self.no_answer_threshold = no_answer_threshold
         self.encoder = Encoder(config)
         self.output = nn.Linear(config.hidden_size, 2)
         initialise(self.output, config.hidden_size)
@@ -122,3 +140,21 @@ def label_names(num_labels: int, labels: Sequence[str] | None) -> tuple[str, ...
     if len(names) != num_labels or len(set(names)) != num_labels:
         raise ModelError(f"{num_labels} different label names are needed, not {list(names)}.")
     return names
+
+
+def check_problem_type(problem_type: str | None, num_labels: int) -> str:
+    """The given one; by default regression for a single output, whose softmax is always 1, else one label of several.
+
+    Raises ModelError for an unknown one, and for a softmax of a single output.
+    """
+    if problem_type is None:
+        return "regression" if num_labels == 1 else "single_label_classification"
+    if problem_type not in PROBLEM_TYPES:
+        raise ModelError(f"problem_type is {problem_type!r:.100}, not one of {', '.join(PROBLEM_TYPES)}.")
+    if problem_type == "single_label_classification" and num_labels == 1:
+        raise ModelError(f"problem_type {problem_type} needs at least 2 labels: the softmax of one is always 1.")
+    return problem_type
+
+
+def is_finite_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)

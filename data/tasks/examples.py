@@ -3,16 +3,18 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+Label = str | tuple[str, ...] | float  # one class; several (multi-label); a value (regression)
+
 
 class TextExample(NamedTuple):  # sentiment
     text: str
-    label: str
+    label: Label
 
 
 class PairExample(NamedTuple):  # nli
     premise: str
     hypothesis: str
-    label: str
+    label: Label
 
 
 class WordsExample(NamedTuple):  # ner
@@ -29,7 +31,7 @@ class QuestionExample(NamedTuple):  # qa
     id: str
     context: str
     question: str
-    answers: tuple[Answer, ...]  # at least one
+    answers: tuple[Answer, ...]  # empty if the context does not answer the question
 
 
 Example = TextExample | PairExample | WordsExample | QuestionExample
@@ -39,7 +41,8 @@ TASKS = ("sentiment", "ner", "nli", "qa")
 
 
 def labels_of(examples: Sequence[TextExample | PairExample | WordsExample]) -> list[str]:
-    """The names of the labels, sorted; tags with "O" first."""
+    """The names of the labels, sorted; tags with "O" first.  Not for values, which have none."""
     if examples and isinstance(examples[0], WordsExample):
         return sorted({tag for example in examples for tag in example.tags}, key=lambda tag: (tag != "O", tag))
-    return sorted({example.label for example in examples})
+    labels = [example.label for example in examples]
+    return sorted({name for label in labels for name in ((label,) if isinstance(label, str) else label)})

@@ -9,20 +9,39 @@ from .rows import check_type, find_key, get_value, json_objects, short
 
 
 def read_qa(path: str, text: Content, report: Report) -> Iterator[QuestionExample]:
-    """SQuAD's JSON (FQuAD, PIAF), or JSON lines or columns with one question each."""
-    unanswered = 0
+    """SQuAD's JSON (FQuAD, PIAF, SQuAD 2.0), or JSON lines or columns with one question each.
+
+    A question has no answer if is_impossible says so, whatever else it has (plausible_answers, say), or if its answers
+    are empty and nothing says that it has one. Raises DataError if that holds for all of a file without is_impossible:
+    its answers were left out, as those of a test set are.
+    """
+    number = answered = marked = contradictory = 0
     for number, (location, context, values) in enumerate(read_questions(path, text), 1):
         name, location = values.get("id"), f"{location}, question"
         name = str(name) if type(name) is int else check_type(str, name or str(number), "id", f"{location} {number}")
         location = f"{location} {short(name)}"
         question = get_value(str, values, ("question",), location)
-        answers = [] if values.get("is_impossible") is True else read_answers(values, context, location, report)
-        if answers:
-            yield QuestionExample(name, context, question, tuple(answers))
-        else:
-            unanswered += 1
-    if unanswered:
-        report(f"{path}: skipped {unanswered} questions without an answer.")
+        impossible = is_impossible(values, location)
+        answers = [] if impossible else read_answers(values, context, location, report)
+        if not answers and impossible is False:
+            contradictory += 1
+            continue
+        answered, marked = answered + bool(answers), marked + bool(impossible)
+        yield QuestionExample(name, context, question, tuple(answers))
+    if contradictory:
+        report(f"{path}: skipped {contradictory:,} questions without an answer whose is_impossible is false.")
+    if number > contradictory and not answered and not marked:
+        raise DataError(f"{path} contains no qa example with an answer, and none says is_impossible: add the answers.")
+    if unanswered := number - contradictory - answered:
+        report(f"{path}: {unanswered:,} of {number:,} questions have no answer.")
+
+
+def is_impossible(values: dict, location: str) -> bool | None:
+    """Whether a question is said to have no answer; None if nothing is said.  Raises DataError."""
+    value = values.get("is_impossible")
+    if value is not None and (type(value) not in (bool, int) or value not in (0, 1)):
+        raise DataError(f"{location}: is_impossible must be true or false, not {short(repr(value))}.")
+    return None if value is None else bool(value)
 
 
 def read_questions(path: str, text: Content) -> Iterator[tuple[str, str, dict]]:

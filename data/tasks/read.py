@@ -9,7 +9,7 @@ from .contents import read_content
 from .examples import TASKS, Example, Report, WordsExample
 from .ner import read_ner
 from .qa import read_qa
-from .sequences import read_nli, read_sentiment, read_tweets
+from .sequences import SINGLE_LABEL, Labels, read_nli, read_sentiment, read_tweets
 
 TWEETS = re.compile(r"(.*)_text\.txt(\.\w+)?")
 
@@ -18,6 +18,7 @@ def read_task(
     task: str,
     paths: Sequence[str | Path],
     report: Report,
+    problem_type: str = SINGLE_LABEL,
     *,
     label_map: Mapping[str, str] | None = None,
     part: str | None = None,
@@ -25,6 +26,8 @@ def read_task(
     """The examples of all files, in order.
 
     report: called with a sentence for everything that is skipped or assumed.
+    problem_type: of sentiment and nli, what the labels are, by Hugging Face's name; multi_label_classification reads
+    lists of labels, regression numbers.
     label_map: {label or entity type in the files: its new name}; {number: tag} for tags that are numbers.
     part: "train", "dev" or "test" reads only its rows of a file whose rows are of several parts, as SICK's say.
     Raises OptionError for an unknown task, DataError (with file and line) for a file that cannot be used.
@@ -35,13 +38,10 @@ def read_task(
         raise DataError(f"Give at least one file of {task} examples.")
     examples = []
     for path in map(str, paths):
-        found = read_file(task, path, report, label_map or {})
-        chosen, named = (
-            [example for name, example in found if name in (None, part)],
-            {name for name, _ in found} - {None},
-        )
-        if part is None or len(named) < 2:
-            chosen = [example for _, example in found]
+        found = read_file(task, path, report, Labels(problem_type, label_map or {}))
+        named = {name for name, _ in found} - {None}
+        wanted = (None, part) if part and len(named) > 1 else (None, *named)
+        chosen = [example for name, example in found if name in wanted]
         if part and named - {part}:
             said = f"{path}: its rows say that they are of {' and '.join(sorted(named))}"
             report(f"{said}; {len(chosen):,} of {len(found):,} are read for {part}.")
@@ -49,17 +49,18 @@ def read_task(
     return examples
 
 
-def read_file(task: str, path: str, report: Report, label_map: Mapping[str, str]) -> list[tuple[str | None, Example]]:
+def read_file(task: str, path: str, report: Report, labels: Labels) -> list[tuple[str | None, Example]]:
     """-> the part, None if the row does not say it, and the example of each row.  Raises as read_task."""
     content, tweets = read_content(path), TWEETS.fullmatch(path)
     if task == "sentiment" and tweets and isinstance(content, str):
         labels_path = f"{tweets[1]}_labels.txt{tweets[2] or ''}"
-        found = list(read_tweets(path, content, labels_path, read_labels(path, labels_path), label_map))
+        found = list(read_tweets(path, content, labels_path, read_labels(path, labels_path), labels))
     elif task in ("sentiment", "nli"):
         reader = read_sentiment if task == "sentiment" else read_nli
-        found = list(reader(path, content, report, label_map))
+        found = list(reader(path, content, report, labels))
     elif task == "ner":
-        found = [(None, rename_types(example, label_map)) for example in read_ner(path, content, report, label_map)]
+        examples = read_ner(path, content, report, labels.names)
+        found = [(None, rename_types(example, labels.names)) for example in examples]
     else:
         found = [(None, example) for example in read_qa(path, content, report)]
     if not found:

@@ -41,6 +41,7 @@ class TaskSettings:
     doc_stride: int = 128
     max_answer: int = 30
     language: str = "fr"
+    no_answer_threshold: float | None = None  # see QuestionAnswerer; None: every question has an answer
 
 
 def group_by_example(outputs: Outputs, features: Sequence[Feature]) -> Iterator[tuple[int, list]]:

@@ -4,7 +4,7 @@ Shapes: N examples, R resamples, K classes; … any leading dimensions, of which
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy
 from numpy import ndarray
@@ -37,11 +37,15 @@ def bootstrap(counts: ndarray, metrics: Callable[[ndarray], dict], seed: int = 0
     if number == 1:
         return add_intervals(metrics(counts[0]), None)
     flat = counts.reshape(number, math.prod(shape)).astype(float)
-    random = numpy.random.default_rng(seed)
-    sums = numpy.empty((resamples, flat.shape[1]))
-    for row in sums:
-        row[:] = numpy.bincount(random.integers(number, size=number), minlength=number).astype(float) @ flat
+    sums = numpy.stack([drawn @ flat for drawn in draws(number, seed, resamples)])
     return add_intervals(metrics(counts.sum(axis=0)), metrics(sums.reshape(resamples, *shape)))
+
+
+def draws(number: int, seed: int, resamples: int = 1000) -> Iterator[ndarray]:
+    """For each resample, how often each of the examples was drawn, (N,)."""
+    random = numpy.random.default_rng(seed)
+    for _ in range(resamples):
+        yield numpy.bincount(random.integers(number, size=number), minlength=number).astype(float)
 
 
 def add_intervals(values: dict, resampled: dict | None) -> dict:

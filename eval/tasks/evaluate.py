@@ -6,7 +6,7 @@ formats of the examples.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import torch
@@ -16,21 +16,26 @@ from data.cli import check, check_bounds, option, parse_options, warn
 from data.features import join_words
 from data.tasks import Example, TextExample, labels_of, read_task
 from data.tasks.tags import OUTSIDE, types_of
-from model import EncoderConfig
+from model import EncoderConfig, QuestionAnswerer, SequenceClassifier
 from model.checkpoints.load import check_vocabulary, load_teacher, load_tokenizer
 from model.checkpoints.native import PRECISIONS, fingerprint
+from model.heads import PROBLEM_TYPES
 from model.training.device import Runtime, choose_device, choose_precision
 
 from ..results import check_writable, command_line, format_metrics, provenance, write_json
 from .batching import BUDGET, Report, TaskSettings, infer
+from .multi_label import MultiLabelTask
 from .ner import NerTask
 from .qa import QaTask
+from .regression import RegressionTask
 from .sequences import SequenceTask
 
 Task = SequenceTask | NerTask | QaTask
 TASK_CLASSES = {"sentiment": SequenceTask, "nli": SequenceTask, "ner": NerTask, "qa": QaTask}
+SEQUENCE_TASKS = {task.problem_type: task for task in (SequenceTask, MultiLabelTask, RegressionTask)}
 LABEL_MAP_HELP = "data's label or entity type = model's; probabilities of several are summed: '0=1 star,2 stars'"
 LABEL_MAP_HINT = "Map the labels with --label-map DATA=MODEL: the name in the data = the model's name."
+THRESHOLD_HELP = "qa: no answer where <s> exceeds the best span by more, in logits (default: the model's, if any)"
 SURROGATE = re.compile("[\ud800-\udfff]")
 TOKENIZER_HELP = "SentencePiece model or its folder (default: beside the model)"
 MODEL_HELP = "fine-tuned model, this project's or Hugging Face's"
@@ -45,6 +50,7 @@ class InferenceOptions:
     windows: bool = option(False, "sentiment: average over all windows of a long text, instead of truncating it")
     doc_stride: int = option(128, "qa: tokens shared by neighbouring windows of a context", least=0, most=10**4)
     max_answer: int = option(30, "qa: maximum number of tokens of an answer", least=1, most=10**4)
+    no_answer_threshold: float | None = option(None, THRESHOLD_HELP, type=float, least=-1e30, most=1e30)
     language: str = option("fr", "qa: language whose articles are ignored in the metrics", choices=("fr", "en"))
     device: str = option("auto", "auto (CUDA if available, else CPU), cpu, cuda, cuda:1, …", "device")
     precision: str = option("auto", "auto: bf16 if supported, else fp16 (CUDA) or fp32", choices=("auto", *PRECISIONS))
@@ -75,7 +81,8 @@ def task_settings(options: InferenceOptions, model: str, config: EncoderConfig) 
     check(length <= most, f"--max-length {length} is too long: the model takes at most {most} tokens.")
     tokenizer = load_tokenizer(options.tokenizer, model)
     check_vocabulary(config, tokenizer)
-    return TaskSettings(tokenizer, length, options.windows, options.doc_stride, options.max_answer, options.language)
+    qa = options.doc_stride, options.max_answer, options.language, options.no_answer_threshold
+    return TaskSettings(tokenizer, length, options.windows, *qa)
 
 
 def choose_runtime(options: InferenceOptions) -> Runtime:
@@ -88,13 +95,23 @@ def open_model(path: str, task: str, options: InferenceOptions) -> tuple[nn.Modu
     task_class, runtime = TASK_CLASSES[task], choose_runtime(options)
     model = load_teacher(path, task_class.model, runtime.device)
     runtime.cast_linears(model)
-    return model, task_class(task_settings(options, path, model.config), getattr(model, "labels", ())), runtime
+    return model, make_task(task, task_settings(options, path, model.config), model), runtime
+
+
+def make_task(name: str, settings: TaskSettings, model: nn.Module) -> Task:
+    """The task as the model understands it: with its labels, its problem_type, its threshold for no answer."""
+    if isinstance(model, SequenceClassifier):
+        return SEQUENCE_TASKS[model.problem_type](settings, model.labels)
+    if isinstance(model, QuestionAnswerer) and settings.no_answer_threshold is None:
+        settings = replace(settings, no_answer_threshold=model.no_answer_threshold)
+    return TASK_CLASSES[name](settings, getattr(model, "labels", ()))
 
 
 def predict(
     model: nn.Module, task: Task, examples: Sequence[Example], runtime: Runtime, budget: int, report: Report = warn
 ) -> list:
-    """One prediction per example: a LabelPrediction, TagPrediction, EntityPrediction or AnswerSpan.
+    """One prediction per example, of the kind of the task.
+
 
     budget: tokens per batch; report: called with a sentence if texts were truncated.
     """
@@ -157,10 +174,18 @@ def evaluate(model: nn.Module, task: Task, examples: Sequence[Example], runtime:
     if isinstance(task, NerTask):
         check_targets(classes, [*types_of(task.tags), OUTSIDE])
         names = {target: name for name, targets in classes.items() for target in targets}
+        names |= dict.fromkeys(label_map.get(OUTSIDE, ()), OUTSIDE)  # types that the data do not mark
         task = NerTask(task.settings, [tag[:2] + names.get(tag[2:], tag[2:]) for tag in task.tags])  # O has no type
         check_labels(types_of(task.tags), types_of(labels_of(examples)), LABEL_MAP_HINT)
         if options.as_text:
             given = [TextExample(join_words(example.words)[0], "") for example in examples]
+    elif isinstance(task, RegressionTask):
+        check(not options.label_map, "--label-map is for labels, but the model is a regression: its output is a value.")
+    elif isinstance(task, MultiLabelTask):
+        check_targets(classes, task.labels)
+        several = [name for name, targets in classes.items() if len(targets) > 1]
+        check(not several, f"--label-map gives {several} several labels, whose probabilities add up in a softmax only.")
+        check_labels(task.labels, labels_of(examples), LABEL_MAP_HINT)
     elif isinstance(task, SequenceTask):
         check_targets(classes, task.labels)
         in_data = labels_of(examples)
@@ -194,7 +219,13 @@ def main(task_name: str, arguments: list[str]) -> None:
     out = options.out or f"runs/results/{task_name}-{datetime.now():%Y%m%d-%H%M%S}.json"
     check_writable(out)
     model, task, runtime = open_model(options.model, task_name, options)
-    names = new_names(parse_label_map(options.label_map))
-    examples = read_task(task_name, options.test, warn, label_map=names, part="test")
+    examples = read_task(
+        task_name,
+        options.test,
+        warn,
+        getattr(model, "problem_type", PROBLEM_TYPES[0]),
+        label_map=new_names(parse_label_map(options.label_map)),
+        part="test",
+    )
     metrics = evaluate(model, task, examples, runtime, options)
     write_result(out, task_name, model, metrics, command_line(task_name, arguments), options)

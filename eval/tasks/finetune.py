@@ -11,6 +11,7 @@ If the command is stopped, running it again skips the seeds that are finished. d
 
 import hashlib
 import json
+import math
 import random
 import statistics
 import time
@@ -29,9 +30,10 @@ from data.tasks import TASKS, Example, labels_of, read_task
 from data.tasks.parts import PARTS
 from data.tasks.tags import OUTSIDE, types_of
 from losses import DIRECTIONS, IGNORE_INDEX, soft_label_loss
-from model import QuestionAnswerer, save_model
+from model import QuestionAnswerer, SequenceClassifier, save_model
 from model.checkpoints.load import load_checkpoint, load_teacher
 from model.checkpoints.native import fingerprint
+from model.heads import PROBLEM_TYPES
 from model.training.device import Runtime
 from model.training.optim import learning_rate, make_optimiser, optimiser_step
 from model.training.run_state import check_no_other_tokenizer, copy_tokenizer
@@ -40,20 +42,26 @@ from model.training.state import Diverged
 from ..results import command_line, provenance, write_json
 from .batching import Feature, Outputs, infer, packed_outputs
 from .evaluate import (
+    SEQUENCE_TASKS,
     TASK_CLASSES,
     InferenceOptions,
     Task,
     check_labels,
     choose_runtime,
+    make_task,
     parse_label_map,
     predict,
     task_settings,
 )
 from .ner import NerTask
+from .qa import QaTask
+from .regression import RegressionTask
+from .sequences import SequenceTask
 
 Parts = Mapping[str, Sequence[Example]]  # examples by part
 SEEDS_HELP = "one run per seed, of the new head, data order and dropout"
 NAMES_HELP = "label or entity type in the data = its name, also for labels that are numbers: 0=entailment 1=neutral"
+PROBLEM_TYPE_HELP = "sentiment, nli: what the labels of a text are: one class, several, or a value"
 # options that do not affect the result, or whose inputs are compared by content
 MAY_DIFFER = (
     "out",
@@ -75,6 +83,7 @@ class Options(InferenceOptions):
     train: tuple[str, ...] = option((), "labelled examples for training", nargs="+", metavar="FILE")
     dev: tuple[str, ...] = option((), "labelled examples for choosing the best epoch", nargs="+", metavar="FILE")
     test: tuple[str, ...] = option((), "labelled examples for evaluating the best epoch", nargs="+", metavar="FILE")
+    problem_type: str = option(PROBLEM_TYPES[0], PROBLEM_TYPE_HELP, choices=PROBLEM_TYPES)
     out: str | None = option(None, "folder for model.safetensors, results.json and the tokenizer", metavar="FOLDER")
     label_map: tuple[str, ...] = option((), NAMES_HELP, nargs="+", metavar="DATA=NAME")
 
@@ -117,8 +126,12 @@ class SoftLabels(NamedTuple):
 def make_model(source: nn.Module, task: Task, dropout: float | None) -> nn.Module:
     """The source's encoder with a head for the task: a new, random one, or the source's if it has the same labels."""
     config = source.config if dropout is None else replace(source.config, dropout=dropout)
-    model = task.model(config, *((len(task.labels), task.labels) if task.labels else ()))
-    if isinstance(source, task.model) and getattr(source, "labels", ()) == task.labels:
+    head = (len(task.labels), task.labels) if task.labels else ()
+    if task.model is SequenceClassifier:
+        head += (task.problem_type,)
+    model = task.model(config, *head)
+    same = [getattr(source, name, None) == getattr(model, name, None) for name in ("labels", "problem_type")]
+    if isinstance(source, task.model) and all(same):
         model.load_state_dict(source.state_dict())
     else:
         model.encoder.load_state_dict(getattr(source, "encoder", source).state_dict())
@@ -147,6 +160,7 @@ def task_loss(
 
     Both are means over the same targets of the batch: texts, pieces, or starts and ends. Tokens without a target, such
     as `<s>` and `</s>` in NER, count in neither. Without a teacher, the cross-entropy alone. D_KL: see soft_label_loss.
+    For regression both are squared errors instead: from the labels, and from the teacher's values.
     """
     logits_and_targets = task.logits_and_targets(outputs, features)
     total, count = cross_entropy_sum(logits_and_targets)
@@ -157,6 +171,10 @@ def task_loss(
     divergences = []
     of_teacher = task.logits_and_targets(teacher_outputs, features)
     for (logits, targets), (teacher_logits, _) in zip(logits_and_targets, of_teacher):
+        if targets.is_floating_point():
+            squares = F.mse_loss(logits.float(), teacher_logits.float(), reduction="sum")
+            divergences.append((squares, torch.tensor(len(targets), device=squares.device)))
+            continue
         has_target = (targets != IGNORE_INDEX).to(logits.device)
         pair = logits.float(), teacher_logits.float()
         divergences.append(soft_label_loss(*pair, has_target, direction=direction, temperature=temperature))
@@ -165,9 +183,17 @@ def task_loss(
 
 
 def cross_entropy_sum(logits_and_targets: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, int]:
-    """-> the sum over all targets that are not IGNORE_INDEX, in float32; their number"""
-    pairs = [(logits.float(), targets.to(logits.device)) for logits, targets in logits_and_targets]
-    sums = [F.cross_entropy(*pair, ignore_index=IGNORE_INDEX, reduction="sum") for pair in pairs]
+    """-> the sum over all targets that are not IGNORE_INDEX, in float32; their number
+
+    For the floating-point targets of a regression, the sum of the squared errors.
+    """
+    sums = []
+    for logits, targets in logits_and_targets:
+        pair = logits.float(), targets.to(logits.device)
+        if targets.is_floating_point():
+            sums.append(F.mse_loss(*pair, reduction="sum"))
+        else:
+            sums.append(F.cross_entropy(*pair, ignore_index=IGNORE_INDEX, reduction="sum"))
     return torch.stack(sums).sum(), sum(int((targets != IGNORE_INDEX).sum()) for _, targets in logits_and_targets)
 
 
@@ -196,10 +222,13 @@ def train_one_seed(
     """Trains on data["train"] and leaves the model as after the epoch that was best on data["dev"].
 
     -> {"seed", "epoch", "dev"}: that epoch and its metrics.  Raises Diverged if the loss is not finite.
+    If there are questions without an answer, every epoch's threshold is the best on data["dev"], and the best epoch's
+    is the model's.
     """
     features = [feature for feature in task.encode(data["train"], warn) if feature.target is not None]
     texts = [feature.ids for feature in features]
     dev_features = task.encode(data["dev"], warn)
+    choose_threshold = isinstance(task, QaTask) and needs_threshold(task, data)
     epochs = plan_batches([len(ids) for ids in texts], options, random.Random(seed))
     steps = sum(map(len, epochs))
     teacher_outputs = infer(teacher, texts, runtime, options.batch_tokens) if teacher else None
@@ -228,14 +257,29 @@ def train_one_seed(
         if not torch.stack(losses).isfinite().all():
             raise Diverged(f"The loss of epoch {epoch} is not finite. Try a lower --lr.")
         outputs = infer(model.eval(), [feature.ids for feature in dev_features], runtime, options.batch_tokens)
-        metrics = task.metrics(task.decode(outputs, dev_features, data["dev"]), data["dev"], seed)
+        predictions = task.decode(outputs, dev_features, data["dev"])
+        if choose_threshold:
+            task = task.with_best_threshold(predictions, data["dev"])
+        metrics = task.metrics(predictions, data["dev"], seed)
         value = metrics[task.headline]["value"]
         say(f"seed {seed}  epoch {epoch}  dev {task.headline} {value:.4f}")
         if best is None or value > best["dev"][task.headline]["value"]:
             best = {"seed": seed, "epoch": epoch, "dev": metrics}
+            if isinstance(task, QaTask):
+                model.no_answer_threshold = task.settings.no_answer_threshold
             best_weights = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
     model.load_state_dict(best_weights)
     return best
+
+
+def needs_threshold(task: QaTask, data: Parts) -> bool:
+    """Whether a threshold for no answer is to be chosen.  Warns if dev cannot serve to choose it."""
+    unanswered = {part: any(not example.answers for example in data[part]) for part in ("train", "dev")}
+    if not any(unanswered.values()) or task.settings.no_answer_threshold is not None:
+        return False
+    if not unanswered["dev"]:
+        warn("every question in --dev has an answer: the threshold for no answer cannot be chosen there; it is 0.")
+    return True
 
 
 def mean_and_deviation(runs: Sequence[dict], part: str) -> dict:
@@ -265,23 +309,30 @@ def finetune(task_name: str, options: Options, command: str, data: Parts | None 
     """
     folder = Path(options.out)
     task_class, runtime = TASK_CLASSES[task_name], choose_runtime(options)
+    if task_class.model is SequenceClassifier:
+        task_class = SEQUENCE_TASKS[options.problem_type]
+    else:
+        is_default = options.problem_type == PROBLEM_TYPES[0]
+        check(is_default, f"--problem-type is for sentiment and nli, not for {task_name}.")
     source = load_checkpoint(options.model).float()
     settings = task_settings(options, options.model, source.config)
     teacher = load_task_teacher(options.teacher, task_class.model, source.config.vocab_size, runtime)
     files = [path for part in PARTS for path in getattr(options, part)]
-    names = training_names(options.label_map)
-    data = data or {
-        part: read_task(task_name, paths, warn, label_map=names, part=part)
-        for part in PARTS
-        if (paths := getattr(options, part))
-    }
+    if data is None:
+        given = {part: getattr(options, part) for part in PARTS if getattr(options, part)}
+        reading = {"problem_type": options.problem_type, "label_map": training_names(options.label_map)}
+        data = {part: read_task(task_name, paths, warn, part=part, **reading) for part, paths in given.items()}
     about = {"task": task_name, "model": fingerprint(source), "teacher": fingerprint(teacher) if teacher else None}
     digests = {part: hashlib.sha256(json.dumps(examples).encode()).hexdigest() for part, examples in data.items()}
     about |= {"examples": digests, **provenance(command, options, files, options.seeds)}
     check_no_other_tokenizer(folder, settings.tokenizer)
     runs = finished_runs(folder, about)
-    labels = ()
-    if task_class.model is not QuestionAnswerer:
+    labels, kind = (), getattr(teacher, "problem_type", options.problem_type)
+    check(kind == options.problem_type, f"The teacher is a {kind} model, --problem-type is {options.problem_type}.")
+    if task_class is RegressionTask:
+        labels = teacher.labels if teacher else ("LABEL_0",)  # the name that transformers gives a single output
+        check(len(labels) == 1, f"The teacher has {len(labels)} outputs; a regression has one value per text here.")
+    elif task_class.model is not QuestionAnswerer:
         in_data = labels_of([example for examples in data.values() for example in examples])
         labels = teacher.labels if teacher else tuple(in_data)
         known = labels
@@ -290,6 +341,8 @@ def finetune(task_name: str, options: Options, command: str, data: Parts | None 
             labels = teacher.labels if teacher else (OUTSIDE, *(f"{p}-{kind}" for p in "BI" for kind in in_data))
             known = types_of(task_class(settings, labels).tags)
         check_labels(known, in_data, "The teacher must have been fine-tuned on the same labels.")
+        least = 2 if task_class is SequenceTask else 1
+        check(len(labels) >= least, f"The data have {len(labels)} different labels, but at least {least} are needed.")
     task = task_class(settings, labels)
     counts = ", ".join(f"{len(examples):,} {part}" for part, examples in data.items())
     classes = ", ".join(labels) or "start, end"
@@ -301,9 +354,11 @@ def finetune(task_name: str, options: Options, command: str, data: Parts | None 
         model = make_model(source, task, options.dropout).to(runtime.device)
         run = train_one_seed(model, teacher, task, data, runtime, options, seed)
         if "test" in data:
-            predictions = predict(model.eval(), task, data["test"], runtime, options.batch_tokens)
-            run["test"] = task.metrics(predictions, data["test"], seed)
-        if run["dev"][task.headline]["value"] > max((r["dev"][task.headline]["value"] for r in runs), default=-1.0):
+            tuned = make_task(task_name, settings, model)  # with the threshold that was chosen on dev
+            predictions = predict(model.eval(), tuned, data["test"], runtime, options.batch_tokens)
+            run["test"] = tuned.metrics(predictions, data["test"], seed)
+        value = run["dev"][task.headline]["value"]
+        if value > max((r["dev"][task.headline]["value"] for r in runs), default=-math.inf):
             save_model(model, folder / "model.safetensors", {**about, "run": run})
         runs.append(run)
         over_seeds = {part: mean_and_deviation(runs, part) for part in ("dev", "test") if part in data}

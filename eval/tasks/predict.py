@@ -5,6 +5,10 @@ The format of a line depends on the task:
     ner         a text, {"text": …}, or {"words": […]}
     nli         premise TAB hypothesis, or {"premise": …, "hypothesis": …}
     qa          question TAB context, or {"question": …, "context": …}
+A model of several labels a text (multi_label_classification) gives those above 0.5, a regression its value.
+A model that learnt questions without an answer gives "answer": null where there is none: where no_answer_score, the
+logits of <s> minus those of the best answer, is above its threshold (--no-answer-threshold); the score is then that of
+none against the best answer.
 An invalid line is reported with its number and skipped. The input may be compressed; it is processed in chunks, so it
 may be of any length.
 """
@@ -13,6 +17,7 @@ import codecs
 import contextlib
 import io
 import json
+import math
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -25,9 +30,13 @@ from data.tasks import TASKS, Example, PairExample, QuestionExample, TextExample
 from data.tasks.rows import short
 
 from .evaluate import MODEL_HELP, SURROGATE, InferenceOptions, Task, open_model, predict
+from .multi_label import LabelsPrediction
 from .ner import EntityPrediction, TagPrediction
-from .qa import AnswerSpan
+from .qa import AnswerSpan, QaTask
+from .regression import ValuePrediction
 from .sequences import LabelPrediction
+
+Prediction = LabelPrediction | LabelsPrediction | ValuePrediction | TagPrediction | EntityPrediction | AnswerSpan
 
 FILE_HELP = "lines of text or JSON (default: standard input)"
 CHUNK_LINES, CHUNK_BYTES = 2048, 1 << 22  # read before a chunk is predicted, sorted by length
@@ -150,19 +159,33 @@ def read_chunks(lines: Iterable[bytes], task: str) -> Iterator[list[tuple[int, E
 # ---- predictions to lines --------------------------------------------------------------------------------------
 
 
-def to_json(
-    prediction: LabelPrediction | TagPrediction | EntityPrediction | AnswerSpan, example: Example, task: Task
-) -> dict:
+def to_json(prediction: Prediction, example: Example, task: Task) -> dict:
     """What is printed for one example, beside its line number."""
     if isinstance(prediction, LabelPrediction):
         scores = {name: round(score, 6) for name, score in zip(task.labels, prediction.scores.tolist())}
         return {"label": prediction.label, "score": scores[prediction.label], "scores": scores}
+    if isinstance(prediction, LabelsPrediction):
+        scores = {name: round(score, 6) for name, score in zip(task.labels, prediction.scores.tolist())}
+        return {"labels": prediction.labels, "scores": scores}
+    if isinstance(prediction, ValuePrediction):
+        values = [round(value, 6) for value in prediction.values.tolist()]
+        return {"value": values[0]} if len(values) == 1 else {"values": dict(zip(task.labels, values))}
     if isinstance(prediction, AnswerSpan):
-        return {**prediction._asdict(), "score": round(prediction.score, 6)}
+        return answer_to_json(prediction, task)
     if isinstance(prediction, TagPrediction):
         return {"words": example.words, "tags": prediction.tags}
     found = [(e._asdict(), example.text[e.start : e.end]) for e in prediction.entities]
     return {"entities": [{**entity, "score": round(entity["score"], 6), "text": text} for entity, text in found]}
+
+
+def answer_to_json(prediction: AnswerSpan, task: QaTask) -> dict:
+    answer, start, end, score, no_answer = prediction
+    if task.settings.no_answer_threshold is None:
+        return {"answer": answer, "start": start, "end": end, "score": round(score, 6)}
+    if task.says_none(prediction):
+        answer, start, end, score = None, None, None, (1 + math.tanh(no_answer / 2)) / 2  # a sigmoid
+    number = round(no_answer, 6) if math.isfinite(no_answer) else None  # an empty context
+    return {"answer": answer, "start": start, "end": end, "score": round(score, 6), "no_answer_score": number}
 
 
 def run(task_name: str, options: Options, lines: BinaryIO) -> None:

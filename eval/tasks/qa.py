@@ -3,17 +3,21 @@
 Shapes: n tokens of a window, N tokens of a whole context.
 """
 
+import math
 import operator
 import re
 import string
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy
 import torch
+from numpy import ndarray
 from torch import Tensor
 
 from data.cli import DataError
@@ -23,7 +27,7 @@ from losses import IGNORE_INDEX
 from model import QuestionAnswerer
 
 from .batching import Feature, Outputs, Report, TaskSettings, group_by_example
-from .bootstrap import bootstrap
+from .bootstrap import bootstrap, ratio
 
 Compare = Callable[[str, str], float]  # a predicted and a gold answer -> their score
 Language = Literal["fr", "en"]
@@ -35,12 +39,17 @@ ELIDED_ARTICLE = re.compile(r"\bl['’]")
 
 
 class AnswerSpan(NamedTuple):
-    """context[start:end], and the probability of this start times that of this end."""
+    """context[start:end], and the probability of this start times that of this end.
+
+    no_answer: by how much the start and end logits of `<s>`, the answer of questions that have none, exceed those of
+    this span. Where it is above a model's threshold, the prediction is that there is no answer.
+    """
 
     answer: str
     start: int
     end: int
     score: float
+    no_answer: float
 
 
 class QaTask:
@@ -58,8 +67,9 @@ class QaTask:
     def encode(self, examples: Sequence[QuestionExample], report: Report) -> list[Feature]:
         """A long context gives several windows. The target is the first and last token of the first answer.
 
-        In a window that does not contain the whole answer, both are 0, the index of `<s>`. The target is None if no
-        answer has an offset. report: called with a sentence if answers are not whole tokens, or longer than a window.
+        In a window that does not contain the whole answer, both are 0, the index of `<s>`; so they are in all windows
+        of a question without an answer. The target is None if there are answers, but none has an offset.
+        report: called with a sentence if answers are not whole tokens, or longer than a window.
         """
         tokenizer, max_length, stride = self.settings.tokenizer, self.settings.max_length, self.settings.doc_stride
         features, inexact = [], 0
@@ -67,7 +77,8 @@ class QaTask:
             windows = question_windows(tokenizer, example.question, example.context, max_length, stride)
             answer = next((answer for answer in example.answers if answer.start is not None), None)
             if answer is None:
-                features += [Feature(window.ids, index, None, window) for window in windows]
+                target = None if example.answers else (0, 0)
+                features += [Feature(window.ids, index, target, window) for window in windows]
                 continue
             start, end = strip_spaces(example.context, answer.start, answer.start + len(answer.text))
             spans = [token_span(window, start, end) for window in windows]
@@ -88,27 +99,48 @@ class QaTask:
     def decode(self, outputs: Outputs, features: Sequence[Feature], examples: Sequence[Example]) -> list[AnswerSpan]:
         """The span of at most max_answer tokens with the highest sum of start and end logits, over all windows.
 
-        Its score is the product of two softmaxes over all tokens of the context, see context_logits. An empty context
-        has the answer "" with score 0.
+        Its score is the product of two softmaxes over all tokens of the context, see context_logits. Of the windows'
+        logits of `<s>` the lowest count: it is enough that one window holds the answer. An empty context has the answer
+        "" with score 0.
         """
         predictions = []
         for index, group in group_by_example(outputs, features):
             context = examples[index].context
             windows = [feature.window for _, feature in group]
             if not any(window.spans for window in windows):
-                predictions.append(AnswerSpan("", 0, 0, 0.0))
+                predictions.append(AnswerSpan("", 0, 0, 0.0, math.inf))
                 continue
             logits = [output[w.context_start :][: len(w.spans)] for (output, _), w in zip(group, windows)]  # (n, 2)
             spans = [best_span(each, w.spans, self.settings.max_answer) for each, w in zip(logits, windows)]
             score, start, end = max(spans)
             log_normaliser = context_logits(logits, windows).logsumexp(dim=0).sum()  # over starts, over ends
+            no_answer = min(output[0].double().sum().item() for output, _ in group) - score
             start, end = trim_answer(context, start, end)
-            predictions.append(AnswerSpan(context[start:end], start, end, (score - log_normaliser).exp().item()))
+            probability = (score - log_normaliser).exp().item()
+            predictions.append(AnswerSpan(context[start:end], start, end, probability, no_answer))
         return predictions
 
+    def says_none(self, prediction: AnswerSpan) -> bool:
+        """Whether the prediction is that the context does not answer the question."""
+        threshold = self.settings.no_answer_threshold
+        return threshold is not None and prediction.no_answer > threshold
+
+    def with_best_threshold(self, predictions: Sequence[AnswerSpan], examples: Sequence[QuestionExample]) -> "QaTask":
+        """The task with the threshold of the highest F1 on these examples, 0 if all of them have an answer."""
+        threshold = 0.0
+        if not all(example.answers for example in examples):
+            threshold = self.metrics(predictions, examples, 0)["best_f1_thresh"]
+        return QaTask(replace(self.settings, no_answer_threshold=threshold))
+
     def metrics(self, predictions: Sequence[AnswerSpan], examples: Sequence[QuestionExample], seed: int) -> dict:
-        answers = [[answer.text for answer in example.answers] for example in examples]
-        return qa_report([prediction.answer for prediction in predictions], answers, self.settings.language, seed)
+        answers = [gold_texts(example) for example in examples]
+        best, no_answer = ([prediction[i] for prediction in predictions] for i in (0, 4))
+        return qa_report(best, answers, self.settings.language, seed, no_answer, self.settings.no_answer_threshold)
+
+
+def gold_texts(example: QuestionExample) -> list[str]:
+    """The answers that are compared with a prediction: "" for a question without one."""
+    return [answer.text for answer in example.answers] or [""]
 
 
 def characters(window: Window, span: tuple[int, int]) -> tuple[int, int]:
@@ -206,18 +238,72 @@ def best_match(compare: Compare, prediction: str, answers: Sequence[str], langua
 exact_match, answer_f1, inclusion = (partial(best_match, compare) for compare in (operator.eq, word_f1, contains))
 
 
-def qa_report(predictions: Sequence[str], answers: Sequence[Sequence[str]], language: Language, seed: int = 0) -> dict:
+def qa_report(
+    predictions: Sequence[str],
+    answers: Sequence[Sequence[str]],
+    language: Language,
+    seed: int = 0,
+    no_answer: Sequence[float] | None = None,
+    threshold: float | None = None,
+) -> dict:
     """exact_match, f1, inclusion: means over the questions, each with an interval, see bootstrap; count
 
+    answers: of each question; [""] if it has none. no_answer: of each prediction, see AnswerSpan; where it exceeds the
+    threshold, the prediction is that there is no answer, whose score is 1 for a question without one, else 0.
+    If there are such questions, also the rest of SQuAD 2.0's official figures, under its names: HasAns_exact, _f1 and
+    _total of the questions with an answer, NoAns_… of those without; with no_answer, best_exact and best_f1, the
+    highest scores that any threshold gives, and best_exact_thresh and best_f1_thresh, where they are reached. As in its
+    script, gold answers of articles and punctuation alone then count only if a question has no other.
     Raises DataError if lengths differ, there are no questions, or a question has no gold answer.
     """
     if len(predictions) != len(answers):
         raise DataError(f"There are {len(predictions)} predictions, but answers to {len(answers)} questions.")
     measures = {"exact_match": exact_match, "f1": answer_f1, "inclusion": inclusion}
+    has_answer = numpy.array([any(gold) for gold in answers], dtype=bool)
+    if not has_answer.all():
+        answers = [[answer for answer in gold if normalise(answer, language)] or gold[:1] for gold in answers]
     pairs = zip(predictions, answers)
-    rows = [[measure(prediction, gold, language) for measure in measures.values()] for prediction, gold in pairs]
+    best = numpy.array(
+        [[measure(prediction, gold, language) for measure in measures.values()] for prediction, gold in pairs]
+    )
+    rows = best
+    if threshold is not None:
+        says_none = numpy.array(no_answer) > threshold
+        rows = numpy.where(says_none[:, None], ~has_answer[:, None], best)
 
     def means(sums):
         return dict(zip(measures, numpy.moveaxis(sums, -1, 0) / len(rows)))
 
-    return bootstrap(numpy.array(rows), means, seed) | {"count": len(rows)}
+    report = bootstrap(rows, means, seed) | {"count": len(rows)}
+    if has_answer.all():
+        return report
+    for name, chosen in (("HasAns", has_answer), ("NoAns", ~has_answer)):
+        if chosen.any():
+            columns = numpy.column_stack([rows[:, :2], numpy.ones(len(rows))]) * chosen[:, None]
+
+            def means_of_chosen(sums, name=name):
+                return {f"{name}_{key}": ratio(sums[..., i], sums[..., 2]) for i, key in enumerate(("exact", "f1"))}
+
+            report |= bootstrap(columns, means_of_chosen, seed) | {f"{name}_total": int(chosen.sum())}
+    if no_answer is not None:
+        is_span = numpy.array([bool(prediction) for prediction in predictions])
+        for name, scores in (("exact", best[:, 0]), ("f1", best[:, 1])):
+            value, where = best_threshold(scores, has_answer, is_span, numpy.array(no_answer))
+            report |= {f"best_{name}": value, f"best_{name}_thresh": where}
+    return report
+
+
+def best_threshold(scores: ndarray, has_answer: ndarray, is_span: ndarray, no_answer: ndarray) -> tuple[float, float]:
+    """-> the highest mean score that a threshold of no_answer gives, and that threshold; each argument (N,)
+
+    scores: of the predicted spans; is_span: whether a prediction is not "". As in SQuAD 2.0's official script: at first
+    every prediction is that there is no answer; then one span after the other is taken, in the order of no_answer.
+    Where the first is best, the script's threshold is 0, which fits only probabilities; here it is 0, or what is below
+    all of no_answer.
+    """
+    order = no_answer.argsort(kind="stable")
+    gains = numpy.where(has_answer, scores, -1.0 * is_span)[order]
+    totals = numpy.cumsum([(~has_answer).sum(), *gains])
+    best = totals.argmax()
+    threshold = no_answer[order[best - 1]] if best else min(0.0, numpy.nextafter(no_answer.min(), -math.inf))
+    return float(totals[best] / len(scores)), float(min(threshold, sys.float_info.max))

@@ -35,13 +35,13 @@ class SequenceTask:
     released model calls implication "entailment"). Sentiment, section 4.1, is the same on `<s> text </s>`.
     """
 
-    model, headline = SequenceClassifier, "accuracy"
+    model, problem_type, headline = SequenceClassifier, "single_label_classification", "accuracy"
 
     def __init__(self, settings: TaskSettings, labels: Sequence[str]):
         self.settings, self.labels = settings, tuple(labels)
 
     def encode(self, examples: Sequence[TextExample | PairExample], report: Report) -> list[Feature]:
-        """The target of a feature is the index of its label, None if the model has no such label.
+        """A feature per text, with its target.
 
         A text longer than the maximum length is truncated, or gives several windows with settings.windows; a pair is
         truncated. report: called with a sentence if any was truncated.
@@ -49,7 +49,7 @@ class SequenceTask:
         tokenizer, max_length = self.settings.tokenizer, self.settings.max_length
         features, num_truncated = [], 0
         for index, example in enumerate(examples):
-            target = self.labels.index(example.label) if example.label in self.labels else None
+            target = self.target_of(example)
             if isinstance(example, PairExample):
                 ids, truncated = pair_ids(tokenizer, example.premise, example.hypothesis, max_length)
                 windows = [ids]
@@ -62,6 +62,10 @@ class SequenceTask:
         if num_truncated:
             report(f"{num_truncated:,} of {len(examples):,} texts are longer than {max_length} tokens: truncated.")
         return features
+
+    def target_of(self, example: Example) -> int | None:
+        """The index of its label, None if the model has no such label."""
+        return self.labels.index(example.label) if example.label in self.labels else None
 
     def logits_and_targets(self, outputs: Outputs, features: Sequence[Feature]) -> list[tuple[Tensor, Tensor]]:
         """-> one pair: logits (features, C) and targets (features,)"""
@@ -108,7 +112,11 @@ def macro_f1(matrix: ndarray) -> ndarray:
 
     A label that occurs in neither within a resample is left out of that resample's mean.
     """
-    counts = label_counts(matrix)
+    return mean_f1(label_counts(matrix))
+
+
+def mean_f1(counts: ndarray) -> ndarray:
+    """macro_f1 from the numbers of correct, predicted and gold per label.  (…, C, 3) -> (…)"""
     occurs = (counts[..., 1:] > 0).any(axis=-1)
     return ratio((precision_recall_f1(counts)["f1"] * occurs).sum(axis=-1), occurs.sum(axis=-1))
 

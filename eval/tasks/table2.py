@@ -30,6 +30,7 @@ from data.tasks import TASKS, Example, QuestionExample
 from data.tasks.contents import is_about, open_member
 from data.tasks.parts import parts_of_files
 from data.tasks.read import read_file
+from data.tasks.sequences import Labels
 from model.checkpoints.load import load_checkpoint
 from model.checkpoints.native import atomic_file
 from model.training.device import Runtime
@@ -198,7 +199,7 @@ def read_file_by_part(task: str, path: str, names: dict[str, str], part: str | N
     Raises DataError if none is.
     """
     by_part: dict[str | None, list[Example]] = {}
-    for own_part, example in read_file(task, path, warn, label_map=names):
+    for own_part, example in read_file(task, path, warn, Labels(names=names)):
         by_part.setdefault(own_part or part, []).append(example)
     if part and part not in by_part:
         raise DataError(f"{path} is for {part} by its name, but for {' and '.join(by_part)} by its rows.")

@@ -71,6 +71,9 @@ class ZeroShot:
     def __init__(self, options: Options):
         self.options = options
         self.model, self.task, self.runtime = open_model(options.model, "nli", options)
+        kind = self.model.problem_type
+        is_softmax = kind == "single_label_classification"
+        check(is_softmax, f"{options.model} is a {kind} model: zero-shot classification needs one with a softmax.")
         found = [i for i, label in enumerate(self.task.labels) if label.lower() in ENTAILMENT]
         names, has = " or ".join(ENTAILMENT), ", ".join(self.task.labels)
         check(len(found) == 1, f"{options.model} is not an NLI model: none of its labels is {names}, but it has {has}.")

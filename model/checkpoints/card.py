@@ -26,11 +26,20 @@ TASKS = {
 LOSSES = {"loss": "total", "soft_label_loss": "soft labels", "cosine_loss": "cosine", "mlm_loss": "masked LM"}
 
 
-def model_card(architecture: str, num_layers: int, provenance: Mapping, metrics: Mapping) -> str:
+OUTPUTS = {  # what a reader must know of the outputs, by the head's setting in config.json
+    "multi_label_classification": "A text can have several labels: the score of each is a sigmoid of its own.",
+    "regression": "The output is a value, not a probability: it is used as it is.",
+}
+
+
+def model_card(
+    architecture: str, num_layers: int, provenance: Mapping, metrics: Mapping, head: str | float | None = None
+) -> str:
     """The README.md of an exported model, in the hub's format. The licence is left for the user to fill in.
 
     architecture: transformers' class. provenance: of read_provenance, or {"converted from": …}. metrics: of
-    last_metrics. Either may come from a damaged file: what has an unexpected type there is left out.
+    last_metrics. head: the problem_type of a sequence classifier, the no_answer_threshold of a question answerer.
+    Provenance and metrics may come from a damaged file: what has an unexpected type there is left out.
     """
     lines = [
         "---",
@@ -43,6 +52,14 @@ def model_card(architecture: str, num_layers: int, provenance: Mapping, metrics:
         f"# A French model of {num_layers} layers (`{architecture}`)",
         "",
     ]
+    if head in OUTPUTS:
+        lines += [OUTPUTS[head], ""]
+    elif head is not None and architecture == "CamembertForQuestionAnswering":
+        lines += [
+            "Where the start and end logits of `<s>` exceed those of the best answer by more than "
+            f"{head:.4f} (transformers' `null_score_diff_threshold`), the context does not answer the question.",
+            "",
+        ]
     if "task" in provenance:
         lines += fine_tuning(provenance)
     elif as_dict(provenance.get("options")):

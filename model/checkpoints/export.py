@@ -14,19 +14,21 @@ from data.tokenizer import FILE_NAME
 from ..config import EncoderConfig
 from .huggingface import TOKEN_TYPE
 from .names import CLASSES, CONFIG_KEYS, to_huggingface_key
-from .native import atomic_file
+from .native import HEAD_SETTINGS, atomic_file
 
 
 def huggingface_config(model: nn.Module) -> dict:
     """The values of config.json."""
     names = getattr(model, "labels", None) or ()
     id2label = {str(number): name for number, name in enumerate(names)}
-    labels = {"id2label": id2label, "label2id": {name: number for number, name in enumerate(names)}} if names else {}
+    head = {"id2label": id2label, "label2id": {name: number for number, name in enumerate(names)}} if names else {}
+    if (setting := HEAD_SETTINGS.get(type(model))) and getattr(model, setting) is not None:
+        head[setting] = getattr(model, setting)
     return {
         "architectures": [CLASSES[type(model).__name__]],
         "model_type": "camembert",
         **{theirs: getattr(model.config, ours) for ours, theirs in CONFIG_KEYS.items()},
-        **labels,
+        **head,
         "attention_probs_dropout_prob": model.config.dropout,
         "type_vocab_size": 1,
         "bos_token_id": Tokenizer.bos_id,

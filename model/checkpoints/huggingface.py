@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..config import EncoderConfig, ModelError
 from ..encoder import Encoder
-from ..heads import SequenceClassifier, TokenClassifier
+from ..heads import QuestionAnswerer, SequenceClassifier, TokenClassifier
 from .names import CONFIG_KEYS, HEAD_KEYS, from_huggingface_key, to_huggingface_key
 from .native import DTYPES, KINDS, assemble
 
@@ -49,6 +49,10 @@ def from_huggingface(tensors: Mapping[str, Tensor], values: Mapping, path: Path,
         if output is None or output.ndim != 2 or output.shape[1] != config.hidden_size:
             raise ModelError(f"{path} lacks the tensor {name}, or its shape is not (labels, {config.hidden_size}).")
         head = len(output), label_names(values, len(output), path, report)
+    if kind is SequenceClassifier:
+        head += (problem_type(values, len(output), path, report),)
+    elif kind is QuestionAnswerer:
+        head = (values.get("no_answer_threshold"),)  # a key of this project's exports
     renamed = {from_huggingface_key(key, kind.__name__): key for key in tensors}
     if None in renamed:
         raise ModelError(f"{path} has a tensor {renamed[None]}, which a {kind.__name__} does not have.")
@@ -89,9 +93,9 @@ def make_config(values: Mapping, tensors: Mapping[str, Tensor], path: Path, repo
     other = values.get("attention_probs_dropout_prob", config.dropout)
     if other != config.dropout:
         report(f"{config_path} has two dropouts; hidden_dropout_prob {config.dropout} is used for both, not {other}.")
-    for key in ("problem_type", "classifier_dropout"):  # they matter for training in transformers only
-        if values.get(key) not in (None, "single_label_classification", config.dropout):
-            report(f"{config_path}: {key} {values[key]!r:.100} is left out; set it again in transformers.")
+    if values.get("classifier_dropout") not in (None, config.dropout):  # it matters for training in transformers only
+        value = values["classifier_dropout"]
+        report(f"{config_path}: classifier_dropout {value!r:.100} is left out; set it again in transformers.")
     return config
 
 
@@ -281,6 +285,20 @@ def label_names(values: Mapping, num_labels: int, path: Path, report: Report) ->
     if by_name is not None and inverse != names:
         report(f"{path}: label2id contradicts id2label, which is used.")
     return [names[number] for number in range(num_labels)]
+
+
+def problem_type(values: Mapping, num_labels: int, path: Path, report: Report) -> str | None:
+    """What the outputs of a sequence classifier mean.  The model's constructor refuses an unknown one.
+
+    With one output it is regression, also where config.json says nothing or speaks of a softmax, which would be 1 for
+    every text. transformers trains such a model as a regression, too, but its pipeline shows the value's sigmoid unless
+    config.json says regression, as this project's exports do.
+    """
+    stated = values.get("problem_type")
+    if num_labels == 1 and stated in (None, "single_label_classification"):
+        report(f"{path} has one output and problem_type {stated}: read as regression, whose value is shown as it is.")
+        return "regression"
+    return stated
 
 
 def label_id(value: object) -> int:

@@ -31,6 +31,7 @@ UMASK = os.umask(0o077)  # read once: reading it means setting it, for every thr
 os.umask(UMASK)
 TENSORS_PER_LAYER, PLAUSIBLE_LAYERS = 16, 100  # a file that claims more layers must hold their tensors
 KINDS = {kind.__name__: kind for kind in (MaskedLM, SequenceClassifier, TokenClassifier, QuestionAnswerer, Encoder)}
+HEAD_SETTINGS = {SequenceClassifier: "problem_type", QuestionAnswerer: "no_answer_threshold"}  # how outputs are read
 
 
 def save_model(model: nn.Module, path: str | Path, provenance: Mapping | None = None) -> None:
@@ -55,6 +56,8 @@ def contents(model: nn.Module, provenance: Mapping | None = None) -> tuple[dict[
         "labels": json.dumps(getattr(model, "labels", None)),
         "provenance": json.dumps(provenance),
     }
+    if setting := HEAD_SETTINGS.get(type(model)):
+        metadata[setting] = json.dumps(getattr(model, setting))
     return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, metadata
 
 
@@ -76,6 +79,8 @@ def load_model(path: str | Path) -> nn.Module:
         if labels is not None and not (isinstance(labels, list) and all(isinstance(name, str) for name in labels)):
             raise ValueError("labels must be a list of strings")
         head = () if labels is None else (len(labels), labels)
+        if setting := HEAD_SETTINGS.get(kind):
+            head += (json.loads(metadata.get(setting, "null")),)
     except ModelError as error:
         raise ModelError(f"{path} is damaged: its configuration is invalid. {error}") from None
     except (KeyError, TypeError, ValueError, RecursionError) as error:

@@ -49,3 +49,24 @@ def test_label_names():
         SequenceClassifier(CONFIG, 0)
     with pytest.raises(ModelError, match="2 different label names"):
         TokenClassifier(CONFIG, 2, ["O", "O"])
+
+
+def test_the_problem_type():
+    defaults = {1: "regression", 2: "single_label_classification", 3: "single_label_classification"}
+    assert {number: SequenceClassifier(CONFIG, number).problem_type for number in defaults} == defaults
+    assert (
+        SequenceClassifier(CONFIG, 1, None, "multi_label_classification").problem_type == "multi_label_classification"
+    )
+    assert SequenceClassifier(CONFIG, 3, None, "regression").problem_type == "regression"
+    with pytest.raises(ModelError, match="at least 2 labels: the softmax of one is always 1"):
+        SequenceClassifier(CONFIG, 1, None, "single_label_classification")
+    with pytest.raises(ModelError, match="'softmax', not one of"):
+        SequenceClassifier(CONFIG, 2, None, "softmax")
+
+
+@pytest.mark.parametrize("value", [True, "0", float("nan"), float("inf")])
+def test_a_threshold_is_a_finite_number(value):
+    assert QuestionAnswerer(CONFIG).no_answer_threshold is None
+    assert QuestionAnswerer(CONFIG, -1.5).no_answer_threshold == -1.5
+    with pytest.raises(ModelError, match="a finite number is needed"):
+        QuestionAnswerer(CONFIG, value)

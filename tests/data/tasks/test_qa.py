@@ -28,7 +28,8 @@ def test_qa_json_lines(examples):
     assert found == ([EXPECTED._replace(id=name) for name in ("q1", "q1", "3", "4", "5")], [])
 
 
-def test_questions_without_an_answer_are_skipped(examples):
+def test_questions_without_an_answer(examples):
+    """plausible_answers are no answers, and is_impossible has the last word."""
     none = [
         {"id": "i", "question": "?", "is_impossible": True, "answers": [], "plausible_answers": QUESTION["answers"]},
         {"id": "j", "question": "?", "is_impossible": True, "answers": QUESTION["answers"]},
@@ -36,9 +37,28 @@ def test_questions_without_an_answer_are_skipped(examples):
         {"id": "l", "question": "?", "answers": {"text": [], "answer_start": []}},
         {"id": "m", "question": "?", "answers": [{"text": " ", "answer_start": 5}]},
         {"id": "n", "question": "?", "is_impossible": True},
+        {"id": "o", "question": "?", "is_impossible": 1, "answers": None},
     ]
     found, (report,) = examples("qa", json.dumps(squad(*none, {**QUESTION, "is_impossible": False})))
-    assert found == [EXPECTED] and "/f: skipped 6 questions" in report
+    assert found == [*(QuestionExample(value["id"], CONTEXT, "?", ()) for value in none), EXPECTED]
+    assert report.endswith("/f: 7 of 8 questions have no answer.")
+    lines = [{**value, "context": CONTEXT} for value in none]
+    assert examples("qa", json_lines(*lines))[0] == found[:-1]
+
+
+def test_a_question_that_lacks_the_answer_it_is_said_to_have(examples, refused):
+    lacking = {"id": "i", "question": "?", "is_impossible": False, "answers": []}
+    found, (report,) = examples("qa", json.dumps(squad(lacking, QUESTION)))
+    assert found == [EXPECTED] and "/f: skipped 1 questions without an answer whose is_impossible is false" in report
+    refused("qa", json.dumps(squad(lacking)), " contains no qa example")
+
+
+def test_a_file_whose_answers_were_left_out(refused, examples):
+    """As those of test sets are. A single is_impossible shows that the rest is meant."""
+    without = {"id": "i", "question": "?", "answers": []}
+    refused("qa", json.dumps(squad(without, without)), " contains no qa example with an answer", "add the answers")
+    found, _ = examples("qa", json.dumps(squad(without, {**without, "is_impossible": True})))
+    assert [example.answers for example in found] == [(), ()]
 
 
 STARTS = [12, 14, -11, 10**6, 10**4000, True, 13.0, "13", None, [13]]
@@ -64,6 +84,9 @@ def test_qa_errors(refused):
         ({**line, "answers": [{"text": 3, "answer_start": 13}]}, ("question q1", "a string, not int")),
         ({**line, "answers": {"text": ["trois"], "answer_start": []}}, ("question q1", "1 answers and 0 offsets")),
         ({**line, "answers": {"text": ["trois"]}}, ("question q1", "no answer_start")),
+        ({**line, "is_impossible": "false"}, ("question q1", "is_impossible must be true or false, not 'false'")),
+        ({**line, "is_impossible": 2}, ("question q1", "is_impossible must be true or false, not 2")),
+        ({**line, "is_impossible": 0.0}, ("question q1", "is_impossible must be true or false, not 0.0")),
         ({**line, "question": None}, ("question q1", "question must be a string")),
         ({**line, "context": 3}, ("context must be a string",)),
         ({**line, "id": [3]}, ("question 2: id must be a string",)),

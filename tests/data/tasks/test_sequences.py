@@ -85,6 +85,60 @@ def test_real_tweets():
         assert len(found) == count and labels_of(found) == ["0", "1", "2"] and reports == []
 
 
+# ---- several labels a text, and values -------------------------------------------------------------------------
+
+
+def test_several_labels(tmp_path):
+    values = [{"text": "a", "labels": ["joie", "peur", "joie"]}, {"text": "b", "label": []}, {"text": "c", "label": 3}]
+    values += [{"text": "d", "labels": [0, 27], "label": "not this"}]
+    path = write(tmp_path / "f", json_lines(*values))
+    found = read_task("sentiment", [path], print, "multi_label_classification")
+    assert found == pairs(("a", ("joie", "peur")), ("b", ()), ("c", ("3",)), ("d", ("0", "27")))
+    assert labels_of(found) == ["0", "27", "3", "joie", "peur"]
+    pair = {"premise": "P", "hypothesis": "h", "label": ["neutral", "autre"]}
+    found = read_task("nli", [write(tmp_path / "g", json_lines(pair))], print, "multi_label_classification")
+    assert found == [PairExample("P", "h", ("neutral", "autre"))]
+
+
+def test_values(tmp_path):
+    values = [{"text": "a", "label": 0.5}, {"text": "b", "score": 3, "label": 1}, {"text": "c", "label": " -1e3 "}]
+    found = read_task("sentiment", [write(tmp_path / "f", json_lines(*values))], print, "regression")
+    assert found == pairs(("a", 0.5), ("b", 3.0), ("c", -1000.0))
+    assert all(type(example.label) is float for example in found)
+    stsb = "sentence1\tsentence2\tsimilarity_score\nun\tdeux\t4.75\ntrois\tquatre\t0\n"
+    found = read_task("nli", [write(tmp_path / "g", stsb)], print, "regression")
+    assert found == [PairExample("un", "deux", 4.75), PairExample("trois", "quatre", 0.0)]
+    write(tmp_path / "a_labels.txt", "1\n2.5")
+    text = write(tmp_path / "a_text.txt", "un\ndeux")
+    assert read_task("sentiment", [text], print, "regression") == pairs(("un", 1.0), ("deux", 2.5))
+
+
+@pytest.mark.parametrize(
+    "problem_type, label, words",
+    [
+        ("single_label_classification", ["joie"], "label must be a string, not list. .*--problem-type"),
+        ("single_label_classification", 0.5, "label must be a string, not float. .*--problem-type"),
+        ("multi_label_classification", 0.5, "label must be a string, not float"),
+        ("multi_label_classification", [["joie"]], "label must be a string, not list"),
+        ("multi_label_classification", ["joie", " "], "label is empty"),
+        ("multi_label_classification", None, "label is empty"),
+        ("regression", "bon", "label must be a finite number, not bon"),
+        ("regression", True, "label must be a finite number, not True"),
+        ("regression", float("nan"), "label must be a finite number, not nan"),
+        ("regression", "inf", "label must be a finite number, not inf"),
+        ("regression", 10**400, "label must be a finite number, not 1000"),
+        ("regression", [1.5], r"label must be a finite number, not \[1.5\]"),
+    ],
+)
+def test_labels_of_another_kind_are_refused(tmp_path, problem_type, label, words):
+    path = write(tmp_path / "f", json_lines({"text": "a", "label": "1"}, {"text": "b", "label": label}))
+    with pytest.raises(DataError, match=f"f line 2: {words}"):
+        read_task("sentiment", [path], print, problem_type)
+    pair = {"premise": "P", "hypothesis": "h", "label": label}
+    with pytest.raises(DataError, match=f"g line 1: {words}"):
+        read_task("nli", [write(tmp_path / "g", json_lines(pair))], print, problem_type)
+
+
 # ---- natural language inference --------------------------------------------------------------------------------
 
 OFFICIAL = ["language", "gold_label", "sentence1_binary_parse", "sentence2_binary_parse", "sentence1_parse"]

@@ -127,7 +127,7 @@ def test_an_empty_context_has_no_answer():
     task = QaTask(TaskSettings(TOKENIZER, 32))
     features = task.encode([example], ignore)
     assert [feature.target for feature in features] == [None]
-    assert task.decode([torch.zeros(len(features[0].ids), 2)], features, [example]) == [("", 0, 0, 0.0)]
+    assert task.decode([torch.zeros(len(features[0].ids), 2)], features, [example]) == [("", 0, 0, 0.0, math.inf)]
 
 
 # ---- targets ---------------------------------------------------------------------------------------------------

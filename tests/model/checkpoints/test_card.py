@@ -59,6 +59,21 @@ def test_a_model_without_a_teacher_and_a_converted_one():
     assert_says(card, "Converted from `x`", "pipeline_tag: token-classification", absent=("losses", "train.py"))
 
 
+@pytest.mark.parametrize(
+    "architecture, head, sentence",
+    [
+        (SEQUENCES, "regression", "The output is a value"),
+        (SEQUENCES, "multi_label_classification", "A text can have several labels"),
+        ("CamembertForQuestionAnswering", -1.25, "by more than -1.2500 (transformers' `null_score_diff_threshold`)"),
+        ("CamembertForQuestionAnswering", 2, "by more than 2.0000"),
+    ],
+)
+def test_how_outputs_are_read(architecture, head, sentence):
+    assert_says(model_card(architecture, 6, {}, {}, head), sentence)
+    plain = model_card(architecture, 6, {}, {}, "single_label_classification" if architecture == SEQUENCES else None)
+    assert plain == model_card(architecture, 6, {}, {})
+
+
 def test_a_fine_tuned_model():
     card = model_card(SEQUENCES, 6, {**FINE_TUNED, "converted from": "x"}, METRICS)
     assert_says(card, "pipeline_tag: text-classification", "license:  # fill in", "(epoch 3, seed 1)", "python 3.11")

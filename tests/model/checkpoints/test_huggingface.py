@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model import SequenceClassifier
+from model import ModelError, QuestionAnswerer, SequenceClassifier
 from tests.helpers import huggingface_model
 from tests.model.checkpoints import files
 from tests.model.checkpoints.files import add, assert_refused, copy, edit, load, remove, rename, rewrite, set_config
@@ -78,8 +78,8 @@ def test_without_config_json_shapes_are_used_and_the_rest_is_assumed(tmp_path):
 
 def test_values_that_are_not_kept_are_reported(folder):
     set_config(folder, problem_type="multi_label_classification", classifier_dropout=0.4)
-    first, second = load(folder)[1]
-    assert "problem_type" in first and "classifier_dropout 0.4 is left out" in second
+    (line,) = load(folder)[1]  # of a masked LM, which has no use for a problem_type
+    assert "classifier_dropout 0.4 is left out" in line
     set_config(folder, problem_type=None, classifier_dropout=None, position_embedding_type=None, is_decoder=None)
     assert not load(folder)[1]
     set_config(folder, attention_probs_dropout_prob=0.3)
@@ -90,6 +90,33 @@ def test_values_that_are_not_kept_are_reported(folder):
 @pytest.fixture
 def classifier(tmp_path):
     return files.as_folder(files.headed_model(SequenceClassifier), tmp_path / "classifier")
+
+
+@pytest.mark.parametrize("value", ["softmax", "", 3, ["regression"], {}, True, "REGRESSION", "x" * 10**5])
+def test_an_unknown_problem_type_is_refused(classifier, value):
+    set_config(classifier, problem_type=value)
+    with pytest.raises(ModelError, match="problem_type is .*, not one of single_label_classification") as caught:
+        load(classifier)
+    assert str(classifier) in str(caught.value) and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("value", ["0", [1], True, float("nan"), float("inf"), 10**400])
+def test_a_threshold_that_is_no_finite_number_is_refused(tmp_path, value):
+    folder = files.as_folder(files.headed_model(QuestionAnswerer), tmp_path / "qa")
+    set_config(folder, no_answer_threshold=value)
+    with pytest.raises(ModelError, match="configuration is invalid"):
+        load(folder)
+
+
+@pytest.mark.parametrize("stated", [None, "single_label_classification", "regression", "multi_label_classification"])
+def test_a_single_output(tmp_path, stated):
+    """A regression, unless config.json says that it is a sigmoid: a softmax would be 1 for every text."""
+    folder = files.as_folder(huggingface_model(kind="CamembertForSequenceClassification", num_labels=1), tmp_path / "x")
+    set_config(folder, problem_type=stated)
+    model, reports = load(folder)
+    assert model.problem_type == (stated if stated == "multi_label_classification" else "regression")
+    said = ["has one output" in line for line in reports]
+    assert said == [True] * (stated in (None, "single_label_classification"))
 
 
 NUMBERED, BACKWARDS = [f"LABEL_{i}" for i in range(4)], {name: 3 - i for i, name in enumerate(LABELS)}

@@ -21,12 +21,16 @@ MODELS = {
     "sequence": lambda: SequenceClassifier(CONFIG, 2, ["négatif", "positif"]),
     "token": lambda: TokenClassifier(CONFIG, 3),
     "question": lambda: QuestionAnswerer(CONFIG),
+    "multi-label": lambda: SequenceClassifier(CONFIG, 2, ["joie", "peur"], "multi_label_classification"),
+    "regression": lambda: SequenceClassifier(CONFIG, 1),
+    "no answer": lambda: QuestionAnswerer(CONFIG, -1.25),
 }
 
 
 def assert_equal(loaded, model):
     assert type(loaded) is type(model) and loaded.config == model.config
-    assert getattr(loaded, "labels", None) == getattr(model, "labels", None)
+    for name in ("labels", "problem_type", "no_answer_threshold"):
+        assert getattr(loaded, name, None) == getattr(model, name, None)
     assert loaded.state_dict().keys() == model.state_dict().keys()
     for name, tensor in model.state_dict().items():
         assert loaded.state_dict()[name].dtype == tensor.dtype and torch.equal(loaded.state_dict()[name], tensor), name
@@ -98,6 +102,12 @@ def config_with(**values):
     return lambda path: rewrite(config=json.dumps({**json.loads(metadata_of(path)["config"]), **values}))(path)
 
 
+def headed(kind, num_labels=2, **metadata):
+    """The metadata of another kind of model, which are read before the tensors."""
+    labels = "null" if kind == "QuestionAnswerer" else json.dumps([f"L{i}" for i in range(num_labels)])
+    return rewrite(kind=kind, labels=labels, **metadata)
+
+
 BIAS = "norm.bias"
 INCOMPLETE, UNREADABLE, INVALID = "not a complete .safetensors", "metadata cannot be read", "configuration is invalid"
 DAMAGES = {
@@ -119,6 +129,12 @@ DAMAGES = {
     "a huge width": (config_with(hidden_size=3 * 10**17), INVALID),
     "labels for a masked LM": (rewrite(labels='["a"]'), INVALID),
     "no labels": (rewrite(kind="TokenClassifier", labels="[]"), INVALID),
+    "an unknown problem type": (headed("SequenceClassifier", problem_type='"x"'), INVALID),
+    "a list of problem types": (headed("SequenceClassifier", problem_type='["regression"]'), INVALID),
+    "a softmax of one label": (headed("SequenceClassifier", 1, problem_type='"single_label_classification"'), INVALID),
+    "an infinite threshold": (headed("QuestionAnswerer", no_answer_threshold="1e999"), INVALID),
+    "a threshold of 5,000 digits": (headed("QuestionAnswerer", no_answer_threshold="1" * 5000), UNREADABLE),
+    "a threshold of 400 digits": (headed("QuestionAnswerer", no_answer_threshold="1" * 400), INVALID),
     "missing tensor": (rewrite(remove("dense.weight")), "lacks the tensor dense.weight"),
     "wrong shape": (rewrite(edit(BIAS, lambda x: x[:5])), r"norm.bias has shape \(5,\), .* \(24,\)"),
     "integers": (rewrite(edit(BIAS, torch.Tensor.long)), "norm.bias holds torch.int64"),
