@@ -137,6 +137,14 @@ def new_names(label_map: Mapping[str, Sequence[str]]) -> dict[str, str]:
     return {label: ",".join(targets) for label, targets in label_map.items()}
 
 
+def training_names(pairs: Sequence[str]) -> dict[str, str]:
+    """--label-map -> {label in the data: its name}.  Raises OptionError."""
+    label_map = parse_label_map(pairs)
+    for label, names in label_map.items():
+        check(len(names) == 1, f"--label-map gives the label {label!r} several names, {', '.join(names)}: give it one.")
+    return {label: name for label, (name,) in label_map.items()}
+
+
 def check_labels(labels: Sequence[str], in_data: Sequence[str], hint: str) -> None:
     """Raises OptionError unless all labels in the data are the model's.  hint: what to do, a sentence"""
     known = f"its labels are {', '.join(labels)}. {hint}"

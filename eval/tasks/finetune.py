@@ -49,9 +49,9 @@ from .evaluate import (
     check_labels,
     choose_runtime,
     make_task,
-    parse_label_map,
     predict,
     task_settings,
+    training_names,
 )
 from .ner import NerTask
 from .qa import QaTask
@@ -63,18 +63,8 @@ SEEDS_HELP = "one run per seed, of the new head, data order and dropout"
 NAMES_HELP = "label or entity type in the data = its name, also for labels that are numbers: 0=entailment 1=neutral"
 PROBLEM_TYPE_HELP = "sentiment, nli: what the labels of a text are: one class, several, or a value"
 # options that do not affect the result, or whose inputs are compared by content
-MAY_DIFFER = (
-    "out",
-    "device",
-    "log_every",
-    "seeds",
-    "batch_tokens",
-    "tokenizer",
-    "model",
-    "teacher",
-    "label_map",
-    *PARTS,
-)
+BY_CONTENT = ("tokenizer", "model", "teacher", "label_map", "train", "dev", "test")
+MAY_DIFFER = ("out", "device", "log_every", "seeds", "batch_tokens", *BY_CONTENT)
 
 
 @dataclass(frozen=True)
@@ -291,14 +281,6 @@ def mean_and_deviation(runs: Sequence[dict], part: str) -> dict:
             deviation = statistics.stdev(values) if len(values) > 1 else None
             found[name] = {"mean": statistics.fmean(values), "deviation": deviation}
     return found
-
-
-def training_names(pairs: Sequence[str]) -> dict[str, str]:
-    """--label-map -> {label in the data: its name}.  Raises OptionError."""
-    label_map = parse_label_map(pairs)
-    for label, names in label_map.items():
-        check(len(names) == 1, f"--label-map gives the label {label!r} several names, {', '.join(names)}: give it one.")
-    return {label: name for label, (name,) in label_map.items()}
 
 
 def finetune(task_name: str, options: Options, command: str, data: Parts | None = None) -> dict:

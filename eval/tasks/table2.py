@@ -39,9 +39,9 @@ from ..benchmarks.harness import table
 from ..results import command_line, provenance, write_json
 from .baselines import baseline_report
 from .batching import infer
-from .evaluate import TASK_CLASSES, InferenceOptions, open_model, task_settings
+from .evaluate import TASK_CLASSES, InferenceOptions, open_model, task_settings, training_names
 from .finetune import Options as FinetuneOptions
-from .finetune import finetune, training_names
+from .finetune import finetune
 
 MEASURES = {  # rows of the table for each task
     "sentiment": ("accuracy", "macro_f1"),
