@@ -11,17 +11,17 @@ BATCH_ROWS = 1000
 LISTS = ("Sequence", "List", "LargeList")  # types of the datasets library
 
 
-def columnar_rows(file: BinaryIO, form: str, path: str) -> Iterator[dict]:
+def columnar_rows(file: BinaryIO, form: str, path: str, max_bytes: int) -> Iterator[dict]:
     """The rows of a file, {column: value}; binary values are decoded if they are UTF-8.
 
-    Raises DataError if the file is damaged, or pyarrow is missing.
+    Raises DataError if the file is damaged or has more than max_bytes in memory, or pyarrow is missing.
     """
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
         raise DataError(f"{path} is in the form of {form}. Run pip install pyarrow, or use JSON lines.") from None
-    number = 0
+    number = size = 0
     try:
         if form == PARQUET:
             source = pyarrow.parquet.ParquetFile(file)
@@ -35,6 +35,9 @@ def columnar_rows(file: BinaryIO, form: str, path: str) -> Iterator[dict]:
         names = {column: labels for column, feature in features_of(schema).items() if (labels := label_names(feature))}
         for batch in batches:
             batch.validate(full=True)  # Arrow's own form is read without any check of its offsets
+            size += batch.nbytes
+            if size > max_bytes:
+                raise DataError(f"{path} has more than {max_bytes >> 20:,} MB of rows. Split it into several files.")
             for start in range(0, batch.num_rows, BATCH_ROWS):
                 for values in batch.slice(start, BATCH_ROWS).to_pylist():
                     number += 1

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from ..archives import DAMAGE, Member, open_members, random_access
 from ..cli import DataError
-from ..formats import ARROW_FILE, ARROW_STREAM, NOT_UTF8, PARQUET, REFUSED, TAR, ZIP, refusal
+from ..formats import ARROW_FILE, ARROW_STREAM, NOT_UTF8, PARQUET, REFUSED, TAR, ZIP, contradiction, refusal
 from .columnar import columnar_rows
+from .examples import Report
 
 Content = str | Iterator[dict]  # text, or the rows of Parquet and Arrow
-MAX_BYTES = 1 << 30  # of a text after decompression; it is held in memory
+MAX_BYTES = 1 << 30  # of a file after decompression; it is held in memory
 ABOUT = re.compile(
     r"(?:readme|licen[cs]e|lisezmoi|citation|dataset_infos?\.|dataset_dict\.|state\.json)", re.IGNORECASE
 )
@@ -20,9 +21,14 @@ ABOUT_SUFFIXES = (".md", ".pdf", ".html", ".py", ".bib")
 SHOWN = 8  # members in a message
 
 
-def read_content(path: str) -> Content:
-    """The content of a file, or of archive/member.  Raises DataError, for rows when they are reached."""
+def read_content(path: str, report: Report) -> Content:
+    """The content of a file, or of archive/member.  Raises DataError, for rows when they are reached.
+
+    report: called with a sentence if the name says that the file is something else.
+    """
     with open_member(path) as member:
+        if said := contradiction(member.name, (*member.layers, member.form)):
+            report(said)
         if member.form not in (PARQUET, ARROW_FILE, ARROW_STREAM):
             return decoded(path, read_bytes(member))
     return rows_of_columns(path)
@@ -30,7 +36,7 @@ def read_content(path: str) -> Content:
 
 def rows_of_columns(path: str) -> Iterator[dict]:
     with open_member(path) as member, random_access(member.stream, member.name) as file:
-        yield from columnar_rows(file, member.form, path)
+        yield from columnar_rows(file, member.form, path, MAX_BYTES)
 
 
 def read_bytes(member: Member) -> bytes:
@@ -52,7 +58,8 @@ def decoded(path: str, content: bytes) -> str:
         text = content.decode().removeprefix("\ufeff").removesuffix("\n")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path} line {line} is not UTF-8. Convert the file to UTF-8.") from None
+        cure = "Convert the file to UTF-8, for example with iconv -f WINDOWS-1252 -t UTF-8"
+        raise DataError(f"{path} line {line} is not UTF-8. {cure}.") from None
     if not text.strip():
         raise DataError(f"{path} is empty.")
     return text

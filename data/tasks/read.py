@@ -51,10 +51,10 @@ def read_task(
 
 def read_file(task: str, path: str, report: Report, labels: Labels) -> list[tuple[str | None, Example]]:
     """-> the part, None if the row does not say it, and the example of each row.  Raises as read_task."""
-    content, tweets = read_content(path), TWEETS.fullmatch(path)
+    content, tweets = read_content(path, report), TWEETS.fullmatch(path)
     if task == "sentiment" and tweets and isinstance(content, str):
         labels_path = f"{tweets[1]}_labels.txt{tweets[2] or ''}"
-        found = list(read_tweets(path, content, labels_path, read_labels(path, labels_path), labels))
+        found = list(read_tweets(path, content, labels_path, read_labels(path, labels_path, report), labels))
     elif task in ("sentiment", "nli"):
         reader = read_sentiment if task == "sentiment" else read_nli
         found = list(reader(path, content, report, labels))
@@ -68,10 +68,10 @@ def read_file(task: str, path: str, report: Report, labels: Labels) -> list[tupl
     return found
 
 
-def read_labels(path: str, labels_path: str) -> str:
+def read_labels(path: str, labels_path: str, report: Report) -> str:
     """The text of the file with the labels of the texts in another.  Raises DataError."""
     try:
-        labels = read_content(labels_path)
+        labels = read_content(labels_path, report)
     except DataError as error:
         raise DataError(f"The labels of {path} must be in {labels_path}. {error}") from None
     if not isinstance(labels, str):

@@ -296,6 +296,7 @@ def finetune(task_name: str, options: Options, command: str, data: Parts | None 
     else:
         is_default = options.problem_type == PROBLEM_TYPES[0]
         check(is_default, f"--problem-type is for sentiment and nli, not for {task_name}.")
+    check(task_name != "qa" or not options.label_map, "--label-map is only for tasks with labels, not for qa.")
     source = load_checkpoint(options.model).float()
     settings = task_settings(options, options.model, source.config)
     teacher = load_task_teacher(options.teacher, task_class.model, source.config.vocab_size, runtime)

@@ -25,7 +25,19 @@ from typing import BinaryIO
 
 from data.archives import DAMAGE, Member, open_members
 from data.cli import DataError, check, check_bounds, option, parse_options, warn
-from data.formats import ARROW_FILE, ARROW_STREAM, ENCODINGS, JSON, NOT_UTF8, PARQUET, REFUSED, TAR, ZIP, refusal
+from data.formats import (
+    ARROW_FILE,
+    ARROW_STREAM,
+    ENCODINGS,
+    JSON,
+    NOT_UTF8,
+    PARQUET,
+    REFUSED,
+    TAR,
+    ZIP,
+    contradiction,
+    refusal,
+)
 from data.tasks import TASKS, Example, PairExample, QuestionExample, TextExample, WordsExample
 from data.tasks.rows import short
 
@@ -64,6 +76,8 @@ def open_lines(name: str | None) -> Iterator[BinaryIO]:
             if member is None or not {ZIP, TAR}.isdisjoint(member.layers):
                 raise DataError(f"{where} is an archive. Unpack it first.")
             check_has_lines(where, member)
+            if said := contradiction(where, (*member.layers, member.form)):
+                warn(said)
             yield io.BufferedReader(member.stream)
     except BrokenPipeError:
         raise

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from data import DataError
-from data.tasks import PairExample, WordsExample, read_task
+from data.tasks import PairExample, WordsExample, contents, read_task
 from tests.data.tasks.files import CONTEXT, EXPECTED, QUESTION, THREE, pairs, write
 
 pa = pytest.importorskip("pyarrow")
@@ -40,7 +40,9 @@ NLI = {"premise": ["P"] * 3, "hypothesis": ["h0", "h1", "h2"], "label": [0, 1, 2
 @pytest.mark.parametrize("form", ["parquet", "arrow", "stream"])
 def test_the_names_of_labels_come_from_the_schema(examples, form, name):
     features = {"premise": STRING, "hypothesis": STRING, "label": RELATIONS}
-    assert examples("nli", stored(NLI, form, features), name) == (THREE, [])
+    found, reports = examples("nli", stored(NLI, form, features), name)
+    assert found == THREE and len(reports) == (name not in ("f", f"f.{form}"))
+    assert all(report.endswith(", in spite of its name.") for report in reports)
     allocine = {"review": ["bien", "nul"], "label": [1, 0]}
     assert examples("sentiment", stored(allocine, form), name)[0] == pairs(("bien", "1"), ("nul", "0"))
     named = {"review": STRING, "label": {"names": ["neg", "pos"], "_type": "ClassLabel"}}
@@ -111,6 +113,14 @@ def test_offsets_that_lie_are_not_followed(refused):
     at = content.index(offsets)
     content[at : at + len(offsets)] = b"\0\0\0\0\x08\0\0\0\xff\xff\xff\x7f"
     refused("sentiment", bytes(content), " cannot be read after row 0")
+
+
+def test_the_size_in_memory_is_bounded(monkeypatch, refused):
+    """A few kilobytes of Parquet may have gigabytes of rows."""
+    monkeypatch.setattr(contents, "MAX_BYTES", 1 << 20)
+    content = stored({"text": ["a" * 1000] * 2000, "label": [0] * 2000})
+    assert len(content) < 20_000
+    refused("sentiment", content, " has more than 1 MB of rows. Split it into several files")
 
 
 def test_without_pyarrow(tmp_path, monkeypatch):

@@ -38,8 +38,11 @@ def tarred(members: dict[str, bytes]) -> bytes:
 @pytest.mark.parametrize("name", ["f", "f.tsv", "f.gz", "f.zip", "f.parquet"])
 @pytest.mark.parametrize("form", [gzip.compress, bz2.compress, lzma.compress, lambda c: bz2.compress(tarred({"a": c}))])
 def test_the_name_says_nothing(examples, form, name):
-    assert examples("nli", form(TSV), name) == (THREE, [])
-    assert examples("nli", TSV, name) == (THREE, [])
+    found, _ = examples("nli", form(TSV), name)
+    assert found == THREE
+    found, reports = examples("nli", TSV, name)
+    assert found == THREE and len(reports) == (name not in ("f", "f.tsv"))
+    assert all(report.endswith(f"/{name} is plain text, in spite of its name.") for report in reports)
 
 
 def test_zstandard(examples):
