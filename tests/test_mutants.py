@@ -29,6 +29,8 @@ ACCUMULATED = "tests/test_train.py::test_accumulation_equals_one_batch"
 ZERO_SHOT = "tests/eval/tasks/test_zero_shot.py::test_by_hand"
 TAUGHT = "tests/eval/tasks/test_finetune_loss.py::test_tokens_without_a_target_are_not_distilled"
 BEST_SPAN = "tests/eval/tasks/test_qa.py::test_the_best_span_is_the_best_of_all"
+BARE_QUOTES = "tests/data/tasks/test_tables.py::test_bare_quotes_stay"
+WORDS = "tests/data/tasks/test_parts.py::test_whole_words"
 MASKING = "tests/data/test_masking.py"
 FAULTS = [  # name, file, what is changed, into what, the test that must see it
     ("position offset", "model/embeddings.py", "* is_token + pad_id", "* is_token + pad_id + 1", AGREES),
@@ -47,6 +49,14 @@ FAULTS = [  # name, file, what is changed, into what, the test that must see it
         "(targets != IGNORE_INDEX).to",
         "(targets == targets).to",
         TAUGHT,
+    ),
+    ("bare quotes taken away", "data/tasks/tables.py", "return all(matches) and any(", "return any(", BARE_QUOTES),
+    (
+        "a test file by half a word",
+        "data/tasks/parts.py",
+        "if word in PART_OF_WORD}",
+        "if word[:4] in PART_OF_WORD}",
+        WORDS,
     ),
     ("an end before its start", "eval/tasks/qa.py", "ends[length:]", "ends[: len(ends) - length]", BEST_SPAN),
     ("LM bias left out", "model/heads.py", "self.decoder, self.bias)", "self.decoder)", AGREES),

@@ -28,7 +28,7 @@ from data.cli import DataError, check, check_bounds, option, parse_options, say,
 from data.demo.tasks import write_tasks
 from data.tasks import TASKS, Example, QuestionExample
 from data.tasks.contents import is_about, open_member
-from data.tasks.parts import parts_of_files
+from data.tasks.parts import PARTS, parts_of_files
 from data.tasks.read import read_file
 from data.tasks.sequences import Labels
 from model.checkpoints.load import load_checkpoint
@@ -190,7 +190,7 @@ def read_parts(task: str, folder: Path, options: Options) -> TaskData:
         raise DataError(f"{folder} has too few examples: none is left to train on.")
     if options.limit and len(parts["train"]) > options.limit:
         parts["train"] = random.Random(options.split_seed).sample(parts["train"], options.limit)
-    return TaskData(task, parts, tuple(files))
+    return TaskData(task, {part: parts[part] for part in PARTS}, tuple(files))
 
 
 def read_file_by_part(task: str, path: str, names: dict[str, str], part: str | None) -> dict[str | None, list[Example]]:
