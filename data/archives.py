@@ -59,7 +59,7 @@ class Member(NamedTuple):
 class Stream(io.BufferedIOBase):
     """A binary stream whose first bytes can be looked at.
 
-    Damage (a truncated archive, a wrong checksum) is raised only after all bytes before it have been read.
+    Damage (a truncated archive, a wrong checksum) is one of DAMAGE; read1() raises it after all bytes before it.
     """
 
     def __init__(self, source):
@@ -87,15 +87,11 @@ class Stream(io.BufferedIOBase):
         return taken
 
     def read(self, size: int | None = -1) -> bytes:
-        """As many bytes, fewer only at the end or before damage."""
+        """As many bytes, fewer only at the end; damage before is raised."""
         pieces, left = [], float("inf") if size is None or size < 0 else size
-        try:
-            while left and (more := self.read1(int(min(left, CHUNK)))):
-                pieces.append(more)
-                left -= len(more)
-        except DAMAGE:
-            if not pieces:
-                raise
+        while left and (more := self.read1(int(min(left, CHUNK)))):
+            pieces.append(more)
+            left -= len(more)
         return b"".join(pieces)
 
     def _next(self, size: int) -> bytes:

@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +16,8 @@ import numpy
 import torch
 from torch import Tensor
 
-from .cli import DataError
-from .corpus.shards import HELD_OUT, MANIFEST, TRAIN, open_manifest
+from .cli import DataError, warn
+from .corpus.shards import BLOCKS, HELD_OUT, MANIFEST, TRAIN, open_manifest
 from .corpus.shuffle import key_of, permute
 from .masking import Masking
 from .prepare import prepare_into_cache
@@ -44,17 +45,29 @@ class Batch(NamedTuple):
 class Blocks:
     """The full blocks of one part (train, held-out) of a prepared corpus, read from disk on access.
 
+    by_block: the parts are no documents, but blocks of the whole corpus, of which evenly spaced ones are held out; by
+    default if the manifest says so, as it does where documents are few.
     within_documents: no block continues into the next document; the rest of each document is not used.
-    Memory holds one or two numbers per shard (with within_documents, one per 65,536 documents).
+    Memory holds one or two numbers per shard (with within_documents, one per 65,536 documents), or one per block.
     Raises DataError for a folder without a prepared corpus, or files that do not match its manifest.
     """
 
-    def __init__(self, folder: str | Path, part: str, block_size: int, bos_id: int, within_documents: bool = False):
+    def __init__(
+        self,
+        folder: str | Path,
+        part: str,
+        block_size: int,
+        bos_id: int,
+        within_documents: bool = False,
+        by_block: bool | None = None,
+    ):
         self.folder, self.part, self.block_size, self.bos_id = Path(folder), part, block_size, bos_id
         self.manifest = open_manifest(self.folder)
         self.dtype = numpy.dtype(self.manifest["dtype"])
         self.tokens, self.ends, self.starts = [], [], [0]
-        for shard in self.manifest["shards"][part]:
+        self.by_block = self.manifest["hold_out"] == BLOCKS if by_block is None else by_block
+        parts = (TRAIN, HELD_OUT) if self.by_block else (part,)
+        for shard in chain.from_iterable(self.manifest["shards"][each] for each in parts):
             self.tokens.append(self._map(shard["name"] + ".bin", self.dtype, shard["tokens"]))
             self.ends.append(self._map(shard["name"] + ".ends", numpy.dtype("<u8"), shard["documents"]))
             self.starts.append(self.starts[-1] + shard["tokens"])
@@ -66,6 +79,10 @@ class Blocks:
                 for first in range(0, len(ends), GROUP):
                     self.groups.append((self.length, shard, first))
                     self.length += int(self._count_blocks(shard, first).sum())
+        if self.by_block:
+            held_out = held_out_blocks(self.length, self.manifest["options"]["held_out"])
+            self.chosen = held_out if part == HELD_OUT else numpy.delete(numpy.arange(self.length), held_out)
+            self.length = len(self.chosen)
 
     def _map(self, name: str, dtype: numpy.dtype, count: int) -> numpy.ndarray:
         path = self.folder / name
@@ -88,7 +105,7 @@ class Blocks:
         result = numpy.empty((len(numbers), self.block_size), numpy.int64)
         result[:, 0] = self.bos_id
         read = self._read_within_document if self.within_documents else self._read_from_stream
-        for row, number in zip(result, numbers.tolist()):
+        for row, number in zip(result, (self.chosen[numbers] if self.by_block else numbers).tolist()):
             row[1:] = read(number)
         return torch.from_numpy(result)
 
@@ -121,6 +138,12 @@ class Blocks:
         return numpy.diff(ends, prepend=before) // (self.block_size - 1)
 
 
+def held_out_blocks(count: int, share: float) -> numpy.ndarray:
+    """The numbers of the blocks held out of `count`: a share of them, evenly spaced; at least one, if one is left."""
+    number = min(max(round(count * share), 1), max(count - 1, 0))
+    return (2 * numpy.arange(number) + 1) * count // (2 * max(number, 1))
+
+
 def prepared_folder(paths: Sequence[str], tokenizer: Tokenizer, cache: str) -> Path:
     """The folder of the prepared corpus: the path itself, or, for text, a folder in the cache.  Raises DataError."""
     if len(paths) == 1 and (Path(paths[0]) / MANIFEST).is_file():
@@ -137,11 +160,19 @@ def open_blocks(
     if train.manifest["tokenizer"]["sha256"] != tokenizer.sha256():
         message = f"The corpus {folder} was prepared with another tokenizer than the teacher's, {tokenizer.path}."
         raise DataError(f"{message} Prepare it with the teacher's.")
+    share = train.manifest["options"]["held_out"]
+    if not (len(train) and len(held_out)) and share and not train.by_block:
+        train, held_out = (Blocks(folder, part, *settings, by_block=True) for part in (TRAIN, HELD_OUT))
+        if len(held_out):
+            warn(f"The held-out documents of {folder} fill no block of {block_size}, so blocks are held out instead.")
     for blocks in (train, held_out):
         if not len(blocks):
-            message = f"The corpus has {blocks.starts[-1]} {blocks.part} tokens, which give no block of {block_size}."
-            more = "text" if blocks is train else "text, prepare it with a larger --held-out,"
-            raise DataError(f"{message} Add {more} or choose a smaller --block-size.")
+            wanted = f"a {blocks.part} block of {block_size}"
+            if blocks.by_block:
+                wanted = f"two blocks of {block_size}, one to train on and one held out"
+            cure = "Add text" if share else "Prepare it again with --held-out"
+            message = f"The corpus {folder} has too few tokens, {blocks.starts[-1]:,}, for {wanted}."
+            raise DataError(f"{message} {cure}, or choose a smaller --block-size.")
     return train, held_out
 
 

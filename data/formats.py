@@ -16,6 +16,7 @@ GZIP, XZ, BZIP2, ZSTD, ZIP, TAR = "gzip", "xz", "bzip2", "Zstandard", "a zip arc
 UTF16_LE, UTF16_BE, UTF32_LE, UTF32_BE = "UTF-16-LE", "UTF-16-BE", "UTF-32-LE", "UTF-32-BE"  # also codecs' names
 PARQUET, ARROW_FILE, ARROW_STREAM = "Parquet", "an Arrow file", "an Arrow stream"
 JSON_LINES, JSON, TEXT, EMPTY = "JSON lines", "JSON", "plain text", "empty"  # JSON: values over several lines
+TABLE = "a table"  # plain text, whose reader tells that it has columns
 
 COMPRESSED = (GZIP, XZ, BZIP2, ZSTD)
 ENCODINGS = (UTF16_LE, UTF16_BE, UTF32_LE, UTF32_BE)
@@ -134,8 +135,13 @@ PROMISED = {".gz": (GZIP,), ".xz": (XZ,), ".lzma": (XZ,), ".bz2": (BZIP2,), ".zs
 PROMISED |= {".tgz": (GZIP, TAR), ".tbz2": (BZIP2, TAR), ".txz": (XZ, TAR), ".tar": (TAR,), ".zip": (ZIP,)}
 PROMISED |= {".txt": (TEXT,), ".text": (TEXT,), ".jsonl": (JSON,), ".ndjson": (JSON,), ".json": (JSON,)}
 PROMISED |= {".parquet": (PARQUET,), ".arrow": (ARROW_FILE,), ".feather": (ARROW_FILE,)}
+PROMISED |= {".csv": (TABLE,), ".tsv": (TABLE,), ".tab": (TABLE,)}
 PROMISED |= {".pdf": ("a PDF document",), ".safetensors": ("a safetensors file",), ".7z": ("a 7z archive",)}
 SAME = {JSON_LINES: JSON, ARROW_STREAM: ARROW_FILE}  # forms that one suffix may name
+
+
+class RefusedError(DataError):
+    """A file holds no text that could be read. The message says what it is, and what to do."""
 
 
 def form_of(head: bytes) -> str:
@@ -165,10 +171,10 @@ def is_tar_header(block: bytes) -> bool:
 
 
 def utf16_without_mark(head: bytes) -> str | None:
-    """Every second byte of Latin text in UTF-16 is zero, and none of the others."""
+    """Of Latin text in UTF-16, most second bytes are zero, and few of the others."""
     pairs = min(len(head), 1 << 13) // 2
     even, odd = (head[start : 2 * pairs : 2].count(0) for start in (0, 1))
-    if pairs >= 16 and max(even, odd) > 0.7 * pairs and min(even, odd) < 0.02 * pairs:
+    if pairs >= 16 and max(even, odd) > 0.5 * pairs and min(even, odd) < 0.1 * pairs:
         return UTF16_LE if odd > even else UTF16_BE
     return None
 
@@ -252,6 +258,6 @@ def described(forms: tuple[str, ...]) -> str:
     return " in ".join(reversed(forms))
 
 
-def refusal(name: str, form: str) -> DataError:
+def refusal(name: str, form: str) -> RefusedError:
     """The error for a form in REFUSED."""
-    return DataError(f"{name} is {form}. {REFUSED[form]}")
+    return RefusedError(f"{name} is {form}. {REFUSED[form]}")

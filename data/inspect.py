@@ -76,7 +76,7 @@ def print_lengths(blocks: Blocks) -> None:
     lengths = numpy.concatenate(lengths) if lengths else numpy.empty(0)
     if len(lengths):
         values = ", ".join(f"{value:,.0f}" for value in numpy.quantile(lengths, QUANTILES))
-        print(f"lengths   of training documents, in tokens: {values}")
+        print(f"lengths   of {'all' if blocks.by_block else 'training'} documents, in tokens: {values}")
         print(f"          (minimum, {', '.join(f'{quantile:.0%}' for quantile in QUANTILES[1:-1])}, maximum)")
 
 

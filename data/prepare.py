@@ -2,8 +2,9 @@
 
     python -m data.prepare --tokenizer sentencepiece.bpe.model --out FOLDER INPUT…
 
-INPUT is a file, a folder, a pattern, or - for standard input: plain text, JSON lines or Parquet, also compressed as
-.gz, .xz, .bz2 or .zst. For each shard, FOLDER gets train-N.bin and held-out-N.bin (token ids, with </s> at the end of
+INPUT is a file, a folder, a pattern, or - for standard input: plain text, JSON, Parquet, Arrow, CSV or tab-separated
+columns, also compressed (gzip, xz, bzip2, Zstandard) or in tar and zip archives. What a file is, its first bytes say,
+not its name. For each shard, FOLDER gets train-N.bin and held-out-N.bin (token ids, with </s> at the end of
 each document), and .ends files with the ends of the documents; manifest.json describes them all.
 
 If it is interrupted or killed, the same command resumes after the last finished shard. The shards depend on the inputs
@@ -16,7 +17,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -24,11 +24,24 @@ from pathlib import Path
 
 import numpy
 
-from .cli import DataError, Progress, check_bounds, dashed, option, parse_options, run_command
+from .cli import DataError, Progress, check_bounds, dashed, option, parse_options, run_command, warn
 from .corpus.duplicates import SeenHashes, drop_duplicates
 from .corpus.encode import Rules, encode_parts
-from .corpus.files import STDIN, Position, Source, corpus_files, errors_in, find_sources, read_parts
-from .corpus.shards import FORMAT, HELD_OUT, MANIFEST, TRAIN, UNFINISHED, ShardWriter, read_manifest, write_manifest
+from .corpus.files import check_field, corpus_files, find_sources
+from .corpus.layout import BLANK, BLANK_WRAPPED, LINE, WRAPPED
+from .corpus.parts import STDIN, Part, Position, Source, errors_in, read_parts
+from .corpus.shards import (
+    BLOCKS,
+    DOCUMENTS,
+    FORMAT,
+    HELD_OUT,
+    MANIFEST,
+    TRAIN,
+    UNFINISHED,
+    ShardWriter,
+    read_manifest,
+    write_manifest,
+)
 from .tokenizer import FILE_NAME, Tokenizer
 
 SEEN = "seen-{:05}.u8"  # the table of seen hashes after each shard
@@ -36,6 +49,14 @@ UNFINISHED_FILES = re.compile(
     rf"({TRAIN}|{HELD_OUT})-\d{{5,}}\.(bin|ends)|seen-\d{{5,}}\.u8|\..*\.partial|"
     rf"{re.escape(UNFINISHED)}|{re.escape(FILE_NAME)}"
 )  # in the output folder
+MAX_NOTES = 20
+MIN_HELD_OUT = 5  # documents; where fewer are expected to be held out, blocks are
+LAYOUTS = {  # how the layouts of plain text are printed
+    LINE: "one document per line",
+    BLANK: "documents separated by blank lines",
+    WRAPPED: "one document per paragraph of wrapped lines",
+    BLANK_WRAPPED: "documents of wrapped lines, separated by blank lines",
+}
 PRINTED_COUNTS = {  # how some counts are printed; in the manifest they keep their names
     "documents dropped, being empty": "empty documents dropped",
     "documents dropped, being short": "documents shorter than --min-tokens dropped",
@@ -57,18 +78,26 @@ class Options:
     workers: int = option(os.cpu_count() or 1, "number of processes; does not affect the output", least=1, most=1024)
     documents: str = option(
         "auto",
-        "what separates documents in plain text: line ends or blank lines; auto guesses, file by file",
+        "what separates documents in plain text: line ends or blank lines; wrapped joins lines of a fixed width to "
+        "paragraphs; auto guesses, file by file",
         "reading",
-        choices=("auto", "line", "blank"),
+        choices=("auto", "line", "blank", "wrapped"),
     )
-    field: str | None = option(None, "text field of JSON lines, text column of Parquet; default: text, else content")
+    field: str | None = option(
+        None, "text field of JSON, text column of Parquet, Arrow or a table; default: text, else content"
+    )
     min_tokens: int = option(0, "drop documents with fewer tokens", "filtering and splitting", least=0)
     max_unknown: float = option(1.0, "drop documents with a larger fraction of <unk> tokens", least=0, most=1)
     duplicates_mb: int = option(
         0, "MB of memory for dropping duplicate paragraphs, 8 bytes each; 0 keeps duplicates", least=0, most=10**6
     )
     drop_control: bool = option(False, "drop paragraphs with control characters, instead of counting them only")
-    held_out: float = option(0.01, "fraction of documents held out, chosen by a hash of their text", least=0, below=1)
+    held_out: float = option(
+        0.01,
+        "fraction of documents held out, chosen by a hash of their text; of blocks, where documents are too few",
+        least=0,
+        below=1,
+    )
     shard_tokens: int = option(1 << 26, "approximate number of training tokens per shard", least=1000, most=10**12)
 
     def __post_init__(self):
@@ -86,12 +115,15 @@ def prepare(options: Options, tokenizer: Tokenizer | None = None) -> dict:
     Raises DataError for inputs that cannot be read, a full disk, or a folder that holds anything else.
     """
     tokenizer = tokenizer or Tokenizer(options.tokenizer)
-    sources = find_sources(corpus_files(options.inputs), options.documents)
+    notes = []
+    sources = find_sources(corpus_files(options.inputs), options.field, options.documents, notes.append)
+    if not sources:
+        raise DataError(" ".join(["The corpus has no file that can be read.", *notes[:5]]))
     folder = Path(options.out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with lock(folder):
-            manifest = open_or_new(folder, new_manifest(tokenizer, sources, options))
+            manifest = open_or_new(folder, new_manifest(tokenizer, sources, notes, options))
             try:
                 copy_tokenizer(folder, tokenizer)
                 if "position" in manifest:
@@ -113,7 +145,7 @@ def prepare_into_cache(inputs: Sequence[str], tokenizer: Tokenizer, cache: str) 
 
     The folder's name is a hash of the files' names, sizes and times, and of the tokenizer. Raises DataError.
     """
-    files = corpus_files(inputs)
+    files = [file.name for file in corpus_files(inputs)]
     if STDIN in files:
         raise DataError("Standard input cannot be read twice. Run data.prepare on it, and use the folder it writes.")
     state = []
@@ -125,7 +157,7 @@ def prepare_into_cache(inputs: Sequence[str], tokenizer: Tokenizer, cache: str) 
     folder = Path(cache, name)
     if not (folder / MANIFEST).exists():
         settings = dict(tokenizer=str(tokenizer.path), out=str(folder), workers=1, held_out=0.05)
-        print_summary(prepare(Options(tuple(files), **settings), tokenizer))
+        print_summary(prepare(Options(tuple(inputs), **settings), tokenizer))
     return folder
 
 
@@ -154,7 +186,7 @@ def copy_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
 # ---- the manifest ----------------------------------------------------------------------------------------------
 
 
-def new_manifest(tokenizer: Tokenizer, sources: list[Source], options: Options) -> dict:
+def new_manifest(tokenizer: Tokenizer, sources: list[Source], notes: list[str], options: Options) -> dict:
     return {
         "format": FORMAT,
         "tokenizer": {"sha256": tokenizer.sha256(), "words": len(tokenizer)},
@@ -162,6 +194,9 @@ def new_manifest(tokenizer: Tokenizer, sources: list[Source], options: Options) 
         "options": options.stored(),
         "sources": [source._asdict() for source in sources],
         "position": Position(),
+        "hold_out": DOCUMENTS,
+        "read_as": {},
+        "notes": notes[:MAX_NOTES],
         "counts": {},
         "damaged": [],
         "shards": {TRAIN: [], HELD_OUT: []},
@@ -192,13 +227,29 @@ def open_or_new(folder: Path, new: dict) -> dict:
 def finish(folder: Path, manifest: dict) -> None:
     """Gives the manifest its final name, and removes the files for resuming.  Raises DataError for an empty corpus."""
     del manifest["position"]
+    check_field(manifest["options"]["field"], manifest["read_as"])
     if not any(shard["tokens"] for part in manifest["shards"].values() for shard in part):
         for path in folder.iterdir():
             if UNFINISHED_FILES.fullmatch(path.name):
                 path.unlink()
-        raise DataError(f"The corpus has no usable text. {format_counts(manifest['counts'])}".rstrip())
+        reasons = [f"{format_counts(manifest['counts'])}."] if manifest["counts"] else []
+        reasons += [*map(format_damage, manifest["damaged"][:5]), *manifest["notes"][:5]]
+        raise DataError(" ".join(["The corpus has no usable text.", *reasons]))
+    if is_too_few(manifest):
+        manifest["hold_out"] = BLOCKS
+        for shard in manifest["shards"][HELD_OUT]:
+            ids = numpy.fromfile(folder / f"{shard['name']}.bin", manifest["dtype"])
+            counts = numpy.bincount(ids, minlength=len(manifest["token_counts"]))
+            manifest["token_counts"] = (counts + manifest["token_counts"]).tolist()
     write_manifest(folder, manifest, MANIFEST)
     remove_unfinished(folder)
+
+
+def is_too_few(manifest: dict) -> bool:
+    """Whether the documents are so few that chance alone would decide which share of the text is held out."""
+    documents = {name: sum(shard["documents"] for shard in part) for name, part in manifest["shards"].items()}
+    share = manifest["options"]["held_out"]
+    return share > 0 and (share * sum(documents.values()) < MIN_HELD_OUT or not all(documents.values()))
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -231,14 +282,17 @@ def write_shards(folder: Path, manifest: dict, sources: list[Source], tokenizer:
     rules = Rules(*filters, hash_paragraphs=bool(seen))
     shard = {}
     try:
-        parts = encode_parts(read_parts(sources, position, options.field), tokenizer, rules, options.workers)
+        parts = encode_parts(
+            read_parts(sources, position, options.field, options.documents), tokenizer, rules, options.workers
+        )
         with contextlib.closing(parts):
             for part in parts:
-                if part.damage:
-                    manifest["damaged"].append({"source": sources[position.source].name, "why": part.damage})
+                if len(sources) == 1 and part.origin.name == sources[0].name and part.origin.kind:
+                    check_field(options.field, [part.origin.kind])  # of standard input
+                add_notes(manifest, part.origin, position)
                 if seen:
                     part = drop_duplicates(part, seen, dtype)
-                position = part.end
+                position = part.origin.end
                 shard = shard or {name: ShardWriter(folder, f"{name}-{number:05}") for name in (TRAIN, HELD_OUT)}
                 ids = numpy.frombuffer(part.ids, dtype)
                 for name, is_in in ((TRAIN, ~part.held_out), (HELD_OUT, part.held_out)):
@@ -247,7 +301,7 @@ def write_shards(folder: Path, manifest: dict, sources: list[Source], tokenizer:
                     if name == TRAIN:
                         token_counts += numpy.bincount(own, minlength=len(token_counts))
                 counts.update(part.counts)
-                progress.show(part.bytes_read)
+                progress.show(part.origin.bytes_read)
                 if shard[TRAIN].tokens >= options.shard_tokens or position.source == len(sources):
                     for name, writer in shard.items():
                         manifest["shards"][name].append(writer.finish())
@@ -270,26 +324,45 @@ def write_shards(folder: Path, manifest: dict, sources: list[Source], tokenizer:
             writer.abandon()
 
 
+def add_notes(manifest: dict, part: Part, begin: Position) -> None:
+    """What the reader has to say of a part that begins here."""
+    if part.damage:
+        manifest["damaged"].append({"source": part.name, "why": part.damage})
+    manifest["notes"] += part.notes[: MAX_NOTES - len(manifest["notes"])]
+    if part.kind and part.end[:2] != begin[:2]:  # the last one of a file
+        manifest["read_as"][part.kind] = manifest["read_as"].get(part.kind, 0) + 1
+
+
 # ---- the command -----------------------------------------------------------------------------------------------
 
 
 def print_summary(manifest: dict) -> None:
     """Prints the sizes of both parts, the formats read, and what was dropped; damaged files on stderr."""
-    for part, shards in manifest["shards"].items():
+    parts = manifest["shards"]
+    if manifest["hold_out"] == BLOCKS:
+        parts = {"corpus": parts[TRAIN] + parts[HELD_OUT]}
+    for part, shards in parts.items():
         tokens, count = sum(shard["tokens"] for shard in shards), sum(shard["documents"] for shard in shards)
         print(f"{part:9} {tokens:,} tokens in {count:,} documents, {len(shards)} shards")
-    kinds = Counter(source["kind"] for source in manifest["sources"])
-    names = {"line": "one document per line", "blank": "documents separated by blank lines", "json": "JSON lines"}
-    names |= {"parquet": "Parquet"}
-    print(f"read as   {', '.join(f'{names.get(kind, kind)} ({count} files)' for kind, count in kinds.items())}")
+    if manifest["hold_out"] == BLOCKS:
+        share = manifest["options"]["held_out"]
+        print(f"held-out  {share:.1%} of the blocks, as the documents are too few to hold out whole ones")
+    kinds = (f"{LAYOUTS.get(kind, kind)} ({count} files)" for kind, count in manifest["read_as"].items())
+    print(f"read as   {', '.join(kinds)}")
     if manifest["counts"]:
         print(f"note      {format_counts(manifest['counts'])}")
+    for note in manifest["notes"]:
+        print(f"note      {note}")
     for damage in manifest["damaged"]:
-        print(f"warning: {damage['source']} was not read to the end: {damage['why']}", file=sys.stderr)
+        warn(format_damage(damage))
 
 
 def format_counts(counts: dict) -> str:
     return "; ".join(f"{count:,} {PRINTED_COUNTS.get(name, name)}" for name, count in counts.items())
+
+
+def format_damage(damage: dict) -> str:
+    return f"{damage['source']} was not read to the end: {damage['why']}."
 
 
 def main(arguments: list[str] | None = None) -> None:

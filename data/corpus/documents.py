@@ -1,4 +1,4 @@
-"""Parts of a corpus to documents: decoding, JSON lines, blank lines and control characters."""
+"""Parts of a corpus to documents: decoding, JSON lines, blank lines, wrapped lines and control characters."""
 
 import json
 import re
@@ -7,7 +7,10 @@ from collections.abc import Iterator
 
 import numpy
 
-from .files import FIELDS, Part
+from ..formats import JSON_LINES
+from .layout import BLANK_WRAPPED, LINE, WRAPPED, join_wrapped
+from .parts import ROWS, Part
+from .rows import text_of
 
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # Unicode's category Cc without tab and line ends
 BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
@@ -21,16 +24,21 @@ def documents(part: Part, field: str | None, drop_control: bool, counts: Counter
     some of these characters, and maps the others to <unk>). counts: updated with what is dropped, by reason, and with
     the number of paragraphs with control characters.
     """
-    if part.kind == "parquet":
+    if part.kind in ROWS:
         texts = map(normalise_line_ends, part.content)
-    elif part.kind == "json":
+    elif part.kind == JSON_LINES:
         texts = json_texts(decode(part.content, counts), field, counts)
+    elif part.kind == LINE:
+        texts = decode(part.content, counts).split("\n")
+    elif part.kind == WRAPPED:
+        texts = join_wrapped(decode(part.content, counts).split("\n"), part.width)
     else:
-        text = decode(part.content, counts)
-        texts = text.split("\n") if part.kind == "line" else BLANK_LINES.split(text)
-    search = part.kind in ("json", "parquet") or has_control(part.content)  # JSON may write them as \u00..
+        texts = BLANK_LINES.split(decode(part.content, counts))
+    search = part.kind in (JSON_LINES, *ROWS) or has_control(part.content)  # JSON may write them as \u00..
     for text in texts:
-        lines = [text] if part.kind == "line" else text.split("\n")
+        lines = [text] if part.kind in (LINE, WRAPPED) else text.split("\n")
+        if part.kind == BLANK_WRAPPED:
+            lines = join_wrapped(lines, part.width)
         paragraphs = [line for line in lines if line and not line.isspace()]
         if search:
             clean = [paragraph for paragraph in paragraphs if not CONTROL.search(paragraph)]
@@ -78,13 +86,11 @@ def json_texts(text: str, field: str | None, counts: Counter) -> Iterator[str]:
         if not line or line.isspace():
             continue
         try:
-            values = json.loads(line)
+            value = text_of(json.loads(line), field)
         except (ValueError, RecursionError):
             counts["lines that are no JSON"] += 1
             continue
-        names = [field] if field else FIELDS
-        value = next((values[name] for name in names if name in values), None) if type(values) is dict else None
-        if isinstance(value, str):
-            yield normalise_line_ends(value.encode("utf-8", "replace").decode())  # JSON may hold half a surrogate pair
-        else:
+        if value is None:
             counts["JSON lines without a text"] += 1
+        else:
+            yield normalise_line_ends(value)

@@ -19,7 +19,7 @@ import numpy
 from ..cli import DataError
 from ..tokenizer import Tokenizer
 from .documents import documents
-from .files import Part, Position
+from .parts import Part
 
 
 class Rules(NamedTuple):
@@ -42,9 +42,7 @@ class EncodedPart(NamedTuple):
     segments: numpy.ndarray  # length of each segment, in tokens; empty without hash_paragraphs
     hashes: numpy.ndarray  # text_hash of each paragraph, 0 for each </s>; empty without hash_paragraphs
     counts: Counter
-    end: Position
-    bytes_read: int
-    damage: str
+    origin: Part  # without its content
 
 
 def encode_part(part: Part, tokenizer: Tokenizer, rules: Rules) -> EncodedPart:
@@ -77,7 +75,7 @@ def encode_part(part: Part, tokenizer: Tokenizer, rules: Rules) -> EncodedPart:
             hashes += [text_hash(paragraph) for paragraph in paragraphs] + [0]
     types = ((lengths, numpy.int64), (held_out, bool), (segments, numpy.int64), (hashes, numpy.uint64))
     arrays = (numpy.array(values, kind) for values, kind in types)
-    return EncodedPart(b"".join(ids), *arrays, counts, part.end, part.bytes_read, part.damage)
+    return EncodedPart(b"".join(ids), *arrays, counts, part._replace(content=b""))
 
 
 def text_hash(text: str) -> int:

@@ -14,11 +14,12 @@ import numpy
 
 from ..cli import DataError
 
-FORMAT = "distilcamembert-corpus-1"
+FORMAT = "distilcamembert-corpus-2"
 MANIFEST, UNFINISHED = "manifest.json", "manifest.unfinished.json"
 TRAIN, HELD_OUT = "train", "held-out"
 MANIFEST_TYPES = dict(tokenizer=dict, dtype=str, options=dict, sources=list, counts=dict, damaged=list, shards=dict)
-MANIFEST_TYPES |= {"token_counts": list}
+MANIFEST_TYPES |= {"token_counts": list, "read_as": dict, "notes": list, "hold_out": str}
+DOCUMENTS, BLOCKS = "documents", "blocks"  # what is held out; of few documents, blocks, which blocks.py chooses
 
 
 class ShardWriter:
@@ -77,9 +78,15 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> dict | None:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         types = MANIFEST_TYPES | ({"position": list} if name == UNFINISHED else {})
+        if manifest["format"] != FORMAT and str(manifest["format"]).startswith(FORMAT.rstrip("0123456789")):
+            raise DataError(
+                f"{folder} was prepared by another version of this project. Remove it, and prepare it again."
+            )
         if manifest["format"] == FORMAT and all(type(manifest[key]) is kind for key, kind in types.items()):
             return manifest
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except DataError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # DataError is a ValueError
         pass
     raise DataError(f"{path} is not the manifest of a corpus. If it is damaged, remove {folder} and prepare it again.")
 

@@ -25,13 +25,7 @@ UNDECIDED = "-"
 SINGLE_LABEL = "single_label_classification"
 OTHER_KEYS = {  # of labels that are no single class, by Hugging Face's problem_type
     "multi_label_classification": ("labels", "label"),
-    "regression": (
-        "score",
-        "similarity_score",
-        "relatedness_score",
-        "label",
-        "stars",
-    ),  # STS-B's and SICK's names first
+    "regression": ("score", "similarity_score", "relatedness_score", "label", "stars"),  # STS-B's, SICK's, others
 }
 PART_KEYS = ("SemEval_set", "split")
 NUMBER = re.compile(r"[+-]?\d+(?:\.0*)?")
@@ -52,11 +46,8 @@ def read_sentiment(path: str, content: Content, report: Report, labels: Labels) 
     """Any file with a text and a label per row (Allociné, Amazon) -> the part or None, example of each row."""
     found = rows(path, content, TEXT_KEYS, OTHER_KEYS.get(labels.problem_type, SENTIMENT_KEYS))
     for location, values, (text_key, label_key) in in_french(found, path, report):
-        text = text_of(values[text_key], text_key, location)
-        yield (
-            part_of_row(values, location),
-            TextExample(text, text_label(values[label_key], label_key, location, labels)),
-        )
+        label = text_label(values[label_key], label_key, location, labels)
+        yield part_of_row(values, location), TextExample(text_of(values[text_key], text_key, location), label)
 
 
 def read_tweets(path: str, texts: str, labels_path: str, labels_text: str, labels: Labels) -> Iterator[tuple]:

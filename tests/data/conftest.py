@@ -3,14 +3,14 @@
 import pytest
 
 from data import Tokenizer
-from data.corpus import files
+from data.corpus import parts
 from tests.data.prepared import lines, write
 from tests.helpers import REAL_TOKENIZER, transformers_tokenizer
 
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(files, "PART_BYTES", 3000)
+    monkeypatch.setattr(parts, "PART_BYTES", 3000)
 
 
 @pytest.fixture

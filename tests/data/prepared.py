@@ -5,6 +5,7 @@ import contextlib
 import functools
 import gzip
 import lzma
+import os
 import re
 from itertools import islice
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from data import Tokenizer, demo
+from data.corpus.parts import START, Position, Source, read_parts
 from data.prepare import Options, prepare
 from tests.helpers import run_command
 
@@ -45,6 +47,14 @@ def write_parquet(path: Path, columns: dict, **settings) -> Path:
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pyarrow.table(columns), path, **settings)
     return path
+
+
+def sources(*paths: Path | str) -> list[Source]:
+    return [Source(str(path), 0 if path == "-" else os.path.getsize(path)) for path in paths]
+
+
+def parts(*paths: Path | str, start: Position = START, documents: str = "line", field: str | None = None):
+    return list(read_parts(sources(*paths), start, field, documents))
 
 
 def make(out: Path, *inputs: Path | str, workers: int = 1, **options) -> dict:

@@ -5,6 +5,7 @@ import os
 import re
 import threading
 import time
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 
 from data import DataError, demo
 from data.blocks import Blocks, make_batch, open_blocks, prefetched, training_batches, validation_batches
-from data.corpus.shards import FORMAT, MANIFEST, TRAIN
+from data.corpus.shards import FORMAT, MANIFEST, TRAIN, open_manifest
 from data.corpus.shuffle import key_of
 from data.masking import Masking
 from losses import IGNORE_INDEX
@@ -25,8 +26,9 @@ MASKING = Masking(TOKENIZER)
 TEXTS = list(islice(demo.texts(), 400))
 
 
-def prepared(folder, texts=TEXTS):
-    make(folder / "corpus", write(folder / "text.txt", "\n".join(texts)), shard_tokens=1000)
+def prepared(folder, texts=TEXTS, **options):
+    folder.mkdir(exist_ok=True)
+    make(folder / "corpus", write(folder / "text.txt", "\n".join(texts)), shard_tokens=1000, **options)
     return folder / "corpus"
 
 
@@ -72,6 +74,7 @@ def test_sixty_million_blocks_open_without_reading_them(tmp_path):
     shards = [{"name": name, "tokens": tokens, "documents": documents} for name in names]
     manifest = {"format": FORMAT, "dtype": "<u2", "shards": {TRAIN: shards}, "token_counts": [], "damaged": []}
     manifest |= {"tokenizer": {}, "options": {}, "sources": [], "counts": {}}
+    manifest |= {"hold_out": "documents", "read_as": {}, "notes": []}
     (tmp_path / MANIFEST).write_text(json.dumps(manifest))
     Path("/proc/self/clear_refs").write_text("5")
     before, start = resident(), time.monotonic()
@@ -201,10 +204,42 @@ def test_prefetching_ends_with_the_batches_and_passes_errors_on(monkeypatch):
 
 def test_a_part_without_a_block_is_an_error(tmp_path):
     corpus = prepared(tmp_path, TEXTS[:20])
-    with pytest.raises(DataError, match="has 0 held-out tokens, which give no block of 128.*larger --held-out"):
+    with pytest.raises(DataError, match="too few tokens, 0, for a held-out block of 128. Prepare it again"):
         open_blocks(corpus, TOKENIZER, 128)
-    with pytest.raises(DataError, match=r"has \d+ train tokens, which give no block of 100000"):
+    with pytest.raises(
+        DataError, match=r"too few tokens, [\d,]+, for a train block of 100000. .* smaller --block-size"
+    ):
         open_blocks(corpus, TOKENIZER, 100_000)
+    one = prepared(tmp_path / "one", TEXTS[:1], held_out=0.1)
+    with pytest.raises(DataError, match=r"too few tokens, \d+, for two blocks of 500, one to train on and one"):
+        open_blocks(one, TOKENIZER, 500)
+
+
+@pytest.mark.parametrize("held_out", [0.01, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("within_documents", [False, True])
+def test_of_one_long_document_blocks_are_held_out(tmp_path, held_out, within_documents):
+    """Evenly spaced ones; together, the two parts have every block once."""
+    corpus = prepared(tmp_path, [" ".join(TEXTS[:100])], held_out=held_out)
+    whole = full_blocks([" ".join(TEXTS[:100])], TOKENIZER, 16)
+    train, kept = open_blocks(corpus, TOKENIZER, 16, within_documents)
+    assert len(kept) == round(held_out * len(whole)) and len(train) + len(kept) == len(whole) > 100
+    found = [tuple(block.tolist()) for part in (train, kept) for block in part.read(numpy.arange(len(part)))]
+    assert Counter(found) == Counter(tuple(block.tolist()) for block in whole)
+    assert open_manifest(corpus)["hold_out"] == "blocks"
+
+
+def test_a_corpus_of_two_blocks_can_be_trained_on(tmp_path):
+    corpus = prepared(tmp_path, TEXTS[:1], held_out=0.01)
+    tokens = sum(shard["tokens"] for part in open_manifest(corpus)["shards"].values() for shard in part)
+    assert list(map(len, open_blocks(corpus, TOKENIZER, tokens // 2 + 1))) == [1, 1]
+
+
+def test_held_out_documents_without_a_block_are_replaced_by_blocks(tmp_path, capsys):
+    corpus = prepared(tmp_path, TEXTS, held_out=0.02)
+    assert open_manifest(corpus)["hold_out"] == "documents"
+    train, held_out = open_blocks(corpus, TOKENIZER, 2048)
+    assert len(held_out) >= 1 and len(train) + len(held_out) == len(full_blocks(TEXTS, TOKENIZER, 2048))
+    assert "fill no block of 2048, so blocks are held out instead" in capsys.readouterr().err
 
 
 def test_another_tokenizer_is_an_error(corpus):

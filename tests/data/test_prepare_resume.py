@@ -38,9 +38,9 @@ def unfinish(folder: Path, shards: int) -> None:
             path.unlink()
         del part[shards:]
     documents = [each for shard in stored["shards"]["train"] for each in shard_documents(folder, shard)]
-    stored["token_counts"] = token_counts(documents)
+    stored |= {"token_counts": token_counts(documents), "read_as": {}, "hold_out": "documents"}
     first = {key: stored[key] for key in ("format", "tokenizer", "dtype", "options", "sources")}
-    ordered = first | {"position": [0, offset]} | stored
+    ordered = first | {"position": [0, 0, offset]} | stored
     (folder / "manifest.unfinished.json").write_text(json.dumps(ordered, indent=1) + "\n")
 
 
@@ -54,7 +54,7 @@ def test_a_finished_corpus_is_not_changed(out, text):
     assert states(out) == before
 
 
-CHANGES = ["--held-out 0.2", "--min-tokens 2", "--field x", "--documents blank", "--duplicates-mb 1"]
+CHANGES = ["--held-out 0.2", "--min-tokens 2", "--documents line", "--documents blank", "--duplicates-mb 1"]
 CHANGES += ["--max-unknown 0.5", "--drop-control --shard-tokens 9999", "more.txt", "grown", "tokenizer"]
 
 
@@ -135,7 +135,7 @@ def test_a_damaged_manifest_is_an_error(out, text, small_parts, name):
         unfinish(out, 2)
     whole = (out / name).read_bytes()
     other = json.loads(whole)
-    damaged = [b"", whole[:-9], b"[" * 99_999, b"[]", b"{}", b"3", b"\xff", whole.replace(b"corpus-1", b"corpus-2")]
+    damaged = [b"", whole[:-9], b"[" * 99_999, b"[]", b"{}", b"3", b"\xff", whole.replace(b"corpus-2", b"corpus-1")]
     for key in other:
         damaged.append(json.dumps({each: value for each, value in other.items() if each != key}).encode())
         damaged.append(json.dumps(other | {key: 3}).encode())
@@ -143,7 +143,9 @@ def test_a_damaged_manifest_is_an_error(out, text, small_parts, name):
         (out / name).write_bytes(content)
         before = tree(out)
         result = command(out, text, "--held-out", 0, "--shard-tokens", 1000)
-        assert_refused(result, f"{name} is not the manifest of a corpus|prepared with other")
+        assert_refused(
+            result, f"{name} is not the manifest of a corpus|prepared with other|prepared by another version"
+        )
         assert tree(out) == before
     (out / name).write_bytes(whole)
     make(out, text, shard_tokens=1000)
@@ -272,11 +274,11 @@ def finished(folder: Path) -> dict[str, tuple[int, int]]:
 def running(out):
     """A run with two workers, in its first shard, that waits for more on its standard input."""
     arguments = torture.command(Path("-"), out, 2, "--shard-tokens", "100000000")
-    code = "import runpy; from data.corpus import files; files.PART_BYTES = files.READ_BYTES = 3000; "
+    code = "import runpy; from data.corpus import parts; parts.PART_BYTES = parts.READ_BYTES = 3000; "
     code += "runpy.run_module('data.prepare', run_name='__main__', alter_sys=True)"
     settings = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE) | {"start_new_session": True}
     process = subprocess.Popen([sys.executable, "-c", code, *arguments[3:]], cwd=torture.REPOSITORY, **settings)
-    process.stdin.write(lines(200).encode())
+    process.stdin.write(lines(200).encode() * 20)  # more than the sample that its form is told from
     process.stdin.flush()
     until = time.monotonic() + 30
     while not (out / ".train-00000.bin.partial").exists():

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from data.corpus import files
+from data import formats
+from data.corpus import parts as reader
 from data.corpus.documents import CONTROL, documents, has_control
-from data.corpus.files import START, Part, find_sources, read_parts
-from tests.data.prepared import COMPRESS, write, write_parquet
+from data.corpus.parts import START, Part
+from data.formats import JSON_LINES, PARQUET
+from tests.data.prepared import COMPRESS, parts, write, write_parquet
 
 CONTROLS = {chr(code) for code in [*range(0x20), *range(0x7F, 0xA0)]} - set("\t\n\r")  # Unicode's category Cc
 
@@ -20,7 +22,7 @@ CONTROLS = {chr(code) for code in [*range(0x20), *range(0x7F, 0xA0)]} - set("\t\
 def read(*paths: Path, kind: str = "line", field: str | None = None, drop_control: bool = False):
     """-> documents, counts"""
     found, counts = [], Counter()
-    for part in read_parts(find_sources(map(str, paths), kind), field=field):
+    for part in parts(*paths, field=field, documents=kind):
         found += documents(part, field, drop_control, counts)
         counts.update(part.counts)
     return found, counts
@@ -62,13 +64,14 @@ BROKEN = [b"\xff", b"\xc3", b"\xe2\x82", b"\x80", b"\xed\xa0\x80"]
 def test_random_files_give_the_documents_of_a_simple_reading(tmp_path, monkeypatch, kind):
     """600 random files in parts of random size: all line ends, blank lines, spaces, invalid UTF-8."""
     chance, several, many_parts = random.Random(kind), 0, 0
+    monkeypatch.setattr(formats, "text_form", lambda head: formats.TEXT)
     for number in range(600):
         pieces = [piece.encode() for piece in chance.sample(PIECES, chance.randrange(1, len(PIECES)))]
         pieces += BROKEN * (number % 3 == 0)
         content = b"".join(chance.choices(pieces, k=chance.randrange(120)))
-        content = b"" if content[:2] in files.UTF16 else content
-        monkeypatch.setattr(files, "PART_BYTES", chance.randrange(1, 80))
-        monkeypatch.setattr(files, "READ_BYTES", chance.randrange(1, 80))
+        content = b"a" + content if content[:1] in (b"\xff", b"\xfe") else content  # not the mark of UTF-16
+        monkeypatch.setattr(reader, "PART_BYTES", chance.randrange(1, 80))
+        monkeypatch.setattr(reader, "READ_BYTES", chance.randrange(1, 80))
         path = tmp_path / ("a.txt.gz" if number % 5 == 0 else "a.txt")
         path.write_bytes(gzip.compress(content, 1) if number % 5 == 0 else content)
         expected, bad = read_simply(content, kind)
@@ -76,7 +79,7 @@ def test_random_files_give_the_documents_of_a_simple_reading(tmp_path, monkeypat
         assert found == expected, content
         assert counts["lines that are not UTF-8"] == bad
         several += len(expected) > 1
-        many_parts += sum(1 for _ in read_parts(find_sources([str(path)], kind))) > 2
+        many_parts += len(parts(path, documents=kind)) > 2
     assert several > 300 and many_parts > 200
 
 
@@ -115,10 +118,10 @@ def test_byte_order_marks_are_removed_at_line_beginnings():
 
 
 def test_blank_content_gives_no_document():
-    for kind in ("line", "blank", "json"):
+    for kind in ("line", "blank", JSON_LINES):
         for content in (b"", b"\n", b" \n\t\r\n\x0c\n \n\n", b"\xef\xbb\xbf"):
             assert of(content, kind) == ([], {})
-    assert of(["", " \n\t"], "parquet") == ([], {})
+    assert of(["", " \n\t"], PARQUET) == ([], {})
 
 
 def test_control_characters_are_category_cc_without_tab_and_line_ends():
@@ -135,8 +138,8 @@ def test_only_paragraphs_with_control_characters_are_counted_or_dropped(control)
     as_json = [json.dumps({"text": text}) for text in texts]
     upper_case = [re.sub(r"u00..", lambda code: code[0].upper().replace("U", "u"), line) for line in as_json]
     name = "paragraphs with control characters"
-    json_contents = [("json", "\n".join(lines)) for lines in (as_json, upper_case)]
-    for kind, content in [("blank", "\n\n".join(texts)), *json_contents, ("parquet", texts)]:
+    json_contents = [(JSON_LINES, "\n".join(lines)) for lines in (as_json, upper_case)]
+    for kind, content in [("blank", "\n\n".join(texts)), *json_contents, (PARQUET, texts)]:
         assert of(content, kind) == ([["one", bad, "tab\t"], [worse], ["two"]], {name: 2})
         assert of(content, kind, drop_control=True) == ([["one", "tab\t"], ["two"]], {f"{name} dropped": 2})
     lines = f"one\n{bad}\ntab\t\n{worse}"
@@ -145,25 +148,28 @@ def test_only_paragraphs_with_control_characters_are_counted_or_dropped(control)
 
 def test_the_field_is_the_given_one_or_text_or_content():
     line = json.dumps({"content": "c", "text": "t", "body": "b"})
-    assert of(line, "json") == ([["t"]], {})
-    assert of(line, "json", field="body") == ([["b"]], {})
-    assert of('{"content": "c"}\n{"body": "b"}', "json") == ([["c"]], {"JSON lines without a text": 1})
-    assert of('{"content": "c"}\n{"text": "t"}', "json", field="body") == ([], {"JSON lines without a text": 2})
+    assert of(line, JSON_LINES) == ([["t"]], {})
+    assert of(line, JSON_LINES, field="body") == ([["b"]], {})
+    assert of('{"content": "c"}\n{"body": "b"}', JSON_LINES) == ([["c"]], {"JSON lines without a text": 1})
+    assert of('{"content": "c"}\n{"text": "t"}', JSON_LINES, field="body") == ([], {"JSON lines without a text": 2})
 
 
 def test_lines_without_a_text_are_counted():
     lines = ['{"text": null}', '{"text": 3}', '{"text": ["a"]}', "{}", "[]", '["text"]', '"text"', "3", "null", "NaN"]
-    assert of("\n".join(["", *lines, '{"text": "a"}']), "json") == ([["a"]], {"JSON lines without a text": len(lines)})
+    assert of("\n".join(["", *lines, '{"text": "a"}']), JSON_LINES) == (
+        [["a"]],
+        {"JSON lines without a text": len(lines)},
+    )
 
 
 def test_lines_that_are_not_json_are_counted():
     lines = ['{"text": "a"', "{text: 'a'}", "text", '{"text": "a"} x', "[" * 99_999, "\x00", f'{{"n": {"9" * 5000}}}']
     content = "\n".join([*lines, "  ", '{"text": "été"}'])
-    assert of(content, "json") == ([["été"]], {"lines that are no JSON": len(lines)})
+    assert of(content, JSON_LINES) == ([["été"]], {"lines that are no JSON": len(lines)})
     broken = b'{"text": "\xff"}\n{"text": "a"}'
-    assert of(broken, "json") == ([["a"]], {"lines that are not UTF-8": 1})
+    assert of(broken, JSON_LINES) == ([["a"]], {"lines that are not UTF-8": 1})
 
 
 def test_half_of_a_surrogate_pair_and_line_ends_within_a_json_text():
-    assert of('{"text": "a \\ud83d b \\ud83d\\ude00"}', "json") == ([["a ? b 😀"]], {})
-    assert of('{"text": "a\\n\\nb\\r\\n \\rc"}\r\n{"text": "d"}\r\n', "json") == ([["a", "b", "c"], ["d"]], {})
+    assert of('{"text": "a \\ud83d b \\ud83d\\ude00"}', JSON_LINES) == ([["a ? b 😀"]], {})
+    assert of('{"text": "a\\n\\nb\\r\\n \\rc"}\r\n{"text": "d"}\r\n', JSON_LINES) == ([["a", "b", "c"], ["d"]], {})

@@ -8,7 +8,7 @@ import numpy
 import pytest
 
 from data import DataError, prepare
-from data.corpus import files as reader
+from data.corpus import parts as reader
 from data.corpus.duplicates import SeenHashes
 from data.corpus.encode import text_hash
 from tests.data.prepared import make, texts, write

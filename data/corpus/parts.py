@@ -1,0 +1,316 @@
+"""Sources of a corpus, read in parts of a few megabytes that hold whole documents.
+
+Where parts begin and end depends on the bytes alone. So any number of processes can work on them, and a stopped run can
+resume at the beginning of any part.
+"""
+
+import contextlib
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+from ..archives import DAMAGE, Member, Stream, open_members
+from ..cli import DataError
+from ..formats import (
+    ARROW_FILE,
+    ARROW_STREAM,
+    JSON,
+    JSON_LINES,
+    PARQUET,
+    REFUSED,
+    TABLE,
+    TAR,
+    ZIP,
+    contradiction,
+    refusal,
+)
+from .layout import BLANK, BLANK_WRAPPED, WRAPPED, text_layout
+from .rows import Table, arrow_rows, find_table, json_rows, table_rows
+
+STDIN = "-"
+READ_BYTES = 1 << 20
+PART_BYTES = 4 << 20  # a part ends with the first document that ends after this many bytes
+MAX_DOCUMENT_BYTES = 16 << 20  # longer documents are split
+ROWS = (JSON, PARQUET, ARROW_FILE, ARROW_STREAM, TABLE)  # of which the text of each row is read
+NO_END = -1
+LINE_END = re.compile(rb"\n|\r(?!\n)")
+BLANK_LINE = re.compile(rb"(?>\r\n|\n|\r)[ \t]*(?>\r\n|\n|\r)")
+
+
+class Source(NamedTuple):
+    """A file, or standard input. What it holds is known when it is read."""
+
+    name: str
+    size: int  # bytes on disk; 0 for standard input
+
+
+class Position(NamedTuple):
+    """Where a part begins."""
+
+    source: int = 0  # index in the list of sources
+    member: int = 0  # index in the source, if that is an archive
+    offset: int = 0  # bytes, after decompression and as UTF-8; rows, in files of rows
+
+
+START = Position()
+
+
+class Kind(NamedTuple):
+    """How a member is read."""
+
+    name: str  # JSON_LINES, one of ROWS, or, for plain text, a layout
+    width: int = 0  # of wrapped lines
+    table: Table | None = None
+
+
+class Part(NamedTuple):
+    """A few megabytes of whole documents."""
+
+    kind: str
+    content: bytes | list[str]  # a list for files of rows
+    end: Position  # where the next part begins
+    bytes_read: int  # from disk, of all sources up to here
+    counts: dict[str, int]  # problems found while reading
+    damage: str = ""  # why the rest of the file cannot be read
+    width: int = 0  # of wrapped lines
+    name: str = ""  # of the file, or the file in an archive
+    notes: tuple[str, ...] = ()  # sentences for the user
+
+
+@contextlib.contextmanager
+def errors_in(name: str) -> Iterator[None]:
+    """Raises DataError, with the file's name, for an OSError inside."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"The corpus file {name} cannot be read: {error.strerror or error}.") from None
+
+
+@contextlib.contextmanager
+def open_source(source: Source) -> Iterator[BinaryIO]:
+    """The bytes of a source, at its beginning.  Raises OSError."""
+    if source.name == STDIN:
+        yield sys.stdin.buffer
+    else:
+        with open(source.name, "rb") as file:
+            yield file
+
+
+def kind_of(member: Member, documents: str, field: str | None) -> Kind:
+    """How a member is read; its form is not in REFUSED.
+
+    documents: the separator of plain text, "auto" to guess it. field: text field or column, None for the usual ones.
+    """
+    if member.form in (JSON_LINES, *ROWS):
+        return Kind(member.form)
+    sample = member.stream.peek()
+    if table := find_table(sample, member.name, field):
+        return Kind(TABLE, table=table)
+    return Kind(*text_layout(sample, documents))
+
+
+def read_parts(
+    sources: list[Source], start: Position = START, field: str | None = None, documents: str = "auto"
+) -> Iterator[Part]:
+    """The parts of all sources in order, from the position where one begins.
+
+    documents: what ends a document of plain text. A damaged file is read up to the damage, which its last part
+    describes.  Raises DataError for a file that cannot be read.
+    """
+    before = sum(source.size for source in sources[: start.source])
+    for number in range(start.source, len(sources)):
+        source = sources[number]
+        first = start if number == start.source else Position(number)
+        with errors_in(source.name), open_source(source) as file:
+            for part in source_parts(file, source, first, field, documents):
+                yield part._replace(bytes_read=before + part.bytes_read)
+        before += source.size
+
+
+def source_parts(file: BinaryIO, source: Source, start: Position, field: str | None, documents: str) -> Iterator[Part]:
+    """The parts of the files in a source. In an archive, what cannot be read is skipped, and named in a note.
+
+    The last part ends at the next source: that of a plain file; of an archive, one more, which is empty.
+    Raises OSError, DataError.
+    """
+    following, damage = Position(start.source + 1), ""
+    try:
+        for index, member in enumerate(open_members(file, source.name)):
+            if index < start.member:
+                continue
+            begin = start if index == start.member else Position(start.source, index)
+            end = Position(start.source, index + 1) if is_in_archive(member) else following
+            if member.form not in REFUSED:
+                for part in member_parts(file, source.name, member, begin, end, field, documents):
+                    damage = part.damage
+                    yield part._replace(bytes_read=source.size) if part.end == following else part
+            elif is_in_archive(member):
+                counts = {f"files in archives skipped, being {member.form}": 1}
+                notes = (str(refusal(member.name, member.form)),)
+                yield Part("", b"", end, disk_offset(file, 0), counts, name=member.name, notes=notes)
+            else:
+                raise refusal(member.name, member.form)
+            if end == following:
+                return
+        damage = ""
+    except DAMAGE as error:
+        if str(error) == damage:  # the archive ends within a member, which has said so
+            damage = ""
+        else:
+            damage = describe(error)
+    yield Part("", b"", following, source.size, {}, damage, name=source.name)
+
+
+def is_in_archive(member: Member) -> bool:
+    return TAR in member.layers or ZIP in member.layers
+
+
+def member_parts(
+    file: BinaryIO, source: str, member: Member, begin: Position, end: Position, field: str | None, documents: str
+) -> Iterator[Part]:
+    """The parts of one file from a position on; notes about it are with its first part."""
+    kind = kind_of(member, documents, field)
+    notes = kind_notes(source, begin.member == 0, member, kind) if not begin.offset else ()
+    for part in (row_parts if kind.name in ROWS else text_parts)(file, member, kind, begin, end, field):
+        yield part._replace(name=member.name, notes=notes)
+        notes = ()
+
+
+def kind_notes(source: str, is_first: bool, member: Member, kind: Kind) -> tuple[str, ...]:
+    """What the user should know about how a member is read: sentences."""
+    forms = (*member.layers, TABLE if kind.table else member.form)
+    archives = [index + 1 for index, layer in enumerate(member.layers) if layer in (TAR, ZIP)]
+    notes = [contradiction(source, forms[: archives[0]] if archives else forms)] if is_first else []
+    if archives:
+        notes.append(contradiction(member.name, forms[archives[-1] :]))
+    if kind.width:
+        notes.append(f"{member.name} has lines wrapped at {kind.width} characters, which were joined to paragraphs.")
+    return tuple(filter(None, notes))
+
+
+# ---- plain text and JSON lines ---------------------------------------------------------------------------------
+
+
+def text_parts(
+    file: BinaryIO, member: Member, kind: Kind, begin: Position, end: Position, field: str | None
+) -> Iterator[Part]:
+    """From an offset in bytes.  Raises OSError."""
+    stream, place = member.stream, begin.offset
+    buffer, counts, damage, at_end, pattern = bytearray(), Counter(), "", False, end_pattern(kind)
+    skip = place  # bytes of earlier parts that must be read again
+    if skip and not member.layers and file.seekable():
+        file.seek(skip)
+        stream, skip = Stream(file), 0
+    while not at_end:
+        piece, damage = read_piece(stream)
+        buffer += memoryview(piece)[skip:]
+        skip -= min(skip, len(piece))
+        at_end = len(piece) < READ_BYTES
+        if at_end and skip:
+            damage = damage or "it ends before the position that an earlier run had reached"
+        while size := end_of_part(buffer, pattern, at_end):
+            if size == NO_END:
+                size = split_document(buffer)
+                counts["documents cut, being longer than 16 MB"] += 1
+            content = bytes(memoryview(buffer)[:size])
+            del buffer[:size]
+            place += size
+            yield Part(
+                kind.name, content, begin._replace(offset=place), disk_offset(file, place), dict(counts), "", kind.width
+            )
+            counts.clear()
+    yield Part(kind.name, bytes(buffer), end, disk_offset(file, place + len(buffer)), {}, damage, kind.width)
+
+
+def read_piece(stream: Stream) -> tuple[bytearray, str]:
+    """-> the next READ_BYTES, fewer only at the end of the file or at damage; a description of the damage.
+
+    How much of a damaged archive can be read depends on the sizes requested, so these never depend on the start.
+    """
+    piece, damage = bytearray(), ""
+    try:
+        while len(piece) < READ_BYTES and (more := stream.read1(READ_BYTES - len(piece))):
+            piece += more
+    except DAMAGE as error:
+        damage = describe(error)
+    return piece, damage
+
+
+def describe(error: Exception) -> str:
+    """What is damaged, from one of DAMAGE.  Raises it again if it comes from the disk."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
+    return str(error) or type(error).__name__
+
+
+def disk_offset(file: BinaryIO, offset: int) -> int:
+    """The number of bytes read from disk, for the progress line; offset: where that is not known."""
+    try:
+        return file.tell()
+    except (OSError, ValueError):
+        return offset
+
+
+def end_pattern(kind: Kind) -> re.Pattern:
+    """What ends a document of plain text or of JSON lines."""
+    if kind.name == WRAPPED:  # a short line ends a paragraph
+        return re.compile(rb"(?>\r\n|\n|\r)[^\r\n]{0,%d}(?>\r\n|\n|\r)" % (kind.width // 2))
+    return BLANK_LINE if kind.name in (BLANK, BLANK_WRAPPED) else LINE_END
+
+
+def end_of_part(buffer: bytearray, pattern: re.Pattern, at_end: bool) -> int:
+    """The first end of a document after PART_BYTES; NO_END if the document is too long; 0 if more must be read.
+
+    The result does not depend on how far the buffer extends beyond it.
+    """
+    found = pattern.search(buffer, PART_BYTES - 1, MAX_DOCUMENT_BYTES)
+    if found and (at_end or found.end() < len(buffer) or len(buffer) >= MAX_DOCUMENT_BYTES):  # \n may follow a last \r
+        return found.end()
+    return NO_END if not found and len(buffer) >= MAX_DOCUMENT_BYTES else 0
+
+
+def split_document(buffer: bytearray) -> int:
+    """Where to split a document that is too long: after the last line, else the last space, else the last character."""
+    for end in (b"\n", b" "):
+        if (split := buffer.rfind(end, 0, MAX_DOCUMENT_BYTES) + 1) > MAX_DOCUMENT_BYTES // 2:
+            return split
+    split = MAX_DOCUMENT_BYTES
+    while split > MAX_DOCUMENT_BYTES - 4 and (buffer[split - 1] & 0xC0) == 0x80:  # inside a character of UTF-8
+        split -= 1
+    return split - 1
+
+
+# ---- files of rows ---------------------------------------------------------------------------------------------
+
+
+def row_parts(
+    file: BinaryIO, member: Member, kind: Kind, begin: Position, end: Position, field: str | None
+) -> Iterator[Part]:
+    """From an offset in rows.  Raises OSError, DataError."""
+    rows, row, size, counts, damage = [], 0, 0, Counter(), ""
+    try:
+        for value in row_texts(member, kind, field):
+            row += 1
+            if row <= begin.offset:
+                continue
+            if value is None:
+                counts["rows without a text"] += 1
+            else:
+                rows.append(value)
+                size += len(value)
+            if size >= PART_BYTES:
+                yield Part(kind.name, rows, begin._replace(offset=row), disk_offset(file, row), dict(counts))
+                rows, size = [], 0
+                counts.clear()
+    except DAMAGE as error:
+        damage = describe(error)
+    yield Part(kind.name, rows, end, disk_offset(file, row), dict(counts), damage)
+
+
+def row_texts(member: Member, kind: Kind, field: str | None) -> Iterator[str | None]:
+    """The text of each row, None for a row without.  Raises DataError, RefusedError, and DAMAGE."""
+    if kind.name == JSON:
+        return json_rows(member.stream, field)
+    return table_rows(member, kind.table, field) if kind.table else arrow_rows(member, field)

@@ -1,0 +1,218 @@
+"""Files of rows to the text of each row: Parquet, Arrow, tables (CSV, tab-separated), JSON arrays and objects.
+
+Each reader yields one value a row, None for a row without a text, and raises one of archives.DAMAGE at damage.
+"""
+
+import codecs
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import PurePath
+from typing import NamedTuple
+
+from ..archives import Member, Stream, random_access
+from ..cli import DataError
+from ..formats import ARROW_STREAM, PARQUET, SAMPLE_BYTES, RefusedError
+
+FIELDS = ("text", "content")  # without --field, in order of preference
+MAX_VALUE = 1 << 26  # characters of one value of JSON
+MAX_CELL = 1 << 24
+CHUNK_BYTES = 1 << 20
+SPACE_AND_COMMA, SPACE = re.compile(r"[\s,]*"), re.compile(r"\s*")
+COLUMN_NAME = re.compile(r"[^\W\d][\w.:-]{0,39}( [\w.-]{1,40})?")
+SURROGATE = re.compile("[\ud800-\udfff]")
+DELIMITERS, TABLE_SUFFIXES, SAMPLE_ROWS = "\t,;|", (".csv", ".tsv", ".tab"), 200
+
+
+# ---- JSON ------------------------------------------------------------------------------------------------------
+
+
+def text_of(value, field: str | None) -> str | None:
+    """The text in an object of JSON, None if there is none."""
+    if type(value) is not dict:
+        return None
+    text = next((value[name] for name in ([field] if field else FIELDS) if name in value), None)
+    return text.encode("utf-8", "replace").decode() if type(text) is str else None  # it may hold half a surrogate pair
+
+
+def json_rows(stream: Stream, field: str | None) -> Iterator[str | None]:
+    """The text of each value; without a field, strings are texts themselves."""
+    for value in json_values(stream):
+        yield text_of({FIELDS[0]: value} if type(value) is str and not field else value, field)
+
+
+def json_values(stream: Stream) -> Iterator:
+    """The elements of arrays, and the other values outside them, one after the other, whatever their line ends.
+
+    Memory holds one value, of at most MAX_VALUE characters.  Raises EOFError for what is not JSON.
+    """
+    decoder, decode = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8")("replace").decode
+    text, place, in_array, at_end, size = "\ufeff", 1, False, False, CHUNK_BYTES
+    while True:
+        place = (SPACE_AND_COMMA if in_array else SPACE).match(text, place).end()
+        if text.startswith("]" if in_array else "[", place):
+            in_array, place = not in_array, place + 1
+            continue
+        reason = "it ends within an array or a value"
+        try:
+            value, end = decoder.raw_decode(text, place)
+            if end < len(text) or at_end:  # a number may go on
+                yield value
+                place, size = end, CHUNK_BYTES
+                continue
+        except json.JSONDecodeError as error:
+            reason = error.msg if place < len(text) else reason
+        except (RecursionError, ValueError):  # ValueError: an integer with too many digits for Python
+            raise EOFError("its JSON is nested too deeply, or has a number with thousands of digits") from None
+        if at_end and place == len(text) and not in_array:
+            return
+        if at_end:
+            raise EOFError(f"its JSON is cut short or wrong: {reason}")
+        if len(text) - place > MAX_VALUE:
+            raise EOFError(f"it is wrong JSON, or has a value above {MAX_VALUE >> 20} MB; try jq -c '.[]' on it")
+        piece = stream.read1(len(stream.peek(size)) or 1)
+        at_end = not piece
+        text, place, size = text[place:] + decode(piece, final=at_end).removeprefix("\ufeff"), 0, 2 * size
+
+
+# ---- Parquet and Arrow -----------------------------------------------------------------------------------------
+
+
+def arrow_rows(member: Member, field: str | None) -> Iterator[str | None]:
+    """The text column of Parquet or Arrow.  Raises RefusedError, EOFError, DataError if pyarrow is missing."""
+    try:
+        import pyarrow
+        import pyarrow.ipc
+        import pyarrow.parquet
+    except ImportError:
+        raise DataError(f"{member.name} is {member.form}. Run pip install pyarrow, or use JSON lines.") from None
+    try:
+        if member.form == ARROW_STREAM:
+            reader = pyarrow.ipc.open_stream(member.stream)
+            index = reader.schema.get_field_index(find_column(reader.schema.names, field, member.name))
+            yield from (value for batch in reader for value in column_values(batch.column(index)))
+            return
+        with random_access(member.stream, member.name) as file:
+            if member.form == PARQUET:
+                reader = pyarrow.parquet.ParquetFile(file)
+                column = find_column(reader.schema_arrow.names, field, member.name)
+                for batch in reader.iter_batches(1000, columns=[column]):
+                    yield from column_values(batch.column(0))
+            else:
+                reader = pyarrow.ipc.open_file(file)
+                index = reader.schema.get_field_index(find_column(reader.schema.names, field, member.name))
+                for number in range(reader.num_record_batches):
+                    yield from column_values(reader.get_batch(number).column(index))
+    except pyarrow.ArrowException as error:
+        raise EOFError(str(error).split("\n")[0][:200]) from None
+
+
+def find_column(names: Sequence[str], field: str | None, name: str) -> str:
+    """Raises RefusedError if the file has no such column."""
+    wanted = [field] if field else FIELDS
+    if column := next((each for each in wanted if each in names), None):
+        return column
+    columns = ", ".join(names)
+    raise RefusedError(
+        f"{name} has no column {' or '.join(wanted)}. Give the text column with --field. "
+        f"It has {columns if len(columns) < 200 else columns[:200] + '…'}."
+    )
+
+
+def column_values(column) -> Iterator[str | None]:
+    """The values of an Arrow column that are strings; None for others, and for those that are not UTF-8."""
+    try:
+        yield from (value if isinstance(value, str) else None for value in column.to_pylist())
+    except UnicodeDecodeError:
+        if len(column) == 1:
+            yield None
+        else:
+            for index in range(len(column)):
+                yield from column_values(column[index : index + 1])
+
+
+# ---- tables of text --------------------------------------------------------------------------------------------
+
+
+class Table(NamedTuple):
+    """How the rows of a table are written."""
+
+    delimiter: str
+    is_quoted: bool  # as CSV is: quotes around cells, doubled inside, and line ends in them
+    columns: list[str] | None = None  # None if the first row is no header
+
+    def reader(self, lines: Iterable[str], is_strict: bool = False) -> Iterator[list[str]]:
+        quoting = csv.QUOTE_MINIMAL if self.is_quoted else csv.QUOTE_NONE
+        return csv.reader(lines, delimiter=self.delimiter, quoting=quoting, strict=is_strict)
+
+
+def find_table(sample: bytes, name: str, field: str | None) -> Table | None:
+    """How a text that begins with these bytes is a table; None if it is none.
+
+    A table has at least three rows of equally many columns, with names above them or tabs between them. If its name
+    says that it is a table, a header with delimiters, or of the text column alone, is enough.
+    """
+    text, is_whole = sample.decode(errors="replace").removeprefix("\ufeff"), len(sample) < SAMPLE_BYTES
+    for delimiter in DELIMITERS:
+        may_be_quoted = delimiter != "\t" or re.search(r'(?:^|\t)"', text, re.MULTILINE)
+        for is_quoted in (True, False) if may_be_quoted else (False,):
+            table = Table(delimiter, is_quoted)
+            rows = sample_rows(table, text, is_whole)
+            if len(rows) < 3 or len(rows[0]) < 2 or any(len(row) != len(rows[0]) for row in rows):
+                continue
+            if is_header(rows[0]) or field in rows[0]:
+                return table._replace(columns=rows[0])
+            if delimiter == "\t" and sum(map(all, zip(*rows))) >= 2:  # two columns are filled: it is not indentation
+                return table
+    if PurePath(name).suffix.lower() not in TABLE_SUFFIXES or not text.strip():
+        return None
+    first = text.lstrip().splitlines()[0]
+    delimiter = max(DELIMITERS, key=first.count)
+    columns = next(csv.reader([first], delimiter=delimiter))
+    is_table = len(columns) > 1 or columns[0] in (field, *FIELDS)
+    return Table(delimiter, delimiter != "\t", columns) if is_table else None
+
+
+def sample_rows(table: Table, text: str, is_whole: bool) -> list[list[str]]:
+    """The first rows, without blank ones; none if the text is not written in this way."""
+    rows = []
+    try:
+        for row in table.reader(io.StringIO(text, newline=""), is_strict=True):
+            if row:
+                rows.append(row)
+            if len(rows) == SAMPLE_ROWS:
+                return rows
+    except csv.Error as error:
+        if is_whole or str(error) != "unexpected end of data":
+            return []
+        return rows
+    return rows if is_whole else rows[:-1]
+
+
+def is_header(row: list[str]) -> bool:
+    """Whether all cells are names of columns; pandas leaves the first one empty, above its row numbers."""
+    names = row[not row[0] :]
+    return all(map(COLUMN_NAME.fullmatch, names)) and len(set(names)) == len(names)
+
+
+def table_rows(member: Member, table: Table, field: str | None) -> Iterator[str | None]:
+    """The text column of a table.  Raises RefusedError, EOFError."""
+    if table.columns is None:
+        example = f"cut -f2 {member.name} | python -m data.prepare … -"
+        raise RefusedError(f"{member.name} is a table without names of columns. Give its text column alone: {example}")
+    index = table.columns.index(find_column(table.columns, field, member.name))
+    csv.field_size_limit(MAX_CELL)
+    rows = table.reader(io.TextIOWrapper(member.stream, "utf-8-sig", errors="surrogateescape", newline=""))
+    try:
+        next(rows)
+        for row in filter(None, rows):
+            yield row[index] if len(row) == len(table.columns) and is_unicode(row[index]) else None
+    except csv.Error as error:
+        raise EOFError(f"line {rows.line_num}: {error}") from None
+
+
+def is_unicode(text: str) -> bool:
+    """Whether it has no bytes that are not UTF-8, escaped as halves of surrogate pairs."""
+    return text.isascii() or not SURROGATE.search(text)
