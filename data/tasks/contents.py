@@ -8,7 +8,19 @@ from pathlib import Path
 
 from ..archives import DAMAGE, Member, open_members, random_access
 from ..cli import DataError
-from ..formats import ARROW_FILE, ARROW_STREAM, NOT_UTF8, PARQUET, REFUSED, TAR, ZIP, contradiction, refusal
+from ..formats import (
+    ARROW_FILE,
+    ARROW_STREAM,
+    NOT_UTF8,
+    PARQUET,
+    REFUSED,
+    TABLE,
+    TAR,
+    TEXT,
+    ZIP,
+    contradiction,
+    refusal,
+)
 from .columnar import columnar_rows
 from .examples import Report
 
@@ -27,11 +39,18 @@ def read_content(path: str, report: Report) -> Content:
     report: called with a sentence if the name says that the file is something else.
     """
     with open_member(path) as member:
-        if said := contradiction(member.name, (*member.layers, member.form)):
+        if said := contradicts_name(member):
             report(said)
         if member.form not in (PARQUET, ARROW_FILE, ARROW_STREAM):
             return decoded(path, read_bytes(member))
     return rows_of_columns(path)
+
+
+def contradicts_name(member: Member) -> str:
+    """A sentence if the name says that a file is something else, "" if not."""
+    forms = (TEXT, TABLE) if member.form == TEXT else (member.form,)  # text may well be a table
+    said = [contradiction(member.name, (*member.layers, form)) for form in forms]
+    return said[0] if all(said) else ""
 
 
 def rows_of_columns(path: str) -> Iterator[dict]:

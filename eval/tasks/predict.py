@@ -35,10 +35,10 @@ from data.formats import (
     REFUSED,
     TAR,
     ZIP,
-    contradiction,
     refusal,
 )
 from data.tasks import TASKS, Example, PairExample, QuestionExample, TextExample, WordsExample
+from data.tasks.contents import contradicts_name
 from data.tasks.rows import short
 
 from .evaluate import MODEL_HELP, SURROGATE, InferenceOptions, Task, open_model, predict
@@ -76,7 +76,7 @@ def open_lines(name: str | None) -> Iterator[BinaryIO]:
             if member is None or not {ZIP, TAR}.isdisjoint(member.layers):
                 raise DataError(f"{where} is an archive. Unpack it first.")
             check_has_lines(where, member)
-            if said := contradiction(where, (*member.layers, member.form)):
+            if said := contradicts_name(member):
                 warn(said)
             yield io.BufferedReader(member.stream)
     except BrokenPipeError:

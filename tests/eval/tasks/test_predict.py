@@ -267,7 +267,9 @@ def test_compressed_lines(models, tmp_path, monkeypatch, compress):
     assert answers(command(models, "sentiment", packed)) == expected
     pipe(monkeypatch, packed.read_bytes())
     assert answers(command(models, "sentiment")) == expected
-    packed.write_bytes(packed.read_bytes()[:-6])
+    renamed = command(models, "sentiment", packed.rename(tmp_path / "lines.tsv"))
+    assert answers(renamed) == expected and "lines.tsv is plain text in " in renamed.stderr
+    packed.write_bytes((tmp_path / "lines.tsv").read_bytes()[:-6])
     result = command(models, "sentiment", packed)
     assert result.returncode == 2 and f"{packed} cannot be read" in result.stderr and "Traceback" not in result.stderr
 
