@@ -65,25 +65,30 @@ class Options(InferenceOptions):
 
 
 @contextlib.contextmanager
-def open_lines(name: str | None) -> Iterator[BinaryIO]:
-    """A file, or standard input for None and "-", decompressed.  Raises DataError, also for what has no lines."""
+def open_lines(name: str | None) -> Iterator[Iterator[bytes]]:
+    """The lines of a file, or of standard input for None and "-", decompressed.  Raises DataError, see text_lines."""
     if name in (None, "-") and sys.stdin is None:
         raise DataError("There is no standard input. Name a file.")
     where = "standard input" if name in (None, "-") else name
     try:
         with open(name, "rb") if name not in (None, "-") else sys.stdin.buffer as file:
-            member = next(open_members(file, where), None)
-            if member is None or not {ZIP, TAR}.isdisjoint(member.layers):
-                raise DataError(f"{where} is an archive. Unpack it first.")
-            check_has_lines(where, member)
-            if said := contradicts_name(member):
-                warn(said)
-            yield io.BufferedReader(member.stream)
+            yield text_lines(where, file)
     except BrokenPipeError:
         raise
     except DAMAGE as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{where} cannot be read, or the output cannot be written: {reason}.") from None
+
+
+def text_lines(where: str, file: BinaryIO) -> Iterator[bytes]:
+    """Raises DataError if the file has no lines of text, when the first is read."""
+    member = next(open_members(file, where), None)
+    if member is None or not {ZIP, TAR}.isdisjoint(member.layers):
+        raise DataError(f"{where} is an archive. Unpack it first.")
+    check_has_lines(where, member)
+    if said := contradicts_name(member):
+        warn(said)
+    yield from io.BufferedReader(member.stream)
 
 
 def check_has_lines(where: str, member: Member) -> None:
@@ -202,7 +207,7 @@ def answer_to_json(prediction: AnswerSpan, task: QaTask) -> dict:
     return {"answer": answer, "start": start, "end": end, "score": round(score, 6), "no_answer_score": number}
 
 
-def run(task_name: str, options: Options, lines: BinaryIO) -> None:
+def run(task_name: str, options: Options, lines: Iterable[bytes]) -> None:
     """Prints a JSON line per input line.  Raises ModelError, OptionError, and DataError if no line is valid."""
     model, task, runtime = open_model(options.model, task_name, options)
     for chunk in read_chunks(lines, task_name):
