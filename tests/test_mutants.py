@@ -31,6 +31,8 @@ TAUGHT = "tests/eval/tasks/test_finetune_loss.py::test_tokens_without_a_target_a
 BEST_SPAN = "tests/eval/tasks/test_qa.py::test_the_best_span_is_the_best_of_all"
 BARE_QUOTES = "tests/data/tasks/test_tables.py::test_bare_quotes_stay"
 WORDS = "tests/data/tasks/test_parts.py::test_whole_words"
+NO_ANSWER = "tests/eval/tasks/test_no_answer.py::test_the_first_token_of_the_window_where_it_is_lowest_counts"
+LABELS = "tests/eval/tasks/test_multi_label.py::test_labels_are_those_above_one_half"
 MASKING = "tests/data/test_masking.py"
 FAULTS = [  # name, file, what is changed, into what, the test that must see it
     ("position offset", "model/embeddings.py", "* is_token + pad_id", "* is_token + pad_id + 1", AGREES),
@@ -58,6 +60,8 @@ FAULTS = [  # name, file, what is changed, into what, the test that must see it
         "if word[:4] in PART_OF_WORD}",
         WORDS,
     ),
+    ("<s> of the highest window", "eval/tasks/qa.py", "no_answer = min(", "no_answer = max(", NO_ANSWER),
+    ("a softmax over several labels", "eval/tasks/multi_label.py", "output.sigmoid()", "output.softmax(0)", LABELS),
     ("an end before its start", "eval/tasks/qa.py", "ends[length:]", "ends[: len(ends) - length]", BEST_SPAN),
     ("LM bias left out", "model/heads.py", "self.decoder, self.bias)", "self.decoder)", AGREES),
     ("LM bias added twice", "model/heads.py", "self.decoder, self.bias)", "self.decoder, 2 * self.bias)", AGREES),

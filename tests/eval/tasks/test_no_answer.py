@@ -51,7 +51,6 @@ def test_the_first_token_of_the_window_where_it_is_lowest_counts():
         spans += [starts[i] + ends[j] for i in range(len(starts)) for j in range(i, min(i + 30, len(ends)))]
     lowest = min(sum(output[0].tolist()) for output in outputs)
     assert prediction.no_answer == pytest.approx(lowest - max(spans), abs=1e-5)
-    assert prediction[:4] == task.decode(outputs, features, [example])[0][:4]
 
 
 @pytest.mark.parametrize("threshold, says_none", [(None, False), (-1.0, True), (1.0, False), (0.5, False), (0.4, True)])
