@@ -34,15 +34,20 @@ def read_ner(path: str, text: str, report: Report) -> Iterator[WordsExample]:
             raise DataError(f"{location} has an empty word with the tag {short(tag)}. Add the word or remove the tag.")
         locations.setdefault(tag, location)
     names = read_tags(locations)
+    cut: list[Words] = []
     for found in sentences:
         example = WordsExample(tuple(word for word, _, _ in found), to_iob2([names[tag] for _, tag, _ in found]))
-        if len(found) <= LONGEST_SENTENCE:
+        if len(found) > LONGEST_SENTENCE:
+            cut.append(found)
+            yield from cut_sentence(example)
+        else:
             yield example
-            continue
-        parts = list(cut_sentence(example))
-        what = f"{found[0][2]} begins a sentence of {len(found):,} words; are blank lines between sentences missing?"
-        report(f"{what} It is cut into {len(parts):,}, each at a full stop or after at most {CUT_SENTENCE} words.")
-        yield from parts
+    if cut:
+        what = f"{cut[0][0][2]} begins a sentence of {len(cut[0]):,} words; are blank lines between sentences missing?"
+        how = f"after each full stop, or after {CUT_SENTENCE} words"
+        report(
+            f"{what} Sentences of more than {LONGEST_SENTENCE} words are cut {how}: {len(cut):,} of {len(sentences):,}."
+        )
 
 
 def cut_sentence(example: WordsExample) -> Iterator[WordsExample]:

@@ -98,7 +98,8 @@ def test_a_file_without_blank_lines_is_cut(examples):
     assert examples("ner", content) == ([sentence] * 100, [])
     found, (report,) = examples("ner", content.replace("\n\n", "\n"), "f")
     assert found == [sentence] * 100
-    assert "f line 1 begins a sentence of 700 words" in report and "blank lines" in report and "into 100" in report
+    assert "f line 1 begins a sentence of 700 words" in report and "blank lines" in report and "1 of 1." in report
+    assert len(examples("ner", "\n\n".join([content.replace("\n\n", "\n")] * 3))[1]) == 1  # warning
 
 
 def test_long_sentences_are_cut_between_entities():
