@@ -136,8 +136,8 @@ def word_ranges(spans: Sequence[tuple[int, int]], words: Sequence[tuple[int, int
 
 
 def joins_words(gap: str) -> bool:
-    """Whether the characters between two words never end an entity: spaces, hyphens and apostrophes."""
-    return all(character.isspace() or character in HYPHENS or character in APOSTROPHES for character in gap)
+    """Whether the characters between two words never end an entity: spaces, hyphens, apostrophes, but no blank line."""
+    return gap.count("\n") < 2 and all(mark.isspace() or mark in HYPHENS or mark in APOSTROPHES for mark in gap)
 
 
 def is_elision(text: str, start: int, end: int) -> bool:

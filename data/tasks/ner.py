@@ -5,7 +5,7 @@ Tags of any scheme of tags.py become O, B-TYPE and I-TYPE (IOB2).
 
 import re
 from collections.abc import Iterator, Mapping
-from itertools import chain
+from itertools import chain, pairwise
 
 from ..cli import DataError
 from .contents import Content
@@ -40,15 +40,20 @@ def read_ner(path: str, content: Content, report: Report, label_map: Mapping[str
         raise DataError(f"{locations[numbers[0]]} has the tag {short(numbers[0])}, a number. {cure} and so on.")
     mapped = read_tags({name: locations[tag] for tag, name in tags.items()})
     names = {tag: mapped[name] for tag, name in tags.items()}
+    cut: list[Words] = []
     for found in sentences:
         example = WordsExample(tuple(word for word, _, _ in found), to_iob2([names[tag] for _, tag, _ in found]))
-        if len(found) <= LONGEST_SENTENCE:
+        if len(found) > LONGEST_SENTENCE:
+            cut.append(found)
+            yield from cut_sentence(example)
+        else:
             yield example
-            continue
-        parts = list(cut_sentence(example))
-        what = f"{found[0][2]} begins a sentence of {len(found):,} words; are blank lines between sentences missing?"
-        report(f"{what} It is cut into {len(parts):,}, each at a full stop or after at most {CUT_SENTENCE} words.")
-        yield from parts
+    if cut:
+        what = f"{cut[0][0][2]} begins a sentence of {len(cut[0]):,} words; are blank lines between sentences missing?"
+        how = f"are cut after each full stop, or after {CUT_SENTENCE} words"
+        report(
+            f"{what} {len(cut):,} of {len(sentences):,} sentences have more than {LONGEST_SENTENCE} words: they {how}."
+        )
 
 
 def cut_sentence(example: WordsExample) -> Iterator[WordsExample]:
@@ -107,7 +112,8 @@ def read_wikiner(path: str, lines: list[str]) -> Iterator[Words]:
 def read_columns(path: str, lines: list[str], first: str) -> Iterator[Words]:
     """One word per line, blank lines between sentences: the word is the first column, the tag the last.
 
-    If the first column is the word's index in the sentence, the word is the second.
+    If the first column is the word's index in the sentence, the word is the second, and a new sentence begins where the
+    indices begin again, even without a blank line.
     first: the first line with a word, which determines the separator and the number of columns.
     """
     tabs = "\t" in first
@@ -122,17 +128,28 @@ def read_columns(path: str, lines: list[str], first: str) -> Iterator[Words]:
         elif not is_comment(line) or (not tabs and len(columns) == width and columns[-1] in known):
             sentences[-1].append((columns, f"{path} line {number}"))
     counted = [[columns[0] for columns, _ in words if not NO_WORD.fullmatch(columns[0])] for words in sentences]
-    numbers = [index in (str(i), str(i + 1)) for indices in counted for i, index in enumerate(indices)]
+    numbers = [index in ("0", "1", after(last)) for indices in counted for last, index in pairwise(["", *indices])]
     indexed = width > 2 and 2 * sum(numbers) > len(numbers)  # as the majority, in spite of errors
     for sentence in sentences:
+        words, last = [], ""
         for columns, location in sentence:
             if len(columns) != width or width < 2:
                 raise DataError(f"{location} has {len(columns)} columns, not {max(width, 2)} (word first, tag last).")
-            if indexed and not columns[0].isdecimal() and not NO_WORD.fullmatch(columns[0]):
+            if indexed and NO_WORD.fullmatch(columns[0]):
+                continue
+            if indexed and not columns[0].isdecimal():
                 raise DataError(f"{location} must begin with the index of its word, not with {short(columns[0])}.")
-        if indexed:
-            sentence = [(columns, location) for columns, location in sentence if columns[0].isdecimal()]
-        yield [(columns[int(indexed)], columns[-1], location) for columns, location in sentence]
+            if indexed and columns[0] in ("0", "1") and columns[0] != after(last):  # a sentence without a blank line
+                yield words
+                words = []
+            last = columns[0]
+            words.append((columns[int(indexed)], columns[-1], location))
+        yield words
+
+
+def after(index: str) -> str:
+    """The index of the next word; "" if this is none."""
+    return str(int(index) + 1) if index.isdecimal() and len(index) < 10 else ""
 
 
 def split_columns(line: str, tabs: bool) -> list[str]:  # a no-break space is part of a word

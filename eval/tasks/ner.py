@@ -37,12 +37,8 @@ from .bootstrap import add_support, bootstrap, check_same_length, precision_reca
 from .sequences import label_counts, weighted_f1
 
 Sentences = Sequence[Sequence[str]]  # the tags or types of each sentence, one per word or per piece
-NEAREST = {
-    "B": "BISE",
-    "I": "IEBS",
-    "E": "EIBS",
-    "S": "SBIE",
-}  # for a tag's prefix, those of a label that may stand for it
+# For the prefix of a tag, those of the labels that may stand for it, the nearest first.
+NEAREST = {"B": "BISE", "I": "IEBS", "E": "EIBS", "S": "SBIE"}
 
 
 class TagPrediction(NamedTuple):

@@ -106,13 +106,22 @@ def test_conllu_ranges_and_empty_nodes_are_no_words(examples, refused):
     assert examples("ner", years) == ([WordsExample(("1914-1918", "8.1"), ("B-MISC", "O"))], [])
 
 
+@pytest.mark.parametrize("index", ["{i}", "{j}"])
+def test_indices_tell_sentences_apart_without_blank_lines(examples, index):
+    content = columns(index + "\t{word}\tNOM\t{tag}", [*SENTENCES, *SENTENCES[2:], *SENTENCES]).replace("\n\n", "\n")
+    assert examples("ner", content) == ([*SENTENCES, *SENTENCES[2:], *SENTENCES], [])
+
+
 def test_a_file_without_blank_lines_is_cut(examples):
     sentence = SENTENCES[0]._replace(words=(*SENTENCES[0].words[:-1], "."))
     content = columns("{word} {tag}", [sentence] * 100)
     assert examples("ner", content) == ([sentence] * 100, [])
     found, (report,) = examples("ner", content.replace("\n\n", "\n"), "f")
     assert found == [sentence] * 100
-    assert "f line 1 begins a sentence of 700 words" in report and "blank lines" in report and "into 100" in report
+    assert (
+        "f line 1 begins a sentence of 700 words" in report and "blank lines" in report and "1 of 1 sentences" in report
+    )
+    assert len(examples("ner", "\n\n".join([content.replace("\n\n", "\n")] * 3))[1]) == 1  # warning
 
 
 def test_long_sentences_are_cut_between_entities():
