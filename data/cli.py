@@ -43,7 +43,7 @@ def run_command(
         status = main() or 0
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it again at exit
+        discard_output()
     except (DataError, OptionError, *user_errors) as error:
         print(f"{name}: {error}", file=sys.stderr)
         status = getattr(error, "exit_status", 2)
@@ -60,6 +60,19 @@ def warn(sentence: str) -> None:
     print(f"warning: {sentence}", file=sys.stderr)
 
 
+def say(line: str) -> None:
+    """Prints progress of work that goes on although nobody reads it: a closed standard output is given up."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        discard_output()
+
+
+def discard_output() -> None:
+    """From now on, standard output goes nowhere, also what Python flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 # ---- options ---------------------------------------------------------------------------------------------------
 
 
@@ -74,6 +87,13 @@ def option(default, help: str, group: str | None = None, *, least=None, above=No
     return dataclasses.field(default=default, metadata=dict(help=help, group=group, bounds=bounds, settings=settings))
 
 
+class Parser(argparse.ArgumentParser):
+    """Takes a word with a single dash for a value ("-" in a list of labels, "-1=no"), since only -h has one dash."""
+
+    def _parse_optional(self, word: str):
+        return super()._parse_optional(word) if word.startswith("--") or word == "-h" else None
+
+
 def parse_options(options: type[T], arguments: Sequence[str] | None, usage: str, description: str) -> T:
     """The dataclass filled from the command line; arguments: those of sys.argv if None.
 
@@ -81,7 +101,7 @@ def parse_options(options: type[T], arguments: Sequence[str] | None, usage: str,
     own checks.
     """
     layout = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=28, width=110)
-    parser = argparse.ArgumentParser(usage=usage, description=description, allow_abbrev=False, formatter_class=layout)
+    parser = Parser(usage=usage, description=description, allow_abbrev=False, formatter_class=layout)
     group = parser
     for field in dataclasses.fields(options):
         if field.metadata["group"]:

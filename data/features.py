@@ -5,15 +5,24 @@ split into windows.
 """
 
 import random
+import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import NamedTuple
+from unicodedata import category
 
 from .tokenizer import Tokenizer
 
 LEFT_JOINED = tuple(",.)]…")  # no space before a word that begins so
 RIGHT_JOINED = ("'", "’", "(", "[")  # no space after a word that ends so
 COUNTERPART = dict(zip("([«“)]»”", ")]»”([«“"))
+ELIDED = (*"cdjlmnst", "qu")
+APOSTROPHES = "'’‘ʼ`´′"  # ʼ (U+02BC) counts as a letter in Unicode
+HYPHENS = "-‐‑–"
+INVISIBLE = "\u00ad\u200c\u200d\u2060"  # soft hyphen, joiners: parts of a word
+CLOSING = re.compile(r"[ \u00a0\u202f]?([)\]»”])")
+INITIALS = re.compile(r"[^\W\d_]\.-?[^\W\d_]$")
 
 
 # ---- texts and pairs -------------------------------------------------------------------------------------------
@@ -62,36 +71,88 @@ def join_words(words: Sequence[str]) -> tuple[str, list[int]]:
 def word_pieces(tokenizer: Tokenizer, words: Sequence[str]) -> Pieces:
     """The pieces of a sentence given as words: at least one per word, and none that spans two words.
 
-    The words are tokenized together, as the running text that they came from. If that gives a piece that spans two
-    words ("2006,"), or a word without a piece, each word is tokenized on its own; a word that the tokenizer drops
-    altogether becomes <unk>.
+    The words are tokenized together, as the running text that they came from, except that a piece ends where its word
+    does: "2006" and "," have two pieces where the text "2006," may have one. A word that the tokenizer drops becomes
+    <unk>.
     """
     text, starts = join_words(words)
-    ids, spans = tokenizer.encode_spans(text)
-    word_ids, word = [], 0
-    ends = [*starts[1:], len(text) + 1]
-    for start, end in spans:
-        while start >= ends[word]:
-            word += 1
-        if end > ends[word]:
-            break
-        word_ids.append(word)
-    if len(word_ids) == len(ids) and set(word_ids) == set(range(len(words))):
-        return Pieces(ids, word_ids, spans)
-    alone = [word or [tokenizer.unk_id] for word in tokenizer.encode_plain(words)]
-    word_ids = [i for i, word in enumerate(alone) for _ in word]
-    spans = [(starts[i], starts[i] + len(words[i])) for i in word_ids]
-    return Pieces(list(chain.from_iterable(alone)), word_ids, spans)
+    ids, spans = tokenizer.encode_spans(text, starts)
+    word_ids = [bisect_right(starts, start) - 1 for start, _ in spans]
+    ends = [start + len(word) for start, word in zip(starts, words)]
+    spans = [(start, min(end, ends[i])) for (start, end), i in zip(spans, word_ids)]  # ("e", "\u0301") is one é
+    dropped = set(range(len(words))) - set(word_ids)
+    pieces = [*zip(ids, word_ids, spans), *((tokenizer.unk_id, i, (starts[i], ends[i])) for i in dropped)]
+    pieces.sort(key=lambda piece: piece[1])
+    return Pieces(*map(list, zip(*pieces))) if pieces else Pieces([], [], [])
 
 
 def text_pieces(tokenizer: Tokenizer, text: str) -> Pieces:
-    """The pieces of running text, whose words are separated by spaces."""
-    ids, spans = tokenizer.encode_spans(text)
+    """The pieces of running text; word_ids numbers what stands between spaces.
+
+    A piece ends where a word of text_words and punctuation meet, as it does if the two are given as words: "(4)" has
+    three pieces. A hyphen or an apostrophe may share one with a word ("États-Unis", "l'").
+    """
+    words = text_words(text)
+    borders = [start for start, _ in words if not joins_words(text[max(start - 1, 0) : start])]
+    borders += [end for _, end in words if not joins_words(text[end : end + 1])]
+    ids, spans = tokenizer.encode_spans(text, sorted(borders))
     word_ids, word = [], -1
     for piece in tokenizer.pieces(ids):
         word += piece.startswith("▁") or word < 0
         word_ids.append(word)
     return Pieces(ids, word_ids, spans)
+
+
+def text_words(text: str) -> list[tuple[int, int]]:
+    """The words of running text, as offsets (start, end): runs of letters and digits, with their combining marks.
+
+    So "l'Élysée" and "Jean-Pierre" have two words each, and an emoji is none.
+    """
+    words, start = [], None
+    for index, character in enumerate(text + " "):
+        letter = character.isalnum() and character not in APOSTROPHES
+        if letter and start is None:
+            start = index
+        elif start is not None and not letter and character not in INVISIBLE and category(character)[0] != "M":
+            words.append((start, index))
+            start = None
+    return words
+
+
+def word_ranges(spans: Sequence[tuple[int, int]], words: Sequence[tuple[int, int]]) -> list[range]:
+    """The pieces that overlap each word, possibly none; both are offsets in a text, in order.
+
+    Two words share a piece that overlaps both.
+    """
+    ranges, first = [], 0
+    for start, end in words:
+        while first < len(spans) and spans[first][1] <= start:
+            first += 1
+        after = first
+        while after < len(spans) and spans[after][0] < end:
+            after += 1
+        ranges.append(range(first, after))
+    return ranges
+
+
+def joins_words(gap: str) -> bool:
+    """Whether the characters between two words never end an entity: spaces, hyphens, apostrophes, but no blank line."""
+    return gap.count("\n") < 2 and all(mark.isspace() or mark in HYPHENS or mark in APOSTROPHES for mark in gap)
+
+
+def is_elision(text: str, start: int, end: int) -> bool:
+    """Whether text[start:end] is a word without its vowel, as in "l'été", which no entity ends with."""
+    return text[end : end + 1] in ("'", "’") and text[start:end].lower() in ELIDED
+
+
+def complete_end(text: str, start: int, end: int) -> int:
+    """The end of text[start:end] with the full stop of initials ("S.N.C.F.") or the counterpart of a bracket in it."""
+    if text[end : end + 1] == "." and INITIALS.search(text, start, end):
+        end += 1
+    closing = CLOSING.match(text, end)
+    if closing and text.count(COUNTERPART[closing[1]], start, end) > text.count(closing[1], start, end):
+        end = closing.end()
+    return end
 
 
 def word_windows(word_ids: Sequence[int], capacity: int) -> Iterator[tuple[int, int]]:

@@ -19,6 +19,7 @@ not depend on the context, and are computed once per word and cached.
 import hashlib
 import re
 from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -93,10 +94,11 @@ class Tokenizer:
         """The same for one text, as the bytes of an array of `typecode`: much faster for a large corpus."""
         return b"".join(map(self._words.__getitem__, text.split(" ")))
 
-    def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    def encode_spans(self, text: str, borders: Sequence[int] = ()) -> tuple[list[int], list[tuple[int, int]]]:
         """-> ids without `<s>` and `</s>`; offsets: token i is text[start:end], without the space before it.
 
         Pieces that normalisation made of one character share its offsets; a lone ▁ has the first character of its word.
+        borders: ascending offsets in the text which no piece crosses; of the segmentations that remain, the best.
         """
         ids, spans, start = [], [], 0
         for index, part in enumerate(self._words.special_pattern.split(replace_surrogates(text))):
@@ -105,16 +107,21 @@ class Tokenizer:
                 spans.append((start, start + len(part)))
             elif part:
                 normalized, origins = self._sentencepiece.normalize(part, with_offsets=True)
-                end = 0
-                for word in re.findall("▁[^▁]*", normalized):
+                inside = borders[bisect_right(borders, start) : bisect_left(borders, start + len(part))]
+                cuts = {bisect_left(origins, border - start) for border in inside}
+                cuts = {cut for cut in cuts if normalized[cut - 1 : cut] != "▁"}  # ▁ belongs to the word after it
+                cuts |= {match.start() for match in re.finditer("▁", normalized)}
+                for begin, after in pairwise(sorted({0, *cuts, len(normalized)})):
+                    word = normalized[begin:after]
                     piece_ids = self._words.segmenter.segment(word)
                     ids += piece_ids
                     for length in self._piece_lengths(piece_ids, word):
-                        begin, end = end, end + length
-                        first, after = origins[begin + (normalized[begin] == "▁")], end
-                        while origins[after] <= first:
-                            after += 1
-                        spans.append((start + first, start + origins[after]))
+                        end = begin + length
+                        first, last = origins[begin + (normalized[begin] == "▁")], end
+                        while origins[last] <= first:
+                            last += 1
+                        spans.append((start + first, start + origins[last]))
+                        begin = end
             start += len(part)
         return ids, spans
 

@@ -10,16 +10,20 @@ from datetime import datetime
 from pathlib import Path
 
 from data.cli import OptionError
+from data.tasks.contents import file_and_member
 from model.checkpoints.native import atomic_file, sha256, versions
 
 
 def provenance(command: str, options, files: Iterable[str | Path], seeds: Sequence[int]) -> dict:
-    """Command line, options, versions, hashes of the input files, seeds, date.  options: a dataclass or a dict"""
+    """Command line, options, versions, hashes of the input files, seeds, date.
+
+    options: a dataclass or a dict; files: an archive's hash stands for archive/member.
+    """
     return {
         "command": command,
         "options": asdict(options) if is_dataclass(options) else options,
         "versions": versions(),
-        "files": {str(path): sha256(Path(path)) for path in files},
+        "files": {str(path): sha256(Path(file_and_member(str(path))[0])) for path in files},
         "seeds": list(seeds),
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
@@ -57,7 +61,8 @@ def format_metrics(metrics: Mapping) -> str:
         if not isinstance(metric, Mapping):
             lines.append(f"{name:<24} {f'{metric:.4f}' if isinstance(metric, float) else metric}")
         elif "value" in metric:
-            lines.append(f"{name:<24} {metric['value']:.4f}   [{metric['low']:.4f}, {metric['high']:.4f}]")
+            interval = "" if metric["low"] is None else f"   [{metric['low']:.4f}, {metric['high']:.4f}]"
+            lines.append(f"{name:<24} {metric['value']:.4f}{interval}")
         else:
             lines.append(name)
             for label, scores in metric.items():

@@ -30,6 +30,8 @@ ZERO_SHOT = "tests/eval/tasks/test_zero_shot.py::test_by_hand"
 TAUGHT = "tests/eval/tasks/test_finetune_loss.py::test_tokens_without_a_target_are_not_distilled"
 BEST_SPAN = "tests/eval/tasks/test_qa.py::test_the_best_span_is_the_best_of_all"
 ROUND_TRIP = "tests/test_convert_weights.py::test_the_round_trip"
+BARE_QUOTES = "tests/data/tasks/test_tables.py::test_bare_quotes_stay"
+WORDS = "tests/data/tasks/test_parts.py::test_whole_words"
 NO_ANSWER = "tests/eval/tasks/test_no_answer.py::test_the_first_token_of_the_window_where_it_is_lowest_counts"
 LABELS = "tests/eval/tasks/test_multi_label.py::test_labels_are_those_above_one_half"
 MASKING = "tests/data/test_masking.py"
@@ -51,6 +53,14 @@ FAULTS = [  # name, file, what is changed, into what, the test that must see it
         "(targets != IGNORE_INDEX).to",
         "(targets == targets).to",
         TAUGHT,
+    ),
+    ("bare quotes taken away", "data/tasks/tables.py", "return all(matches) and any(", "return any(", BARE_QUOTES),
+    (
+        "a test file by half a word",
+        "data/tasks/parts.py",
+        "if word in PART_OF_WORD}",
+        "if word[:4] in PART_OF_WORD}",
+        WORDS,
     ),
     ("<s> of the highest window", "eval/tasks/qa.py", "no_answer = min(", "no_answer = max(", NO_ANSWER),
     ("a softmax over several labels", "eval/tasks/multi_label.py", "output.sigmoid()", "output.softmax(0)", LABELS),

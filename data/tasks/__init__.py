@@ -1,6 +1,6 @@
 """The four downstream tasks of section 4: files to examples.
 
-The format of a file is recognised by its content; any file may be compressed (.gz, .xz, .bz2, .zst).
+What a file is, its bytes decide, not its name; it may be compressed (gzip, xz, bzip2, Zstandard) or in an archive.
 """
 
 from .examples import (

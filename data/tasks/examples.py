@@ -19,7 +19,7 @@ class PairExample(NamedTuple):  # nli
 
 class WordsExample(NamedTuple):  # ner
     words: tuple[str, ...]
-    tags: tuple[str, ...]  # one per word, as in the file: "O", "B-PER", "I-PER", …
+    tags: tuple[str, ...]  # one per word: "O", "B-PER", "I-PER", …
 
 
 class Answer(NamedTuple):

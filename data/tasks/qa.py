@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 
 from ..cli import DataError
+from .contents import Content
 from .examples import Answer, QuestionExample, Report
 from .rows import check_type, find_key, get_value, json_objects, short
 
 
-def read_qa(path: str, text: str, report: Report) -> Iterator[QuestionExample]:
-    """SQuAD's JSON (FQuAD, PIAF, SQuAD 2.0), or JSON lines with one question each.
+def read_qa(path: str, text: Content, report: Report) -> Iterator[QuestionExample]:
+    """SQuAD's JSON (FQuAD, PIAF, SQuAD 2.0), or JSON lines or columns with one question each.
 
     A question has no answer if is_impossible says so, whatever else it has (plausible_answers, say), or if its answers
     are empty and nothing says that it has one. Raises DataError if that holds for all of a file without is_impossible:
@@ -43,7 +44,7 @@ def is_impossible(values: dict, location: str) -> bool | None:
     return None if value is None else bool(value)
 
 
-def read_questions(path: str, text: str) -> Iterator[tuple[str, str, dict]]:
+def read_questions(path: str, text: Content) -> Iterator[tuple[str, str, dict]]:
     """-> location, context and values of each question.  Raises DataError."""
     for location, values in json_objects(path, text):
         if "data" not in values:

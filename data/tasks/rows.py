@@ -1,74 +1,91 @@
-"""Task files to rows: JSON lines, JSON, tab-separated lines.
+"""Task files to rows: JSON lines, JSON, delimited text, columns.
 
 Lines end at \\n or \\r\\n only: U+2028, U+0085 and the no-break space are part of a text.
 """
 
 import json
-import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
-from ..archives import DAMAGE, open_members
 from ..cli import DataError
+from .contents import Content
+from .examples import Report
+from .tables import DELIMITERS, find_delimiter, table_rows
+
+LANGUAGE_KEYS, FRENCH = ("language", "lang"), ("fr", "fra", "fre", "french", "français", "fr-fr", "fr_fr")
 
 
-def read_text(path: str) -> str:
-    """The text of a file, without byte order mark and final line end, \\r\\n replaced by \\n.  Raises DataError."""
-    if os.path.isdir(path):
-        raise DataError(f"{path} is a folder. Give a file in it.")
-    if not os.path.exists(path):
-        raise DataError(f"There is no file {path}. Check the path.")
-    try:
-        with open(path, "rb") as file:
-            content = next(open_members(file, path)).stream.read().replace(b"\r\n", b"\n")
-    except DAMAGE as error:
-        raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
-    try:
-        text = content.decode().removeprefix("\ufeff").removesuffix("\n")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path} line {line} is not UTF-8. Convert the file to UTF-8.") from None
-    if not text.strip():
-        raise DataError(f"{path} is empty.")
-    return text
-
-
-def rows(path: str, text: str, *wanted: tuple[str, ...]) -> Iterator[tuple[str, dict, list[str]]]:
-    """The rows of a file of JSON objects, or of tab-separated lines below a header -> location, values, keys.
+def rows(path: str, content: Content, *wanted: tuple[str, ...]) -> Iterator[tuple[str, dict, list[str]]]:
+    """The rows of a file of JSON objects, of columns, or of delimited text below a header -> location, values, keys.
 
     wanted: for each value needed, the keys it may have, in order of preference; keys: the one found for each.
     location: file and line, for error messages.
-    Raises DataError for a missing key, or a line with another number of columns than the header.
+    Raises DataError for a missing key, or a row with another number of fields than the header.
     """
-    if text.lstrip().startswith(("{", "[")):
-        for location, values in json_objects(path, text):
+    if not isinstance(content, str) or content.lstrip().startswith(("{", "[")):
+        for location, values in json_objects(path, content):
             yield location, values, [find_key(names, values, location) for names in wanted]
         return
-    header, *lines = (line.split("\t") for line in text.split("\n"))  # no quoting
+    delimiter = find_delimiter(content.lstrip("\n").partition("\n")[0], wanted)
+    table = table_rows(path, content, delimiter)
+    number, header = next(table)
     header = [name.strip() for name in header]
-    keys = [find_key(names, header, f"{path} line 1 (the tab-separated header)") for names in wanted]
-    for number, columns in enumerate(lines, 2):
-        if len(columns) == len(header):
-            yield f"{path} line {number}", dict(zip(header, columns)), keys
-        elif columns != [""]:
-            raise DataError(f"{path} line {number} has {len(columns)} columns, but the header has {len(header)}.")
+    about = f"{path} line {number} (the header, separated by {DELIMITERS[delimiter]})"
+    keys = [find_key(names, header, about) for names in wanted]
+    for number, fields in table:
+        if len(fields) != len(header):
+            raise DataError(f"{path} line {number} has {len(fields)} columns, but the header has {len(header)}.")
+        yield f"{path} line {number}", dict(zip(header, fields)), keys
+
+
+def in_french(found: Iterable[tuple], path: str, report: Report) -> Iterator[tuple]:
+    """Rows, (location, values, …), but only the French ones if they have a language.
+
+    Raises DataError if none is French.
+    """
+    others, french = Counter(), False
+    for row in found:
+        location, values, *_ = row
+        language = next((check_type(str, values[key], key, location) for key in LANGUAGE_KEYS if key in values), "fr")
+        if language.casefold() in FRENCH:
+            french = True
+            yield row
+        else:
+            others[language] += 1
+    names = short(", ".join(sorted(others)))
+    if others and not french:
+        raise DataError(f"{path} has no French example (language fr), only {names}.")
+    if others:
+        report(f"{path}: skipped {others.total():,} examples in other languages ({names}).")
 
 
 def find_key(names: tuple[str, ...], keys: dict | list[str], location: str) -> str:
-    """The first of the names that is among the keys.  Raises DataError if none is."""
-    if not any(name in keys for name in names):
-        raise DataError(f"{location} has no {' or '.join(names)}. It has {short(', '.join(keys), 200)}.")
-    return next(name for name in names if name in keys)
+    """The key that is the first of the names, in upper or lower case.  Raises DataError if none is."""
+    for name in names:
+        if name in keys:
+            return name
+    folded = {key.strip().casefold(): key for key in keys}
+    for name in names:
+        if name.casefold() in folded:
+            return folded[name.casefold()]
+    raise DataError(f"{location} has no {' or '.join(names)}. It has {short(', '.join(keys), 200)}.")
 
 
-def json_objects(path: str, text: str) -> Iterator[tuple[str, dict]]:
-    """The objects of JSON lines, of an array, or a single one over several lines -> location, values of each."""
-    first = text.strip().partition("\n")[0].rstrip()
+def json_objects(path: str, content: Content) -> Iterator[tuple[str, dict]]:
+    """The rows of columns; or the objects of JSON lines, of an array, or a single one over several lines.
+
+    -> location and values of each.  Raises DataError.
+    """
+    if not isinstance(content, str):
+        yield from ((f"{path} row {number}", values) for number, values in enumerate(content, 1))
+        return
+    first = content.strip().partition("\n")[0].rstrip()
     if first.startswith("[") or first.endswith(("{", "[", ",", ":")):
-        whole = parse(text, path, 1)
+        whole = parse(content, path, 1)
         values = whole if isinstance(whole, list) else [whole]
         found = ((f"{path}, object {number}", value) for number, value in enumerate(values, 1))
     else:
-        lines = ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+        lines = ((number, line) for number, line in enumerate(content.split("\n"), 1) if line.strip())
         found = ((f"{path} line {number}", parse(line, path, number)) for number, line in lines)
     for location, value in found:
         yield location, check_type(dict, value, "the value", location)

@@ -1,53 +1,107 @@
 """Sentiment and natural language inference: rows to examples of a text, or of a pair of texts, with a label."""
 
 import math
-import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
 from ..cli import DataError
-from .examples import PairExample, Report, TextExample
-from .rows import check_type, read_text, rows, short
+from .contents import Content
+from .examples import Label, PairExample, Report, TextExample
+from .parts import part_of
+from .rows import check_type, in_french, rows, short
 
-TEXT_KEYS = ("text", "review", "review_body", "sentence")
-SENTIMENT_KEYS, NLI_KEYS = ("label", "polarity", "stars"), ("label", "gold_label")
+NAME_KEYS = ("label_text", "label_name", "label_str")  # the label's name, in files that have it beside its number
+TEXT_KEYS = ("text", "review", "review_body", "sentence", "content", "texte")
+SENTIMENT_KEYS = (*NAME_KEYS, "label", "polarity", "stars", "sentiment", "labels")
 STARS = {"1": "1 star", "2": "2 stars", "3": "3 stars", "4": "4 stars", "5": "5 stars"}  # as in the released model
+PREMISE_KEYS = ("premise", "sentence1", "sentence_A")
+HYPOTHESIS_KEYS = ("hypothesis", "hypo", "sentence2", "sentence_B")
+NLI_KEYS = (*NAME_KEYS, "gold_label", "label", "entailment_label", "entailment_judgment", "labels")
+NLI_LABELS = ("entailment", "neutral", "contradiction")
+SPELLINGS = {name: name for name in NLI_LABELS} | {"contradictory": "contradiction"}  # of XNLI's machine translations
+UNDECIDED = "-"
+SINGLE_LABEL = "single_label_classification"
 OTHER_KEYS = {  # of labels that are no single class, by Hugging Face's problem_type
     "multi_label_classification": ("labels", "label"),
-    "regression": ("score", "similarity_score", "label", "stars"),  # STS-B's names first
+    "regression": ("score", "similarity_score", "relatedness_score", "label", "stars"),  # STS-B's, SICK's, others
 }
-PREMISE_KEYS, HYPOTHESIS_KEYS = ("premise", "sentence1"), ("hypothesis", "hypo", "sentence2")
-NLI_LABELS = ("entailment", "neutral", "contradiction")  # in the order of the integer labels of the hub's XNLI
+PART_KEYS = ("SemEval_set", "split")
+NUMBER = re.compile(r"[+-]?\d+(?:\.0*)?")
+NUMBERS_HINT = (
+    "What it means differs between data sets. Say it, as the documentation of the data does, for example with "
+    "--label-map 0=entailment 1=neutral 2=contradiction (in table2: nli:0=entailment …)."
+)
 
 
-def read_sentiment(path: str, text: str, report: Report, problem_type: str) -> Iterator[TextExample]:
-    """Any file with a text and a label per row, as JSON or tab-separated (Allociné, Amazon); tweets in two files."""
-    stem, found, suffix = path.rpartition("_text.txt")
-    if found and suffix in ("", ".gz", ".xz", ".bz2", ".zst"):
-        yield from read_tweets(path, text.split("\n"), f"{stem}_labels.txt{suffix}", problem_type)
-        return
-    label_keys = OTHER_KEYS.get(problem_type, SENTIMENT_KEYS)
-    for location, values, (text_key, label_key) in rows(path, text, TEXT_KEYS, label_keys):
-        text = check_type(str, values[text_key], text_key, location)
-        if problem_type in OTHER_KEYS:
-            yield TextExample(text, other_label(values[label_key], label_key, location, problem_type))
+class Labels(NamedTuple):
+    """How labels are read: what they are, by Hugging Face's problem_type, and {label in the file: its new name}."""
+
+    problem_type: str = SINGLE_LABEL
+    names: Mapping[str, str] = MappingProxyType({})
+
+
+def read_sentiment(path: str, content: Content, report: Report, labels: Labels) -> Iterator[tuple]:
+    """Any file with a text and a label per row (Allociné, Amazon) -> the part or None, example of each row."""
+    found = rows(path, content, TEXT_KEYS, OTHER_KEYS.get(labels.problem_type, SENTIMENT_KEYS))
+    for location, values, (text_key, label_key) in in_french(found, path, report):
+        label = text_label(values[label_key], label_key, location, labels)
+        yield part_of_row(values, location), TextExample(text_of(values[text_key], text_key, location), label)
+
+
+def read_tweets(path: str, texts: str, labels_path: str, labels_text: str, labels: Labels) -> Iterator[tuple]:
+    """One text per line; their labels are the lines of another file -> None, example of each."""
+    texts, found = texts.split("\n"), labels_text.split("\n")
+    if len(texts) != len(found):
+        raise DataError(f"{path} has {len(texts)} lines, {labels_path} {len(found)}; one label per text is needed.")
+    for number, (text, label) in enumerate(zip(texts, found), 1):
+        yield None, TextExample(text, text_label(label, "label", f"{labels_path} line {number}", labels))
+
+
+def read_nli(path: str, content: Content, report: Report, labels: Labels) -> Iterator[tuple]:
+    """XNLI, SICK, or any file with premise, hypothesis and label -> the part or None, example of each row."""
+    undecided, label_keys = 0, OTHER_KEYS.get(labels.problem_type, NLI_KEYS)
+    found = rows(path, content, PREMISE_KEYS, HYPOTHESIS_KEYS, label_keys)
+    for location, values, (*text_keys, label_key) in in_french(found, path, report):
+        label = pair_label(values[label_key], label_key, location, labels)
+        if label is None:
+            undecided += 1
             continue
-        label = check_label(values[label_key], label_key, location)
-        if label_key == "stars" and label not in STARS:
+        texts = (text_of(values[key], key, location) for key in text_keys)
+        yield part_of_row(values, location), PairExample(*texts, label)
+    if undecided:
+        report(f"{path}: skipped {undecided} examples whose annotators did not agree on a label (-).")
+
+
+# ---- labels ----------------------------------------------------------------------------------------------------
+
+
+def text_label(value, key: str, location: str, labels: Labels) -> Label:
+    """The label of a text.  Raises DataError."""
+    if labels.problem_type in OTHER_KEYS:
+        return other_label(value, key, location, labels)
+    label = check_label(value, key, location)
+    if label not in labels.names and key.casefold() == "stars":
+        if label not in STARS:
             raise DataError(f"{location}: stars must be 1, 2, 3, 4 or 5, not {short(label)}.")
-        yield TextExample(text, STARS[label] if label_key == "stars" else label)
+        label = STARS[label]
+    return labels.names.get(label, label)
 
 
-def read_tweets(path: str, texts: list[str], labels_path: str, problem_type: str) -> Iterator[TextExample]:
-    """One text per line; their labels are the lines of another file."""
-    if not os.path.exists(labels_path):
-        raise DataError(f"The labels of {path} must be in {labels_path}, which does not exist.")
-    labels = read_text(labels_path).split("\n")
-    if len(texts) != len(labels):
-        raise DataError(f"{path} has {len(texts)} lines, {labels_path} {len(labels)}; one label per text is needed.")
-    for number, (text, label) in enumerate(zip(texts, labels), 1):
-        place = "label", f"{labels_path} line {number}"
-        is_other = problem_type in OTHER_KEYS
-        yield TextExample(text, other_label(label, *place, problem_type) if is_other else check_label(label, *place))
+def pair_label(value, key: str, location: str, labels: Labels) -> Label | None:
+    """The label of a pair: any name, None if undecided.
+
+    What an integer means differs between data sets: only labels.names says it.  Raises DataError.
+    """
+    if labels.problem_type in OTHER_KEYS:
+        return other_label(value, key, location, labels)
+    label = check_label(value, key, location)
+    if label not in labels.names:
+        if NUMBER.fullmatch(label):
+            raise DataError(f"{location}: {key} is {short(label)}, a number. {NUMBERS_HINT}")
+        label = SPELLINGS.get(label.casefold(), label)  # SICK's are in capitals
+    return labels.names.get(label, None if label == UNDECIDED else label)
 
 
 def check_label(value, name: str, location: str) -> str:
@@ -55,20 +109,21 @@ def check_label(value, name: str, location: str) -> str:
     if isinstance(value, list | float):
         cure = "For several labels a text, or a value, see --problem-type of eval finetune."
         raise DataError(f"{location}: {name} must be a string, not {type(value).__name__}. {cure}")
+    value = "" if value is None else value
     label = str(value) if type(value) is int else check_type(str, value, name, location).strip()
     if not label:
         raise DataError(f"{location}: {name} is empty. Add the label or remove the example.")
     return label
 
 
-def other_label(value, name: str, location: str, problem_type: str) -> tuple[str, ...] | float:
+def other_label(value, name: str, location: str, labels: Labels) -> tuple[str, ...] | float:
     """Several labels, as names: a list, which may be empty, or a single one; for regression, a finite number.
 
     Raises DataError for anything else.
     """
-    if problem_type == "multi_label_classification":
-        names = value if isinstance(value, list) else [value]
-        return tuple(dict.fromkeys(check_label(each, name, location) for each in names))
+    if labels.problem_type == "multi_label_classification":
+        found = [check_label(each, name, location) for each in (value if isinstance(value, list) else [value])]
+        return tuple(dict.fromkeys(labels.names.get(label, label) for label in found))
     try:
         number = float(value) if type(value) in (int, float, str) else math.nan
     except (ValueError, OverflowError):
@@ -78,38 +133,27 @@ def other_label(value, name: str, location: str, problem_type: str) -> tuple[str
     return number
 
 
-# ---- natural language inference --------------------------------------------------------------------------------
+# ---- other values of a row -------------------------------------------------------------------------------------
 
 
-def read_nli(path: str, text: str, report: Report, problem_type: str) -> Iterator[PairExample]:
-    """XNLI, official or from the hub, or any file with premise, hypothesis and label; JSON or tab-separated.
+def text_of(value, name: str, location: str) -> str:
+    """The text; the French one of translations, {"fr": …} or {"language": […], "translation": […]} as the hub has."""
+    if isinstance(value, dict):
+        languages, translations = value.get("language"), value.get("translation")
+        if isinstance(languages, list) and isinstance(translations, list):
+            value = dict(zip(map(str, languages), translations))
+        value = value.get("fr", value)
+    return check_type(str, value, name, location)
 
-    If the rows have a language, only the French ones are read.
-    """
-    languages, undecided, integer_labels = set(), 0, False
-    label_keys = OTHER_KEYS.get(problem_type, NLI_KEYS)
-    for location, values, (*text_keys, label_key) in rows(path, text, PREMISE_KEYS, HYPOTHESIS_KEYS, label_keys):
-        languages.add(language := check_type(str, values.get("language", "fr"), "language", location))
-        if language != "fr":
-            continue
-        texts = [check_type(str, values[key], key, location) for key in text_keys]
-        if problem_type in OTHER_KEYS:
-            yield PairExample(*texts, other_label(values[label_key], label_key, location, problem_type))
-            continue
-        label = values[label_key]
-        if type(label) is int and 0 <= label < len(NLI_LABELS):
-            label, integer_labels = NLI_LABELS[label], True
-        label = check_label(label, label_key, location)
-        if label == "-":
-            undecided += 1
-            continue
-        label = "contradiction" if label == "contradictory" else label  # in XNLI's machine translations
-        if label not in NLI_LABELS:
-            raise DataError(f"{location}: {label_key} must be one of {', '.join(NLI_LABELS)}, not {short(label)}.")
-        yield PairExample(*texts, label)
-    if languages and "fr" not in languages:
-        raise DataError(f"{path} has no French example (language fr), only {short(', '.join(sorted(languages)))}.")
-    if integer_labels:
-        report(f"{path}: integer labels are read as in the hub's XNLI: {dict(enumerate(NLI_LABELS))}.")
-    if undecided:
-        report(f"{path}: skipped {undecided} examples whose annotators did not agree on a label (-).")
+
+def part_of_row(values: dict, location: str) -> str | None:
+    """The part in a column such as SICK's SemEval_set, None without one.  Raises DataError for an unknown one."""
+    key = next((key for key in PART_KEYS if key in values), None)
+    if key is None:
+        return None
+    value = check_type(str, values[key], key, location)
+    part = part_of(value, f"{location}: {key}")
+    if part is None:
+        reason = f"{location}: {key} must be train, dev (trial, validation) or test, not {short(value)}"
+        raise DataError(f"{reason}. Rename the column if it is something else.")
+    return part

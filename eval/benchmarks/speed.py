@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from data import demo
-from data.cli import DataError, check, check_bounds, check_paths, option, parse_options
+from data.cli import DataError, check, check_bounds, check_paths, option, parse_options, say
 from data.download.models import fetch_models
 from data.features import budget_batches
 from data.tokenizer import Tokenizer
@@ -29,7 +29,7 @@ from model.checkpoints.load import check_vocabulary, load_checkpoint, load_token
 from model.checkpoints.native import PRECISIONS
 from model.training.device import Runtime, choose_device, choose_precision
 
-from ..results import command_line, provenance, write_json
+from ..results import check_writable, command_line, provenance, write_json
 from ..tasks.batching import BUDGET, infer
 from .harness import LOG, Job, Row, Run, append_to_log, configs, heading, measure, ratio, table
 
@@ -330,11 +330,19 @@ def main(arguments: list[str] | None = None) -> None:
     if options.teacher:
         teacher_config = load_encoder(options.teacher, teacher_config).config
     texts = texts_of_parts(options, student.config, teacher_config)
-    print("\n\n".join(report), flush=True)
+    out = options.out or f"runs/results/speed-{datetime.now():%Y%m%d-%H%M%S}.json"
+    check_writable(out)
+    given = (options.teacher, options.student, options.text, options.tokenizer)
+    about = provenance(command_line("speed", arguments), options, [p for p in given if p and Path(p).is_file()], [0])
+    measured, found, shares = {}, [], {}
+    say("\n\n".join(report))
 
     def add(block: str) -> None:
+        """Writes all that is measured so far, then prints the block."""
         report.append(block)
-        print("\n" + block, flush=True)
+        rows = {"rows": measured, "verdicts": found, "equal predictions": shares}
+        write_json(out, {"difference": difference, **rows, **about})
+        say("\n" + block)
 
     runtime, student = Runtime(device), student.to(device)
     sample = sorted(texts["mixed"], key=len)[:: max(1, len(texts["mixed"]) // 8)]
@@ -347,7 +355,6 @@ def main(arguments: list[str] | None = None) -> None:
     if emulated:
         add("This machine emulates bf16: its speed in bf16 is not representative.")
 
-    measured, found = {}, []
     for part in options.only:
         jobs = [job for name in options.precision for job in jobs_of(part, texts[part], name, difference is not None)]
         by_precision: dict[str, Rows] = {name: {} for name in options.precision}
@@ -355,12 +362,12 @@ def main(arguments: list[str] | None = None) -> None:
             if part == "latency":
                 row.seconds = [seconds / REPEATS for seconds in row.seconds]
             by_precision[job.precision][row.name] = row
-        add(part_table(part, texts[part], by_precision, emulated))
         measured[part] = {name: [asdict(row) for row in rows.values()] for name, rows in by_precision.items()}
         for precision, rows in by_precision.items():
             found += [] if precision in emulated else verdicts(part, precision, rows)
+        add(part_table(part, texts[part], by_precision, emulated))
     others = [name for name in options.precision if name != "fp32" and "fp32" in options.precision]
-    shares = {name: same_predictions(student, texts["mixed"], device, name) for name in others}
+    shares |= {name: same_predictions(student, texts["mixed"], device, name) for name in others}
     verdict_lines = [verdict_line(verdict) for verdict in found]
     for name, share in shares.items():
         same = f"- {name}: {share:.2%} of {len(texts['mixed'])} predictions are the same as in fp32"
@@ -369,11 +376,6 @@ def main(arguments: list[str] | None = None) -> None:
     if verdict_lines:
         add("\n".join(verdict_lines))
 
-    out = options.out or f"runs/results/speed-{datetime.now():%Y%m%d-%H%M%S}.json"
-    given = (options.teacher, options.student, options.text, options.tokenizer)
-    about = provenance(command_line("speed", arguments), options, [p for p in given if p and Path(p).is_file()], [0])
-    values = {"difference": difference, "rows": measured, "verdicts": found, "equal predictions": shares, **about}
-    write_json(out, values)
-    print(f"\nWrote {out}.")
+    say(f"\nWrote {out}.")
     if options.log:
         append_to_log(LOG, report)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import train
 from data.blocks import Batch
-from data.cli import check_bounds, option, parse_options
+from data.cli import check_bounds, option, parse_options, say
 from data.masking import CHOSEN
 from losses import IGNORE_INDEX, LossSettings, distillation_loss, fused_distillation_loss
 from losses.fused import Decoder
@@ -222,10 +222,10 @@ def main(arguments: list[str] | None = None) -> None:
     """The command.  Raises OptionError."""
     options = parse_options(Options, arguments, "python -m eval throughput [OPTIONS]", __doc__)
     report = heading("throughput", options, arguments)
-    print("\n\n".join(report), flush=True)
+    say("\n\n".join(report))
     measurements = {"step": measure_step, "loss": measure_loss, "memory": measure_memory}
     for precision, part in itertools.product(options.precision, options.only):
         report.append(measurements[part](precision, options))
-        print("\n" + report[-1], flush=True)
+        say("\n" + report[-1])
     if options.log:
         append_to_log(LOG, report)

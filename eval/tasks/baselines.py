@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import numpy
 
 from data.tasks import Example, QuestionExample, WordsExample
+from data.tasks.tags import OUTSIDE, entity_type
 
-from .ner import OUTSIDE, entity_type, ner_report
+from .ner import ner_report
 from .qa import answer_f1, gold_texts, normalise, qa_report
 from .sequences import classification_report
 

@@ -29,11 +29,13 @@ def bootstrap(counts: ndarray, metrics: Callable[[ndarray], dict], seed: int = 0
 
     counts: (N, …), per example. metrics: from counts summed over examples, (…) or (R, …), to a dict of named metrics,
     () or (R,), which may be nested. The same seed and N resample the same examples, whatever the counts are.
-    Raises DataError if N is 0.
+    If N is 1, all resamples are alike: there is no interval, low and high are None. Raises DataError if N is 0.
     """
     if not len(counts):
         raise DataError("There is nothing to measure: no examples.")
     number, *shape = counts.shape
+    if number == 1:
+        return add_intervals(metrics(counts[0]), None)
     flat = counts.reshape(number, math.prod(shape)).astype(float)
     sums = numpy.stack([drawn @ flat for drawn in draws(number, seed, resamples)])
     return add_intervals(metrics(counts.sum(axis=0)), metrics(sums.reshape(resamples, *shape)))
@@ -46,15 +48,15 @@ def draws(number: int, seed: int, resamples: int = 1000) -> Iterator[ndarray]:
         yield numpy.bincount(random.integers(number, size=number), minlength=number).astype(float)
 
 
-def add_intervals(values: dict, resampled: dict) -> dict:
-    """values: (), resampled: (R,), both nested alike -> the same dict of {"value", "low", "high"}"""
+def add_intervals(values: dict, resampled: dict | None) -> dict:
+    """values: (), resampled: (R,) or None, both nested alike -> the same dict of {"value", "low", "high"}"""
     report = {}
     for name, value in values.items():
         if isinstance(value, dict):
-            report[name] = add_intervals(value, resampled[name])
+            report[name] = add_intervals(value, resampled and resampled[name])
         else:
-            low, high = numpy.percentile(resampled[name], (2.5, 97.5))
-            report[name] = {"value": float(value), "low": float(low), "high": float(high)}
+            low, high = numpy.percentile(resampled[name], (2.5, 97.5)).tolist() if resampled else (None, None)
+            report[name] = {"value": float(value), "low": low, "high": high}
     return report
 
 

@@ -5,7 +5,7 @@ formats of the examples.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -14,16 +14,19 @@ from torch import Tensor, nn
 
 from data.cli import check, check_bounds, check_paths, option, parse_options, warn
 from data.download.models import fetch_models
-from data.tasks import Example, labels_of, read_task
+from data.features import join_words
+from data.tasks import Example, TextExample, labels_of, read_task
+from data.tasks.tags import OUTSIDE, types_of
 from model import EncoderConfig, QuestionAnswerer, SequenceClassifier
 from model.checkpoints.load import check_vocabulary, load_teacher, load_tokenizer
 from model.checkpoints.native import PRECISIONS, fingerprint
+from model.heads import PROBLEM_TYPES
 from model.training.device import Runtime, choose_device, choose_precision
 
 from ..results import check_writable, command_line, format_metrics, provenance, write_json
 from .batching import BUDGET, Report, TaskSettings, infer
 from .multi_label import MultiLabelTask
-from .ner import OUTSIDE, NerTask
+from .ner import NerTask
 from .qa import QaTask
 from .regression import RegressionTask
 from .sequences import SequenceTask
@@ -60,6 +63,7 @@ class Options(InferenceOptions):
     model: str | None = option(None, MODEL_HELP, "input and output", metavar="PATH")
     test: tuple[str, ...] = option((), "labelled examples", nargs="+", metavar="FILE")
     label_map: tuple[str, ...] = option((), LABEL_MAP_HELP, nargs="+", metavar="DATA=MODEL")
+    as_text: bool = option(False, "ner: find the entities in the words joined to running text, as predict does")
     seed: int = option(0, "of the bootstrap resamples", least=0, most=2**63 - 1)
     out: str | None = option(None, "JSON file (default: runs/results/TASK-TIME.json)", metavar="FILE")
 
@@ -107,13 +111,39 @@ def make_task(name: str, settings: TaskSettings, model: nn.Module) -> Task:
 def predict(
     model: nn.Module, task: Task, examples: Sequence[Example], runtime: Runtime, budget: int, report: Report = warn
 ) -> list:
-    """One prediction per example: a LabelPrediction, LabelsPrediction, ValuePrediction, TagPrediction or AnswerSpan.
+    """One prediction per example, of the kind of the task.
+
 
     budget: tokens per batch; report: called with a sentence if texts were truncated.
     """
     features = task.encode(examples, report)
     outputs = infer(model, [feature.ids for feature in features], runtime, budget)
     return task.decode(outputs, features, examples)
+
+
+def parse_label_map(pairs: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """DATA=NAME or DATA=NAME,NAME of each pair -> {label in the data: names}.  Raises OptionError."""
+    label_map: dict[str, tuple[str, ...]] = {}
+    for pair in pairs:
+        label, separator, names = pair.partition("=")
+        targets = tuple(names.split(","))
+        check(bool(separator and label) and all(targets), f"--label-map {pair!r} must have the form DATA=NAME.")
+        check(label not in label_map, f"--label-map gives the data's label {label!r} twice.")
+        label_map[label] = targets
+    return label_map
+
+
+def new_names(label_map: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """{label in the data: name of its class}; labels that are mapped to the same are one class."""
+    return {label: ",".join(targets) for label, targets in label_map.items()}
+
+
+def training_names(pairs: Sequence[str]) -> dict[str, str]:
+    """--label-map -> {label in the data: its name}.  Raises OptionError."""
+    label_map = parse_label_map(pairs)
+    for label, names in label_map.items():
+        check(len(names) == 1, f"--label-map gives the label {label!r} several names, {', '.join(names)}: give it one.")
+    return {label: name for label, (name,) in label_map.items()}
 
 
 def check_labels(labels: Sequence[str], in_data: Sequence[str], hint: str) -> None:
@@ -126,21 +156,13 @@ def check_labels(labels: Sequence[str], in_data: Sequence[str], hint: str) -> No
 # ---- evaluation ------------------------------------------------------------------------------------------------
 
 
-def parse_label_map(pairs: Sequence[str], labels: Sequence[str]) -> dict[str, list[str]]:
-    """DATA=MODEL,MODEL of each pair -> {label in the data: labels of the model}.  Raises OptionError."""
-    label_map: dict[str, list[str]] = {}
-    for pair in pairs:
-        name, separator, value = pair.partition("=")
-        targets = value.split(",")
-        check(bool(separator and name), f"--label-map {pair!r} must have the form DATA=MODEL.")
-        check(name not in label_map, f"--label-map gives the data's label {name!r} twice.")
-        for target in targets:
-            known = f"its labels are {', '.join(labels)}"
-            check(target in labels, f"--label-map {pair!r}: the model has no label {target!r}, {known}.")
-        label_map[name] = targets
+def check_targets(label_map: Mapping[str, Sequence[str]], labels: Sequence[str]) -> None:
+    """Raises OptionError unless the map's values are labels of the model, each in one class.  label_map: by class"""
     used = [target for targets in label_map.values() for target in targets]
-    check(len(used) == len(set(used)), "--label-map gives one of the model's labels twice.")
-    return label_map
+    for target in used:
+        known = f"its labels are {', '.join(labels)}"
+        check(target in labels, f"--label-map: the model has no label {target!r}, {known}.")
+        check(used.count(target) == 1, f"--label-map gives the model's label {target!r} to two classes.")
 
 
 def merge_logits(output: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
@@ -149,43 +171,52 @@ def merge_logits(output: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
 
 
 def evaluate(model: nn.Module, task: Task, examples: Sequence[Example], runtime: Runtime, options: Options) -> dict:
-    """The metrics of one task, with the model's labels mapped to those of the data.  Raises OptionError, DataError."""
-    groups = None
+    """The metrics of one task.  Raises OptionError, DataError.
+
+    With --label-map, the classes are its values: a label of the model, or several whose probabilities are summed. The
+    labels of the examples are the names of the classes, see new_names.
+    """
+    groups, given, label_map = None, examples, parse_label_map(options.label_map)
+    if isinstance(task, NerTask):  # numbers are mapped to tags, when the file is read
+        label_map = {label: targets for label, targets in label_map.items() if not label.isdecimal()}
+    classes = {",".join(targets): targets for targets in label_map.values()}
     if isinstance(task, NerTask):
-        types = list(dict.fromkeys(label[2:] for label in task.labels if label != OUTSIDE))
-        label_map = parse_label_map(options.label_map, types)
-        new_names = {target: name for name, targets in label_map.items() for target in targets}
-        renamed = [label[:2] + new_names.get(label[2:], label[2:]) for label in task.labels]  # O has no type
-        task = NerTask(task.settings, renamed)
-        known = sorted({label[2:] for label in renamed if label != OUTSIDE})
-        check_labels(known, sorted({tag[2:] for tag in labels_of(examples) if tag != OUTSIDE}), LABEL_MAP_HINT)
+        check_targets(classes, [*types_of(task.tags), OUTSIDE])
+        names = {target: name for name, targets in classes.items() for target in targets}
+        names |= dict.fromkeys(label_map.get(OUTSIDE, ()), OUTSIDE)  # types that the data do not mark
+        task = NerTask(task.settings, [tag[:2] + names.get(tag[2:], tag[2:]) for tag in task.tags])  # O has no type
+        check_labels(types_of(task.tags), types_of(labels_of(examples)), LABEL_MAP_HINT)
+        if options.as_text:
+            given = [TextExample(join_words(example.words)[0], "") for example in examples]
     elif isinstance(task, RegressionTask):
         check(not options.label_map, "--label-map is for labels, but the model is a regression: its output is a value.")
     elif isinstance(task, MultiLabelTask):
-        label_map = parse_label_map(options.label_map, task.labels)
-        several = [name for name, targets in label_map.items() if len(targets) > 1]
+        check_targets(classes, task.labels)
+        several = [name for name, targets in classes.items() if len(targets) > 1]
         check(not several, f"--label-map gives {several} several labels, whose probabilities add up in a softmax only.")
-        new_names = {target: name for name, (target,) in label_map.items()}
-        task = MultiLabelTask(task.settings, [new_names.get(label, label) for label in task.labels])
         check_labels(task.labels, labels_of(examples), LABEL_MAP_HINT)
     elif isinstance(task, SequenceTask):
-        label_map = parse_label_map(options.label_map, task.labels) or {label: [label] for label in task.labels}
-        groups = [[task.labels.index(target) for target in targets] for targets in label_map.values()]
-        check_labels(list(label_map), labels_of(examples), LABEL_MAP_HINT)
-        task = SequenceTask(task.settings, list(label_map))
-    features = task.encode(examples, warn)
+        check_targets(classes, task.labels)
+        in_data = labels_of(examples)
+        unmapped = [label for label in task.labels if label in in_data or not classes]
+        classes |= {label: (label,) for label in unmapped}
+        check_labels(list(classes), in_data, LABEL_MAP_HINT)
+        check_targets(classes, task.labels)
+        groups = [[task.labels.index(target) for target in targets] for targets in classes.values()]
+        task = SequenceTask(task.settings, list(classes))
+    features = task.encode(given, warn)
     outputs = infer(model, [feature.ids for feature in features], runtime, options.batch_tokens)
     if groups is not None:
         outputs = [merge_logits(output, groups) for output in outputs]
-    return task.metrics(task.decode(outputs, features, examples), examples, options.seed)
+    metrics = task.text_metrics if options.as_text else task.metrics
+    return metrics(task.decode(outputs, features, given), examples, options.seed)
 
 
 def write_result(out: str, task_name: str, model: nn.Module, metrics: dict, command: str, options) -> None:
-    """Prints the metrics and writes them with their provenance.  options: the command's, with test and seed"""
-    print(format_metrics(metrics))
+    """Writes the metrics with their provenance, then prints them.  options: the command's, with test and seed"""
     about = provenance(command, options, options.test, [options.seed])
     write_json(out, {"task": task_name, "model": fingerprint(model), "figures": metrics, **about})
-    print(f"\nWritten: {out}")
+    print(f"{format_metrics(metrics)}\n\nWritten: {out}")
 
 
 def main(task_name: str, arguments: list[str]) -> None:
@@ -193,10 +224,18 @@ def main(task_name: str, arguments: list[str]) -> None:
     usage = f"python -m eval {task_name} --model PATH --test FILE… [OPTIONS]"
     options = fetch_models(parse_options(Options, arguments, usage, __doc__), "model", "tokenizer")
     check_paths(options, "test")
+    check(task_name == "ner" or not options.as_text, "--as-text is only for ner.")
     check(task_name != "qa" or not options.label_map, "--label-map is only for tasks with labels, not for qa.")
     out = options.out or f"runs/results/{task_name}-{datetime.now():%Y%m%d-%H%M%S}.json"
     check_writable(out)
     model, task, runtime = open_model(options.model, task_name, options)
-    examples = read_task(task_name, options.test, warn, getattr(model, "problem_type", "single_label_classification"))
+    examples = read_task(
+        task_name,
+        options.test,
+        warn,
+        getattr(model, "problem_type", PROBLEM_TYPES[0]),
+        label_map=new_names(parse_label_map(options.label_map)),
+        part="test",
+    )
     metrics = evaluate(model, task, examples, runtime, options)
     write_result(out, task_name, model, metrics, command_line(task_name, arguments), options)

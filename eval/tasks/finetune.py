@@ -24,10 +24,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.cli import DataError, OptionError, check, check_bounds, check_paths, dashed, option, parse_options, warn
+from data.cli import DataError, OptionError, check, check_bounds, check_paths, dashed, option, parse_options, say, warn
 from data.download.models import fetch_models
 from data.features import budget_batches
 from data.tasks import TASKS, Example, labels_of, read_task
+from data.tasks.parts import PARTS
+from data.tasks.tags import OUTSIDE, types_of
 from losses import DIRECTIONS, IGNORE_INDEX, soft_label_loss
 from model import QuestionAnswerer, SequenceClassifier, save_model
 from model.checkpoints.load import load_checkpoint, load_teacher
@@ -49,18 +51,20 @@ from .evaluate import (
     make_task,
     predict,
     task_settings,
+    training_names,
 )
-from .ner import NerTask, inside_tag
+from .ner import NerTask
 from .qa import QaTask
 from .regression import RegressionTask
 from .sequences import SequenceTask
 
-PARTS = ("train", "dev", "test")
 Parts = Mapping[str, Sequence[Example]]  # examples by part
 SEEDS_HELP = "one run per seed, of the new head, data order and dropout"
+NAMES_HELP = "label or entity type in the data = its name, also for labels that are numbers: 0=entailment 1=neutral"
 PROBLEM_TYPE_HELP = "sentiment, nli: what the labels of a text are: one class, several, or a value"
 # options that do not affect the result, or whose inputs are compared by content
-MAY_DIFFER = ("out", "device", "log_every", "seeds", "batch_tokens", "tokenizer", "model", "teacher", *PARTS)
+BY_CONTENT = ("tokenizer", "model", "teacher", "label_map", "train", "dev", "test")
+MAY_DIFFER = ("out", "device", "log_every", "seeds", "batch_tokens", *BY_CONTENT)
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class Options(InferenceOptions):
     test: tuple[str, ...] = option((), "labelled examples for evaluating the best epoch", nargs="+", metavar="FILE")
     problem_type: str = option(PROBLEM_TYPES[0], PROBLEM_TYPE_HELP, choices=PROBLEM_TYPES)
     out: str | None = option(None, "folder for model.safetensors, results.json and the tokenizer", metavar="FOLDER")
+    label_map: tuple[str, ...] = option((), NAMES_HELP, nargs="+", metavar="DATA=NAME")
 
     teacher: str | None = option(None, "model fine-tuned on this task, to distil", "task distillation", metavar="PATH")
     soft_weight: float = option(0.7, "weight of the teacher's soft labels; the labels have the rest", least=0, most=1)
@@ -238,7 +243,7 @@ def train_one_seed(
             if step % options.log_every == 0 or step == steps:
                 mean = torch.stack(losses[-options.log_every :]).mean().item()
                 speed = tokens / (time.monotonic() - start)
-                print(f"seed {seed}  epoch {epoch}  step {step}/{steps}  loss {mean:.4f}  {speed:,.0f} tok/s")
+                say(f"seed {seed}  epoch {epoch}  step {step}/{steps}  loss {mean:.4f}  {speed:,.0f} tok/s")
         if not torch.stack(losses).isfinite().all():
             raise Diverged(f"The loss of epoch {epoch} is not finite. Try a lower --lr.")
         outputs = infer(model.eval(), [feature.ids for feature in dev_features], runtime, options.batch_tokens)
@@ -247,7 +252,7 @@ def train_one_seed(
             task = task.with_best_threshold(predictions, data["dev"])
         metrics = task.metrics(predictions, data["dev"], seed)
         value = metrics[task.headline]["value"]
-        print(f"seed {seed}  epoch {epoch}  dev {task.headline} {value:.4f}")
+        say(f"seed {seed}  epoch {epoch}  dev {task.headline} {value:.4f}")
         if best is None or value > best["dev"][task.headline]["value"]:
             best = {"seed": seed, "epoch": epoch, "dev": metrics}
             if isinstance(task, QaTask):
@@ -291,13 +296,15 @@ def finetune(task_name: str, options: Options, command: str, data: Parts | None 
     else:
         is_default = options.problem_type == PROBLEM_TYPES[0]
         check(is_default, f"--problem-type is for sentiment and nli, not for {task_name}.")
+    check(task_name != "qa" or not options.label_map, "--label-map is only for tasks with labels, not for qa.")
     source = load_checkpoint(options.model).float()
     settings = task_settings(options, options.model, source.config)
     teacher = load_task_teacher(options.teacher, task_class.model, source.config.vocab_size, runtime)
     files = [path for part in PARTS for path in getattr(options, part)]
     if data is None:
         given = {part: getattr(options, part) for part in PARTS if getattr(options, part)}
-        data = {part: read_task(task_name, paths, warn, options.problem_type) for part, paths in given.items()}
+        reading = {"problem_type": options.problem_type, "label_map": training_names(options.label_map)}
+        data = {part: read_task(task_name, paths, warn, part=part, **reading) for part, paths in given.items()}
     about = {"task": task_name, "model": fingerprint(source), "teacher": fingerprint(teacher) if teacher else None}
     about["tokenizer"] = settings.tokenizer.sha256()
     digests = {part: hashlib.sha256(json.dumps(examples).encode()).hexdigest() for part, examples in data.items()}
@@ -310,15 +317,19 @@ def finetune(task_name: str, options: Options, command: str, data: Parts | None 
         check(len(labels) == 1, f"The teacher has {len(labels)} outputs; a regression has one value per text here.")
     elif task_class.model is not QuestionAnswerer:
         in_data = labels_of([example for examples in data.values() for example in examples])
-        inside = [inside_tag(label) for label in in_data if task_class is NerTask]  # the later pieces of a B-TYPE word
-        labels = teacher.labels if teacher else tuple(dict.fromkeys([*in_data, *inside]))
-        check_labels(labels, in_data, "The teacher must have been fine-tuned on the same labels.")
+        labels = teacher.labels if teacher else tuple(in_data)
+        known = labels
+        if task_class is NerTask:  # of any scheme; a word's later pieces need I-TYPE even if no second word has it
+            in_data = types_of(in_data)
+            labels = teacher.labels if teacher else (OUTSIDE, *(f"{p}-{kind}" for p in "BI" for kind in in_data))
+            known = types_of(task_class(settings, labels).tags)
+        check_labels(known, in_data, "The teacher must have been fine-tuned on the same labels.")
         least = 2 if task_class is SequenceTask else 1
         check(len(labels) >= least, f"The data have {len(labels)} different labels, but at least {least} are needed.")
     task = task_class(settings, labels)
     counts = ", ".join(f"{len(examples):,} {part}" for part, examples in data.items())
     classes = ", ".join(labels) or "start, end"
-    print(f"{task_name}: {counts} examples; labels {classes}; {runtime.device}, {runtime.precision}")
+    say(f"{task_name}: {counts} examples; labels {classes}; {runtime.device}, {runtime.precision}")
     if not runs:
         write_json(folder / "results.json", {**about, "runs": []})  # from now on the folder belongs to this run
     for seed in options.seeds[len(runs) :]:
@@ -358,7 +369,7 @@ def finished_runs(folder: Path, about: dict) -> list[dict]:
         what = dashed(differing[0]) if differing else "model, tokenizer, data or seeds"
         raise OptionError(f"{path} belongs to a run with other inputs ({what}). Choose another --out, or remove it.")
     if runs:
-        print(f"{folder} already has the results of {len(runs)} seed{'s' * (len(runs) > 1)}.")
+        say(f"{folder} already has the results of {len(runs)} seed{'s' * (len(runs) > 1)}.")
     return runs[: len(about["seeds"])]
 
 

@@ -9,11 +9,13 @@ A model of several labels a text (multi_label_classification) gives those above 
 A model that learnt questions without an answer gives "answer": null where there is none: where no_answer_score, the
 logits of <s> minus those of the best answer, is above its threshold (--no-answer-threshold); the score is then that of
 none against the best answer.
-An invalid line is reported with its number and skipped. The input is processed in chunks, so it may be of any length.
+An invalid line is reported with its number and skipped. The input may be compressed; it is processed in chunks, so it
+may be of any length.
 """
 
 import codecs
 import contextlib
+import io
 import json
 import math
 import sys
@@ -21,19 +23,22 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from data.archives import DAMAGE, Member, open_members
 from data.cli import DataError, check, check_bounds, check_paths, option, parse_options, warn
 from data.download.models import fetch_models
+from data.formats import ARROW_FILE, ARROW_STREAM, ENCODINGS, JSON, NOT_UTF8, PARQUET, REFUSED, TAR, ZIP, refusal
 from data.tasks import TASKS, Example, PairExample, QuestionExample, TextExample, WordsExample
+from data.tasks.contents import contradicts_name
 from data.tasks.rows import short
 
 from .evaluate import MODEL_HELP, SURROGATE, InferenceOptions, Task, open_model, predict
 from .multi_label import LabelsPrediction
-from .ner import TagPrediction, group_entities
+from .ner import EntityPrediction, TagPrediction
 from .qa import AnswerSpan, QaTask
 from .regression import ValuePrediction
 from .sequences import LabelPrediction
 
-Prediction = LabelPrediction | LabelsPrediction | ValuePrediction | TagPrediction | AnswerSpan
+Prediction = LabelPrediction | LabelsPrediction | ValuePrediction | TagPrediction | EntityPrediction | AnswerSpan
 
 FILE_HELP = "lines of text or JSON (default: standard input)"
 CHUNK_LINES, CHUNK_BYTES = 2048, 1 << 22  # read before a chunk is predicted, sorted by length
@@ -50,18 +55,42 @@ class Options(InferenceOptions):
 
 
 @contextlib.contextmanager
-def open_lines(name: str | None) -> Iterator[BinaryIO]:
-    """A file, or standard input for None and "-".  Raises DataError."""
+def open_lines(name: str | None) -> Iterator[Iterator[bytes]]:
+    """The lines of a file, or of standard input for None and "-", decompressed.  Raises DataError, see text_lines."""
     if name in (None, "-") and sys.stdin is None:
         raise DataError("There is no standard input. Name a file.")
+    where = "standard input" if name in (None, "-") else name
     try:
-        with open(name, "rb") if name not in (None, "-") else sys.stdin.buffer as lines:
-            yield lines
+        with open(name, "rb") if name not in (None, "-") else sys.stdin.buffer as file:
+            yield text_lines(where, file)
     except BrokenPipeError:
         raise
-    except OSError as error:
-        where = name or "standard input"
-        raise DataError(f"{where} cannot be read, or the output cannot be written: {error.strerror}.") from None
+    except DAMAGE as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{where} cannot be read, or the output cannot be written: {reason}.") from None
+
+
+def text_lines(where: str, file: BinaryIO) -> Iterator[bytes]:
+    """Raises DataError if the file has no lines of text, when the first is read."""
+    member = next(open_members(file, where), None)
+    if member is None or not {ZIP, TAR}.isdisjoint(member.layers):
+        raise DataError(f"{where} is an archive. Unpack it first.")
+    check_has_lines(where, member)
+    if said := contradicts_name(member):
+        warn(said)
+    yield from io.BufferedReader(member.stream)
+
+
+def check_has_lines(where: str, member: Member) -> None:
+    """Raises DataError for what is not text in UTF-8, or no line a text.  Single lines are checked by parse_line."""
+    encoding = next((layer for layer in member.layers if layer in ENCODINGS), None)
+    if encoding:
+        raise DataError(f"{where} is {encoding}. Convert it to UTF-8: iconv -f {encoding[:6]} -t UTF-8.")
+    if member.form in REFUSED and member.form != NOT_UTF8:
+        raise refusal(where, member.form)
+    if member.form in (PARQUET, ARROW_FILE, ARROW_STREAM, JSON):
+        described = "JSON over several lines" if member.form == JSON else member.form
+        raise DataError(f"{where} is {described}. Write it as JSON lines: one object per line.")
 
 
 # ---- lines to examples -----------------------------------------------------------------------------------------
@@ -152,11 +181,10 @@ def to_json(prediction: Prediction, example: Example, task: Task) -> dict:
         return {"value": values[0]} if len(values) == 1 else {"values": dict(zip(task.labels, values))}
     if isinstance(prediction, AnswerSpan):
         return answer_to_json(prediction, task)
-    if isinstance(example, WordsExample):
+    if isinstance(prediction, TagPrediction):
         return {"words": example.words, "tags": prediction.tags}
-    entities = group_entities(prediction, task.labels)
-    texts = [example.text[entity.start : entity.end] for entity in entities]
-    return {"entities": [{**e._asdict(), "score": round(e.score, 6), "text": text} for e, text in zip(entities, texts)]}
+    found = [(e._asdict(), example.text[e.start : e.end]) for e in prediction.entities]
+    return {"entities": [{**entity, "score": round(entity["score"], 6), "text": text} for entity, text in found]}
 
 
 def answer_to_json(prediction: AnswerSpan, task: QaTask) -> dict:
@@ -169,7 +197,7 @@ def answer_to_json(prediction: AnswerSpan, task: QaTask) -> dict:
     return {"answer": answer, "start": start, "end": end, "score": round(score, 6), "no_answer_score": number}
 
 
-def run(task_name: str, options: Options, lines: BinaryIO) -> None:
+def run(task_name: str, options: Options, lines: Iterable[bytes]) -> None:
     """Prints a JSON line per input line.  Raises ModelError, OptionError, and DataError if no line is valid."""
     model, task, runtime = open_model(options.model, task_name, options)
     for chunk in read_chunks(lines, task_name):

@@ -3,15 +3,15 @@
 Without options it runs on the demo: its teacher, a student that is distilled first, and generated examples.
 
 For real models, give --teacher, --student and --data: a folder with a subfolder for each task (sentiment, ner, nli,
-qa; missing ones are skipped). The names of its files say whether they are for train, dev (or val, trial) or test.
-Without files for training, all files of the task are joined, and a tenth each is taken for dev and test at random, the
-questions on one context together. data/README.md has the formats.
+qa; missing ones are skipped). Below it, one of the words train, dev (validation, trial) and test in the name of each
+file or of its folder says what the file is for; which file was taken for what is printed first. A missing dev or test
+is drawn from train, a tenth of it at random, the questions on one context together. If no name has such a word, all
+files of the task are joined and divided so. data/README.md has the formats.
 
 If the command is stopped, running it again continues after the last fine-tuning that was finished.
 """
 
 import random
-import re
 import statistics
 import sys
 import time
@@ -24,10 +24,14 @@ from torch import nn
 
 import train
 from data import demo
-from data.cli import DataError, check, check_bounds, check_paths, option, parse_options, warn
+from data.cli import DataError, check, check_bounds, check_paths, option, parse_options, say, warn
 from data.demo.tasks import write_tasks
 from data.download.models import fetch_models
-from data.tasks import TASKS, Example, QuestionExample, read_task
+from data.tasks import TASKS, Example, QuestionExample
+from data.tasks.contents import is_about, open_member
+from data.tasks.parts import PARTS, parts_of_files
+from data.tasks.read import read_file
+from data.tasks.sequences import Labels
 from model.checkpoints.load import load_checkpoint
 from model.checkpoints.native import atomic_file
 from model.training.device import Runtime
@@ -36,7 +40,7 @@ from ..benchmarks.harness import table
 from ..results import command_line, provenance, write_json
 from .baselines import baseline_report
 from .batching import infer
-from .evaluate import TASK_CLASSES, InferenceOptions, open_model, task_settings
+from .evaluate import TASK_CLASSES, InferenceOptions, open_model, task_settings, training_names
 from .finetune import Options as FinetuneOptions
 from .finetune import finetune
 
@@ -65,6 +69,7 @@ CARDS_MILLISECONDS = {"ner": (88.49, 43.44), "nli": (105.0, 51.35), "qa": (432.1
 DEMO_COUNTS = {"sentiment": 3000, "ner": 2500, "nli": 5000, "qa": 2000}
 DEMO_SETTINGS = {"epochs": 2, "lr": 3e-4, "dropout": 0.0}
 TIMED_TEXTS, TIMED_ROUNDS = 40, 3
+TASK_NAMES_HELP = "label or entity type in a task's data = its name: nli:0=entailment nli:1=neutral"
 MODELS = ("teacher", "student", "distilled")
 
 
@@ -84,6 +89,7 @@ class Options(InferenceOptions):
     tasks: tuple[str, ...] = option(TASKS, "tasks to compare on", nargs="+", choices=TASKS)
     distil: bool = option(True, "also fine-tune the student with task distillation (default: on)")
     limit: int | None = option(None, "maximum number of training examples per task", type=int, least=1)
+    label_map: tuple[str, ...] = option((), TASK_NAMES_HELP, nargs="+", metavar="TASK:DATA=NAME")
     split_seed: int = option(0, "of the random split and of --limit's sample", least=0, most=2**62)
 
     epochs: int | None = option(None, finetune_help("epochs"), "fine-tuning", type=int, least=1, most=10**4)
@@ -94,6 +100,11 @@ class Options(InferenceOptions):
 
     def __post_init__(self):
         check_bounds(self)
+        for pair in self.label_map:
+            named = pair.partition(":")[0] in TASKS[:3]
+            check(
+                named, f"--label-map {pair!r} must begin with its task: {', '.join(TASKS[:3])}, as in nli:0=entailment."
+            )
         if self.teacher == "demo":
             check(self.student is None and self.data is None, "--student and --data need --teacher.")
         else:
@@ -111,22 +122,24 @@ class TaskData(NamedTuple):
 # ---- data ------------------------------------------------------------------------------------------------------
 
 
-def part_of(name: str) -> str:
-    """The part that a file is for, by the words in its name: train, dev or test, else whole."""
-    prefixes = {"train": "train", "dev": "dev", "val": "dev", "trial": "dev", "test": "test"}
-    words = re.split(r"[^a-z]+", name.lower())
-    return next((part for prefix, part in prefixes.items() for word in words if word.startswith(prefix)), "whole")
+def find_files(folder: Path) -> dict[str, str | None]:
+    """{file: its part by the words of its path below the folder}; None for all if there are no such words.
 
-
-def find_files(folder: Path) -> dict[str, list[str]]:
-    """-> {part: files}.  Raises DataError if there are no files."""
-    found: dict[str, list[str]] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.name.startswith((".", "README", "LICEN")) and "_labels." not in path.name:
-            found.setdefault(part_of(path.name), []).append(str(path))
-    if not found:
+    Raises DataError without files, or if it is not clear what a file is for.
+    """
+    below = {path: path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()}
+    paths = [path for path, name in below.items() if not is_about(name)]
+    labels = {
+        path.with_name(path.name.replace("_text.txt", "_labels.txt")) for path in paths if "_text.txt" in path.name
+    }
+    names = {}
+    for path in map(str, (path for path in paths if path not in labels)):
+        with open_member(path) as member:  # of an archive, its only file also has a name
+            names[path] = member.name.removeprefix(str(folder)).strip("/")
+    if not names:
         raise DataError(f"There is no file in {folder}.")
-    return found
+    parts = parts_of_files(str(folder), names.values())
+    return {path: parts[name] for path, name in names.items()}
 
 
 def split(examples: Sequence[Example], seed: int, fractions: dict[str, float]) -> dict[str, list[Example]]:
@@ -150,21 +163,55 @@ def split(examples: Sequence[Example], seed: int, fractions: dict[str, float]) -
 
 
 def read_parts(task: str, folder: Path, options: Options) -> TaskData:
-    """Reads all files; a missing dev or test is split off train.  Raises DataError if no training examples are left."""
-    files = find_files(folder)
-    names = tuple(name for group in files.values() for name in group)
-    read = {part: read_task(task, paths, warn) for part, paths in files.items()}
-    if "train" not in read:
-        parts = split([e for part in read.values() for e in part], options.split_seed, {"dev": 0.1, "test": 0.1})
-    else:
-        read["train"] += read.pop("whole", [])
-        missing = {part: 0.1 for part in ("dev", "test") if part not in read}
-        parts = read | (split(read["train"], options.split_seed, missing) if missing else {})
+    """Reads all files and prints what each was taken for; a missing dev or test is drawn from train.
+
+    Raises DataError if there is nothing to train on, or if it is not clear what is for training.
+    """
+    files, names = find_files(folder), training_names(pairs_for(task, options.label_map))
+    parts: dict[str, list[Example]] = {}
+    say(f"{task}: {folder}")
+    for path, part in files.items():
+        for own_part, found in read_file_by_part(task, path, names, part).items():
+            say(f"  {own_part or 'in one piece':<12} {len(found):>9,} examples  {path}")
+            parts.setdefault(own_part or "whole", []).extend(found)
+    whole = parts.pop("whole", None)
+    if whole and parts:
+        raise DataError(
+            f"Some rows of {folder} say that they are of {', '.join(parts)}, others nothing. Mark all or none."
+        )
+    if not whole and "train" not in parts:
+        raise DataError(f"{folder} has examples for {' and '.join(parts)}, but none for train.")
+    if missing := {part: 0.1 for part in ("dev", "test") if part not in parts}:
+        parts |= split(whole or parts["train"], options.split_seed, missing)
+        drawn = ", ".join(f"{len(parts[part]):,} {part}" for part in missing)
+        say(
+            f"  Drawn at random (--split-seed {options.split_seed}): {drawn}; {len(parts['train']):,} remain for train."
+        )
     if not parts["train"]:
         raise DataError(f"{folder} has too few examples: none is left to train on.")
     if options.limit and len(parts["train"]) > options.limit:
         parts["train"] = random.Random(options.split_seed).sample(parts["train"], options.limit)
-    return TaskData(task, parts, names)
+    return TaskData(task, {part: parts[part] for part in PARTS}, tuple(files))
+
+
+def read_file_by_part(task: str, path: str, names: dict[str, str], part: str | None) -> dict[str | None, list[Example]]:
+    """The examples by the part that their rows name, None if they name none; for a file with a part, only those of it.
+
+    Raises DataError if none is.
+    """
+    by_part: dict[str | None, list[Example]] = {}
+    for own_part, example in read_file(task, path, warn, Labels(names=names)):
+        by_part.setdefault(own_part or part, []).append(example)
+    if part and part not in by_part:
+        raise DataError(f"{path} is for {part} by its name, but for {' and '.join(by_part)} by its rows.")
+    if part and len(by_part) > 1:
+        warn(f"{path}: only its rows of {part} are read.")
+    return {part: by_part[part]} if part else by_part
+
+
+def pairs_for(task: str, label_map: Sequence[str]) -> tuple[str, ...]:
+    """Those of --label-map TASK:DATA=NAME that are for a task, without it."""
+    return tuple(pair.partition(":")[2] for pair in label_map if pair.startswith(f"{task}:"))
 
 
 # ---- speed and the table ---------------------------------------------------------------------------------------
@@ -271,7 +318,7 @@ def demo_student(folder: Path) -> str:
     """-> the path of the demo's student, distilled now by train.py if it does not exist."""
     path = folder / "student" / "student.safetensors"
     if not path.exists():
-        print("Distilling the demo's student with train.py:")
+        say("Distilling the demo's student with train.py:")
         train.train(train.Options(out=str(path.parent), cache=str(folder / "corpora"), log_every=50))
     return str(path)
 
@@ -283,7 +330,8 @@ def compare(data: TaskData, teacher: str, student: str, options: Options, comman
     shared |= DEMO_SETTINGS if options.teacher == "demo" else {}
     given = {name: getattr(options, name) for name in ("epochs", "step_tokens", "lr", "dropout", "seeds")}
     shared |= {name: value for name, value in given.items() if value is not None}
-    print(f"\n--- {data.task}")
+    shared["label_map"] = pairs_for(data.task, options.label_map)
+    say(f"\n--- {data.task}")
     of_teacher = FinetuneOptions(**shared, model=teacher, train=data.files, dev=data.files, out=str(folder / "teacher"))
     of_student = replace(of_teacher, model=student, out=str(folder / "student"))
     result = {"baseline": baseline_report(data.parts["train"], data.parts["test"], options.language)}
@@ -306,26 +354,26 @@ def main(arguments: list[str]) -> None:
     options = fetch_models(parse_options(Options, arguments, usage, __doc__), "teacher", "student", "tokenizer")
     check_paths(options, "data")
     folder, command, start = Path(options.out), command_line("table2", arguments), time.monotonic()
-    if options.teacher == "demo":
-        teacher, student, data = str(demo.TEACHER), demo_student(folder), folder / "data"
+    is_demo = options.teacher == "demo"
+    data = folder / "data" if is_demo else Path(options.data)
+    if is_demo:
         write_tasks(data, DEMO_COUNTS)
-    else:
-        teacher, student, data = options.teacher, options.student, Path(options.data)
     tasks = [task for task in options.tasks if (data / task).is_dir()]
     if not tasks:
         raise DataError(f"{data} has no subfolder {', '.join(options.tasks)}.")
-    for path in (teacher, student):  # before anything is computed
+    all_data = [read_parts(task, data / task, options) for task in tasks]
+    teacher, student = (str(demo.TEACHER), demo_student(folder)) if is_demo else (options.teacher, options.student)
+    for path in (teacher, student):  # before anything is fine-tuned
         task_settings(options, path, load_checkpoint(path).config)
     results, files = {}, []
-    for task in tasks:
-        task_data = read_parts(task, data / task, options)
+    for task_data in all_data:
         files += task_data.files
-        results[task] = compare(task_data, teacher, student, options, command)
+        results[task_data.task] = compare(task_data, teacher, student, options, command)
         about = provenance(command, options, files, options.seeds)
         write_json(folder / "table2.json", {**about, "results": results})
     text = markdown(results, about)
     with atomic_file(folder / "table2.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
-    print(f"\n{text}")
     draw(results, folder / "table2.png")
+    print(f"\n{text}")
     print(f"Written: {folder / 'table2.md'} and table2.json, in {(time.monotonic() - start) / 60:.1f} minutes.")

@@ -95,7 +95,7 @@ class ZeroShot:
 
 def measure(options: Options, command: str) -> None:
     """Evaluates on the labelled texts of --test."""
-    examples = read_task("sentiment", options.test, warn)
+    examples = read_task("sentiment", options.test, warn, part="test")
     names = options.names or options.labels
     if unknown := sorted({example.label for example in examples} - set(names)):
         raise OptionError(f"--test has the label {unknown[0]!r}, not one of {', '.join(names)}. Map it with --names.")

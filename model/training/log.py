@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.cli import DataError
+from data.cli import DataError, say
 from losses import DistillationLoss
 
 from ..config import EncoderConfig
@@ -51,15 +51,15 @@ class MetricsLogger:
         """Logs a step -> the length of metrics.jsonl in bytes."""
         if not self.enabled:
             return 0
+        with self.path.open("ab") as file:
+            file.write((json.dumps(record) + "\n").encode())
+            length = file.tell()
         line = progress_line(record, self.steps, seconds_left)
         if self.bar is not None:
             self.bar.update(record["step"] - self.bar.n)
             self.bar.write(line, file=sys.stdout)
         else:
-            print(line, flush=True)
-        with self.path.open("ab") as file:
-            file.write((json.dumps(record) + "\n").encode())
-            length = file.tell()
+            say(line)
         for name, value in flatten(record) if self.writer else ():
             self.writer.add_scalar(name, value, record["step"])
         return length

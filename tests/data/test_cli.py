@@ -109,6 +109,23 @@ def test_a_closed_standard_output_is_no_error(size):
     process.stderr.close()
 
 
+def test_work_goes_on_if_nobody_reads_its_progress(tmp_path):
+    code = "import sys; from data.cli import run_command, say; sys.stdin.read()\n"
+    code += "def main():\n [say('é') for _ in range(9)]; print('figures'); open(sys.argv[1], 'w').close()\n"
+    code += "run_command('x', main)"
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", code, tmp_path / "done"], cwd=REPOSITORY, **pipes)
+    process.stdout.close()
+    process.stdin.close()
+    assert process.stderr.read() == b"" and process.wait(timeout=30) == 0 and (tmp_path / "done").exists()
+    process.stderr.close()
+
+
+def test_words_with_a_single_dash_are_values():
+    assert parse("x", "--paths", "-", "-1", "-1=a", "-x", "--steps", "3").paths == ("-", "-1", "-1=a", "-x")
+    assert parse("-x", "--name", "-n").name == "-n" and parse("-x").source == "-x"
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """A list whose last number is the time."""

@@ -13,6 +13,7 @@ from tests.data.prepared import TOKENIZER
 from tests.helpers import REAL_TOKENIZER, SHARED, needs
 
 PIAF, XNLI = SHARED / "data/qa/piaf-v1.0.json", SHARED / "data/nli/xnli.fr.dev.tsv"
+WIKINEURAL = SHARED / "data/ner/wikineural.fr.val.conllu"
 
 
 @pytest.mark.parametrize("max_length", [16, 17, 100, 512])
@@ -100,6 +101,8 @@ def test_every_word_has_its_own_piece(real, words):
     pieces = check_pieces(real, words)
     if words == ["Le", "chat"]:
         assert pieces == (real.encode("Le chat")[1:-1], [0, 1], [(0, 2), (3, 7)])
+    if words == ["en", "2006", ",", "à"]:  # the running text has "▁2006,"
+        assert real.pieces(pieces.ids) == ["▁en", "▁2006", ",", "▁à"]
     if "\u200b" in words:
         assert pieces.ids[words.index("\u200b")] == real.unk_id
 
@@ -111,16 +114,109 @@ def test_every_word_of_random_sentences_has_its_own_piece():
         check_pieces(TOKENIZER, rng.choices(parts, k=rng.randrange(1, 8)))
 
 
-def test_words_of_running_text_are_separated_by_spaces():
-    text = "Le film, à Brest ."
+@needs(REAL_TOKENIZER, WIKINEURAL)
+def test_pieces_of_words_are_those_of_the_running_text_elsewhere(real):
+    """Only where a piece of the running text spans two words, what stands between the spaces there differs."""
+    differing, spanning = 0, 0
+    for words, _ in read_task("ner", [WIKINEURAL], [].append)[:3000]:
+        text, starts = features.join_words(words)
+        ids, spans = real.encode_spans(text)
+        spanned = [any(start < border < end for border in starts) for start, end in spans]
+        chunk = [text.count(" ", 0, start) for start, _ in spans]
+        bad = {number for number, spans_two in zip(chunk, spanned) if spans_two}
+        found = features.word_pieces(real, words)
+        ours = [(i, span) for i, span in zip(found.ids, found.spans) if text.count(" ", 0, span[0]) not in bad]
+        assert ours == [(i, span) for i, span, number in zip(ids, spans, chunk) if number not in bad]
+        differing, spanning = differing + (found.ids != ids), spanning + bool(bad)
+    assert differing == spanning > 300
+
+
+def test_borders_are_kept_and_the_rest_is_the_best_segmentation():
+    ids, spans = TOKENIZER.encode_spans("Landerneau et Brest")
+    assert TOKENIZER.encode_spans("Landerneau et Brest", [0, 11, 14]) == (ids, spans)  # at spaces
+    for border in range(1, 10):
+        cut_ids, cut_spans = TOKENIZER.encode_spans("Landerneau et Brest", [border])
+        assert all(not start < border < end for start, end in cut_spans)
+        assert TOKENIZER.decode(cut_ids) == "Landerneau et Brest"
+        first, second = "▁Landerneau"[: border + 1], "Landerneau"[border:]
+        segment = TOKENIZER._words.segmenter.segment
+        assert cut_ids == [*segment(first), *segment(second), *ids[-sum(start > 10 for start, _ in spans) :]]
+
+
+def test_pieces_of_running_text():
+    """Windows are split at spaces; a piece ends where a word and punctuation meet."""
+    text = "Le film, à Brest (2006) ."
     pieces = features.text_pieces(TOKENIZER, text)
     characters = [set() for _ in text.split()]
     for word, span in zip(pieces.word_ids, pieces.spans):
         characters[word].update(range(*span))
     assert ["".join(text[i] for i in sorted(found)) for found in characters] == text.split()
-    assert pieces.word_ids == sorted(pieces.word_ids) and max(pieces.word_ids) == 4
-    assert pieces.ids == TOKENIZER.encode(text)[1:-1]
+    assert pieces.word_ids == sorted(pieces.word_ids) and max(pieces.word_ids) == 5
+    borders = {7, 18, 22}
+    assert all(not start < border < end for border in borders for start, end in pieces.spans)
     assert features.text_pieces(TOKENIZER, " ") == ([], [], [])
+
+
+@needs(REAL_TOKENIZER)
+def test_a_piece_of_running_text_has_no_punctuation_beside_a_word(real):
+    def pieces(text):
+        return real.pieces(features.text_pieces(real, text).ids)
+
+    assert pieces("en 2006, (4)") == ["▁en", "▁2006", ",", "▁(", "4", ")"]
+    for text in ("aux États-Unis", "aujourd'hui", "l'été à Saint-Étienne"):  # hyphens and apostrophes may share one
+        assert features.text_pieces(real, text).ids == real.encode(text)[1:-1]
+
+
+WORDS_OF_TEXTS = {
+    "l'Élysée, aujourd’hui": ["l", "Élysée", "aujourd", "hui"],
+    "Jean-Pierre d'Artagnan": ["Jean", "Pierre", "d", "Artagnan"],
+    "S.N.C.F. et 3,5 %": ["S", "N", "C", "F", "et", "3", "5"],
+    "«\u00a0Été\u202f»": ["Été"],
+    "E\u0301te\u0301 na\u00adtion": ["E\u0301te\u0301", "na\u00adtion"],  # combining accents, a soft hyphen
+    "un\u200b👍🏽 \u0301 ▁ _a_": ["un", "a"],
+    "lʼeau m² 漢字": ["l", "eau", "m²", "漢字"],
+    "": [],
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), WORDS_OF_TEXTS.items())
+def test_words_of_running_text(text, expected):
+    words = features.text_words(text)
+    assert [text[start:end] for start, end in words] == expected
+    assert words == sorted(words)
+
+
+def test_pieces_of_each_word():
+    spans = [(0, 2), (2, 5), (5, 5), (6, 9), (9, 10)]
+    words = [(0, 1), (1, 3), (3, 5), (6, 10), (11, 12)]
+    assert features.word_ranges(spans, words) == [range(0, 1), range(0, 2), range(1, 2), range(3, 5), range(5, 5)]
+    assert features.word_ranges([], [(0, 1)]) == [range(0, 0)]
+
+
+ENDS = {
+    ("la S.N.C.F. va", "S.N.C.F"): "S.N.C.F.",
+    ("avant J.-C. non", "J.-C"): "J.-C.",
+    ("à Paris. Il", "Paris"): "Paris",
+    ("plan B. Il", "plan B"): "plan B",
+    ("Titanic (film) a", "Titanic (film"): "Titanic (film)",
+    ("(le Titanic) a", "Titanic"): "Titanic",
+    ("parti «\u00a0Vert\u00a0» a", "parti «\u00a0Vert"): "parti «\u00a0Vert\u00a0»",
+    ("« Vert » a", "Vert"): "Vert",
+    ("Titanic (film (2)) a", "Titanic (film (2)"): "Titanic (film (2))",
+}
+
+
+@pytest.mark.parametrize(("text", "found", "expected"), [(*key, value) for key, value in ENDS.items()])
+def test_the_end_of_an_entity(text, found, expected):
+    start = text.index(found)
+    assert text[start : features.complete_end(text, start, start + len(found))] == expected
+
+
+def test_what_stands_between_the_words_of_an_entity():
+    assert all(features.joins_words(gap) for gap in ("-", "'", "’", " ", "\n", "\u00a0", " - ", "–", "' "))
+    assert not any(features.joins_words(gap) for gap in (",", ". ", "\n\n", "\n \n", " (", " 👍 ", " — ", "/"))
+    assert features.is_elision("l'été", 0, 1) and features.is_elision("QU’Anne", 0, 2)
+    assert not features.is_elision("O'Connor", 0, 1) and not features.is_elision("l été", 0, 1)
 
 
 def test_word_windows_by_hand():

@@ -77,9 +77,11 @@ def test_writable_paths(tmp_path):
 def test_metrics_and_warnings_on_screen(capsys):
     figure = {"value": 0.5, "low": 0.25, "high": 0.75}
     by_label = {"oui": {"f1": figure, "support": 3}, "non": {}}
-    text = format_metrics({"accuracy": figure, "by_label": by_label, "count": 4})
+    alone = {"value": 1, "low": None, "high": None}  # one example
+    text = format_metrics({"accuracy": figure, "f1": alone, "by_label": by_label, "count": 4})
     assert text.split("\n") == [
         f"{'accuracy':<24} 0.5000   [0.2500, 0.7500]",
+        f"{'f1':<24} 1.0000",
         "by_label",
         f"  {'oui':<22} f1 0.5000  support 3",
         f"  {'non':<22}   support ",

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
-from data.cli import parse_options
+from data.cli import parse_options, say
 
 from ...results import check_writable
 from ..harness import heading
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     check_writable(folder / SUMMARY)
     for name in (SUMMARY, RECORDS, LOG):
         (folder / name).unlink(missing_ok=True)
-    print("\n\n".join(report), flush=True)
+    say("\n\n".join(report))
     return run_parts([part for part in ALL_PARTS if part.name in options.only], options, report)
 
 
@@ -98,10 +98,10 @@ def run_parts(parts: Sequence[Part], options: Options, report: Sequence[str]) ->
     try:
         for part in parts:
             deadline += part.seconds
-            print(f"\n{part.name}: at most {deadline - time.monotonic():.0f} s", flush=True)
+            say(f"\n{part.name}: at most {deadline - time.monotonic():.0f} s")
             outcomes[part.name] = run_part(part, options, deadline, update)
             update()
-            print(f"{part.name}: {outcomes[part.name]}", flush=True)
+            say(f"{part.name}: {outcomes[part.name]}")
     finally:
         signal.signal(signal.SIGTERM, before)
     print(f"\n{(folder / SUMMARY).read_text(encoding='utf-8')}", flush=True)

@@ -11,9 +11,9 @@ from tests.data.tasks.files import write
 def examples(tmp_path):
     """A function of a task and a file's content -> its examples, the reports."""
 
-    def read(task: str, content: str | bytes, name: str = "f"):
+    def read(task: str, content: str | bytes, name: str = "f", **settings):
         reports = []
-        return read_task(task, [write(tmp_path / name, content)], reports.append), reports
+        return read_task(task, [write(tmp_path / name, content)], reports.append, **settings), reports
 
     return read
 
@@ -22,9 +22,9 @@ def examples(tmp_path):
 def refused(tmp_path):
     """A check that the error for a content begins with the file's name and location, and contains these words."""
 
-    def check(task: str, content: str | bytes, where: str, *words: str):
+    def check(task: str, content: str | bytes, where: str, *words: str, **settings):
         with pytest.raises(DataError) as error:
-            read_task(task, [write(tmp_path / "bad.x", content)], [].append)
+            read_task(task, [write(tmp_path / "bad.x", content)], [].append, **settings)
         message = str(error.value)
         assert message.startswith(f"{tmp_path}/bad.x{where}"), message
         assert all(word in message for word in words), message

@@ -10,8 +10,8 @@ REAL = SHARED / "data"
 ODD = "a\u2028b\x85c\u00a0d\x0be"  # str.splitlines and str.split would split it
 THREE = [PairExample("P", f"h{i}", label) for i, label in enumerate(("entailment", "neutral", "contradiction"))]
 SENTENCES = [
-    WordsExample(("Anne", "Roc", "vit", "à", "Aix", "#", "|"), ("B-PER", "I-PER", "O", "O", "I-LOC", "O", "O")),
-    WordsExample(("#", "10\u00a0000", "[", "{", ODD), ("O", "O", "O", "B-MISC", "I-ORG")),
+    WordsExample(("Anne", "Roc", "vit", "à", "Aix", "#", "|"), ("B-PER", "I-PER", "O", "O", "B-LOC", "O", "O")),
+    WordsExample(("#", "10\u00a0000", "[", "{", ODD), ("O", "O", "O", "B-MISC", "B-ORG")),
     WordsExample(("1",), ("O",)),
 ]
 CONTEXT = "L'été\u2028dure 😀 trois mois."

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from data.tasks import WordsExample, labels_of
+from data.tasks.ner import cut_sentence
 from tests.data.tasks.files import REAL, SENTENCES, json_lines, real
 from tests.helpers import needs
 
@@ -57,13 +58,102 @@ def test_ner_json(examples, names):
     assert examples("ner", json.dumps(values, indent=1)) == (SENTENCES, [])
 
 
+def test_the_label_map_names_integer_tags_and_renames_types(examples):
+    numbers = json_lines({"tokens": ["Anne", "Roc", "vit"], "ner_tags": [1, 2, 0]})
+    label_map = {"0": "O", "1": "B-PER", "2": "I-PER"}
+    assert examples("ner", numbers, label_map=label_map)[0] == [
+        WordsExample(("Anne", "Roc", "vit"), ("B-PER", "I-PER", "O"))
+    ]
+    assert examples("ner", "Anne 1\nRoc 2\nvit 0\n", label_map=label_map) == examples(
+        "ner", numbers, label_map=label_map
+    )
+    renamed = examples("ner", columns("{word} {tag}"), label_map={"PER": "personne", "MISC": "O"})[0]
+    assert renamed[0].tags == ("B-personne", "I-personne", "O", "O", "B-LOC", "O", "O")
+    assert renamed[1].tags == ("O", "O", "O", "O", "B-ORG")
+
+
+@pytest.mark.parametrize(
+    "tags, expected",
+    [
+        ("B-PER E-PER O S-LOC", "B-PER I-PER O B-LOC"),
+        ("B-PER L-PER O U-LOC", "B-PER I-PER O B-LOC"),
+        ("I-PER B-PER O I-LOC", "B-PER B-PER O B-LOC"),
+        ("PER PER O LOC", "B-PER I-PER O B-LOC"),
+        ("B-PER I-PER I-O B-LOC", "B-PER I-PER O B-LOC"),
+    ],
+)
+def test_ner_schemes_are_mapped_in_every_format(examples, tags, expected):
+    sentence = WordsExample(("Anne", "Roc", "à", "Aix"), tuple(tags.split()))
+    found = [WordsExample(sentence.words, tuple(expected.split()))]
+    assert examples("ner", columns("{i}\t{word}\t{tag}", [sentence])) == (found, [])
+    assert examples("ner", columns("{word} {tag}", [sentence])) == (found, [])
+    assert examples("ner", " ".join(map("{}|X|{}".format, *sentence))) == (found, [])
+    assert examples("ner", json_lines({"tokens": sentence.words, "ner_tags": sentence.tags})) == (found, [])
+
+
+def test_conllu_ranges_and_empty_nodes_are_no_words(examples, refused):
+    lines = ["# text = au chat vu", "1-2\tau\t_\t_", "1\tà\tADP\tO", "2\tle\tDET\tO", "3\tchat\tNOUN\tB-MISC"]
+    lines += ["3.1\test\tAUX\t_", "4\tvu\tVERB\tO", "", "1\t3-4\tNUM\tO", "2-3\tdu\t_\tO", "2\tde\tADP\tO"]
+    expected = [
+        WordsExample(("à", "le", "chat", "vu"), ("O", "O", "B-MISC", "O")),
+        WordsExample(("3-4", "de"), ("O", "O")),
+    ]
+    assert examples("ner", "\n".join(lines)) == (expected, [])
+    assert examples("ner", "\n".join(lines[1:])) == (expected, [])  # begins with a range
+    assert examples("ner", "\n".join(lines).replace("\t", " "))[0] == expected
+    refused("ner", "\n".join(lines).replace("2\tle", "2x\tle"), " line 4", "begin with the index", "not with 2x")
+    years = "1914-1918 NUM B-MISC\n8.1 NUM O\n"  # a column of words, not of indices
+    assert examples("ner", years) == ([WordsExample(("1914-1918", "8.1"), ("B-MISC", "O"))], [])
+
+
+@pytest.mark.parametrize("index", ["{i}", "{j}"])
+def test_indices_tell_sentences_apart_without_blank_lines(examples, index):
+    content = columns(index + "\t{word}\tNOM\t{tag}", [*SENTENCES, *SENTENCES[2:], *SENTENCES]).replace("\n\n", "\n")
+    assert examples("ner", content) == ([*SENTENCES, *SENTENCES[2:], *SENTENCES], [])
+
+
+def test_a_file_without_blank_lines_is_cut(examples):
+    sentence = SENTENCES[0]._replace(words=(*SENTENCES[0].words[:-1], "."))
+    content = columns("{word} {tag}", [sentence] * 100)
+    assert examples("ner", content) == ([sentence] * 100, [])
+    found, (report,) = examples("ner", content.replace("\n\n", "\n"), "f")
+    assert found == [sentence] * 100
+    assert (
+        "f line 1 begins a sentence of 700 words" in report and "blank lines" in report and "1 of 1 sentences" in report
+    )
+    assert len(examples("ner", "\n\n".join([content.replace("\n\n", "\n")] * 3))[1]) == 1  # warning
+
+
+def test_long_sentences_are_cut_between_entities():
+    tags = ["O"] * 95 + ["B-PER", *["I-PER"] * 9, "B-LOC"] + ["O"] * 80 + ["B-ORG", *["I-ORG"] * 150]
+    example = WordsExample(tuple(str(i) for i in range(len(tags))), tuple(tags))
+    parts = list(cut_sentence(example))
+    assert [len(part.words) for part in parts] == [95, 91, 151]
+    assert sum((part.words for part in parts), ()) == example.words
+    assert sum((part.tags for part in parts), ()) == example.tags
+    assert list(cut_sentence(WordsExample(("a", ".", "b"), ("O",) * 3))) == [
+        WordsExample(("a", "."), ("O", "O")),
+        WordsExample(("b",), ("O",)),
+    ]
+
+
+def test_only_the_french_sentences_are_read(examples):
+    """MultiNERD's files name their language."""
+    rows = [{"tokens": ["un"], "ner_tags": ["O"], "lang": lang} for lang in ("fr", "it", "fr")]
+    found, (report,) = examples("ner", json_lines(*rows))
+    assert len(found) == 2 and report.endswith(": skipped 1 examples in other languages (it).")
+
+
 def test_ner_errors(refused):
-    for tag in ("S-PER", "E-PER", "U-PER", "L-PER", "B-", "B", "o", "PER", "B_PER", "I-", "OO", ""):
+    refused("ner", "0\tun\tO\n1\tdeux\t3\n", " line 2 has the tag 3, a number.", "--label-map 0=O 1=B-PER")
+    for tag in ("B-", "B", "o", "B_PER", "I-", "_", ""):
         refused("ner", f"0\tun\tO\n1\tdeux\t{tag}\n", " line 2", f"the tag '{tag}'", "B-TYPE")
         if tag:
             refused("ner", f"un O\ndeux {tag}\n", " line 2", f"the tag '{tag}'")
         refused("ner", f"un|N|O deux|N|O\nun|N|O deux|N|{tag}\n", " line 2", f"the tag '{tag}'")
         refused("ner", json_lines({"tokens": ["un"], "tags": [tag]}), " line 1", f"the tag '{tag}'")
+    refused("ner", "un O\ndeux B-PER\n\ntrois B-LOC\nquatre LOC\n", " line 5", "the tag 'LOC'", "B-LOC, LOC")
+    refused("ner", "le DET\nchat NOUN\n", " line 1", "the tag 'DET'", "must have O", "DET, NOUN")
     for word in ("", " ", "\u00a0", "\u2028"):
         refused("ner", f"0\tun\tO\n\n0\tdeux\tO\n1\t{word}\tO\n", " line 4", "empty word")
         refused("ner", f"un\tO\n{word}\tO\n", " line 2", "empty word")
@@ -79,7 +169,7 @@ def test_ner_errors(refused):
     good = {"tokens": ["un", "deux"], "ner_tags": ["O", "O"]}
     for bad, words in (
         ({**good, "ner_tags": ["O"]}, ("2 words and 1 tags",)),
-        ({**good, "ner_tags": [0, 1]}, ("integer tags", "names")),
+        ({**good, "ner_tags": [0, 1]}, ("the tag 0, a number", "--label-map 0=O")),
         ({**good, "ner_tags": "OO"}, ("ner_tags must be a list, not str",)),
         ({**good, "tokens": ["un", 2]}, ("a string, not int",)),
         ({**good, "ner_tags": ["O", None]}, ("a string, not NoneType",)),
@@ -94,4 +184,8 @@ def test_real_ner():
     lines = (REAL / "ner/wikineural.fr.val.conllu").read_bytes().split(b"\n")
     assert len(found) == 12600 and reports == []
     words = [f"{i}\t{w}\t{t}" for sentence in found for i, (w, t) in enumerate(zip(*sentence))]
-    assert words == [line.decode() for line in lines if line] and len(labels_of(found)) == 9
+    rows = zip(words, [line.decode() for line in lines if line], strict=True)
+    differing = [(ours, line) for ours, line in rows if ours != line]
+    assert len(labels_of(found)) == 9
+    assert len(differing) == 61  # entities that begin with I-
+    assert all(ours == line.replace("\tI-", "\tB-") for ours, line in differing)

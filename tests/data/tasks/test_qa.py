@@ -98,7 +98,7 @@ def test_qa_errors(refused):
     refused("qa", json.dumps(squad(QUESTION, {"id": "q2", "question": "?"})), ", question q2", "no answers")
     refused("qa", json.dumps(squad(QUESTION, {"question": "?"})), ", question 2", "no answers")
     refused("qa", json.dumps(squad(QUESTION, "?")), ", article 1, paragraph 1: question 2", "an object")
-    refused("qa", json.dumps(squad(QUESTION)).replace('"qas"', '"QAS"'), ", article 1, paragraph 1 has no qas")
+    refused("qa", json.dumps(squad(QUESTION)).replace('"qas"', '"questions"'), ", article 1, paragraph 1 has no qas")
     refused("qa", json.dumps(squad(QUESTION)).replace('"context"', '"c"'), ", article 1, paragraph 1 has no context")
     refused("qa", json.dumps(squad(QUESTION)).replace('"paragraphs"', '"p"'), ", article 1 has no paragraphs")
     refused("qa", json.dumps({"data": {}}), ": data must be a list, not dict")

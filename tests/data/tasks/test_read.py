@@ -40,7 +40,7 @@ def test_files_that_cannot_be_used(tmp_path, refused, task):
             read_task(task, [path], print)
         assert str(path) in str(error.value)
     packed = gzip.compress(SMALL[task].encode() * 50)
-    for content in (packed[:-9], b"x" + packed, packed[:12] + b"\0\0" + packed[14:]):
+    for content in (packed[:-9], packed[:12] + b"\0\0" + packed[14:]):
         with pytest.raises(DataError, match=r"damaged.gz cannot be read: .+"):
             read_task(task, [write(tmp_path / "damaged.gz", content)], print)
     with pytest.raises(DataError, match="at least one file"):
@@ -77,4 +77,4 @@ def test_an_unknown_task():
 def test_labels():
     assert labels_of(THREE[::-1]) == ["contradiction", "entailment", "neutral"]
     assert labels_of(pairs(("a", "O"), ("a", "1"), ("a", "O"), ("a", "A"))) == ["1", "A", "O"]
-    assert labels_of(SENTENCES) == ["O", "B-MISC", "B-PER", "I-LOC", "I-ORG", "I-PER"]
+    assert labels_of(SENTENCES) == ["O", "B-LOC", "B-MISC", "B-ORG", "B-PER", "I-PER"]

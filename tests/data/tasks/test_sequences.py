@@ -43,7 +43,7 @@ def test_sentiment_tweets_in_two_files(tmp_path):
     for labels, message in (
         ("0\n1\n2", r"a_text.txt has 4 lines, .*a_labels.txt 3; one label per text"),
         ("0\n1\n \n0\n", r"a_labels.txt line 3: label is empty"),
-        (None, r"labels of .*a_text.txt must be in .*a_labels.txt, which does not exist"),
+        (None, r"labels of .*a_text.txt must be in .*a_labels.txt. There is no file .*a_labels.txt"),
     ):
         (tmp_path / "a_labels.txt").unlink()
         if labels:
@@ -55,7 +55,7 @@ def test_sentiment_tweets_in_two_files(tmp_path):
 def test_sentiment_errors(refused):
     good = {"review": "Un.", "polarity": 0}
     for bad, words in (
-        ({"review": "Un."}, ("no label or polarity or stars", "It has review")),
+        ({"review": "Un."}, ("no label_text or", "label or polarity or stars", "It has review")),
         ({"polarity": 1, "note": 2}, ("no text or review or review_body or sentence", "polarity, note")),
         ({"review": 3, "polarity": 1}, ("review must be a string, not int",)),
         ({"review": None, "polarity": 1}, ("NoneType",)),
@@ -69,7 +69,8 @@ def test_sentiment_errors(refused):
     ):
         refused("sentiment", "\n" + json_lines(good) + json.dumps(bad), " line 3", *words)
         refused("sentiment", json.dumps([good, bad]), ", object 2", *words)
-    refused("sentiment", "Un film,0\nAutre,1\n", " line 1", "tab-separated header", "It has Un film,0")
+    refused("sentiment", "Un film,0\nAutre,1\n", " line 1", "header, separated by commas", "It has Un film, 0")
+    refused("sentiment", "Un film\t0\n", " line 1", "header, separated by tabs", "It has Un film, 0")
     refused("sentiment", "text\tlabel\nUn\t1\nDeux\n", " line 3", "1 columns", "header has 2")
     refused("sentiment", "text\tlabel\nUn\tDeux\t1\n", " line 2", "3 columns")
     refused("sentiment", "text\tlabel\nUn\t\n", " line 2", "label is empty")
@@ -120,7 +121,7 @@ def test_values(tmp_path):
         ("multi_label_classification", 0.5, "label must be a string, not float"),
         ("multi_label_classification", [["joie"]], "label must be a string, not list"),
         ("multi_label_classification", ["joie", " "], "label is empty"),
-        ("multi_label_classification", None, "label must be a string, not NoneType"),
+        ("multi_label_classification", None, "label is empty"),
         ("regression", "bon", "label must be a finite number, not bon"),
         ("regression", True, "label must be a finite number, not True"),
         ("regression", float("nan"), "label must be a finite number, not nan"),
@@ -156,16 +157,32 @@ def test_nli_tab_separated(examples):
     assert examples("nli", "premise\thypothesis\tlabel\n" + body) == (THREE, [])
     translated = ("premise\thypo\tlabel\n" + body).replace("contradiction", "contradictory")
     assert examples("nli", translated) == (THREE, [])
+    assert examples("nli", translated.upper().replace("H0", "h0").replace("H1", "h1").replace("H2", "h2"))[0] == THREE
     quoted = f'premise\thypothesis\tlabel\tgenre\n"P\t{ODD}\tneutral\tg\n\t"\tneutral\t\n'
     assert examples("nli", quoted)[0] == [PairExample('"P', ODD, "neutral"), PairExample("", '"', "neutral")]
 
 
-def test_only_the_french_rows_of_xnli_are_read(examples):
+def test_only_the_french_rows_are_read(examples, refused):
     rows = [(language, pair.label, *pair[:2]) for pair in THREE for language in ("ar", "fr", "vi")]
-    assert examples("nli", official(*rows)) == (THREE, [])
+    found, (report,) = examples("nli", official(*rows))
+    assert found == THREE and report.endswith("/f: skipped 6 examples in other languages (ar, vi).")
     undecided = [(language, "-", "P", "h") for language in ("fr", "fr", "en")]
-    found, (report,) = examples("nli", official(undecided[0], *rows, *undecided[1:]))
-    assert found == THREE and "skipped 2 examples" in report and "/f:" in report
+    found, reports = examples("nli", official(undecided[0], *rows, *undecided[1:]))
+    assert found == THREE and "skipped 7 examples in other languages (ar, en, vi)" in reports[0]
+    assert "skipped 2 examples whose annotators" in reports[1]
+    reviews = [{"review_body": "a", "stars": 1, "language": code} for code in ("de", "fr", "en")]  # Amazon's
+    assert examples("sentiment", json_lines(*reviews))[0] == pairs(("a", "1 star"))
+    refused("sentiment", json_lines(reviews[0], reviews[2]), " has no French example (language fr), only de, en")
+    named = [{"text": "a", "label": "x", "lang": name} for name in ("French", "fr-FR", "it")]
+    assert len(examples("sentiment", json_lines(*named))[0]) == 2
+
+
+def test_the_french_of_translations(examples, refused):
+    """The form that the hub calls all_languages."""
+    row = {"premise": {"en": "a", "fr": "P"}, "label": "neutral"}
+    row["hypothesis"] = {"language": ["ar", "fr"], "translation": ["b", "h1"]}
+    assert examples("nli", json_lines(row))[0] == [THREE[1]]
+    refused("nli", json_lines({**row, "premise": {"en": "a"}}), " line 1", "premise must be a string, not dict")
 
 
 def test_nli_json(examples):
@@ -173,27 +190,83 @@ def test_nli_json(examples):
     assert examples("nli", json_lines(*values)) == (THREE, [])
     others = [{"sentence1": one, "sentence2": two, "gold_label": label, "language": "fr"} for one, two, label in THREE]
     english = {"sentence1": "a", "sentence2": "b", "gold_label": "neutral", "language": "en"}
-    assert examples("nli", json_lines(english, *others, english)) == (THREE, [])
-    found, (report,) = examples("nli", json_lines(*({**pair, "label": i} for i, pair in enumerate(values))))
-    assert found == THREE and "{0: 'entailment', 1: 'neutral', 2: 'contradiction'}" in report
+    assert examples("nli", json_lines(english, *others, english))[0] == THREE
+
+
+def test_labels_by_name_are_preferred_to_numbers(examples):
+    """The same number means different things in different data sets."""
+    for numbers in ((0, 1, 2), (1, 0, 2), (2, 1, 0)):
+        rows = [{**pair._asdict(), "label": n, "label_text": pair.label} for n, pair in zip(numbers, THREE)]
+        assert examples("nli", json_lines(*rows)) == (THREE, [])
+    reviews = [{"text": "a", "label": 1, "label_text": "positif"}]
+    assert examples("sentiment", json_lines(*reviews))[0] == pairs(("a", "positif"))
+    assert examples("sentiment", "text,label,label_name\na,1,positif\n")[0] == pairs(("a", "positif"))
+
+
+def test_what_a_number_means_is_said_by_the_label_map(examples, refused):
+    values = [{**pair._asdict(), "label": i} for i, pair in enumerate(THREE)]
+    refused("nli", json_lines(*values), " line 1: label is 0, a number.", "--label-map 0=entailment 1=neutral")
+    table = "premise\thypothesis\tlabel\n" + "".join(f"P\th{i}\t{i}\n" for i in range(3))
+    refused("nli", table, " line 2: label is 0, a number.", "--label-map 0=entailment")
+    refused("nli", table.replace("\t0\n", "\t-1\n"), " line 2: label is -1, a number.")
+    for content in (json_lines(*values), table):
+        label_map = {"0": "entailment", "1": "neutral", "2": "contradiction"}
+        assert examples("nli", content, label_map=label_map) == (THREE, [])
+        other_way_round = {"0": "contradiction", "1": "neutral", "2": "entailment"}
+        labels = [pair.label for pair in examples("nli", content, label_map=other_way_round)[0]]
+        assert labels == ["contradiction", "neutral", "entailment"]
+    refused("nli", table, " line 4: label is 2, a number.", label_map={"0": "entailment", "1": "neutral"})
+
+
+def test_any_labels_and_their_map(examples):
+    two = "premise\thypothesis\tlabel\na\tb\tcompatibles\na\tb\tcontradiction\n"
+    labels = [pair.label for pair in examples("nli", two)[0]]
+    assert labels == ["compatibles", "contradiction"]
+    mapped = examples("nli", two, label_map={"compatibles": "non-contradiction"})[0]
+    assert [pair.label for pair in mapped] == ["non-contradiction", "contradiction"]
+    dashes = two.replace("compatibles", "-").replace("contradiction", "-1")
+    assert [pair.label for pair in examples("nli", dashes, label_map={"-": "oui", "-1": "non"})[0]] == ["oui", "non"]
+    stars = "stars\treview_body\n1\ta\n5\tb\n4\tc\n"
+    found = examples("sentiment", stars, label_map={"1": "nég", "5 stars": "pos", "4": "pos"})[0]
+    assert found == pairs(("a", "nég"), ("b", "pos"), ("c", "pos"))
+
+
+SICK = """pair_ID\tsentence_A\tsentence_B\tentailment_label\trelatedness_score\tSemEval_set
+1\tP\th0\tENTAILMENT\t4.5\tTRAIN
+2\tP\th1\tNEUTRAL\t3.6\tTRIAL
+3\tP\th2\tCONTRADICTION\t1\tTEST
+"""
+
+
+def test_the_original_columns_of_sick(examples, refused):
+    assert examples("nli", SICK) == (THREE, [])
+    for part, example in zip(("train", "dev", "test"), THREE):
+        found, (report,) = examples("nli", SICK, part=part)
+        assert found == [example]
+        assert report.endswith(f"its rows say that they are of dev and test and train; 1 of 3 are read for {part}.")
+    second = SICK.replace("TRAIN", "TRIAL").replace("TEST", "TRIAL")  # of one part: the file's user knows better
+    found, (report,) = examples("nli", second, part="test")
+    assert found == THREE and report.endswith("its rows say that they are of dev; 3 of 3 are read for test.")
+    assert examples("nli", second, part="dev") == examples("nli", second) == (THREE, [])
+    refused("nli", SICK.replace("TRIAL", "PART"), " line 3: SemEval_set must be train, dev (trial", "not PART")
+    assert examples("nli", SICK.replace("\tSemEval_set", "\tx"), part="test") == (THREE, [])
+    judged = SICK.replace("entailment_label", "entailment_judgment")  # as SemEval's files have it
+    assert examples("nli", judged)[0] == THREE
 
 
 def test_nli_errors(refused):
     head = "premise\thypothesis\tlabel\n"
-    unrelated = head + "a\tb\tneutral\na\tb\tunrelated\n"
-    refused("nli", unrelated, " line 3", "label must be", "contradiction, not unrelated")
-    refused("nli", head + "a\tb\t0\n", " line 2", "label must be one of", "not 0")
     refused("nli", head + "a\tb\t\n", " line 2", "label is empty")
     refused("nli", head + "a\tb\n", " line 2", "2 columns", "header has 3")
     refused("nli", head + "a\tb\t-\n", " contains no nli example")
     refused("nli", "a\tb\tneutral\n", " line 1", "premise or sentence1", "It has a, b, neutral")
     refused("nli", official(("en", "neutral", "a", "b"), ("de", "neutral", "a", "b")), " has no French", "de, en")
-    good = {"premise": "a", "hypothesis": "b", "label": 2}
+    good = {"premise": "a", "hypothesis": "b", "label": "neutral"}
     for bad, words in (
-        ({**good, "label": 3}, ("label must be", "not 3")),
-        ({**good, "label": -1}, ("label must be", "not -1")),
+        ({**good, "label": 3}, ("label is 3, a number",)),
+        ({**good, "label": None}, ("label is empty",)),
         ({**good, "label": True}, ("bool",)),
-        ({**good, "premise": {"fr": "a"}}, ("premise must be a string, not dict",)),
+        ({**good, "premise": {"en": "a"}}, ("premise must be a string, not dict",)),
         ({**good, "hypothesis": None}, ("hypothesis",)),
         ({**good, "language": 3}, ("language",)),
         ({"premise": "a", "label": 1}, ("hypothesis or hypo or sentence2",)),

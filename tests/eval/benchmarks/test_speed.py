@@ -21,9 +21,15 @@ SIZES = ["--lines", "8", "--longest", "40", "--fixed", "2", "16", "--repetitions
 CPU = Runtime(torch.device("cpu"))
 
 
-def test_the_whole_command_on_tiny_models(tmp_path):
+def test_the_whole_command_on_tiny_models(tmp_path, monkeypatch):
     pytest.importorskip("transformers")
-    out = tmp_path / "speed.json"
+    out, on_disk = tmp_path / "speed.json", []
+
+    def say(text):
+        on_disk.append((text, json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}))
+        print(text)
+
+    monkeypatch.setattr(speed, "say", say)
     result = run_command("-m eval", "speed", "--small", *SIZES, "--only", "mixed", "latency", "--out", out)
     assert result.returncode == 0, result.stderr
     assert "Hidden states of 8 lines agree" in result.stdout
@@ -33,6 +39,9 @@ def test_the_whole_command_on_tiny_models(tmp_path):
     assert {part: len(rows["fp32"]) for part, rows in values["rows"].items()} == {"mixed": 5, "latency": 3}
     assert all(len(row["seconds"]) == 2 for rows in values["rows"].values() for row in rows["fp32"])
     assert [verdict["part"] for verdict in values["verdicts"]] == ["mixed", "latency"]
+    for words, part in (("mixed lengths, 8 lines", "mixed"), ("latency, one sentence of", "latency")):
+        (before,) = (written for text, written in on_disk if words in text)
+        assert before["rows"][part] == values["rows"][part]  # on disk before it was printed
     assert values["difference"] < speed.TOLERANCE and values["options"]["fixed"] == [2, 16]
 
 

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ from data import Tokenizer, demo
 from losses import IGNORE_INDEX
 from model import save_model
 from model.training.device import Runtime
+from tests.helpers import REPOSITORY
 
 TOKENIZER = Tokenizer(demo.FOLDER)
 RUNTIME = Runtime(torch.device("cpu"))
@@ -46,6 +49,17 @@ def pipe(monkeypatch, content: bytes) -> None:
 def succeeded(result):
     assert result.returncode == 0, result.stderr
     return result
+
+
+def run_with_closed_output(*arguments) -> int:
+    """Runs python -m eval in a process whose standard output nobody reads -> its exit status"""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "eval", *map(str, arguments)]
+    process = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, cwd=REPOSITORY, text=True)
+    os.close(writing)
+    assert "Traceback" not in process.stderr, process.stderr
+    return process.returncode
 
 
 def check_error(result, *sentences: str) -> None:

@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from eval.tasks.bootstrap import bootstrap
+from eval.tasks.bootstrap import bootstrap, ratio
 from eval.tasks.sequences import confusion_matrices, macro_f1, matthews_correlation
 
 
@@ -41,3 +41,9 @@ def test_the_interval_of_a_mean_equals_scipys(number):
     assert found["value"] == pytest.approx(sample.mean())
     assert found["low"] == pytest.approx(theirs.low, abs=allowed)
     assert found["high"] == pytest.approx(theirs.high, abs=allowed)
+
+
+def test_a_single_example_has_no_interval():
+    report = bootstrap(numpy.array([[3, 4]]), lambda sums: {"a": ratio(*sums.T), "b": {"c": sums[..., 0]}})
+    none = {"low": None, "high": None}
+    assert report == {"a": {"value": 0.75, **none}, "b": {"c": {"value": 3, **none}}}

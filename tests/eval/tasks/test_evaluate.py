@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from data import OptionError, Tokenizer, demo
-from eval.tasks.evaluate import check_labels, merge_logits, parse_label_map
+from eval.tasks.evaluate import check_labels, check_targets, merge_logits, new_names, parse_label_map
 from model import EncoderConfig, MaskedLM, QuestionAnswerer, SequenceClassifier, TokenClassifier, save_model
 from model.checkpoints.native import fingerprint, sha256
-from tests.eval.tasks.shared import ON_CPU, check_error, save, succeeded, write
+from tests.eval.tasks.shared import ON_CPU, check_error, run_with_closed_output, save, succeeded, write
 from tests.helpers import run_command
 
 pytestmark = pytest.mark.filterwarnings("ignore:'eval")
@@ -60,8 +60,69 @@ def test_probabilities_of_mapped_labels_are_summed(tmp_path):
     assert not out.exists()
     succeeded(evaluate(*arguments, "--label-map", "0=1 star,2 stars", "1=3 stars"))
     assert json.loads(out.read_text())["figures"]["accuracy"]["value"] == pytest.approx(2 / 3)
-    for wrong in (["0=4 stars"], ["0"], ["0=1 star", "0=2 stars"], ["0=1 star"]):
+    assert list(json.loads(out.read_text())["figures"]["by_label"]) == ["1 star,2 stars", "3 stars"]
+    for wrong in (["0=4 stars"], ["0"], ["0=1 star", "0=2 stars"], ["0=1 star"], ["0=1 star", "1=1 star,2 stars"]):
         check_error(evaluate(*arguments, "--label-map", *wrong), "label")
+
+
+def nli_figures(tmp_path, labels, *label_map, biases=(0.5, 0.2, 0.3)):
+    """The figures of a model that always gives these probabilities to entailment, neutral and contradiction."""
+    model = constant(SequenceClassifier, ("entailment", "neutral", "contradiction"), list(biases))
+    path = save(model, tmp_path / "model.safetensors")
+    rows = [{"premise": "a", "hypothesis": text, "label": label} for text, label in zip(TEXTS, labels)]
+    test, out = write(tmp_path / "t.jsonl", *rows), tmp_path / "r.json"
+    maps = ("--label-map", *label_map) if label_map else ()
+    result = evaluate("nli", "--model", path, "--test", test, "--out", out, *maps)
+    return json.loads(succeeded(result).stdout and out.read_text())["figures"]
+
+
+@pytest.mark.parametrize(
+    "labels, label_map, accuracy, classes",
+    [
+        # the same numbers in two data sets
+        (
+            [0, 0, 1, 2],
+            ["0=entailment", "1=neutral", "2=contradiction"],
+            0.5,
+            ["entailment", "neutral", "contradiction"],
+        ),
+        (
+            [0, 0, 1, 2],
+            ["1=entailment", "0=neutral", "2=contradiction"],
+            0.25,
+            ["entailment", "neutral", "contradiction"],
+        ),
+        # two classes, of which one sums two of the model's; the other is the same in both
+        (
+            ["compatibles"] * 3 + ["contradiction"],
+            ["compatibles=entailment,neutral"],
+            0.75,
+            ["entailment,neutral", "contradiction"],
+        ),
+        # several labels of the data in one class
+        (["a", "b", "c", "c"], ["a=entailment", "b=entailment", "c=neutral"], 0.5, ["entailment", "neutral"]),
+        # labels that begin with -, which means undecided only if the map does not say otherwise
+        (
+            ["-", "-1", "-x", "-"],
+            ["-=neutral", "-1=entailment", "-x=contradiction"],
+            0.25,
+            ["entailment", "neutral", "contradiction"],
+        ),
+        (["entailment", "-", "-", "neutral"], [], 0.5, ["entailment", "neutral", "contradiction"]),
+    ],
+)
+def test_the_map_is_applied_before_labels_are_checked(tmp_path, labels, label_map, accuracy, classes):
+    figures = nli_figures(tmp_path, labels, *label_map)
+    assert figures["accuracy"]["value"] == pytest.approx(accuracy)
+    assert sorted(figures["by_label"]) == sorted(classes)
+
+
+def test_the_figures_are_on_disk_before_they_are_printed(tmp_path):
+    """Standard output is a pipe that nobody reads any more."""
+    path = save(constant(SequenceClassifier, ("a", "b"), [0.5, 0.5]), tmp_path / "model.safetensors")
+    test, out = write(tmp_path / "t.jsonl", {"text": "Oui.", "label": "a"}), tmp_path / "r.json"
+    assert run_with_closed_output("sentiment", "--model", path, "--test", test, "--out", out, *ON_CPU) == 0
+    assert json.loads(out.read_text())["figures"]["accuracy"]["value"] == 1
 
 
 def test_mapped_entity_types(tmp_path):
@@ -69,9 +130,55 @@ def test_mapped_entity_types(tmp_path):
     test = write(tmp_path / "t.jsonl", {"words": ["Brest", "Nantes"], "tags": ["B-LOC", "I-LOC"]})
     arguments = ("ner", "--model", path, "--test", test, "--out", tmp_path / "r.json")
     check_error(evaluate(*arguments), "label 'LOC'", "--label-map")
-    succeeded(evaluate(*arguments, "--label-map", "LOC=lieu"))
+    check_error(evaluate(*arguments, "--label-map", "LOC=ville"), "no label 'ville'")
+    for rows, label_map in (
+        ([(["Brest", "Nantes"], ["B-LOC", "I-LOC"])], ["LOC=lieu"]),
+        ([(["Brest"], ["B-LOC"]), (["Nantes"], ["B-GPE"])], ["LOC=lieu", "GPE=lieu"]),
+        ([(["Brest", "Nantes"], [1, 2])], ["0=O", "1=B-lieu", "2=I-lieu"]),
+    ):
+        write(test, *(dict(zip(("words", "tags"), row)) for row in rows))
+        succeeded(evaluate(*arguments, "--label-map", *label_map))
+        figures = json.loads((tmp_path / "r.json").read_text())["figures"]
+        assert figures["entity_f1"]["value"] == 1
     figures = json.loads((tmp_path / "r.json").read_text())["figures"]
     assert figures["entity_f1"]["value"] == figures["subword_f1"]["value"] == 1
+
+
+@pytest.mark.parametrize("form", [(), ("--as-text",)], ids=["words", "text"])
+@pytest.mark.parametrize(
+    ("labels", "favoured"),
+    [("O LOC PER", "PER"), ("O I-PER", "I-PER"), ("B-O B-LOC I-LOC I-PER", "I-PER"), ("O B-PER E-PER I-PER", "I-PER")],
+)
+def test_models_of_every_scheme(tmp_path, labels, favoured, form):
+    biases = [0.9 if label == favoured else 0.1 / (len(labels.split()) - 1) for label in labels.split()]
+    path = save(constant(TokenClassifier, labels.split(), biases), tmp_path / "model.safetensors")
+    values = [{"words": ["Anne", "Roc"], "tags": tags} for tags in (["PER", "PER"], ["PER", "O"])]
+    test = write(tmp_path / "t.jsonl", *values)
+    succeeded(evaluate("ner", "--model", path, "--test", test, "--out", tmp_path / "r.json", *form))
+    figures = json.loads((tmp_path / "r.json").read_text())["figures"]
+    assert figures["entity_f1"]["value"] == 0.5 and figures["overlap_recall"]["value"] == 1
+    assert figures["overlap_precision"]["value"] == 0.75
+    assert figures["subword_by_type"]["PER"]["precision"]["value"] == 0.625  # Roc has three pieces
+    assert figures["count"] == 2
+
+
+def test_a_type_that_the_data_do_not_have_can_be_mapped_to_o(tmp_path):
+    path = save(constant(TokenClassifier, ("O", "B-MISC", "B-PER"), [0.3, 0.4, 0.3]), tmp_path / "model.safetensors")
+    test = write(tmp_path / "t.jsonl", {"words": ["Brest", "Anne"], "tags": ["O", "B-PER"]})
+    arguments = ("ner", "--model", path, "--test", test, "--out", tmp_path / "r.json")
+    result = succeeded(evaluate(*arguments, "--label-map", "O=MISC"))
+    assert json.loads((tmp_path / "r.json").read_text())["figures"]["entity_precision"]["value"] == 0
+    assert list(json.loads((tmp_path / "r.json").read_text())["figures"]["entity_by_type"]) == ["PER"]
+    assert "[" not in result.stdout  # one sentence has no interval
+
+
+def test_labels_of_no_scheme(tmp_path):
+    path = save(constant(TokenClassifier, ("LABEL_0", "LABEL_1"), [0.5, 0.5]), tmp_path / "model.safetensors")
+    test = write(tmp_path / "t.jsonl", {"words": ["Brest"], "tags": ["O"]})
+    result = evaluate("ner", "--model", path, "--test", test, "--out", tmp_path / "r.json")
+    check_error(result, "The model has the tag 'LABEL_0'", "LABEL_0, LABEL_1", "BIOES")
+    result = evaluate("sentiment", "--model", path, "--test", test, "--as-text")
+    check_error(result, "--as-text is only for ner.")
 
 
 def test_question_answering(tmp_path):
@@ -88,17 +195,21 @@ def test_question_answering(tmp_path):
 
 
 def test_label_maps():
-    labels = ("1 star", "2 stars", "3 stars")
-    assert parse_label_map(["0=1 star,2 stars", "1=3 stars"], labels) == {"0": ["1 star", "2 stars"], "1": ["3 stars"]}
-    wrong = [["0"], ["=1 star"], ["0=4 stars"], ["0=1 star", "0=2 stars"], ["0=1 star", "1=1 star"], ["0="]]
-    for pairs in wrong:
+    expected = {"0": ("1 star", "2 stars"), "1": ("3 stars",), "-": ("x=y",)}
+    label_map = parse_label_map(["0=1 star,2 stars", "1=3 stars", "-=x=y"])
+    assert label_map == expected and new_names(label_map) == {"0": "1 star,2 stars", "1": "3 stars", "-": "x=y"}
+    for pairs in (["0"], ["=1 star"], ["0=1 star", "0=2 stars"], ["0="], ["0=a,"]):
         with pytest.raises(OptionError, match="--label-map"):
-            parse_label_map(pairs, labels)
+            parse_label_map(pairs)
+    check_targets({"a": ("1 star",)}, STARS)
+    for wrong, message in (({"a": ("x",)}, "no label 'x'"), ({"a": STARS[:1], "b": STARS[:2]}, "to two classes")):
+        with pytest.raises(OptionError, match=message):
+            check_targets(wrong, STARS)
     logits = torch.tensor([0.1, 0.2, 0.7]).log() + 3
     assert torch.allclose(merge_logits(logits, [[0, 1], [2]]).softmax(dim=0), torch.tensor([0.3, 0.7]))
-    check_labels(labels, ["3 stars"], "Do this.")
+    check_labels(STARS, ["3 stars"], "Do this.")
     with pytest.raises(OptionError, match=r"the label 'x', which the model does not have: .*3 stars\. Do this\.$"):
-        check_labels(labels, ["3 stars", "x"], "Do this.")
+        check_labels(STARS, ["3 stars", "x"], "Do this.")
 
 
 WRONG = {

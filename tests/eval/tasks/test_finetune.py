@@ -12,10 +12,20 @@ from data.tasks import read_task
 from eval.tasks.batching import TaskSettings
 from eval.tasks.evaluate import TASK_CLASSES, predict
 from eval.tasks.finetune import Options, mean_and_deviation, plan_batches
-from model import EncoderConfig, MaskedLM, SequenceClassifier, load_model, save_model
+from model import EncoderConfig, MaskedLM, SequenceClassifier, TokenClassifier, load_model, save_model
 from model.checkpoints.load import load_checkpoint
 from model.checkpoints.native import sha256
-from tests.eval.tasks.shared import ON_CPU, RUNTIME, TOKENIZER, ignore, save, succeeded, write
+from tests.eval.tasks.shared import (
+    ON_CPU,
+    RUNTIME,
+    TOKENIZER,
+    check_error,
+    ignore,
+    run_with_closed_output,
+    save,
+    succeeded,
+    write,
+)
 from tests.helpers import run_command
 
 pytestmark = pytest.mark.filterwarnings("ignore:'eval")
@@ -122,6 +132,35 @@ def test_the_files_of_a_run(place, tuned):
     assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", "results.json"]
 
 
+def test_labels_are_named_by_the_label_map(place, tmp_path):
+    """Numbers in NLI, and labels that begin with a dash."""
+    values = [{**value, "label": list(RELATIONS).index(value["label"]) - 1} for value in examples_of("nli", 0)]
+    files = [write(tmp_path / f"nli.{part}", *values) for part in ("train", "dev")]
+    arguments = ("nli", "--model", place / "lm.safetensors", "--train", files[0], "--dev", files[1], *SETTINGS)
+    out = tmp_path / "out"
+    refused = command(*arguments, "--out", out)
+    assert refused.returncode == 2 and "label is -1, a number" in refused.stderr and not out.exists()
+    label_map = ("--label-map", "-1=implication", "0=neutre", "1=neutre")
+    result = succeeded(command(*arguments, "--out", out, "--epochs", 1, *label_map))
+    assert "labels implication, neutre;" in result.stdout
+    assert load_model(out / "model.safetensors").labels == ("implication", "neutre")
+    assert results(out)["options"]["label_map"] == list(label_map[1:])
+    several = command(*arguments, "--out", out, "--label-map", "-1=a,b")
+    assert several.returncode == 2 and "gives the label '-1' several names, a, b" in several.stderr
+    evaluated = ("--test", files[1], "--out", tmp_path / "r.json", *ON_CPU, *label_map)
+    succeeded(run_command("-m eval", "nli", "--model", out, *evaluated))  # the same map
+    figures = json.loads((tmp_path / "r.json").read_text())["figures"]
+    assert figures == results(out)["runs"][0]["dev"] and figures["count"] == 60
+
+
+def test_nothing_is_lost_if_nobody_reads_the_output(place, tmp_path):
+    """The run goes on to its end, as if its output went to a file."""
+    arguments = (*inputs(place, "sentiment", tmp_path / "out"), "--epochs", 2, "--seeds", 0, 1, "--log-every", 1)
+    assert run_with_closed_output("finetune", *arguments) == 0
+    assert [run["seed"] for run in results(tmp_path / "out")["runs"]] == [0, 1]
+    assert load_model(tmp_path / "out" / "model.safetensors").labels == ("neg", "pos")
+
+
 def test_several_seeds_and_bitwise_determinism(place, tmp_path):
     seeds_of = {"both": (3, 4), "first": (3,), "second": (4,)}
     for name, seeds in seeds_of.items():
@@ -200,6 +239,23 @@ def test_the_teachers_probabilities_are_learnt_from_wrong_labels(place, tuned, t
         else:
             differences.append((one.scores - two.scores).abs().mean().item())
     assert sum(differences) / len(differences) < 0.05
+
+
+def test_tags_of_other_schemes(place, tmp_path):
+    """A teacher without prefixes, data in BIOES: the student has the teacher's labels and learns its types."""
+    torch.manual_seed(0)
+    save_model(TokenClassifier(CONFIG, 3, ("O", "LOC", "PER")), tmp_path / "teacher.safetensors")
+    values = [{**value, "tags": [tag.replace("B-", "S-") for tag in value["tags"]]} for value in examples_of("ner", 0)]
+    files = ("--train", write(tmp_path / "bioes", *values), "--teacher", tmp_path / "teacher.safetensors")
+    succeeded(command(*inputs(place, "ner", tmp_path / "out"), *files, "--soft-weight", 0, "--epochs", 30))
+    assert load_model(tmp_path / "out" / "model.safetensors").labels == ("O", "LOC", "PER")
+    assert results(tmp_path / "out")["runs"][0]["dev"]["entity_f1"]["value"] > 0.9
+    succeeded(command(*inputs(place, "ner", tmp_path / "two"), *files[:2], "--steps", 1))
+    labels = ("O", "B-LOC", "B-PER", "I-LOC", "I-PER")
+    assert load_model(tmp_path / "two" / "model.safetensors").labels == labels
+    save_model(TokenClassifier(CONFIG, 2, ("O", "LOC")), tmp_path / "teacher.safetensors")
+    result = command(*inputs(place, "ner", tmp_path / "three"), *files)
+    check_error(result, "label 'PER'", "its labels are LOC", "teacher")
 
 
 def test_the_labels_are_the_union_of_all_files(place, tmp_path):

@@ -1,10 +1,8 @@
-"""Tags to pieces and back; entities against transformers' pipeline; metrics against seqeval and scikit-learn."""
+"""Tags to pieces and back; the decisions on words and text; metrics against seqeval and scikit-learn."""
 
 import json
-import math
 import time
 from itertools import chain
-from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -12,14 +10,14 @@ import seqeval.metrics
 import torch
 from seqeval.metrics.sequence_labeling import get_entities
 from sklearn.metrics import f1_score, precision_recall_fscore_support
-from transformers import TokenClassificationPipeline
 
 from data import DataError, Tokenizer
-from data.features import Pieces
 from data.tasks import WordsExample, labels_of, read_task
+from data.tasks.tags import entity_spans
+from eval.results import format_metrics
 from eval.tasks.batching import TaskSettings
 from eval.tasks.bootstrap import precision_recall_f1
-from eval.tasks.ner import NerTask, TagPrediction, entity_spans, group_entities, ner_report, span_counts, word_spans
+from eval.tasks.ner import NerTask, ner_report, span_counts, word_spans
 from losses import IGNORE_INDEX
 from tests.eval.tasks.shared import TOKENIZER, checked_metrics, confident_outputs, ignore
 from tests.helpers import REAL_TOKENIZER, SHARED, needs
@@ -52,20 +50,102 @@ def test_targets_of_pieces():
     assert {i for i, word in zip(feature.target[1:-1], pieces.word_ids) if word == 0} == {IGNORE_INDEX}
 
 
-def test_a_word_has_the_tag_of_its_first_piece():
-    example = WordsExample(("Landerneau", "Brest"), ("B-LOC", "O"))
+SCHEMES = {  # a model's labels -> for the entities of LOC in (a, b) c (d, e, f), each of two pieces: the targets
+    "O B-LOC I-LOC": "B I I I O O B I I I I I",
+    "O I-LOC": "I I I I O O I I I I I I",
+    "O LOC": "LOC LOC LOC LOC O O LOC LOC LOC LOC LOC LOC",
+    "B-O B-LOC": "B B B B O O B B B B B B",
+    "O B-LOC I-LOC E-LOC S-LOC": "B I E I O O B I I I E I",
+    "O B-LOC I-LOC L-LOC U-LOC": "B I L I O O B I I I L I",
+    "O B-PER I-PER": "- - - - O O - - - - - -",
+}
+
+
+@pytest.mark.parametrize(("labels", "expected"), SCHEMES.items())
+def test_targets_in_the_scheme_of_the_model(labels, expected):
+    task = NerTask(TaskSettings(TOKENIZER, 64), labels.split())
+    tags = ("B-LOC", "I-LOC", "O", "B-LOC", "I-LOC", "I-LOC")
+    found = task.targets(tags, [word for word in range(6) for _ in range(2)])
+    names = ["-" if i == IGNORE_INDEX else task.labels[i].removesuffix("-LOC") for i in found]
+    assert names == ["O" if name == "B-O" else name for name in expected.split()] or "B-O" in labels
+    assert [name.replace("B-O", "O") for name in names] == expected.split()
+
+
+def test_targets_of_single_words():
+    for labels, expected in (("O S-LOC I-LOC", [1, 2]), ("U-LOC O", [0, 0]), ("O B-LOC", [1, 1])):
+        assert NerTask(TaskSettings(TOKENIZER, 64), labels.split()).targets(["B-LOC"], [0, 0]) == expected
+
+
+@pytest.mark.parametrize("labels", ["O B_PER", "LABEL_0 LABEL_1", "O PER B-LOC", "NOUN VERB", "O B-PER E-PER L-PER"])
+def test_labels_of_no_scheme_are_refused(labels):
+    with pytest.raises(DataError, match="^The model has the tag ") as error:
+        NerTask(TaskSettings(TOKENIZER, 64), labels.split())
+    assert all(label in str(error.value) for label in labels.split())
+
+
+def probabilities(labels: str, *rows: str) -> torch.Tensor:
+    """A row for each piece, of probabilities in tenths: "B-PER 6, O 4"."""
+    names = labels.split()
+    scores = torch.zeros(len(rows), len(names))
+    for row, text in zip(scores, rows):
+        for pair in text.split(", "):
+            name, tenths = pair.split()
+            row[names.index(name)] = float(tenths) / 10
+    return scores
+
+
+@pytest.mark.parametrize(
+    ("labels", "rows", "expected"),
+    [
+        ("O B-PER I-PER", ["B-PER 9, O 1", "I-PER 9, O 1"], ("PER", 0.9, True)),
+        ("O B-PER I-PER", ["I-PER 9, O 1", "B-PER 9, O 1"], ("PER", 0.9, False)),  # the first piece says how it begins
+        ("O B-PER I-PER", ["B-PER 6, O 4", "O 9, I-PER 1"], ("O", 0.65, False)),
+        ("O B-PER I-PER", ["B-PER 3, I-PER 3, O 4", "I-PER 6, O 4"], ("PER", 0.6, False)),  # B- and I- are added
+        ("O B-PER B-LOC I-LOC", ["B-PER 6, O 4", "B-LOC 6, O 4", "I-LOC 6, O 4"], ("LOC", 0.4, False)),
+        ("O PER", ["PER 9, O 1"], ("PER", 0.9, False)),
+        ("B-O I-O B-PER", ["B-O 3, I-O 3, B-PER 4"], ("O", 0.6, True)),
+        ("O E-PER S-PER", ["S-PER 5, E-PER 4, O 1"], ("PER", 0.9, True)),
+        ("O L-PER I-PER U-PER", ["U-PER 3, L-PER 4, I-PER 2, O 1"], ("PER", 0.9, False)),
+    ],
+)
+def test_one_decision_from_the_mean_over_the_pieces_of_a_word(labels, rows, expected):
+    task = NerTask(TaskSettings(TOKENIZER, 64), labels.split())
+    scores = torch.cat([torch.ones(1, len(task.labels)) / len(task.labels), probabilities(labels, *rows)])
+    _, (kind, score, begins) = task.decide(scores, [range(1), range(1, len(scores))])
+    assert (kind, begins or kind == "O") == (expected[0], expected[2] or kind == "O")
+    assert score == pytest.approx(expected[1], abs=1e-6) or kind == "LOC"
+
+
+def test_words_without_pieces_and_words_that_share_one():
+    task = NerTask(TaskSettings(TOKENIZER, 64), ("O", "B-LOC", "I-LOC"))
+    scores = torch.tensor([[0.1, 0.8, 0.1]] * 3)
+    decisions = task.decide(scores, [range(0, 1), range(0, 1), range(0, 2), range(2, 2), range(2, 3)])
+    expected = [("LOC", True), ("LOC", False), ("LOC", False), ("O", False), ("LOC", True)]
+    assert [(decision.type, decision.begins) for decision in decisions] == expected
+    assert task.decide(scores[:0], []) == [] and task.decide(scores[:0], [range(0, 0)])[0].type == "O"
+
+
+def test_the_tag_of_a_word():
+    example = WordsExample(("Landerneau", "Brest", "Roc"), ("B-LOC", "O", "B-LOC"))
     task = NerTask(TaskSettings(TOKENIZER, 64), ("O", "B-LOC", "I-LOC"))
     (feature,) = task.encode([example], ignore)
+    first, second, third = (feature.pieces.word_ids.index(word) for word in range(3))
+    assert second > 2
     output = torch.zeros(len(feature.ids), 3)
     output[0, 2] = output[-1, 2] = 9  # <s> and </s> belong to no word
-    output[1, 1] = 5
-    output[2, 2] = 7
+    output[1 + first, 1] = 5
+    output[2 + first : 1 + second, 2] = 5
+    output[1 + second : 1 + third, 0] = 5
+    output[1 + third : -1, 2] = 5  # I- after O begins an entity
     (prediction,) = task.decode([output], [feature], [example])
-    assert prediction.tags == ["B-LOC", "O"] and prediction.pieces == task.pieces(example)
+    assert prediction.tags == ("B-LOC", "O", "B-LOC") and prediction.pieces == task.pieces(example)
     assert torch.allclose(prediction.scores, output[1:-1].softmax(dim=-1))
+    assert task.metrics([prediction], [example], 0)["entity_f1"]["value"] == 1
+    output[2 + first : 1 + second] = torch.tensor([1.0, 0.0, 0.5])  # the word is still LOC, its other pieces are not
+    (prediction,) = task.decode([output], [feature], [example])
+    assert prediction.tags[0] == "B-LOC"
     metrics = task.metrics([prediction], [example], 0)
-    assert metrics["entity_f1"]["value"] == 1
-    assert metrics["subword_f1"]["value"] < 1  # the other pieces of Landerneau were classified as O
+    assert metrics["entity_f1"]["value"] == 1 > metrics["subword_f1"]["value"]
 
 
 @needs(REAL_TOKENIZER, WIKINEURAL)
@@ -80,32 +160,10 @@ def test_confident_outputs_give_every_tag_of_real_data(max_length):
     assert max(len(feature.ids) for feature in features) <= max_length
     assert (len(features) > 1.5 * len(examples)) == (max_length == 20)
     predictions = task.decode(confident_outputs(features, len(labels)), features, examples)
-    tags, gold = [prediction.tags for prediction in predictions], [list(example.tags) for example in examples]
+    tags, gold = [prediction.tags for prediction in predictions], [example.tags for example in examples]
     assert tags == gold
     if max_length == 512:
-        assert seqeval.metrics.f1_score(gold, tags) == 1
-
-
-@pytest.mark.parametrize("labels", [("O", "B-LOC", "B-PER", "I-LOC", "I-PER"), ("O", "I-LOC", "I-PER")], ids="-".join)
-def test_entities_are_those_of_transformers_pipeline(labels):
-    pipeline = TokenClassificationPipeline.__new__(TokenClassificationPipeline)  # only its grouping is called
-    pipeline.model = SimpleNamespace(config=SimpleNamespace(id2label=dict(enumerate(labels))))
-    pipeline.tokenizer = SimpleNamespace(convert_tokens_to_string=" ".join)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(300):
-        count = int(torch.randint(0, 12, (), generator=generator))
-        scores = (3 * torch.randn(count, len(labels), generator=generator)).softmax(dim=-1)
-        spans = [(4 * i, 4 * i + 3) for i in range(count)]
-        prediction = TagPrediction([], Pieces([9] * count, list(range(count)), spans), scores)
-        tokens = [
-            {"scores": row.numpy(), "start": start, "end": end, "index": i, "word": "x"}
-            for i, (row, (start, end)) in enumerate(zip(scores, spans))
-        ]
-        theirs = [e for e in pipeline.aggregate(tokens, "simple") if e["entity_group"] != "O"] if count else []
-        ours = group_entities(prediction, labels)
-        expected = [(e["entity_group"], e["start"], e["end"]) for e in theirs]
-        assert [(e.type, e.start, e.end) for e in ours] == expected
-        assert all(math.isclose(a.score, e["score"], rel_tol=1e-5) for a, e in zip(ours, theirs))
+        assert seqeval.metrics.f1_score(list(map(list, gold)), list(map(list, tags))) == 1
 
 
 # ---- entities --------------------------------------------------------------------------------------------------
@@ -138,13 +196,6 @@ def flat(sentences):
 )
 def test_entities_by_hand(tags, expected):
     assert entity_spans(tags.split()) == expected
-
-
-@pytest.mark.parametrize("tag", ["", "PER", "B-", "I", "o", "E-PER", "b-PER", "B_PER"])
-def test_invalid_tags(tag):
-    for spans in (entity_spans, word_spans):
-        with pytest.raises(DataError, match="B-TYPE or I-TYPE, not '"):
-            spans(["O", tag])
 
 
 def test_entities_equal_seqevals():
@@ -233,6 +284,14 @@ def test_perfect_predictions_score_1_with_both_ends_of_the_interval():
     assert all(metric == pytest.approx({"value": 1, "low": 1, "high": 1}) for metric in metrics)
 
 
+def test_a_single_sentence_has_no_interval():
+    tags = ["B-PER", "O"]
+    report = ner_report([tags], [tags], [["PER", "O"]], [["O", "O"]])
+    assert report["entity_f1"] == {"value": 1, "low": None, "high": None}
+    assert report["subword_by_type"]["PER"]["recall"] == {"value": 0, "low": None, "high": None}
+    assert "entity_f1                1.0000\n" in format_metrics(report)
+
+
 def test_without_entities_the_metrics_are_0():
     report = ner_report([["O"], []], [["O"], []], [["O"], []], [["O"], []])
     assert report["entity_f1"] == report["overlap_recall"] == {"value": 0, "low": 0, "high": 0}
@@ -249,7 +308,6 @@ def test_without_entities_the_metrics_are_0():
         (dict(subword_gold=[["O"]], subword_predicted=[["O"]]), "2 sentences of words, but 1 of sub-words"),
         (dict(gold=[], predicted=[]), "nothing to measure: no sentence has words"),
         (dict(subword_gold=[[], []], subword_predicted=[[], []]), "nothing to measure: .* sub-words"),
-        (dict(gold=[["O", "PER"], ["O"]]), "not 'PER'"),
     ],
 )
 def test_invalid_reports(change, message):

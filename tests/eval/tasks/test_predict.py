@@ -1,6 +1,9 @@
 """python -m eval predict: a prediction or a warning for every line, in order, in constant memory."""
 
+import bz2
+import gzip
 import json
+import lzma
 import subprocess
 import sys
 import tracemalloc
@@ -13,7 +16,6 @@ from data import DataError
 from data.tasks import PairExample, QuestionExample, TextExample, WordsExample
 from eval.tasks.batching import TaskSettings
 from eval.tasks.evaluate import TASK_CLASSES, predict
-from eval.tasks.ner import group_entities
 from eval.tasks.predict import Options, parse_line, read_chunks, run
 from model import EncoderConfig, QuestionAnswerer, SequenceClassifier, TokenClassifier
 from model.checkpoints.load import load_checkpoint
@@ -88,12 +90,11 @@ def test_labels(models, tmp_path, monkeypatch, task, form, chunk_lines):
 def test_entities_of_running_text(models, tmp_path, form):
     long = " ".join(TEXTS * 30)
     texts = [*TEXTS, long]
-    task, predictions = expected(models, "ner", [TextExample(text, "") for text in texts])
+    _, predictions = expected(models, "ner", [TextExample(text, "") for text in texts])
     lines = write(tmp_path / "lines", *(input_line(form, text=text) for text in texts))
     found = answers(command(models, "ner", lines))
     assert sum(len(values["entities"]) for values in found) > len(texts)
-    for text, values, prediction in zip(texts, found, predictions, strict=True):
-        entities = group_entities(prediction, task.labels)
+    for text, values, (entities, _, _) in zip(texts, found, predictions, strict=True):
         places = [(e["type"], e["start"], e["end"]) for e in values["entities"]]
         assert places == [(e.type, e.start, e.end) for e in entities]
         assert all(text[e["start"] : e["end"]] == e["text"] for e in values["entities"])
@@ -106,8 +107,15 @@ def test_tags_of_words(models, tmp_path):
     found = answers(command(models, "ner", write(tmp_path / "lines", *({"words": words} for words in sentences))))
     _, predictions = expected(models, "ner", [WordsExample(tuple(words), ()) for words in sentences])
     for values, words, prediction in zip(found, sentences, predictions, strict=True):
-        assert values["words"] == words and values["tags"] == prediction.tags
+        assert values["words"] == words and values["tags"] == list(prediction.tags)
         assert len(values["tags"]) == len(words)
+
+
+@pytest.mark.parametrize("labels", [("O", "B_PER"), ("NOUN", "DET"), ("O", "PER", "B-LOC")])
+def test_a_model_with_unclear_labels_is_refused_before_anything_is_read(tmp_path, labels):
+    path = save(TokenClassifier(CONFIG, len(labels), labels), tmp_path / "model.safetensors")
+    for lines in (write(tmp_path / "lines", *TEXTS), write(tmp_path / "none")):
+        check_error(command({"ner": path}, "ner", lines), "The model has the tag", ", ".join(labels))
 
 
 @pytest.mark.parametrize("form", ["plain", "json"])
@@ -248,6 +256,45 @@ def test_standard_input(models, tmp_path, monkeypatch, name):
     pipe(monkeypatch, path.read_bytes())
     piped = command(models, "sentiment", *name)
     assert answers(piped) == answers(command(models, "sentiment", path))
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_compressed_lines(models, tmp_path, monkeypatch, compress):
+    path = write(tmp_path / "lines", *(text.encode() for text in TEXTS))
+    expected = answers(command(models, "sentiment", path))
+    packed = tmp_path / "packed"
+    packed.write_bytes(compress(path.read_bytes()))
+    assert answers(command(models, "sentiment", packed)) == expected
+    pipe(monkeypatch, packed.read_bytes())
+    assert answers(command(models, "sentiment")) == expected
+    renamed = command(models, "sentiment", packed.rename(tmp_path / "lines.tsv"))
+    assert answers(renamed) == expected and "lines.tsv is plain text in " in renamed.stderr
+    packed.write_bytes((tmp_path / "lines.tsv").read_bytes()[:-6])
+    result = command(models, "sentiment", packed)
+    assert result.returncode == 2 and f"{packed} cannot be read" in result.stderr and "Traceback" not in result.stderr
+
+
+NO_LINES = {
+    "is UTF-16-LE. Convert it to UTF-8: iconv -f UTF-16 -t UTF-8.": ("\ufeff" + TEXTS[0]).encode("utf-16-le"),
+    "is UTF-16-BE. Convert it to UTF-8: iconv -f UTF-16 -t UTF-8.": ("\ufeff" + TEXTS[0]).encode("utf-16-be"),
+    "is UTF-32-LE. Convert it to UTF-8: iconv -f UTF-32 -t UTF-8.": ("\ufeff" + TEXTS[0]).encode("utf-32-le"),
+    "is UTF-32-BE. Convert it to UTF-8: iconv -f UTF-32 -t UTF-8.": ("\ufeff" + TEXTS[0]).encode("utf-32-be"),
+    "is Parquet. Write it as JSON lines": b"PAR1\x15\x04PAR1",
+    "is an Arrow file. Write it as JSON lines": b"ARROW1\0\0" + bytes(9),
+    "is JSON over several lines. Write it as JSON lines": b'[\n {"text": "a"},\n {"text": "b"}\n]\n',
+    "is a PDF document. Extract its text first": b"%PDF-1.7\n",
+    "is a Git LFS pointer, not the file itself": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+    "is an archive. Unpack it first.": b"PK\x05\x06" + bytes(18),
+}
+
+
+@pytest.mark.parametrize("sentence", NO_LINES)
+def test_what_has_no_lines_is_refused(models, tmp_path, monkeypatch, sentence):
+    path = tmp_path / "lines.txt"
+    path.write_bytes(content := NO_LINES[sentence])
+    check_error(command(models, "sentiment", path), f"{path} {sentence}")
+    pipe(monkeypatch, content)
+    check_error(command(models, "sentiment"), f"standard input {sentence}")
 
 
 def test_no_standard_input(models, monkeypatch):

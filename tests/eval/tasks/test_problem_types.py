@@ -233,4 +233,4 @@ def test_table2_compares_single_labels(folder, tmp_path):
     write(tmp_path / "data" / "sentiment" / "all.jsonl", *examples_of(MULTI, 0))
     models = ("--teacher", folder / "lm.safetensors", "--student", folder / "lm.safetensors")
     result = command("table2", *models, "--data", tmp_path / "data", "--out", tmp_path / "out")
-    check_error(result, "all.jsonl line 1: label must be a string, not list")
+    assert result.returncode == 2 and "all.jsonl line 1: label must be a string, not list" in result.stderr

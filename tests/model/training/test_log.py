@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from data import DataError
+from model.training import log
 from model.training.log import MetricsLogger, draw_curves, duration, metrics_record, progress_line, truncate
 from model.training.state import Diverged, TrainState
 
@@ -24,6 +25,14 @@ def test_a_progress_line_has_losses_learning_rate_gradient_norm_speed_and_time_l
         "step   20/3000  loss 1.5000  soft 1.2500  cos 0.5000  mlm 3.0000  lr 5.0e-04  grad norm 2.00  1,234 tok/s"
         "  ETA 01:02:05"
     )
+
+
+def test_a_record_is_on_disk_before_its_line_is_printed(tmp_path, monkeypatch):
+    on_disk = []
+    monkeypatch.setattr(log, "say", lambda line: on_disk.append((tmp_path / "metrics.jsonl").read_text()))
+    with logger(tmp_path) as metrics:
+        metrics.log(RECORD, 60.0)
+    assert [json.loads(text) for text in on_disk] == [RECORD]
 
 
 def test_a_progress_line_of_masked_lm_with_skipped_steps_and_a_validation():
