@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy
 
-from .cli import DataError, Progress, check_bounds, dashed, option, parse_options, run_command, warn
+from .cli import DataError, OptionError, Progress, check_bounds, dashed, option, parse_options, run_command, warn
 from .corpus.duplicates import SeenHashes, drop_duplicates
 from .corpus.encode import Rules, encode_parts
 from .corpus.files import check_field, corpus_files, find_sources
@@ -225,16 +225,19 @@ def open_or_new(folder: Path, new: dict) -> dict:
 
 
 def finish(folder: Path, manifest: dict) -> None:
-    """Gives the manifest its final name, and removes the files for resuming.  Raises DataError for an empty corpus."""
+    """Gives the manifest its final name, and removes the files for resuming.
+
+    Raises DataError for a corpus without text, OptionError for one without the field; then it removes everything.
+    """
     del manifest["position"]
-    check_field(manifest["options"]["field"], manifest["read_as"])
-    if not any(shard["tokens"] for part in manifest["shards"].values() for shard in part):
+    try:
+        check_field(manifest["options"]["field"], manifest["read_as"])
+        check_has_text(manifest)
+    except (DataError, OptionError):
         for path in folder.iterdir():
             if UNFINISHED_FILES.fullmatch(path.name):
                 path.unlink()
-        reasons = [f"{format_counts(manifest['counts'])}."] if manifest["counts"] else []
-        reasons += [*map(format_damage, manifest["damaged"][:5]), *manifest["notes"][:5]]
-        raise DataError(" ".join(["The corpus has no usable text.", *reasons]))
+        raise
     if is_too_few(manifest):
         manifest["hold_out"] = BLOCKS
         for shard in manifest["shards"][HELD_OUT]:
@@ -243,6 +246,14 @@ def finish(folder: Path, manifest: dict) -> None:
             manifest["token_counts"] = (counts + manifest["token_counts"]).tolist()
     write_manifest(folder, manifest, MANIFEST)
     remove_unfinished(folder)
+
+
+def check_has_text(manifest: dict) -> None:
+    """Raises DataError, with all that was dropped, damaged or skipped, if nothing is left."""
+    if not any(shard["tokens"] for part in manifest["shards"].values() for shard in part):
+        reasons = [f"{format_counts(manifest['counts'])}."] if manifest["counts"] else []
+        reasons += [*map(format_damage, manifest["damaged"][:5]), *manifest["notes"][:5]]
+        raise DataError(" ".join(["The corpus has no usable text.", *reasons]))
 
 
 def is_too_few(manifest: dict) -> bool:

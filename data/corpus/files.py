@@ -2,22 +2,27 @@
 
 import glob
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from ..archives import DAMAGE, open_members
 from ..cli import DataError, OptionError
-from ..formats import JSON_LINES, REFUSED, RefusedError, refusal
-from .parts import ROWS, STDIN, Source, describe, errors_in, is_in_archive, kind_of, open_source, row_texts
+from ..formats import JSON_LINES, RefusedError
+from .parts import (
+    ROWS,
+    STDIN,
+    Source,
+    describe,
+    errors_in,
+    is_description,
+    is_in_archive,
+    kind_of,
+    open_source,
+    row_texts,
+)
 
 UNKNOWN = ""  # the kind of standard input and of archives, before they are read
-# of folders, files that describe the others; they are read if they are given by name
-DESCRIPTIONS = re.compile(
-    r"(?i)readme.*|licen[cs]e.*|copying.*|changelog.*|.*sums?(\.txt)?|_success|_metadata|_common_metadata|"
-    r"dataset_(info|infos|dict)\.json|state\.json|.*\.(md|rst|py|sh|ya?ml|toml|cfg|ini|lock|log|crc|md5|sha256)"
-)
 
 
 class Candidate(NamedTuple):
@@ -85,8 +90,8 @@ def find_sources(
             source = Source(file.name, 0 if file.name == STDIN else os.path.getsize(file.name))
         if file.name == STDIN:
             kinds.add(UNKNOWN)
-        elif not file.is_given and DESCRIPTIONS.fullmatch(os.path.basename(file.name)):
-            report(f"{file.name} was skipped: its name is that of a description. It is read if it is given by name.")
+        elif not file.is_given and is_description(file.name):
+            report(f"{file.name} has the name of a description. It was skipped; give it by name to read it.")
             continue
         else:
             try:
@@ -120,8 +125,6 @@ def look_at(source: Source, field: str | None, documents: str) -> str:
             for member in open_members(file, source.name):
                 if is_in_archive(member):
                     break
-                if member.form in REFUSED:
-                    raise refusal(member.name, member.form)
                 kind = kind_of(member, documents, field)
                 if kind.name in ROWS:
                     next(row_texts(member, kind, field), None)  # is the column there, and the package?

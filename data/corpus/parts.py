@@ -23,6 +23,7 @@ from ..formats import (
     TABLE,
     TAR,
     ZIP,
+    RefusedError,
     contradiction,
     refusal,
 )
@@ -37,6 +38,12 @@ ROWS = (JSON, PARQUET, ARROW_FILE, ARROW_STREAM, TABLE)  # of which the text of 
 NO_END = -1
 LINE_END = re.compile(rb"\n|\r(?!\n)")
 BLANK_LINE = re.compile(rb"(?>\r\n|\n|\r)[ \t]*(?>\r\n|\n|\r)")
+
+
+DESCRIPTIONS = re.compile(  # names of files that describe the others in a folder or an archive
+    r"(?i)readme.*|licen[cs]e.*|copying.*|changelog.*|(md5|sha\d+)sums?(\.txt)?|_success|_(common_)?metadata|"
+    r"(dataset_(info|infos|dict)|state)\.json|.*\.(md|rst|py|sh|ya?ml|toml|cfg|ini|lock|log|crc|md5|sha256)"
+)
 
 
 class Source(NamedTuple):
@@ -98,11 +105,17 @@ def open_source(source: Source) -> Iterator[BinaryIO]:
             yield file
 
 
+def is_description(name: str) -> bool:
+    return bool(DESCRIPTIONS.fullmatch(name.rpartition("/")[2]))
+
+
 def kind_of(member: Member, documents: str, field: str | None) -> Kind:
-    """How a member is read; its form is not in REFUSED.
+    """How a member is read.  Raises RefusedError if it has no text.
 
     documents: the separator of plain text, "auto" to guess it. field: text field or column, None for the usual ones.
     """
+    if member.form in REFUSED:
+        raise refusal(member.name, member.form)
     if member.form in (JSON_LINES, *ROWS):
         return Kind(member.form)
     sample = member.stream.peek()
@@ -142,16 +155,17 @@ def source_parts(file: BinaryIO, source: Source, start: Position, field: str | N
                 continue
             begin = start if index == start.member else Position(start.source, index)
             end = Position(start.source, index + 1) if is_in_archive(member) else following
-            if member.form not in REFUSED:
+            try:
                 for part in member_parts(file, source.name, member, begin, end, field, documents):
                     damage = part.damage
                     yield part._replace(bytes_read=source.size) if part.end == following else part
-            elif is_in_archive(member):
-                counts = {f"files in archives skipped, being {member.form}": 1}
-                notes = (str(refusal(member.name, member.form)),)
-                yield Part("", b"", end, disk_offset(file, 0), counts, name=member.name, notes=notes)
-            else:
-                raise refusal(member.name, member.form)
+            except RefusedError as error:
+                if not is_in_archive(member):
+                    raise
+                counts = {"files skipped in archives": 1}
+                yield Part(
+                    "", b"", end, disk_offset(file, 0), counts, name=member.name, notes=(f"{error} It was skipped.",)
+                )
             if end == following:
                 return
         damage = ""
@@ -170,7 +184,12 @@ def is_in_archive(member: Member) -> bool:
 def member_parts(
     file: BinaryIO, source: str, member: Member, begin: Position, end: Position, field: str | None, documents: str
 ) -> Iterator[Part]:
-    """The parts of one file from a position on; notes about it are with its first part."""
+    """The parts of one file from a position on; notes about it are with its first part.
+
+    Raises RefusedError if it has no text.
+    """
+    if is_in_archive(member) and is_description(member.name):
+        raise RefusedError(f"{member.name} has the name of a description.")
     kind = kind_of(member, documents, field)
     notes = kind_notes(source, begin.member == 0, member, kind) if not begin.offset else ()
     for part in (row_parts if kind.name in ROWS else text_parts)(file, member, kind, begin, end, field):

@@ -141,7 +141,7 @@ def test_descriptions_in_a_folder_are_skipped_unless_given_by_name(tmp_path):
     touch(tmp_path, "licences.txt.gz", "corpus.txt", "part-00000")
     found, notes = find(tmp_path)
     assert found == ["corpus.txt", "part-00000"]
-    assert len(notes) == len(skipped) + 1 and all("its name is that of a description" in note for note in notes)
+    assert len(notes) == len(skipped) + 1 and all("has the name of a description" in note for note in notes)
     assert find(tmp_path / "README.md") == (["README.md"], [])
 
 
