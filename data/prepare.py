@@ -253,6 +253,8 @@ def check_has_text(manifest: dict) -> None:
     if not any(shard["tokens"] for part in manifest["shards"].values() for shard in part):
         reasons = [f"{format_counts(manifest['counts'])}."] if manifest["counts"] else []
         reasons += [*map(format_damage, manifest["damaged"][:5]), *manifest["notes"][:5]]
+        if any(name.endswith("without a text") for name in manifest["counts"]):
+            reasons.append("Give the name of the text's field or column with --field.")
         raise DataError(" ".join(["The corpus has no usable text.", *reasons]))
 
 
@@ -298,7 +300,7 @@ def write_shards(folder: Path, manifest: dict, sources: list[Source], tokenizer:
         )
         with contextlib.closing(parts):
             for part in parts:
-                if len(sources) == 1 and part.origin.name == sources[0].name and part.origin.kind:
+                if len(sources) == 1 and part.origin.name == sources[0].label and part.origin.kind:
                     check_field(options.field, [part.origin.kind])  # of standard input
                 add_notes(manifest, part.origin, position)
                 if seen:

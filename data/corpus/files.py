@@ -51,7 +51,7 @@ def corpus_files(paths: Iterable[str | Path]) -> list[Candidate]:
                 raise DataError(f"There is no corpus {path}. Check the path.")
         for file in found:
             if file.name != STDIN and not os.path.isfile(file.name):
-                raise DataError(f"{file.name} is not a file. Give text files, or folders of them.")
+                raise DataError(f"{file.name} is not a file. Give files or folders, or pipe its text into -.")
         files += found
     if sum(file.name == STDIN for file in files) > 1:
         raise DataError(f"Standard input can be read only once. Give {STDIN} once.")
@@ -80,18 +80,18 @@ def find_sources(
 ) -> list[Source]:
     """The files that can be read. Each is opened, so that what cannot be read is said before the work begins.
 
-    report: called with a sentence for each file of a folder that is skipped.
+    report: called with a sentence for each file of a folder that is skipped, or several of them.
     Raises DataError for a file that cannot be opened or needs a package that is not installed, or, if it is given by
     name, has no text; OptionError for a field that no file can have.
     """
-    sources, kinds = [], set()
+    sources, kinds, descriptions = [], set(), []
     for file in files:
         with errors_in(file.name):
             source = Source(file.name, 0 if file.name == STDIN else os.path.getsize(file.name))
         if file.name == STDIN:
             kinds.add(UNKNOWN)
         elif not file.is_given and is_description(file.name):
-            report(f"{file.name} has the name of a description. It was skipped; give it by name to read it.")
+            descriptions.append(file.name)
             continue
         else:
             try:
@@ -102,6 +102,9 @@ def find_sources(
                 report(f"{error} It was skipped.")
                 continue
         sources.append(source)
+    if descriptions:
+        names = ", ".join(descriptions[:3]) + (", …" if len(descriptions) > 3 else "")
+        report(f"{len(descriptions)} files have names of descriptions and were skipped ({names}).")
     if sources and UNKNOWN not in kinds:
         check_field(field, kinds)
     return sources

@@ -52,6 +52,10 @@ class Source(NamedTuple):
     name: str
     size: int  # bytes on disk; 0 for standard input
 
+    @property
+    def label(self) -> str:
+        return "standard input" if self.name == STDIN else self.name
+
 
 class Position(NamedTuple):
     """Where a part begins."""
@@ -136,7 +140,7 @@ def read_parts(
     for number in range(start.source, len(sources)):
         source = sources[number]
         first = start if number == start.source else Position(number)
-        with errors_in(source.name), open_source(source) as file:
+        with errors_in(source.label), open_source(source) as file:
             for part in source_parts(file, source, first, field, documents):
                 yield part._replace(bytes_read=before + part.bytes_read)
         before += source.size
@@ -150,13 +154,13 @@ def source_parts(file: BinaryIO, source: Source, start: Position, field: str | N
     """
     following, damage = Position(start.source + 1), ""
     try:
-        for index, member in enumerate(open_members(file, source.name)):
+        for index, member in enumerate(open_members(file, source.label)):
             if index < start.member:
                 continue
             begin = start if index == start.member else Position(start.source, index)
             end = Position(start.source, index + 1) if is_in_archive(member) else following
             try:
-                for part in member_parts(file, source.name, member, begin, end, field, documents):
+                for part in member_parts(file, source.label, member, begin, end, field, documents):
                     damage = part.damage
                     yield part._replace(bytes_read=source.size) if part.end == following else part
             except RefusedError as error:
@@ -174,7 +178,7 @@ def source_parts(file: BinaryIO, source: Source, start: Position, field: str | N
             damage = ""
         else:
             damage = describe(error)
-    yield Part("", b"", following, source.size, {}, damage, name=source.name)
+    yield Part("", b"", following, source.size, {}, damage, name=source.label)
 
 
 def is_in_archive(member: Member) -> bool:
@@ -205,7 +209,8 @@ def kind_notes(source: str, is_first: bool, member: Member, kind: Kind) -> tuple
     if archives:
         notes.append(contradiction(member.name, forms[archives[-1] :]))
     if kind.width:
-        notes.append(f"{member.name} has lines wrapped at {kind.width} characters, which were joined to paragraphs.")
+        joined = f"{member.name} has lines wrapped at {kind.width} characters, which were joined to paragraphs"
+        notes.append(f"{joined}; --documents line or blank keeps them apart.")
     return tuple(filter(None, notes))
 
 

@@ -253,6 +253,12 @@ def test_what_standard_input_holds_is_told_from_its_bytes(tmp_path, monkeypatch)
         assert part_documents(tmp_path / str(number)) == [encoded(text) for text in texts(60)]
 
 
+def test_standard_input_that_cannot_be_read_is_called_so(out, monkeypatch):
+    pipe(monkeypatch, "%PDF-1.7\n")
+    with pytest.raises(DataError, match="standard input is a PDF document"):
+        make(out, "-")
+
+
 def test_a_field_of_plain_text_is_an_error(tmp_path, out, text, monkeypatch):
     assert_refused(command(out, text, "--field", "body"), "--field body has no meaning: the input is plain text")
     for content in (lines(60), ""):
