@@ -26,7 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from data import demo
-from data.blocks import Batch, open_blocks, prefetched, prepared_folder, training_batches, validation_batches
+from data.blocks import Batch, open_blocks, prefetched, training_batches, validation_batches
+from data.cache import DEMO, prepared_folder, sample_folder
 from data.cli import check, check_bounds, dashed, option, parse_options, run_command
 from data.corpus.files import check_corpus
 from data.corpus.shuffle import key_of
@@ -75,7 +76,7 @@ class Options:
         "demo", "model to distil: path or owner/name; demo; none: masked LM alone", "input and output", metavar="MODEL"
     )
     tokenizer: str | None = option(None, "SentencePiece model (default: beside the teacher)", metavar="PATH")
-    corpus: tuple[str, ...] = option(("demo",), "prepared folder, text, hub:owner/dataset", nargs="+", metavar="PATH")
+    corpus: tuple[str, ...] = option(DEMO, "prepared folder, text, hub:owner/dataset", nargs="+", metavar="PATH")
     cache: str = option("runs/corpora", "folder where text given as --corpus is prepared", metavar="FOLDER")
     out: str = option("runs/student", "folder for the student, metrics.jsonl and checkpoints", metavar="FOLDER")
 
@@ -152,7 +153,7 @@ class Options:
             allowed = self.teacher == "none" or getattr(self, name) is None
             check(allowed, f"{dashed(name)} needs --teacher none; otherwise the teacher determines it.")
         check(self.student is None or self.layers == ("alternate",), "--layers cannot be combined with --student.")
-        on_demo_text = self.corpus == ("demo",) and self.teacher not in ("demo", "none")
+        on_demo_text = self.corpus == DEMO and self.teacher not in ("demo", "none")
         message = f"--steps {self.steps} would train on the demo's invented text. Name a corpus with --corpus."
         check(not on_demo_text or self.steps <= DEMO_TEXT_STEPS, message)
 
@@ -272,7 +273,7 @@ def run(options: Options, world: World, device: torch.device) -> int:
     stop, out, steps = Stop(options.max_hours), Path(options.out), options.steps
     per_rank, rest = divmod(options.accumulate, world.size)
     check(not rest, f"--accumulate {options.accumulate} must be a multiple of the {world.size} ranks.")
-    check_corpus(() if options.corpus == ("demo",) else options.corpus)
+    check_corpus(() if options.corpus == DEMO else options.corpus)
     with world.main_first():
         found = fetch_models(options, "teacher", "student", "tokenizer")
     if world.is_main:
@@ -284,7 +285,7 @@ def run(options: Options, world: World, device: torch.device) -> int:
     runtime = Runtime(device, choose_precision(options.precision, device))
 
     # ---- teacher and student
-    is_demo = options.teacher == "demo" or (options.teacher == "none" and options.corpus == ("demo",))
+    is_demo = options.teacher == "demo" or (options.teacher == "none" and options.corpus == DEMO)
     teacher_path = {"none": None, "demo": demo.TEACHER}.get(options.teacher, found.teacher)
     tokenizer = load_tokenizer(found.tokenizer or (is_demo and demo.FOLDER), teacher_path)
     teacher = load_teacher(teacher_path, MaskedLM, device) if teacher_path else None
@@ -296,23 +297,25 @@ def run(options: Options, world: World, device: torch.device) -> int:
     log.print_models(found.teacher, teacher and teacher.config, student.config, start)
     log.print_loss(options.weights if teacher else None, options.direction, options.temperature)
     blocks_per_step = options.batch_size * options.accumulate
-    log.print_run(steps, blocks_per_step * options.block_size, runtime, world.size, options.corpus == ("demo",))
+    log.print_run(steps, blocks_per_step * options.block_size, runtime, world.size, options.corpus == DEMO)
 
     # ---- data
     with world.main_first():
-        paths = [demo.write_texts(options.cache)] if options.corpus == ("demo",) else options.corpus
-        corpus = prepared_folder(paths, tokenizer, options.cache)
+        sample = sample_folder(options.corpus, tokenizer, options.cache) if options.plan else None
+        corpus = sample.folder if sample else prepared_folder(options.corpus, tokenizer, options.cache)
     blocks, held_out = open_blocks(corpus, tokenizer, options.block_size, options.within_documents)
-    print(f"corpus    {corpus}: {len(blocks):,} blocks of {options.block_size}, {len(held_out):,} held out")
+    if not sample:
+        print(f"corpus    {corpus}: {len(blocks):,} blocks of {options.block_size}, {len(held_out):,} held out")
     masking = Masking(tokenizer, options.masking, numpy.array(blocks.manifest["token_counts"]))
     validation = validation_batches(held_out, Masking(tokenizer), VALIDATION_BLOCKS)[world.rank :: world.size]
 
     # ---- a new run, or one to resume
     if world.is_main:
-        inputs = {"corpus": blocks.hashes(), "teacher": fingerprint(teacher) if teacher else None}
+        inputs = {"teacher": fingerprint(teacher) if teacher else None}
+        inputs |= {"corpus": blocks.hashes()} if sample is None or sample.share == 1 else {}
         identity = {"options": asdict(options), "inputs": inputs}
         run_state.check_same_run(out, identity, MAY_DIFFER)
-        if not options.plan:
+        if not sample:
             run_state.write_run(out, identity)
             run_state.remove_partial_files(out)
     world.barrier()
@@ -340,7 +343,7 @@ def run(options: Options, world: World, device: torch.device) -> int:
     def validate_now() -> dict[str, float]:
         return validate(student, teacher, validation, settings, runtime, world)
 
-    if options.plan:
+    if sample:
 
         def time_step() -> None:
             sums = backward(engine, teacher, list(islice(micro_batches, per_rank)), scaler, world)
@@ -349,12 +352,10 @@ def run(options: Options, world: World, device: torch.device) -> int:
 
         measured = plan.measure(time_step, validate_now, device, world)
         work = plan.Work(state.step, steps, blocks_per_step, options.block_size, options.eval_every)
-        models = {"student": student} | ({"teacher": teacher} if teacher else {})
-        plan.print_plan(work, measured, models, len(blocks), "counted")
-        state_tensors, _ = run_state.gather(distiller, optimiser, scaler, {})
-        every, keep = options.checkpoint_every, options.keep
-        plan.print_files(out, student, state_tensors.values(), measured.memory, every, keep)
-        print("Nothing was trained or written. The same command without --plan starts the run.")
+        plan.print_work(work, measured, student, teacher)
+        plan.print_corpus(work, sample.share and len(blocks) / sample.share, sample.counted)
+        tensors = run_state.gather(distiller, optimiser, scaler, {})[0].values()
+        plan.print_files(out, student, tensors, measured.memory, options.checkpoint_every, options.keep)
         return 0
     if not state.baseline:
         before = validate_now()
@@ -406,7 +407,7 @@ def run(options: Options, world: World, device: torch.device) -> int:
         accuracy = {**state.baseline, "student after": results["accuracy"]}
         about |= {"held_out_accuracy": accuracy, "held_out": results}
         save_model(student, out / run_state.STUDENT, about, tokenizer)
-        log.print_summary(accuracy, results, on_demo_text=options.corpus == ("demo",) and not is_demo)
+        log.print_summary(accuracy, results, on_demo_text=options.corpus == DEMO and not is_demo)
         log.draw_curves(out)
         log.print_next_steps(out, is_demo)
     return 0

@@ -8,10 +8,12 @@ temporary file of at most SPOOL_BYTES.
 import bz2
 import codecs
 import contextlib
+import errno
 import gzip
 import io
 import lzma
 import re
+import struct
 import tarfile
 import tempfile
 import zipfile
@@ -248,7 +250,9 @@ def read_all(span: Span) -> bytes:
 
 
 def zip_members(stream: Stream, name: str, layers: tuple[str, ...]) -> Iterator[Member]:
-    with random_access(stream, name) as file, zipfile.ZipFile(file) as archive:
+    with random_access(stream, name) as file:
+        with zip_errors():
+            archive = zipfile.ZipFile(file)
         if form := zip_document(archive.namelist()):
             yield Member(name, layers, form, stream)
             return
@@ -261,8 +265,22 @@ def zip_members(stream: Stream, name: str, layers: tuple[str, ...]) -> Iterator[
             elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # zipfile would fill the memory
                 yield Member(label, (*layers, ZIP), RARE_ZIP, stream)
             else:
-                with archive.open(info) as content:
-                    yield from unwrapped(Stream(content), label, (*layers, ZIP))
+                with zip_errors():
+                    content = archive.open(info)
+                yield from unwrapped(Stream(content), label, (*layers, ZIP))
+
+
+@contextlib.contextmanager
+def zip_errors() -> Iterator[None]:
+    """Raises BadZipFile for all that zipfile raises for wrong headers."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL):  # EINVAL: a negative offset
+            raise
+        raise zipfile.BadZipFile(str(error)) from None
+    except (ValueError, NotImplementedError, RuntimeError, OverflowError, struct.error) as error:
+        raise zipfile.BadZipFile(str(error)) from None
 
 
 def zip_document(names: list[str]) -> str | None:

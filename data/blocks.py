@@ -6,7 +6,7 @@ piece gets <s> in front. A block may begin inside a document and continue into t
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -20,7 +20,6 @@ from .cli import DataError, warn
 from .corpus.shards import BLOCKS, HELD_OUT, MANIFEST, TRAIN, open_manifest
 from .corpus.shuffle import key_of, permute
 from .masking import Masking
-from .prepare import prepare_into_cache
 from .tokenizer import Tokenizer
 
 AHEAD = 64  # micro-batches whose order is computed together, for little more than the cost of one
@@ -142,13 +141,6 @@ def held_out_blocks(count: int, share: float) -> numpy.ndarray:
     """The numbers of the blocks held out of `count`: a share of them, evenly spaced; at least one, if one is left."""
     number = min(max(round(count * share), 1), max(count - 1, 0))
     return (2 * numpy.arange(number) + 1) * count // (2 * max(number, 1))
-
-
-def prepared_folder(paths: Sequence[str], tokenizer: Tokenizer, cache: str) -> Path:
-    """The folder of the prepared corpus: the path itself, or, for text, a folder in the cache.  Raises DataError."""
-    if len(paths) == 1 and (Path(paths[0]) / MANIFEST).is_file():
-        return Path(paths[0])
-    return prepare_into_cache(paths, tokenizer, cache)
 
 
 def open_blocks(

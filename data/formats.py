@@ -24,6 +24,7 @@ MARKS = {codecs.BOM_UTF32_LE: UTF32_LE, codecs.BOM_UTF32_BE: UTF32_BE}  # before
 MARKS |= {codecs.BOM_UTF16_LE: UTF16_LE, codecs.BOM_UTF16_BE: UTF16_BE}
 
 NOT_UTF8, BINARY, TORCH, OFFICE = "not UTF-8", "binary data of an unknown kind", "a PyTorch file", "an Office document"
+LIKE_JSON = "made of lines that look like JSON, but are not"
 RARE_ZIP = "compressed in a way that is rare in zip archives"
 BOOK, NUMPY, ENCRYPTED, DEEP = "an EPUB or OpenDocument", "a NumPy file", "encrypted", "an archive nested too deeply"
 UNPACK, EXTRACT = "Unpack it first.", "Extract its text first, for example with"
@@ -48,9 +49,10 @@ REFUSED = {  # form -> what to do
     RARE_ZIP: UNPACK,
     DEEP: UNPACK,
     "a Git LFS pointer, not the file itself": "Fetch the file: git lfs pull.",
+    "a dump of a database": "Load it, and export its text column as JSON lines.",
+    LIKE_JSON: "Write each line as JSON: names and texts in double quotes, nothing after the closing brace.",
     "an SQLite database": "Export its text column as JSON lines.",
     "an HDF5 file": "Export its text as JSON lines.",
-    "an ORC file": "Convert it to Parquet.",
     "an Avro file": "Convert it to JSON lines.",
     "encrypted Parquet": "Decrypt it first.",
     "Feather version 1": "Write it again as Arrow or Parquet.",
@@ -65,70 +67,69 @@ REFUSED = {  # form -> what to do
     NOT_UTF8: "Convert it, for example with iconv -f WINDOWS-1252 -t UTF-8.",
     BINARY: "Give text in UTF-8, JSON lines or Parquet, compressed or not.",
 }
-MAGIC = [  # offset, first bytes, form
-    (0, b"\x1f\x8b", GZIP),
-    (0, b"\xfd7zXZ\x00", XZ),
-    (0, b"]\x00\x00", XZ),  # .lzma, which lzma reads too
-    (0, b"(\xb5/\xfd", ZSTD),
-    (0, b"PK\x03\x04", ZIP),
-    (0, b"PK\x05\x06", ZIP),  # without members
-    (0, b"PK\x07\x08", ZIP),
-    (0, b"PAR1", PARQUET),
-    (0, b"PARE", "encrypted Parquet"),
-    (0, b"ARROW1", ARROW_FILE),
-    (0, b"FEA1", "Feather version 1"),
-    (0, b"%PDF-", "a PDF document"),
-    (0, b"%!PS", "a PostScript document"),
-    (0, b"AT&TFORM", "a DjVu document"),
-    (0, b"{\\rtf", "an RTF document"),
-    (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", OFFICE),
-    (0, b"7z\xbc\xaf'\x1c", "a 7z archive"),
-    (0, b"Rar!\x1a\x07", "a RAR archive"),
-    (0, b'\x04"M\x18', "compressed with LZ4"),
-    (0, b"\xff\x06\x00\x00sNaPpY", "compressed with Snappy"),
-    (0, b"\x89LZO\x00", "compressed with lzop"),
-    (0, b"\x1f\x9d", "compressed with compress"),
-    (0, b"version https://git-lfs.github.com/spec/", "a Git LFS pointer, not the file itself"),
-    (0, b"SQLite format 3\x00", "an SQLite database"),
-    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
-    (0, b"ORC\x0a", "an ORC file"),
-    (0, b"ORC\x08", "an ORC file"),
-    (0, b"Obj\x01", "an Avro file"),
-    (0, b"GGUF", "a GGUF file"),
-    (8, b'{"', "a safetensors file"),  # form_of checks the length before it
-    (0, b"\x93NUMPY", NUMPY),
-    (0, b"\x7fELF", "a program"),
-    (0, b"MZ\x90\x00", "a program"),
-    (0, b"\x89PNG\r\n\x1a\n", "an image"),
-    (0, b"\xff\xd8\xff", "an image"),
-    (0, b"GIF8", "an image"),
-    (0, b"II*\x00", "an image"),
-    (0, b"MM\x00*", "an image"),
-    (0, b"OggS\x00", "audio or video"),
-    (0, b"fLaC", "audio or video"),
-    (0, b"ID3\x03", "audio or video"),
-    (0, b"ID3\x04", "audio or video"),
-    (4, b"ftyp", "audio or video"),
-    (8, b"WAVE", "audio or video"),
-    (8, b"AVI ", "audio or video"),
-    (8, b"WEBP", "an image"),
-    (0, b"WARC/1.", "a web archive (WARC)"),
-    (0, b"WARC/0.", "a web archive (WARC)"),
-]
-BINARY_MAGIC = [  # first bytes that need more than a comparison
+MAGIC = {  # first bytes -> form
+    b"\x1f\x8b": GZIP,
+    b"\xfd7zXZ\x00": XZ,
+    b"]\x00\x00": XZ,  # .lzma, which lzma reads too
+    b"(\xb5/\xfd": ZSTD,
+    b"PK\x03\x04": ZIP,
+    b"PK\x05\x06": ZIP,  # without members
+    b"PK\x07\x08": ZIP,
+    b"PAR1": PARQUET,
+    b"PARE": "encrypted Parquet",
+    b"ARROW1": ARROW_FILE,
+    b"FEA1": "Feather version 1",
+    b"%PDF-": "a PDF document",
+    b"%!PS": "a PostScript document",
+    b"AT&TFORM": "a DjVu document",
+    b"{\\rtf": "an RTF document",
+    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": OFFICE,
+    b"7z\xbc\xaf'\x1c": "a 7z archive",
+    b"Rar!\x1a\x07": "a RAR archive",
+    b'\x04"M\x18': "compressed with LZ4",
+    b"\xff\x06\x00\x00sNaPpY": "compressed with Snappy",
+    b"\x89LZO\x00": "compressed with lzop",
+    b"\x1f\x9d": "compressed with compress",
+    b"version https://git-lfs.github.com/spec/": "a Git LFS pointer, not the file itself",
+    b"SQLite format 3\x00": "an SQLite database",
+    b"\x89HDF\r\n\x1a\n": "an HDF5 file",
+    b"Obj\x01": "an Avro file",
+    b"GGUF": "a GGUF file",
+    b"\x93NUMPY": NUMPY,
+    b"\x7fELF": "a program",
+    b"MZ\x90\x00": "a program",
+    b"\x89PNG\r\n\x1a\n": "an image",
+    b"\xff\xd8\xff": "an image",
+    b"GIF87a": "an image",
+    b"GIF89a": "an image",
+    b"II*\x00": "an image",
+    b"MM\x00*": "an image",
+    b"OggS\x00": "audio or video",
+    b"fLaC": "audio or video",
+    b"ID3\x03": "audio or video",
+    b"ID3\x04": "audio or video",
+    b"WARC/1.": "a web archive (WARC)",
+    b"WARC/0.": "a web archive (WARC)",
+}
+MAGIC_PATTERNS = [
     (re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)", re.DOTALL), BZIP2),
     (re.compile(rb"[\x50-\x5f]\*M\x18", re.DOTALL), ZSTD),  # a skippable frame first, as pzstd writes
-    (re.compile(rb"\xff{4}[^\x00]..\x00", re.DOTALL), ARROW_STREAM),
+    (re.compile(rb"\xff{4}(?!\x00{4}).{3}\x00", re.DOTALL), ARROW_STREAM),
     (re.compile(rb"\x80[\x02-\x05](?:\x95.{6}\x00\x00|[\]}cX(\x8a\x8c])", re.DOTALL), "a Python pickle"),
+    (re.compile(rb".{5}\x00\x00\x00\{\"", re.DOTALL), "a safetensors file"),  # after the header's length
+    (re.compile(rb"RIFF.{4}WEBP", re.DOTALL), "an image"),
+    (re.compile(rb"RIFF.{4}(?:WAVE|AVI )|\x00\x00..ftyp", re.DOTALL), "audio or video"),
 ]
 MARKUP = [  # how text begins, after blanks
     (re.compile(rb"<!doctype html|<html", re.IGNORECASE), "an HTML page"),
     (re.compile(rb"<\?xml[^>]*>\s*(?:<!doctype html|<html)", re.IGNORECASE), "an HTML page"),
     (re.compile(rb"<\?xml|<mediawiki|<TEI[ >]"), "XML"),
     (re.compile(rb'<doc id="'), "WikiExtractor's output with tags"),
+    (re.compile(rb"-- (?:MySQL|MariaDB|PostgreSQL database) dump"), "a dump of a database"),
 ]
 CONTROL_BYTES = bytes({*range(0x20), 0x7F} - set(b"\t\n\v\f\r\x1b"))
-JSON_ARRAY = re.compile(r'\[\s*(?:[\[{"]|\]\s*$)')
+JSON_ARRAY = re.compile(r"\[\s*")
+BRACES = re.compile(r"\s*\{\s*['\"\w]+\s*:.*\}\W*")
 JSON_OBJECT = re.compile(r'\{\s*"(?:[^"\\]|\\.)*"\s*:')
 
 PROMISED = {".gz": (GZIP,), ".xz": (XZ,), ".lzma": (XZ,), ".bz2": (BZIP2,), ".zst": (ZSTD,)}  # by suffix
@@ -151,10 +152,10 @@ def form_of(head: bytes) -> str:
     for mark, form in MARKS.items():
         if head.startswith(mark) and not head.startswith(b"\xff\xfe\xff\xfe"):
             return form
-    for offset, magic, form in MAGIC:
-        if head.startswith(magic, offset) and (offset != 8 or magic != b'{"' or head[5:8] == bytes(3)):
+    for magic, form in MAGIC.items():
+        if head.startswith(magic):
             return form
-    for pattern, form in BINARY_MAGIC:
+    for pattern, form in MAGIC_PATTERNS:
         if pattern.match(head):
             return form
     if is_tar_header(head[:512]):
@@ -209,9 +210,12 @@ def is_utf8(line: bytes) -> bool:
 
 
 def json_form(lines: list[bytes], is_whole: bool) -> str | None:
-    """JSON_LINES if most of the first lines are objects, JSON for arrays and objects over several lines, else None."""
+    """JSON_LINES if most of the first lines are objects, JSON for arrays and objects over several lines, else None.
+
+    LIKE_JSON if most lines are in braces, as Python prints a dictionary.
+    """
     text = b"\n".join(lines).decode(errors="replace").removeprefix("\ufeff").lstrip()
-    if JSON_ARRAY.match(text):
+    if is_array(text):
         return JSON
     complete = [line for line in (text if is_whole else text.rpartition("\n")[0]).split("\n") if line.strip()][:100]
     objects = sum(map(is_object, complete))
@@ -219,7 +223,19 @@ def json_form(lines: list[bytes], is_whole: bool) -> str | None:
         return JSON_LINES
     if JSON_OBJECT.match(text):
         return JSON if text.partition("\n")[0].rstrip().endswith(("{", "[", ",", ":")) else JSON_LINES
-    return None
+    in_braces = sum(bool(BRACES.fullmatch(line)) for line in complete)
+    return LIKE_JSON if in_braces and 2 * in_braces > len(complete) else None
+
+
+def is_array(text: str) -> bool:
+    """Whether text begins with an array of objects, strings or arrays; "[1] Note" and "[[Note]]" are plain text."""
+    if not (start := JSON_ARRAY.match(text)):
+        return False
+    try:
+        value, end = json.JSONDecoder().raw_decode(text, start.end())
+    except (ValueError, RecursionError):
+        return bool(JSON_OBJECT.match(text, start.end())) or not text[start.end() :].strip("] \n\t")
+    return type(value) in (dict, str, list) and text[end:].lstrip()[:1] in ("", ",", "]")
 
 
 def is_object(line: str) -> bool:

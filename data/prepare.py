@@ -16,7 +16,6 @@ and options alone: neither the number of workers nor interruptions change a byte
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -28,12 +27,12 @@ from pathlib import Path
 
 import numpy
 
-from .cli import DataError, Progress, check_bounds, dashed, option, parse_options, run_command, warn
+from .cli import DataError, OptionError, Progress, check_bounds, dashed, option, parse_options, run_command, warn
 from .corpus.duplicates import SeenHashes, drop_duplicates
 from .corpus.encode import Rules, encode_parts
 from .corpus.files import Candidate, check_field, corpus_files, find_sources
 from .corpus.layout import BLANK, BLANK_WRAPPED, LINE, WRAPPED
-from .corpus.parts import STDIN, Part, Position, Source, errors_in, read_parts
+from .corpus.parts import Part, Position, Source, read_parts
 from .corpus.shards import (
     BLOCKS,
     DOCUMENTS,
@@ -149,31 +148,6 @@ def prepare(options: Options, tokenizer: Tokenizer | None = None, files: Sequenc
     return manifest
 
 
-def prepare_into_cache(inputs: Sequence[str], tokenizer: Tokenizer, cache: str) -> Path:
-    """Prepares a small corpus, unless an earlier run has done so -> its folder in the cache.
-
-    The folder's name is a hash of the files' names, sizes and times (on the hub: hashes), and of the tokenizer.
-    Raises DataError.
-    """
-    files = corpus_files(inputs)
-    if any(file.name == STDIN for file in files):
-        raise DataError("Standard input cannot be read twice. Run data.prepare on it, and use the folder it writes.")
-    state = []
-    for file in files:
-        if file.remote:
-            state.append((file.name, file.remote.size, file.remote.digest))
-            continue
-        with errors_in(file.name):
-            stat = os.stat(file.name)
-        state.append((file.name, stat.st_size, stat.st_mtime_ns))
-    name = hashlib.sha256(repr((FORMAT, state, tokenizer.sha256())).encode()).hexdigest()[:16]
-    folder = Path(cache, name)
-    if not (folder / MANIFEST).exists():
-        settings = dict(tokenizer=str(tokenizer.path), out=str(folder), workers=1, held_out=0.05)
-        print_summary(prepare(Options(tuple(inputs), **settings), tokenizer, files))
-    return folder
-
-
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Raises DataError while another process is preparing a corpus in the folder."""
@@ -241,17 +215,20 @@ def open_or_new(folder: Path, new: dict) -> dict:
 
 
 def finish(folder: Path, manifest: dict) -> None:
-    """Gives the manifest its final name, and removes the files for resuming.  Raises DataError for an empty corpus."""
+    """Gives the manifest its final name, and removes the files for resuming.
+
+    Raises DataError for a corpus without text, OptionError for one without the field; then it removes everything.
+    """
     del manifest["position"]
-    check_field(manifest["options"]["field"], manifest["read_as"])
-    if not any(shard["tokens"] for part in manifest["shards"].values() for shard in part):
+    try:
+        check_field(manifest["options"]["field"], manifest["read_as"])
+        check_has_text(manifest)
+    except (DataError, OptionError):
         for path in folder.iterdir():
             if UNFINISHED_FILES.fullmatch(path.name):
                 path.unlink()
         remove_unfinished(folder)
-        reasons = [f"{format_counts(manifest['counts'])}."] if manifest["counts"] else []
-        reasons += [*map(format_damage, manifest["damaged"][:5]), *manifest["notes"][:5]]
-        raise DataError(" ".join(["The corpus has no usable text.", *reasons]))
+        raise
     if is_too_few(manifest):
         manifest["hold_out"] = BLOCKS
         for shard in manifest["shards"][HELD_OUT]:
@@ -260,6 +237,16 @@ def finish(folder: Path, manifest: dict) -> None:
             manifest["token_counts"] = (counts + manifest["token_counts"]).tolist()
     write_manifest(folder, manifest, MANIFEST)
     remove_unfinished(folder)
+
+
+def check_has_text(manifest: dict) -> None:
+    """Raises DataError, with all that was dropped, damaged or skipped, if nothing is left."""
+    if not any(shard["tokens"] for part in manifest["shards"].values() for shard in part):
+        reasons = [f"{format_counts(manifest['counts'])}."] if manifest["counts"] else []
+        reasons += [*map(format_damage, manifest["damaged"][:5]), *manifest["notes"][:5]]
+        if any(name.endswith("without a text") for name in manifest["counts"]):
+            reasons.append("Give the name of the text's field or column with --field.")
+        raise DataError(" ".join(["The corpus has no usable text.", *reasons]))
 
 
 def is_too_few(manifest: dict) -> bool:
@@ -306,7 +293,7 @@ def write_shards(folder: Path, manifest: dict, sources: list[Source], tokenizer:
         parts = encode_parts(read, tokenizer, rules, options.workers)
         with contextlib.closing(parts):
             for part in parts:
-                if len(sources) == 1 and part.origin.name == sources[0].name and part.origin.kind:
+                if len(sources) == 1 and part.origin.name == sources[0].label and part.origin.kind:
                     check_field(options.field, [part.origin.kind])  # of standard input
                 add_notes(manifest, part.origin, position)
                 if seen:

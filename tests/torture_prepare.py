@@ -17,8 +17,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
+import textwrap
 import time
+import zipfile
 from pathlib import Path
 
 from data import demo
@@ -28,7 +31,7 @@ OPTIONS = ["--shard-tokens", "100000", "--duplicates-mb", "1", "--held-out", "0.
 
 
 def write_corpus(folder: Path, copies: int) -> None:
-    """Files of every compression.  copies: size of the largest, in multiples of the demo's texts (1.9 MB)."""
+    """Files of every form.  copies: size of the largest, in multiples of the demo's texts (1.9 MB)."""
     chance = random.Random(0)
     folder.mkdir(parents=True)
     texts = list(demo.texts())
@@ -52,6 +55,16 @@ def write_corpus(folder: Path, copies: int) -> None:
     (folder / "f.txt.gz").write_bytes(damaged)
     (folder / "g.txt").write_bytes(b"")
     (folder / "h.txt").write_bytes(lines[:50_000] + b"\xff\n" + lines[:50_000])
+    (folder / "i.json").write_text(json.dumps([{"text": text} for text in shuffled(2000)], indent=1))
+    rows = "".join(f'{number},"{text}"\n' for number, text in enumerate(shuffled(2000)))
+    (folder / "j.csv").write_text(f"id,text\n{rows}", encoding="utf-8")
+    (folder / "k.txt").write_text("\n\n".join(map(textwrap.fill, shuffled(700))), encoding="utf-16")
+    with zipfile.ZipFile(folder / "l.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("b.txt", "c.jsonl.gz", "k.txt"):
+            archive.write(folder / name, name)
+    with tarfile.open(folder / "m.tar.gz", "w:gz") as archive:
+        for name in ("d.txt.xz", "h.txt", "i.json", "j.csv"):
+            archive.add(folder / name, name)
 
 
 def command(inputs: Path, out: Path, workers: int, *options: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 import glob
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -10,15 +9,21 @@ from typing import NamedTuple
 from ..archives import DAMAGE, open_members
 from ..cli import DataError, OptionError
 from ..download.datasets import PREFIX, RemoteText, dataset_files, parse_dataset
-from ..formats import JSON_LINES, REFUSED, RefusedError, refusal
-from .parts import ROWS, STDIN, Source, describe, errors_in, is_in_archive, kind_of, open_source, row_texts
+from ..formats import JSON_LINES, RefusedError
+from .parts import (
+    ROWS,
+    STDIN,
+    Source,
+    describe,
+    errors_in,
+    is_description,
+    is_in_archive,
+    kind_of,
+    open_source,
+    row_texts,
+)
 
 UNKNOWN = ""  # the kind of standard input and of archives, before they are read
-# of folders, files that describe the others; they are read if they are given by name
-DESCRIPTIONS = re.compile(
-    r"(?i)readme.*|licen[cs]e.*|copying.*|changelog.*|.*sums?(\.txt)?|_success|_metadata|_common_metadata|"
-    r"dataset_(info|infos|dict)\.json|state\.json|.*\.(md|rst|py|sh|ya?ml|toml|cfg|ini|lock|log|crc|md5|sha256)"
-)
 
 
 class Candidate(NamedTuple):
@@ -62,7 +67,7 @@ def corpus_files(paths: Iterable[str | Path]) -> list[Candidate]:
                 raise DataError(f"There is no corpus {path}. Check the path.")
         for file in found:
             if file.name != STDIN and not os.path.isfile(file.name):
-                raise DataError(f"{file.name} is not a file. Give text files, or folders of them.")
+                raise DataError(f"{file.name} is not a file. Give files or folders, or pipe its text into -.")
         files += found
     if sum(file.name == STDIN for file in files) > 1:
         raise DataError(f"Standard input can be read only once. Give {STDIN} once.")
@@ -91,11 +96,11 @@ def find_sources(
 ) -> list[Source]:
     """The files that can be read. Each is opened, so that what cannot be read is said before the work begins.
 
-    report: called with a sentence for each file of a folder that is skipped.
+    report: called with a sentence for each file of a folder that is skipped, or several of them.
     Raises DataError for a file that cannot be opened or needs a package that is not installed, or, if it is given by
     name, has no text; OptionError for a field that no file can have.
     """
-    sources, kinds = [], set()
+    sources, kinds, descriptions = [], set(), []
     for file in files:
         if file.remote:  # what it holds is known when it has been fetched
             sources.append(Source(file.name, file.remote.size, file.remote))
@@ -105,8 +110,8 @@ def find_sources(
             source = Source(file.name, 0 if file.name == STDIN else os.path.getsize(file.name))
         if file.name == STDIN:
             kinds.add(UNKNOWN)
-        elif not file.is_given and DESCRIPTIONS.fullmatch(os.path.basename(file.name)):
-            report(f"{file.name} was skipped: its name is that of a description. It is read if it is given by name.")
+        elif not file.is_given and is_description(file.name):
+            descriptions.append(file.name)
             continue
         else:
             try:
@@ -117,6 +122,9 @@ def find_sources(
                 report(f"{error} It was skipped.")
                 continue
         sources.append(source)
+    if descriptions:
+        names = ", ".join(descriptions[:3]) + (", …" if len(descriptions) > 3 else "")
+        report(f"{len(descriptions)} files have names of descriptions and were skipped ({names}).")
     if sources and UNKNOWN not in kinds:
         check_field(field, kinds)
     return sources
@@ -140,8 +148,6 @@ def look_at(source: Source, field: str | None, documents: str) -> str:
             for member in open_members(file, source.name):
                 if is_in_archive(member):
                     break
-                if member.form in REFUSED:
-                    raise refusal(member.name, member.form)
                 kind = kind_of(member, documents, field)
                 if kind.name in ROWS:
                     next(row_texts(member, kind, field), None)  # is the column there, and the package?

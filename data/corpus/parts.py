@@ -24,6 +24,7 @@ from ..formats import (
     TABLE,
     TAR,
     ZIP,
+    RefusedError,
     contradiction,
     refusal,
 )
@@ -40,6 +41,12 @@ LINE_END = re.compile(rb"\n|\r(?!\n)")
 BLANK_LINE = re.compile(rb"(?>\r\n|\n|\r)[ \t]*(?>\r\n|\n|\r)")
 
 
+DESCRIPTIONS = re.compile(  # names of files that describe the others in a folder or an archive
+    r"(?i)readme.*|licen[cs]e.*|copying.*|changelog.*|(md5|sha\d+)sums?(\.txt)?|_success|_(common_)?metadata|"
+    r"(dataset_(info|infos|dict)|state)\.json|.*\.(md|rst|py|sh|ya?ml|toml|cfg|ini|lock|log|crc|md5|sha256)"
+)
+
+
 class Source(NamedTuple):
     """A file, or standard input. What it holds is known when it is read."""
 
@@ -51,6 +58,10 @@ class Source(NamedTuple):
         """For the manifest."""
         digest = {"digest": self.remote.digest} if self.remote else {}
         return {"name": self.name, "size": self.size, **digest}
+
+    @property
+    def label(self) -> str:
+        return "standard input" if self.name == STDIN else self.name
 
 
 class Position(NamedTuple):
@@ -105,11 +116,17 @@ def open_source(path: str) -> Iterator[BinaryIO]:
             yield file
 
 
+def is_description(name: str) -> bool:
+    return bool(DESCRIPTIONS.fullmatch(name.rpartition("/")[2]))
+
+
 def kind_of(member: Member, documents: str, field: str | None) -> Kind:
-    """How a member is read; its form is not in REFUSED.
+    """How a member is read.  Raises RefusedError if it has no text.
 
     documents: the separator of plain text, "auto" to guess it. field: text field or column, None for the usual ones.
     """
+    if member.form in REFUSED:
+        raise refusal(member.name, member.form)
     if member.form in (JSON_LINES, *ROWS):
         return Kind(member.form)
     sample = member.stream.peek()
@@ -136,7 +153,7 @@ def read_parts(
     for number, path in enumerate(paths, start.source):
         source = sources[number]
         first = start if number == start.source else Position(number)
-        with errors_in(source.name), open_source(path) as file:
+        with errors_in(source.label), open_source(path) as file:
             for part in source_parts(file, source, first, field, documents):
                 yield part._replace(bytes_read=before + part.bytes_read)
         before += source.size
@@ -150,21 +167,22 @@ def source_parts(file: BinaryIO, source: Source, start: Position, field: str | N
     """
     following, damage = Position(start.source + 1), ""
     try:
-        for index, member in enumerate(open_members(file, source.name)):
+        for index, member in enumerate(open_members(file, source.label)):
             if index < start.member:
                 continue
             begin = start if index == start.member else Position(start.source, index)
             end = Position(start.source, index + 1) if is_in_archive(member) else following
-            if member.form not in REFUSED:
-                for part in member_parts(file, source.name, member, begin, end, field, documents):
+            try:
+                for part in member_parts(file, source.label, member, begin, end, field, documents):
                     damage = part.damage
                     yield part._replace(bytes_read=source.size) if part.end == following else part
-            elif is_in_archive(member):
-                counts = {f"files in archives skipped, being {member.form}": 1}
-                notes = (str(refusal(member.name, member.form)),)
-                yield Part("", b"", end, disk_offset(file, 0), counts, name=member.name, notes=notes)
-            else:
-                raise refusal(member.name, member.form)
+            except RefusedError as error:
+                if not is_in_archive(member):
+                    raise
+                counts = {"files skipped in archives": 1}
+                yield Part(
+                    "", b"", end, disk_offset(file, 0), counts, name=member.name, notes=(f"{error} It was skipped.",)
+                )
             if end == following:
                 return
         damage = ""
@@ -173,7 +191,7 @@ def source_parts(file: BinaryIO, source: Source, start: Position, field: str | N
             damage = ""
         else:
             damage = describe(error)
-    yield Part("", b"", following, source.size, {}, damage, name=source.name)
+    yield Part("", b"", following, source.size, {}, damage, name=source.label)
 
 
 def is_in_archive(member: Member) -> bool:
@@ -183,7 +201,12 @@ def is_in_archive(member: Member) -> bool:
 def member_parts(
     file: BinaryIO, source: str, member: Member, begin: Position, end: Position, field: str | None, documents: str
 ) -> Iterator[Part]:
-    """The parts of one file from a position on; notes about it are with its first part."""
+    """The parts of one file from a position on; notes about it are with its first part.
+
+    Raises RefusedError if it has no text.
+    """
+    if is_in_archive(member) and is_description(member.name):
+        raise RefusedError(f"{member.name} has the name of a description.")
     kind = kind_of(member, documents, field)
     notes = kind_notes(source, begin.member == 0, member, kind) if not begin.offset else ()
     for part in (row_parts if kind.name in ROWS else text_parts)(file, member, kind, begin, end, field):
@@ -199,7 +222,8 @@ def kind_notes(source: str, is_first: bool, member: Member, kind: Kind) -> tuple
     if archives:
         notes.append(contradiction(member.name, forms[archives[-1] :]))
     if kind.width:
-        notes.append(f"{member.name} has lines wrapped at {kind.width} characters, which were joined to paragraphs.")
+        joined = f"{member.name} has lines wrapped at {kind.width} characters, which were joined to paragraphs"
+        notes.append(f"{joined}; --documents line or blank keeps them apart.")
     return tuple(filter(None, notes))
 
 

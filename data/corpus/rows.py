@@ -17,13 +17,13 @@ from ..cli import DataError
 from ..formats import ARROW_STREAM, PARQUET, SAMPLE_BYTES, RefusedError
 
 FIELDS = ("text", "content")  # without --field, in order of preference
-MAX_VALUE = 1 << 26  # characters of one value of JSON
+MAX_VALUE = 1 << 24  # characters of one value of JSON
 MAX_CELL = 1 << 24
 CHUNK_BYTES = 1 << 20
-SPACE_AND_COMMA, SPACE = re.compile(r"[\s,]*"), re.compile(r"\s*")
+SPACE_AND_COMMA = re.compile(r"[\s,]*")
 COLUMN_NAME = re.compile(r"[^\W\d][\w.:-]{0,39}( [\w.-]{1,40})?")
 SURROGATE = re.compile("[\ud800-\udfff]")
-DELIMITERS, TABLE_SUFFIXES, SAMPLE_ROWS = "\t,;|", (".csv", ".tsv", ".tab"), 200
+DELIMITERS, TABLE_SUFFIXES, SAMPLE_ROWS = ",\t;|", (".csv", ".tsv", ".tab"), 200
 
 
 # ---- JSON ------------------------------------------------------------------------------------------------------
@@ -51,7 +51,7 @@ def json_values(stream: Stream) -> Iterator:
     decoder, decode = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8")("replace").decode
     text, place, in_array, at_end, size = "\ufeff", 1, False, False, CHUNK_BYTES
     while True:
-        place = (SPACE_AND_COMMA if in_array else SPACE).match(text, place).end()
+        place = SPACE_AND_COMMA.match(text, place).end()
         if text.startswith("]" if in_array else "[", place):
             in_array, place = not in_array, place + 1
             continue
@@ -160,11 +160,13 @@ def find_table(sample: bytes, name: str, field: str | None) -> Table | None:
         for is_quoted in (True, False) if may_be_quoted else (False,):
             table = Table(delimiter, is_quoted)
             rows = sample_rows(table, text, is_whole)
-            if len(rows) < 3 or len(rows[0]) < 2 or any(len(row) != len(rows[0]) for row in rows):
+            if len(rows) < 3 or len(rows[0]) < 2 or sum(len(row) == len(rows[0]) for row in rows) < 0.95 * len(rows):
                 continue
-            if is_header(rows[0]) or field in rows[0]:
+            if sum(map(any, zip(*rows))) < 2:
+                continue  # indented prose
+            if is_header(rows[0]) or {field, *FIELDS} & set(rows[0]):
                 return table._replace(columns=rows[0])
-            if delimiter == "\t" and sum(map(all, zip(*rows))) >= 2:  # two columns are filled: it is not indentation
+            if delimiter == "\t":
                 return table
     if PurePath(name).suffix.lower() not in TABLE_SUFFIXES or not text.strip():
         return None
@@ -176,18 +178,17 @@ def find_table(sample: bytes, name: str, field: str | None) -> Table | None:
 
 
 def sample_rows(table: Table, text: str, is_whole: bool) -> list[list[str]]:
-    """The first rows, without blank ones; none if the text is not written in this way."""
+    """The first rows, without blank ones; none if quotes stand where CSV has none, as in tab-separated prose."""
     rows = []
+    is_strict = table.is_quoted and table.delimiter == "\t"
     try:
-        for row in table.reader(io.StringIO(text, newline=""), is_strict=True):
+        for row in table.reader(io.StringIO(text, newline=""), is_strict):
             if row:
                 rows.append(row)
             if len(rows) == SAMPLE_ROWS:
                 return rows
     except csv.Error as error:
-        if is_whole or str(error) != "unexpected end of data":
-            return []
-        return rows
+        return [] if is_whole or str(error) != "unexpected end of data" else rows
     return rows if is_whole else rows[:-1]
 
 

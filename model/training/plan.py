@@ -5,7 +5,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,19 +76,16 @@ def size_of(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def print_plan(
-    work: Work, measured: Measured, models: Mapping[str, nn.Module], corpus_blocks: float, counted: str
-) -> None:
-    """models: teacher and student, by name; corpus_blocks: for training; counted: how they were counted, in words."""
+def print_work(work: Work, measured: Measured, student: nn.Module, teacher: nn.Module | None) -> None:
+    """Parameters, steps, speed and time."""
     steps, tokens = work.last - work.first, work.blocks * work.block_size
     print("\nThe plan of this run:")
-    for name, model in models.items():
-        total = sum(parameter.numel() for parameter in model.parameters())
-        print_line(name, f"{total:,} parameters; the encoder's {count_parameters(model.config):,} are equation (9)")
+    for name, model in {"student": student, "teacher": teacher}.items():
+        if model is not None:
+            total, encoder = sum(each.numel() for each in model.parameters()), count_parameters(model.config)
+            print_line(name, f"{total:,} parameters; the encoder's {encoder:,} are equation (9)")
     done = f", after the {work.first:,} that are done" if work.first else ""
     print_line("steps", f"{steps:,} of {tokens:,} tokens{done}: {steps * tokens:,} tokens")
-    epochs = work.last * work.blocks / corpus_blocks
-    print_line("epochs", f"{epochs:.3g} of {corpus_blocks:,.0f} blocks of {work.block_size} tokens ({counted})")
     median, low, high = statistics.median(measured.steps), min(measured.steps), max(measured.steps)
     speeds = f"{tokens / high:,.0f} to {tokens / low:,.0f} in {len(measured.steps)} timed steps"
     print_line("speed", f"{tokens / median:,.0f} tokens/s ({speeds})")
@@ -97,6 +94,15 @@ def print_plan(
     spread = f"{hours[1]:,.3g} to {hours[2]:,.3g} at these speeds"
     checks = f"{validations} validations of {measured.validation:.1f} s"
     print_line("time", f"{hours[0]:,.3g} hours ({spread}), with {checks}")
+
+
+def print_corpus(work: Work, blocks: float | None, counted: str) -> None:
+    """blocks: of the corpus, for training, None if unknown; counted: how, or what is known instead."""
+    if blocks is None:
+        print_line("epochs", f"unknown until the corpus is fetched and prepared: {counted}")
+    else:
+        epochs = f"{work.last * work.blocks / blocks:.3g} of {blocks:,.0f} blocks of {work.block_size} tokens"
+        print_line("epochs", f"{epochs}, {counted}")
 
 
 def print_files(out: Path, student: nn.Module, state: Iterable[Tensor], memory: int, every: int, keep: int) -> None:
@@ -119,6 +125,7 @@ def print_files(out: Path, student: nn.Module, state: Iterable[Tensor], memory: 
     print_line("writes", f"{out}/")
     for name, words in files.items():
         print_line("", f"  {name:<22}{words}")
+    print("Nothing was trained or written. The same command without --plan starts the run.")
 
 
 def print_line(name: str, words: str) -> None:

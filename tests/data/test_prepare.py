@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+import tarfile
 import types
 import zlib
 from collections import Counter
@@ -15,10 +16,11 @@ from pathlib import Path
 import pytest
 
 from data import DataError, Tokenizer, demo
+from data.cli import OptionError
 from data.corpus import parts
-from data.prepare import prepare_into_cache
+from data.prepare import print_summary
 from tests.data.prepared import COMPRESS, TOKENIZER, assert_refused, command, lines, make, texts, write, write_parquet
-from tests.data.stored import encoded, manifest, part_documents, states, token_counts, tree
+from tests.data.stored import END, encoded, manifest, part_documents, token_counts, tree
 from tests.helpers import REAL_TEXT, REAL_TOKENIZER, needs
 
 pytestmark = pytest.mark.filterwarnings("ignore:'data.prepare' found in sys.modules")
@@ -218,6 +220,75 @@ def test_a_corpus_without_text_is_an_error_and_leaves_nothing(tmp_path, out, con
     assert command(out, path).returncode == 0
 
 
+def test_damage_is_shown_also_when_nothing_usable_remains(tmp_path, out):
+    write(tmp_path / "a.txt.gz", lines(200))
+    (tmp_path / "a.txt.gz").write_bytes((tmp_path / "a.txt.gz").read_bytes()[:30])
+    write(tmp_path / "b.jsonl", '{"texte": "un film"}\n')
+    write(tmp_path / "c.png", b"\x89PNG\r\n\x1a\n")
+    error = assert_refused(command(out, tmp_path, "--min-tokens", 99), "The corpus has no usable text")
+    for reason in (
+        r"1 JSON lines without a text",
+        r"a.txt.gz was not read to the end: Comp.*marker",
+        "c.png is an image",
+    ):
+        assert re.search(reason, error), error
+    assert tree(out) == {}
+    assert_refused(command(out, tmp_path / "c.png"), "c.png is an image")
+    (tmp_path / "only").mkdir()
+    (tmp_path / "c.png").rename(tmp_path / "only" / "c.png")
+    assert_refused(command(out, tmp_path / "only"), "no file that can be read. .*c.png is an image")
+
+
+def pipe(monkeypatch, content: str) -> None:
+    """As standard input."""
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(content.encode()))))
+
+
+def test_what_standard_input_holds_is_told_from_its_bytes(tmp_path, monkeypatch):
+    as_json = "".join(json.dumps({"body": text}) + "\n" for text in texts(60))
+    as_table = "id,body\n" + "".join(f'{number},"{text}"\n' for number, text in enumerate(texts(60)))
+    for number, content in enumerate((as_json, as_table, json.dumps([{"body": text} for text in texts(60)], indent=1))):
+        pipe(monkeypatch, content)
+        make(tmp_path / str(number), "-", field="body")
+        assert part_documents(tmp_path / str(number)) == [encoded(text) for text in texts(60)]
+
+
+def test_standard_input_that_cannot_be_read_is_called_so(out, monkeypatch):
+    pipe(monkeypatch, "%PDF-1.7\n")
+    with pytest.raises(DataError, match="standard input is a PDF document"):
+        make(out, "-")
+
+
+def test_a_field_of_plain_text_is_an_error(tmp_path, out, text, monkeypatch):
+    assert_refused(command(out, text, "--field", "body"), "--field body has no meaning: the input is plain text")
+    for content in (lines(60), ""):
+        pipe(monkeypatch, content)
+        with pytest.raises(OptionError, match="--field body has no meaning"):
+            make(out, "-", field="body")
+        assert not list(out.glob("*.bin"))
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(text)
+    assert_refused(command(out, tmp_path / "a.tar", "--field", "body"), "--field body has no meaning")
+    assert not list(out.glob("*.bin"))
+
+
+def test_few_documents_are_held_out_by_block(tmp_path, out, capsys):
+    path = write(tmp_path / "a.txt", " ".join(texts(200)))
+    made = make(out, path, held_out=0.01)
+    ids = [i for part in ("train", "held-out") for document in part_documents(out, part) for i in [*document, END]]
+    assert (made["hold_out"], made["token_counts"]) == (
+        "blocks",
+        token_counts(part_documents(out) + part_documents(out, "held-out")),
+    )
+    print_summary(made)
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first == f"corpus    {len(ids):,} tokens in 1 documents, 2 shards"
+    assert second == "held-out  1.0% of the blocks, as the documents are too few to hold out whole ones"
+    many = write(tmp_path / "b.txt", lines(600))
+    assert make(tmp_path / "many", many, held_out=0.01)["hold_out"] == "documents"
+    assert make(tmp_path / "none", path, held_out=0.0)["hold_out"] == "documents"
+
+
 WRONG_INPUTS = {"nothing.txt": "There is no corpus", "*.nothing": "There is no corpus", "a.pdf": "is a PDF document"}
 WRONG_INPUTS |= {"empty": "The folder .*empty has no", "- -": "only once"}
 WRONG_INPUTS |= {"a.txt b.parquet": "b.parquet has no column text or content"}
@@ -261,15 +332,3 @@ WRONG_OPTIONS = [
 def test_wrong_options_are_errors(out, text, option, value, message):
     assert_refused(command(out, text, f"--{option}", value), message)
     assert not out.exists()
-
-
-def test_a_corpus_is_prepared_into_the_cache_once(tmp_path, text, capsys):
-    folder = prepare_into_cache([str(text)], TOKENIZER, str(tmp_path / "cache"))
-    before = states(folder)
-    assert part_documents(folder, "held-out") and "tokens in" in capsys.readouterr().out
-    assert prepare_into_cache([str(text)], TOKENIZER, str(tmp_path / "cache")) == folder
-    assert states(folder) == before and capsys.readouterr().out == ""
-    os.utime(text, ns=(1, 1))
-    assert prepare_into_cache([str(text)], TOKENIZER, str(tmp_path / "cache")) != folder
-    with pytest.raises(DataError, match="Standard input cannot be read twice"):
-        prepare_into_cache(["-"], TOKENIZER, str(tmp_path / "cache"))

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import gzip
 import io
+import json
 import random
 import subprocess
 import sys
@@ -17,8 +18,9 @@ from data import DataError
 from data.corpus import parts as reader
 from data.corpus.files import corpus_files, find_sources
 from data.corpus.parts import Position, Source, read_parts
-from data.formats import JSON_LINES
+from data.formats import JSON, JSON_LINES
 from tests.data.prepared import COMPRESS, parts, write
+from tests.data.test_archives import pack_tar, pack_zip
 from tests.helpers import REPOSITORY
 
 BLOCK = (1 << 17) + 1000  # bytes that one flipped bit can damage, at most
@@ -146,6 +148,47 @@ def test_utf16_is_read_from_every_start(tmp_path, small, encoding, suffix):
     assert joined(found).decode() == text and not any(part.damage for part in found) and len(found) > 10
     for part, after in pairwise(found):
         assert parts(path, start=part.end)[0].content == after.content
+
+
+@pytest.mark.parametrize("pack", [pack_tar, pack_zip, lambda files: gzip.compress(pack_tar(files))])
+def test_archives_are_read_from_every_start(tmp_path, small, pack):
+    """Each file as its bytes say; what has no text is named, and counted."""
+    files = {"a.txt": numbered_lines(60), "b.png": b"\x89PNG\r\n\x1a\n", "empty.txt": b"", "README.md": b"Un corpus.\n"}
+    files |= {"c.txt": b'{"text": "Un film."}\n' * 50, "d": json.dumps([{"text": "Un livre."}] * 99).encode()}
+    files |= {"e.csv": b"id,phrase\n" + b"1,x\n" * 9, "f.gz": gzip.compress(numbered_lines(60))}
+    (tmp_path / "a").write_bytes(pack(files))
+    path, other = tmp_path / "a", write(tmp_path / "b.txt", b"after it\n")
+    found = parts(path, other)
+    kinds = {part.name.rpartition("/")[2]: part.kind for part in found if part.kind}
+    assert kinds == {
+        "a.txt": "line",
+        "empty.txt": "line",
+        "c.txt": JSON_LINES,
+        "d": JSON,
+        "f.gz": "line",
+        "b.txt": "line",
+    }
+    assert joined(part for part in found if part.kind == "line") == 2 * numbered_lines(60) + b"after it\n"
+    assert sum((Counter(part.counts) for part in found), Counter()) == {"files skipped in archives": 3}
+    notes = [note.removeprefix(f"{path}/") for part in found for note in part.notes]
+    assert [note.partition(" ")[0] for note in notes] == ["b.png", "README.md", "c.txt", "e.csv"]
+    assert notes[2] == "c.txt is JSON lines, in spite of its name."
+    for number, part in enumerate(found[:-1]):
+        again = parts(path, other, start=part.end)
+        assert [each[:3] for each in again] == [each[:3] for each in found[number + 1 :]]
+
+
+def test_an_archive_that_is_cut_is_read_up_to_there(tmp_path, small):
+    content = gzip.compress(
+        pack_tar({"a.txt": numbered_lines(200), "b.txt": random.Random(0).randbytes(9999).hex().encode()})
+    )
+    (tmp_path / "a.tgz").write_bytes(content[: len(content) // 2])
+    found = parts(tmp_path / "a.tgz", write(tmp_path / "b.txt", b"after it\n"))
+    assert joined(found).startswith(numbered_lines(200)) and found[-1].content == b"after it\n"
+    assert [part.name.rpartition("/")[2] for part in found if part.damage] == ["b.txt"]  # said once
+    (tmp_path / "a.zip").write_bytes(pack_zip({"a.txt": numbered_lines(99)})[:-9])
+    (part,) = parts(tmp_path / "a.zip")
+    assert part.damage == "File is not a zip file" and part.name == str(tmp_path / "a.zip")
 
 
 DAMAGE = [(0.001, 0), (0.3, 0), (0.9, 0), (0.999, 0), (0.5, 64), (0.75, 64), (0.95, 1)]

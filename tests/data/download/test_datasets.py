@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from data import DataError, demo
+from data.cache import prepared_folder
 from data.download import datasets, hub
 from data.download.datasets import FETCHED, dataset_files, fetched, parse_dataset
-from data.prepare import prepare_into_cache
 from tests.data.download.fake_hub import COMMIT, DATASET, PUSHED, blob_hash, tree
 from tests.data.prepared import TOKENIZER, command, make, texts, write_parquet
 from tests.data.stored import manifest
@@ -355,20 +355,20 @@ def test_other_texts_are_another_corpus(fake, tmp_path):
 
 
 def test_a_prepared_data_set_needs_no_hub(fake, tmp_path, monkeypatch, capsys):
-    folder = prepare_into_cache([NAME], TOKENIZER, str(tmp_path / "corpora"))
+    folder = prepared_folder([NAME], TOKENIZER, str(tmp_path / "corpora"))
     assert manifest(folder)["hub"] == [f"{DATASET}@{COMMIT}"]
     fake.main = PUSHED
     fake.requests.clear()
-    assert prepare_into_cache([NAME], TOKENIZER, str(tmp_path / "corpora")) == folder and not content_gets(fake)
+    assert prepared_folder([NAME], TOKENIZER, str(tmp_path / "corpora")) == folder and not content_gets(fake)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     fake.requests.clear()
-    assert prepare_into_cache([NAME], TOKENIZER, str(tmp_path / "corpora")) == folder and not fake.requests
+    assert prepared_folder([NAME], TOKENIZER, str(tmp_path / "corpora")) == folder and not fake.requests
     assert_refused(f"{NAME}/data is not complete in the cache, and HF_HUB_OFFLINE", f"{NAME}/data")
     with pytest.raises(DataError, match="train-00000.jsonl.gz is needed, which HF_HUB_OFFLINE forbids to fetch"):
-        prepare_into_cache([NAME], TOKENIZER, str(tmp_path / "other"))
+        prepared_folder([NAME], TOKENIZER, str(tmp_path / "other"))
     monkeypatch.delenv("HF_HUB_OFFLINE")
     fake.status["tree"] = [503]
-    assert prepare_into_cache([NAME], TOKENIZER, str(tmp_path / "corpora")) == folder
+    assert prepared_folder([NAME], TOKENIZER, str(tmp_path / "corpora")) == folder
     assert "the hub cannot be reached" in capsys.readouterr().err
     (listing,) = (tmp_path / "cache").rglob("*.json")
     listing.write_text("[[1]]")

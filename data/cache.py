@@ -1,0 +1,116 @@
+"""Text that train.py is given as its corpus: prepared once into a cache, or a sample of it for an estimate."""
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from . import demo
+from .cli import MB, DataError
+from .corpus.documents import documents
+from .corpus.files import Candidate, corpus_files, find_sources
+from .corpus.parts import STDIN, errors_in, read_parts
+from .corpus.shards import FORMAT, MANIFEST
+from .prepare import Options, prepare, print_summary
+from .tokenizer import Tokenizer
+
+DEMO = ("demo",)  # the corpus of the demo
+HELD_OUT = 0.05  # of a small corpus
+SAMPLE_BYTES = 4_000_000
+
+
+def prepared_folder(paths: Sequence[str], tokenizer: Tokenizer, cache: str) -> Path:
+    """The folder of the prepared corpus: the path itself, or, for text, a folder in the cache.
+
+    paths: as data.prepare takes them, or DEMO. Text is prepared unless an earlier run has done so.  Raises DataError.
+    """
+    if is_prepared(paths):
+        return Path(paths[0])
+    paths = [demo.write_texts(cache)] if paths == DEMO else paths
+    files = text_files(paths)
+    folder = cache_folder(files, tokenizer, cache)
+    if not (folder / MANIFEST).exists():
+        settings = dict(tokenizer=str(tokenizer.path), out=str(folder), workers=1, held_out=HELD_OUT)
+        print_summary(prepare(Options(tuple(paths), **settings), tokenizer, files))
+    return folder
+
+
+def is_prepared(paths: Sequence[str]) -> bool:
+    return len(paths) == 1 and (Path(paths[0]) / MANIFEST).is_file()
+
+
+def text_files(paths: Sequence[str]) -> list[Candidate]:
+    """Raises DataError."""
+    files = corpus_files(paths)
+    if any(file.name == STDIN for file in files):
+        raise DataError("Standard input cannot be read twice. Run data.prepare on it, and use the folder it writes.")
+    return files
+
+
+def cache_folder(files: Sequence[Candidate], tokenizer: Tokenizer, cache: str) -> Path:
+    """Its name is a hash of the files' names, sizes and times (on the hub: hashes), and of the tokenizer."""
+    state = []
+    for file in files:
+        if file.remote:
+            state.append((file.name, file.remote.size, file.remote.digest))
+            continue
+        with errors_in(file.name):
+            stat = os.stat(file.name)
+        state.append((file.name, stat.st_size, stat.st_mtime_ns))
+    return Path(cache, hashlib.sha256(repr((FORMAT, state, tokenizer.sha256())).encode()).hexdigest()[:16])
+
+
+# ---- a sample --------------------------------------------------------------------------------------------------
+
+
+class Sample(NamedTuple):
+    """A prepared corpus, or a part of one in a temporary folder."""
+
+    folder: Path
+    share: float | None  # of the corpus's bytes; None if the text is not from the corpus
+    counted: str  # how its size is known, or what is known of it
+    temporary: tempfile.TemporaryDirectory | None = None  # removed with this object
+
+
+def sample_folder(paths: Sequence[str], tokenizer: Tokenizer, cache: str) -> Sample:
+    """What can be known of a corpus without preparing it: it itself, if it is prepared, else its first texts.
+
+    paths: as of prepared_folder. Of data sets on the hub nothing is fetched: the demo's texts take their place.
+    Raises DataError.
+    """
+    if is_prepared(paths):
+        return Sample(Path(paths[0]), 1.0, "counted")
+    temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    place = Path(temporary.name)
+    files = text_files([demo.write_texts(place)] if paths == DEMO else paths)
+    folder = cache_folder(files, tokenizer, cache)
+    if (folder / MANIFEST).exists():
+        return Sample(folder, 1.0, "counted")
+    if any(file.remote for file in files):
+        size = sum(file.remote.size if file.remote else os.path.getsize(file.name) for file in files)
+        path, share, counted = demo.write_texts(place), None, f"{size / MB:,.1f} MB in {len(files):,} files"
+    else:
+        path, done, total = write_sample(files, place)
+        share, counted = done / max(total, 1), f"estimated from {done / MB:,.1f} of {total / MB:,.1f} MB"
+    settings = dict(tokenizer=str(tokenizer.path), out=str(place / "tokens"), workers=1, held_out=HELD_OUT)
+    prepare(Options((str(path),), **settings), tokenizer)
+    return Sample(place / "tokens", share, f"{counted}; to be prepared into {folder}", temporary)
+
+
+def write_sample(files: Sequence[Candidate], place: Path) -> tuple[Path, int, int]:
+    """Writes the first texts of the files -> its path; the bytes on disk that they are from, and those of all files."""
+    sources = find_sources(files, None, "auto", lambda note: print(f"note: {note}", file=sys.stderr))
+    total, done, path = sum(source.size for source in sources), 0, place / "sample.jsonl"
+    with path.open("w", encoding="utf-8") as sample:
+        for part in read_parts(sources):
+            for paragraphs in documents(part, None, False, Counter()):
+                sample.write(json.dumps({"text": "\n".join(paragraphs)}) + "\n")
+            done = part.bytes_read
+            if sample.tell() > SAMPLE_BYTES:
+                break
+    return path, done, total

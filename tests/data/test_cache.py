@@ -1,0 +1,49 @@
+"""Text given to train.py as its corpus: prepared once, or sampled for an estimate."""
+
+import json
+import os
+
+import pytest
+
+from data import DataError
+from data.blocks import open_blocks
+from data.cache import prepared_folder, sample_folder
+from tests.data.prepared import TOKENIZER, lines, part_documents, states, write
+
+
+def test_a_corpus_is_prepared_into_the_cache_once(tmp_path, text, capsys):
+    folder = prepared_folder([str(text)], TOKENIZER, str(tmp_path / "cache"))
+    before = states(folder)
+    assert part_documents(folder, "held-out") and "tokens in" in capsys.readouterr().out
+    assert prepared_folder([str(text)], TOKENIZER, str(tmp_path / "cache")) == folder
+    assert states(folder) == before and capsys.readouterr().out == ""
+    os.utime(text, ns=(1, 1))
+    assert prepared_folder([str(text)], TOKENIZER, str(tmp_path / "cache")) != folder
+    with pytest.raises(DataError, match="Standard input cannot be read twice"):
+        prepared_folder(["-"], TOKENIZER, str(tmp_path / "cache"))
+
+
+def test_a_prepared_corpus_is_its_own_sample(tmp_path, text):
+    cache = str(tmp_path / "cache")
+    folder = prepared_folder([str(text)], TOKENIZER, cache)
+    for paths in ([str(text)], [str(folder)]):
+        assert sample_folder(paths, TOKENIZER, cache)[:3] == (folder, 1.0, "counted")
+
+
+@pytest.mark.parametrize("suffix", ["txt", "jsonl"])
+def test_a_sample_estimates_the_size_of_a_corpus(tmp_path, suffix):
+    """Of three files, 12 MB; the estimate is right to a few per cent, and nothing is left behind."""
+    texts = lines(3000)
+    for number in range(3):
+        content = [json.dumps({"text": line}) if suffix == "jsonl" else line for line in texts for _ in range(25)]
+        write(tmp_path / "corpus" / f"{number}.{suffix}", content)
+    cache, paths = str(tmp_path / "cache"), [str(tmp_path / "corpus")]
+    sample = sample_folder(paths, TOKENIZER, cache)
+    assert not os.path.exists(cache) and 0 < sample.share < 0.9
+    estimate = len(open_blocks(sample.folder, TOKENIZER, 32)[0]) / sample.share
+    assert "estimated from" in sample.counted and f"to be prepared into {cache}" in sample.counted
+    folder = sample.folder
+    del sample
+    assert not folder.exists()
+    whole = len(open_blocks(prepared_folder(paths, TOKENIZER, cache), TOKENIZER, 32)[0])
+    assert estimate == pytest.approx(whole, rel=0.05)
