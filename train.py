@@ -59,6 +59,7 @@ DEMO_TEXT_STEPS = 1000  # at most, with a teacher that is not the demo's: a test
 COMPILE_STEPS = 1000  # shorter runs end before compilation has paid off
 CHUNK_MB = "{cpu}; on a GPU {cuda}".format(**{name: size >> 20 for name, size in CHUNK_BYTES.items()})
 VALIDATION_BLOCKS = 256  # at most
+SIZE_GROUP = "student size, for --teacher none only (default: DistilCamemBERT's)"
 SIZES = ("num_layers", "hidden_size", "num_heads", "intermediate_size")  # options for --teacher none
 MAY_DIFFER = (  # options that do not affect the student: a run resumes with other values of them
     *("out", "device", "cache", "log_every", "eval_every", "checkpoint_every"),
@@ -73,9 +74,12 @@ class Options:
     """Every option of a run with its default. Stored with the student."""
 
     teacher: str = option(
-        "demo", "model to distil: path or owner/name; demo; none: masked LM alone", "input and output", metavar="MODEL"
+        "demo",
+        "model to distil: path, or owner/name; demo; none: masked LM",
+        "input and output",
+        metavar="MODEL",
     )
-    tokenizer: str | None = option(None, "SentencePiece model (default: beside the teacher)", metavar="PATH")
+    tokenizer: str | None = option(None, "SentencePiece model (default: the teacher's)", metavar="PATH")
     corpus: tuple[str, ...] = option(DEMO, "prepared folder, text, hub:owner/dataset", nargs="+", metavar="PATH")
     cache: str = option("runs/corpora", "folder where text given as --corpus is prepared", metavar="FOLDER")
     out: str = option("runs/student", "folder for the student, metrics.jsonl and checkpoints", metavar="FOLDER")
@@ -134,14 +138,7 @@ class Options:
     max_skipped: int = option(20, "steps in a row with a non-finite gradient before the run gives up", least=1)
     tensorboard: bool = option(False, "also log to TensorBoard (needs tensorboard)")
 
-    num_layers: int | None = option(
-        None,
-        "layers",
-        "student size, for --teacher none only (default: DistilCamemBERT's)",
-        type=int,
-        least=1,
-        most=1000,
-    )
+    num_layers: int | None = option(None, "layers", SIZE_GROUP, type=int, least=1, most=1000)
     hidden_size: int | None = option(None, "hidden size", type=int, metavar="SIZE", least=1, most=16384)
     num_heads: int | None = option(None, "attention heads", type=int, metavar="HEADS", least=1, most=16384)
     intermediate_size: int | None = option(None, "feed-forward size", type=int, metavar="SIZE", least=1, most=65536)

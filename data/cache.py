@@ -102,15 +102,17 @@ def sample_folder(paths: Sequence[str], tokenizer: Tokenizer, cache: str) -> Sam
     return Sample(place / "tokens", share, f"{counted}; to be prepared into {folder}", temporary)
 
 
-def write_sample(files: Sequence[Candidate], place: Path) -> tuple[Path, int, int]:
-    """Writes the first texts of the files -> its path; the bytes on disk that they are from, and those of all files."""
+def write_sample(files: Sequence[Candidate], place: Path) -> tuple[Path, float, int]:
+    """Writes the first texts of the files -> its path; the bytes on disk that they take up, and those of all files."""
     sources = find_sources(files, None, "auto", lambda note: print(f"note: {note}", file=sys.stderr))
-    total, done, path = sum(source.size for source in sources), 0, place / "sample.jsonl"
+    total, path = sum(source.size for source in sources), place / "sample.jsonl"
+    written, read = [], []  # bytes after each part; files are read ahead, but by the same amount at each part
     with path.open("w", encoding="utf-8") as sample:
         for part in read_parts(sources):
             for paragraphs in documents(part, None, False, Counter()):
                 sample.write(json.dumps({"text": "\n".join(paragraphs)}) + "\n")
-            done = part.bytes_read
-            if sample.tell() > SAMPLE_BYTES:
-                break
-    return path, done, total
+            written.append(sample.tell())
+            read.append(part.bytes_read)
+            if written[0] < written[-1] and written[-1] > SAMPLE_BYTES and read[-1] < total:
+                return path, written[-1] * (read[-1] - read[0]) / (written[-1] - written[0]), total
+    return path, total, total

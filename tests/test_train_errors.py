@@ -62,7 +62,7 @@ WRONG_FILES = {
     "a corpus that is not UTF-8": (replace_corpus("été\n" * 50, "latin-1"), "is not UTF-8. Convert it"),
     "a corpus of special tokens": (replace_corpus("".join("<mask> " * n + "\n" for n in range(120))), "is masked"),
     "a corpus of zero-width spaces": (replace_corpus("\u200b\n" * 500), "no usable text"),
-    "too small a corpus": (replace_corpus("Un film.\n"), "for two blocks of 32"),
+    "too small a corpus": (replace_corpus("Un film.\n"), "too few tokens, 4, for two blocks of 32"),
     "a corpus folder without text": (lambda folder: (folder / "corpus").mkdir(), "has no file in it"),
     "an output that is a file": (lambda folder: (folder / "out").write_text("x"), "cannot be written"),
 }

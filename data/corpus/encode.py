@@ -107,7 +107,7 @@ def encode_parts(parts: Iterable[Part], tokenizer: Tokenizer, rules: Rules, work
     except BrokenProcessPool:
         raise DataError("A worker was killed, probably because memory ran out. Use fewer --workers.") from None
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
 
 
 def submit(pool: ProcessPoolExecutor, part: Part) -> Future:

@@ -8,7 +8,8 @@ import pytest
 from data import DataError
 from data.blocks import open_blocks
 from data.cache import prepared_folder, sample_folder
-from tests.data.prepared import TOKENIZER, lines, part_documents, states, write
+from tests.data.prepared import TOKENIZER, lines, write
+from tests.data.stored import part_documents, states
 
 
 def test_a_corpus_is_prepared_into_the_cache_once(tmp_path, text, capsys):
@@ -33,10 +34,11 @@ def test_a_prepared_corpus_is_its_own_sample(tmp_path, text):
 @pytest.mark.parametrize("suffix", ["txt", "jsonl"])
 def test_a_sample_estimates_the_size_of_a_corpus(tmp_path, suffix):
     """Of three files, 12 MB; the estimate is right to a few per cent, and nothing is left behind."""
-    texts = lines(3000)
+    texts = lines(3000).splitlines() * 25
+    (tmp_path / "corpus").mkdir()
     for number in range(3):
-        content = [json.dumps({"text": line}) if suffix == "jsonl" else line for line in texts for _ in range(25)]
-        write(tmp_path / "corpus" / f"{number}.{suffix}", content)
+        content = [json.dumps({"text": line}) if suffix == "jsonl" else line for line in texts]
+        write(tmp_path / "corpus" / f"{number}.{suffix}", "\n".join(content))
     cache, paths = str(tmp_path / "cache"), [str(tmp_path / "corpus")]
     sample = sample_folder(paths, TOKENIZER, cache)
     assert not os.path.exists(cache) and 0 < sample.share < 0.9

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from data import DataError, demo
-from data.cache import prepared_folder
+from data.cache import prepared_folder, sample_folder
 from data.download import datasets, hub
 from data.download.datasets import FETCHED, dataset_files, fetched, parse_dataset
 from tests.data.download.fake_hub import COMMIT, DATASET, PUSHED, blob_hash, tree
@@ -352,6 +352,12 @@ def test_other_texts_are_another_corpus(fake, tmp_path):
     with pytest.raises(DataError, match="holds a corpus prepared with other sources"):
         make(tmp_path / "out", NAME)
     make(tmp_path / "out", f"{NAME}@{COMMIT}")
+
+
+def test_the_plan_of_a_run_fetches_nothing(fake, tmp_path):
+    sample = sample_folder([NAME], TOKENIZER, str(tmp_path / "corpora"))
+    assert sample.share is None and "MB in 3 files; to be prepared into" in sample.counted
+    assert not content_gets(fake) and not (tmp_path / "corpora").exists()
 
 
 def test_a_prepared_data_set_needs_no_hub(fake, tmp_path, monkeypatch, capsys):

@@ -42,10 +42,12 @@ def test_epochs_time_and_their_spread(capsys):
     measured = plan.Measured([2.0, 1.0, 4.0], 90.0, 3 * 10**9)
     work = plan.Work(first=0, last=3600, blocks=8, block_size=128, eval_every=1800)
     teacher = make_teacher()
-    plan.print_plan(work, measured, {"student": MaskedLM(teacher.config), "teacher": teacher}, 14400, "counted")
+    plan.print_work(work, measured, MaskedLM(teacher.config), teacher)
+    plan.print_corpus(work, 14400, "counted")
+    plan.print_corpus(work, None, "45,000.0 MB in 12 files")
     out = capsys.readouterr().out
     assert "3,600 of 1,024 tokens: 3,686,400 tokens" in out
-    assert "2 of 14,400 blocks of 128 tokens (counted)" in out
+    assert "2 of 14,400 blocks of 128 tokens, counted\n" in out and "unknown until the corpus is fetched" in out
     assert "512 tokens/s (256 to 1,024 in 3 timed steps)" in out
     assert "2.08 hours (1.07 to 4.08 at these speeds), with 3 validations of 90.0 s" in out  # 3600 × 2 s + 3 × 90 s
     assert out.count(f"{count_parameters(teacher.config):,} are equation (9)") == 2
@@ -64,11 +66,12 @@ def test_what_is_written_and_whether_there_is_room(capsys, monkeypatch, tmp_path
 
 
 def test_the_plan_of_a_run_trains_and_writes_nothing(place):
+    before = sorted(place.rglob("*"))
     result = run(place, plan=True, steps=40, eval_every=10)
     assert "40 of 64 tokens" in result.stdout and "with 5 validations" in result.stdout
     assert re.search(r"epochs    [\d.]+ of [\d,]+ blocks of 32 tokens", result.stdout)
     assert "step 1" not in result.stdout and "Nothing was trained or written" in result.stdout
-    assert not (place / "out").exists()
+    assert sorted(place.rglob("*")) == before
 
 
 def test_the_plan_of_a_run_that_was_stopped(place):
