@@ -2,9 +2,9 @@
 
 python train.py
     a demo without any input, about a minute on two cores
-python train.py --teacher almanach/camembert-base --corpus texts/ --steps 100000 --accumulate 16 \\
+python train.py --teacher camembert.safetensors --corpus texts/ --steps 100000 --accumulate 16 \\
                 --out runs/distilcamembert
-    the real model, from the hub, as --corpus hub:owner/dataset is. Prepare a large corpus beforehand: data.prepare
+    the real model, or --teacher almanach/camembert-base from the hub; --plan says first what it will do and cost
 python train.py --teacher none --tokenizer sentencepiece.bpe.model --corpus texts/
     masked LM without a teacher: the baseline without distillation
 """

@@ -309,7 +309,7 @@ def limit_files():
 
 
 def test_a_full_disk_while_a_checkpoint_is_written(place, whole, half):
-    with command(place, half, checkpoint_every=2, preexec_fn=limit_files) as process:
+    with command(place, half, checkpoint_every=2, eval_every=0, preexec_fn=limit_files) as process:
         assert process.end() == 2, process.output
     assert "The checkpoint could not be written to" in process.output and "File too large" in process.output
     assert "The earlier ones are intact: free some space, and the same command resumes from them." in process.output
