@@ -4,7 +4,7 @@ python train.py
     a demo without any input, about a minute on two cores
 python train.py --teacher camembert.safetensors --corpus texts/ --steps 100000 --accumulate 16 \\
                 --out runs/distilcamembert
-    the real model, or --teacher almanach/camembert-base from the hub; --plan says first what it will do and cost
+    the real model, also --teacher almanach/camembert-base; --plan first says what the run will do and cost
 python train.py --teacher none --tokenizer sentencepiece.bpe.model --corpus texts/
     masked LM without a teacher: the baseline without distillation
 """

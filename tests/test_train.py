@@ -312,7 +312,7 @@ def test_the_demo_and_its_loss_trace(tmp_path):
     words = ("--steps", 4, "--log-every", 1, "--precision", "fp32", "--out", tmp_path, "--cache", tmp_path / "cache")
     result = helpers.run_command("train.py", *words)
     assert result.returncode == 0, result.stderr
-    for words in ("the corpus is a demo", "That was the demo. To distil CamemBERT", "--teacher camembert-base"):
+    for words in ("the corpus is a demo", "That was the demo. To distil CamemBERT", "--teacher camembert.safetensors"):
         assert words in result.stdout
     accuracy = provenance(tmp_path)["held_out_accuracy"]
     assert accuracy["teacher"] > 0.7 > accuracy["student before"]

@@ -215,9 +215,7 @@ def print_summary(accuracy: dict[str, float], held_out: dict[str, float], on_dem
 def print_next_steps(out: Path, is_demo: bool) -> None:
     print(f"\nWritten: {out / STUDENT}, with its tokenizer inside, and {METRICS}.")
     if is_demo:
-        print(
-            "That was the demo. To distil CamemBERT, fetch it from the hub and use your own text (--plan says the cost):"
-        )
+        print("That was the demo. To distil CamemBERT, fetch it from the hub and use your own text:")
         print("  python convert_weights.py almanach/camembert-base camembert.safetensors")
         print("  python train.py --teacher camembert.safetensors --corpus texts/ --steps 100000 --accumulate 16 \\")
         print("                  --out runs/distilcamembert")
