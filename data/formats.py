@@ -7,7 +7,7 @@ hold others; REFUSED lists those that hold no text which could be read, each wit
 import codecs
 import json
 import re
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from .cli import DataError
 
@@ -27,6 +27,7 @@ NOT_UTF8, BINARY, TORCH, OFFICE = "not UTF-8", "binary data of an unknown kind",
 LIKE_JSON = "made of lines that look like JSON, but are not"
 RARE_ZIP = "compressed in a way that is rare in zip archives"
 BOOK, NUMPY, ENCRYPTED, DEEP = "an EPUB or OpenDocument", "a NumPy file", "encrypted", "an archive nested too deeply"
+LFS_START, LFS_POINTER = b"version https://git-lfs.github.com/spec/", "a Git LFS pointer, not the file itself"
 UNPACK, EXTRACT = "Unpack it first.", "Extract its text first, for example with"
 REFUSED = {  # form -> what to do
     "a PDF document": f"{EXTRACT} pdftotext.",
@@ -48,7 +49,7 @@ REFUSED = {  # form -> what to do
     ENCRYPTED: "Decrypt it first.",
     RARE_ZIP: UNPACK,
     DEEP: UNPACK,
-    "a Git LFS pointer, not the file itself": "Fetch the file: git lfs pull.",
+    LFS_POINTER: "Fetch the file: git lfs pull.",
     "a dump of a database": "Load it, and export its text column as JSON lines.",
     LIKE_JSON: "Write each line as JSON: names and texts in double quotes, nothing after the closing brace.",
     "an SQLite database": "Export its text column as JSON lines.",
@@ -76,7 +77,6 @@ MAGIC = {  # first bytes -> form
     b"PK\x05\x06": ZIP,  # without members
     b"PK\x07\x08": ZIP,
     b"PAR1": PARQUET,
-    b"PARE": "encrypted Parquet",
     b"ARROW1": ARROW_FILE,
     b"FEA1": "Feather version 1",
     b"%PDF-": "a PDF document",
@@ -90,7 +90,7 @@ MAGIC = {  # first bytes -> form
     b"\xff\x06\x00\x00sNaPpY": "compressed with Snappy",
     b"\x89LZO\x00": "compressed with lzop",
     b"\x1f\x9d": "compressed with compress",
-    b"version https://git-lfs.github.com/spec/": "a Git LFS pointer, not the file itself",
+    LFS_START: LFS_POINTER,
     b"SQLite format 3\x00": "an SQLite database",
     b"\x89HDF\r\n\x1a\n": "an HDF5 file",
     b"Obj\x01": "an Avro file",
@@ -112,6 +112,7 @@ MAGIC = {  # first bytes -> form
     b"WARC/0.": "a web archive (WARC)",
 }
 MAGIC_PATTERNS = [
+    (re.compile(rb"PARE.{0,4}[\x00-\x08]", re.DOTALL), "encrypted Parquet"),  # and not the word PAREIL
     (re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)", re.DOTALL), BZIP2),
     (re.compile(rb"[\x50-\x5f]\*M\x18", re.DOTALL), ZSTD),  # a skippable frame first, as pzstd writes
     (re.compile(rb"\xff{4}(?!\x00{4}).{3}\x00", re.DOTALL), ARROW_STREAM),
@@ -267,6 +268,11 @@ def contradiction(name: str, forms: tuple[str, ...]) -> str:
     if tuple(found[: len(said)]) == said or (found == [EMPTY] and said == (TEXT,)):
         return ""
     return f"{name} is {described(forms)}, in spite of its name."
+
+
+def lfs_pointer(path: Path, head: bytes) -> str:
+    """What to tell the user if a file that begins so is a Git LFS pointer; empty for every other file."""
+    return str(refusal(str(path), LFS_POINTER)) if head.startswith(LFS_START) else ""
 
 
 def described(forms: tuple[str, ...]) -> str:

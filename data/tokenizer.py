@@ -29,7 +29,7 @@ import sentencepiece
 from safetensors import SafetensorError, safe_open
 
 from .cli import DataError
-from .lfs import START, pointer_sentence
+from .formats import LFS_START, lfs_pointer
 
 FILE_NAME = "sentencepiece.bpe.model"  # its name on the Hugging Face hub, and as a tensor inside a model's file
 DIGEST = "tokenizer_sha256"  # its hash, in the metadata of a model's file
@@ -56,7 +56,7 @@ class Tokenizer:
         try:
             self._sentencepiece = sentencepiece.SentencePieceProcessor(model_proto=self.content)
         except RuntimeError:
-            if pointer := pointer_sentence(self.path, self.content):
+            if pointer := lfs_pointer(self.path, self.content):
                 raise DataError(pointer) from None
             raise DataError(f"{self.path} is not a SentencePiece model. Give the {FILE_NAME} of a CamemBERT.") from None
         first = [self._sentencepiece.id_to_piece(i) for i in range(min(3, len(self._sentencepiece)))]
@@ -201,7 +201,7 @@ def embedded_tokenizer(path: Path) -> bytes | None:
     Raises DataError for a wrong hash and for a Git LFS pointer, so that nobody looks for the tokenizer beside one.
     """
     with path.open("rb") as file:
-        if pointer := pointer_sentence(path, file.read(len(START))):
+        if pointer := lfs_pointer(path, file.read(len(LFS_START))):
             raise DataError(pointer)
     if not is_safetensors(path):
         return None

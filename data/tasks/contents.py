@@ -49,7 +49,8 @@ def read_content(path: str, report: Report) -> Content:
 def contradicts_name(member: Member) -> str:
     """A sentence if the name says that a file is something else, "" if not."""
     forms = (TEXT, TABLE) if member.form == TEXT else (member.form,)  # text may well be a table
-    said = [contradiction(member.name, (*member.layers, form)) for form in forms]
+    inside = max((index + 1 for index, layer in enumerate(member.layers) if layer in (TAR, ZIP)), default=0)
+    said = [contradiction(member.name, (*member.layers[inside:], form)) for form in forms]
     return said[0] if all(said) else ""
 
 

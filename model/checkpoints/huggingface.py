@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from data.lfs import pointer_sentence
+from data.formats import lfs_pointer
 
 from ..config import EncoderConfig, ModelError
 from ..encoder import Encoder
@@ -266,7 +266,7 @@ def read_json(path: Path) -> dict:
         if not path.is_file() or path.stat().st_size > MAX_JSON_BYTES:
             raise ModelError(f"{path} is not a file of at most {MAX_JSON_BYTES / 1e6:.0f} MB. Download it again.")
         content = path.read_bytes()
-        if pointer := pointer_sentence(path, content):
+        if pointer := lfs_pointer(path, content):
             raise ModelError(pointer)
         values = json.loads(content.decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from data.lfs import START, pointer_sentence
+from data.formats import LFS_START, lfs_pointer
 from data.tokenizer import DIGEST, FILE_NAME, Tokenizer
 
 from ..config import EncoderConfig, ModelError
@@ -190,10 +190,10 @@ def check_file(path: Path) -> None:
         if not path.is_file():
             raise ModelError(f"There is no file {path}. Check the path.")
         with path.open("rb") as file:
-            start = file.read(len(START))
+            start = file.read(len(LFS_START))
         if not start:
             raise ModelError(f"{path} is empty. Download or copy it again.")
-        if pointer := pointer_sentence(path, start):
+        if pointer := lfs_pointer(path, start):
             raise ModelError(pointer)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}.") from None

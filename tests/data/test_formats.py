@@ -89,6 +89,9 @@ FORMS = [
     (b"WARC/1.0\r\nWARC-Type: warcinfo\r\n", "a web archive (WARC)"),
     (b"WARC est un format\n", TEXT),
     (b"PARIS, 1830.\n", TEXT),
+    ("PAREIL \u00e0 lui-m\u00eame\n".encode(), TEXT),
+    (b"PARENTS\n", TEXT),
+    (b"PARE\x2a\x01\x00\x00\x15", "encrypted Parquet"),
     (b"BZh est une suite de lettres", TEXT),
 ]
 

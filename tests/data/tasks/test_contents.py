@@ -80,6 +80,11 @@ def test_archives(tmp_path, monkeypatch, examples, pack):
         read_task("nli", [f"{path}/dev.tsv"], print)
 
 
+def test_what_a_member_is_called_is_no_contradiction(examples):
+    for name, archive in (("xnli.zip", zipped), ("xnli.tar", tarred)):
+        assert examples("nli", archive({"XNLI-1.0/xnli.test.tsv": TSV}), name) == (THREE, [])
+
+
 def test_tweets_in_an_archive(tmp_path):
     path = write(
         tmp_path / "t.zip",
