@@ -57,6 +57,16 @@ class Member(NamedTuple):
     form: str  # of formats.py: never a compression, archive or encoding
     stream: "Stream"  # its bytes; UTF-8 if they are text. To be read before the next member
 
+    @property
+    def archives(self) -> list[int]:
+        """Which of the layers are archives."""
+        return [index for index, layer in enumerate(self.layers) if layer in (TAR, ZIP)]
+
+    @property
+    def own_layers(self) -> tuple[str, ...]:
+        """The layers inside the innermost archive: those that the member's own name speaks of."""
+        return self.layers[max(self.archives, default=-1) + 1 :]
+
 
 class Stream(io.BufferedIOBase):
     """A binary stream whose first bytes can be looked at.

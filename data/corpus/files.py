@@ -17,7 +17,6 @@ from .parts import (
     describe,
     errors_in,
     is_description,
-    is_in_archive,
     kind_of,
     open_source,
     row_texts,
@@ -146,7 +145,7 @@ def look_at(source: Source, field: str | None, documents: str) -> str:
     with errors_in(source.name), open_source(source.name) as file:
         try:
             for member in open_members(file, source.name):
-                if is_in_archive(member):
+                if member.archives:
                     break
                 kind = kind_of(member, documents, field)
                 if kind.name in ROWS:

@@ -22,8 +22,6 @@ from ..formats import (
     PARQUET,
     REFUSED,
     TABLE,
-    TAR,
-    ZIP,
     RefusedError,
     contradiction,
     refusal,
@@ -39,8 +37,6 @@ ROWS = (JSON, PARQUET, ARROW_FILE, ARROW_STREAM, TABLE)  # of which the text of 
 NO_END = -1
 LINE_END = re.compile(rb"\n|\r(?!\n)")
 BLANK_LINE = re.compile(rb"(?>\r\n|\n|\r)[ \t]*(?>\r\n|\n|\r)")
-
-
 DESCRIPTIONS = re.compile(  # names of files that describe the others in a folder or an archive
     r"(?i)readme.*|licen[cs]e.*|copying.*|changelog.*|(md5|sha\d+)sums?(\.txt)?|_success|_(common_)?metadata|"
     r"(dataset_(info|infos|dict)|state)\.json|.*\.(md|rst|py|sh|ya?ml|toml|cfg|ini|lock|log|crc|md5|sha256)"
@@ -171,13 +167,13 @@ def source_parts(file: BinaryIO, source: Source, start: Position, field: str | N
             if index < start.member:
                 continue
             begin = start if index == start.member else Position(start.source, index)
-            end = Position(start.source, index + 1) if is_in_archive(member) else following
+            end = Position(start.source, index + 1) if member.archives else following
             try:
                 for part in member_parts(file, source.label, member, begin, end, field, documents):
                     damage = part.damage
                     yield part._replace(bytes_read=source.size) if part.end == following else part
             except RefusedError as error:
-                if not is_in_archive(member):
+                if not member.archives:
                     raise
                 counts = {"files skipped in archives": 1}
                 yield Part(
@@ -194,10 +190,6 @@ def source_parts(file: BinaryIO, source: Source, start: Position, field: str | N
     yield Part("", b"", following, source.size, {}, damage, name=source.label)
 
 
-def is_in_archive(member: Member) -> bool:
-    return TAR in member.layers or ZIP in member.layers
-
-
 def member_parts(
     file: BinaryIO, source: str, member: Member, begin: Position, end: Position, field: str | None, documents: str
 ) -> Iterator[Part]:
@@ -205,22 +197,25 @@ def member_parts(
 
     Raises RefusedError if it has no text.
     """
-    if is_in_archive(member) and is_description(member.name):
+    if member.archives and is_description(member.name):
         raise RefusedError(f"{member.name} has the name of a description.")
     kind = kind_of(member, documents, field)
     notes = kind_notes(source, begin.member == 0, member, kind) if not begin.offset else ()
-    for part in (row_parts if kind.name in ROWS else text_parts)(file, member, kind, begin, end, field):
+    if kind.name in ROWS:
+        found = row_parts(file, kind, row_texts(member, kind, field), begin, end)
+    else:
+        found = text_parts(file, member, kind, begin, end)
+    for part in found:
         yield part._replace(name=member.name, notes=notes)
         notes = ()
 
 
 def kind_notes(source: str, is_first: bool, member: Member, kind: Kind) -> tuple[str, ...]:
     """What the user should know about how a member is read: sentences."""
-    forms = (*member.layers, TABLE if kind.table else member.form)
-    archives = [index + 1 for index, layer in enumerate(member.layers) if layer in (TAR, ZIP)]
-    notes = [contradiction(source, forms[: archives[0]] if archives else forms)] if is_first else []
-    if archives:
-        notes.append(contradiction(member.name, forms[archives[-1] :]))
+    form = TABLE if kind.table else member.form
+    notes = [contradiction(member.name, (*member.own_layers, form))] if is_first or member.archives else []
+    if is_first and member.archives:
+        notes.insert(0, contradiction(source, member.layers[: member.archives[0] + 1]))
     if kind.width:
         joined = f"{member.name} has lines wrapped at {kind.width} characters, which were joined to paragraphs"
         notes.append(f"{joined}; --documents line or blank keeps them apart.")
@@ -230,9 +225,7 @@ def kind_notes(source: str, is_first: bool, member: Member, kind: Kind) -> tuple
 # ---- plain text and JSON lines ---------------------------------------------------------------------------------
 
 
-def text_parts(
-    file: BinaryIO, member: Member, kind: Kind, begin: Position, end: Position, field: str | None
-) -> Iterator[Part]:
+def text_parts(file: BinaryIO, member: Member, kind: Kind, begin: Position, end: Position) -> Iterator[Part]:
     """From an offset in bytes.  Raises OSError."""
     stream, place = member.stream, begin.offset
     buffer, counts, damage, at_end, pattern = bytearray(), Counter(), "", False, end_pattern(kind)
@@ -323,12 +316,12 @@ def split_document(buffer: bytearray) -> int:
 
 
 def row_parts(
-    file: BinaryIO, member: Member, kind: Kind, begin: Position, end: Position, field: str | None
+    file: BinaryIO, kind: Kind, texts: Iterable[str | None], begin: Position, end: Position
 ) -> Iterator[Part]:
-    """From an offset in rows.  Raises OSError, DataError."""
+    """From an offset in rows.  texts: of each row, see row_texts.  Raises OSError, DataError."""
     rows, row, size, counts, damage = [], 0, 0, Counter(), ""
     try:
-        for value in row_texts(member, kind, field):
+        for value in texts:
             row += 1
             if row <= begin.offset:
                 continue

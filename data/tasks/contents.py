@@ -15,9 +15,7 @@ from ..formats import (
     PARQUET,
     REFUSED,
     TABLE,
-    TAR,
     TEXT,
-    ZIP,
     contradiction,
     refusal,
 )
@@ -49,8 +47,7 @@ def read_content(path: str, report: Report) -> Content:
 def contradicts_name(member: Member) -> str:
     """A sentence if the name says that a file is something else, "" if not."""
     forms = (TEXT, TABLE) if member.form == TEXT else (member.form,)  # text may well be a table
-    inside = max((index + 1 for index, layer in enumerate(member.layers) if layer in (TAR, ZIP)), default=0)
-    said = [contradiction(member.name, (*member.layers[inside:], form)) for form in forms]
+    said = [contradiction(member.name, (*member.own_layers, form)) for form in forms]
     return said[0] if all(said) else ""
 
 
@@ -100,7 +97,7 @@ def open_member(path: str) -> Iterator[Member]:
         with open(file, "rb") as stream:
             for member in open_members(stream, file):
                 if not wanted:
-                    wanted = member.name if {ZIP, TAR}.isdisjoint(member.layers) else only_member(file)
+                    wanted = only_member(file) if member.archives else member.name
                 if wanted == member.name:
                     yield member
                     return
