@@ -139,6 +139,12 @@ PROMISED |= {".txt": (TEXT,), ".text": (TEXT,), ".jsonl": (JSON,), ".ndjson": (J
 PROMISED |= {".parquet": (PARQUET,), ".arrow": (ARROW_FILE,), ".feather": (ARROW_FILE,)}
 PROMISED |= {".csv": (TABLE,), ".tsv": (TABLE,), ".tab": (TABLE,)}
 PROMISED |= {".pdf": ("a PDF document",), ".safetensors": ("a safetensors file",), ".7z": ("a 7z archive",)}
+DESCRIPTIONS = re.compile(  # names of files that describe the others in a folder or an archive
+    r"(?:readme|lisezmoi|licen[cs]es?|copying|changelog|citation)(?:[._-].*)?|(?:md5|sha\d+)sums?(?:\.txt)?|_success|"
+    r"_(?:common_)?metadata|(?:dataset_(?:infos?|dict)|state|config)\.json|"
+    r".*\.(?:md|rst|bib|py|sh|ya?ml|toml|cfg|ini|lock|log|crc|md5|sha256)",
+    re.IGNORECASE,
+)
 SAME = {JSON_LINES: JSON, ARROW_STREAM: ARROW_FILE}  # forms that one suffix may name
 
 
@@ -258,6 +264,11 @@ def promised(name: str) -> tuple[str, ...]:
         if not (len(found) == 1 and found[0] in COMPRESSED):
             break
     return forms
+
+
+def is_description(name: str) -> bool:
+    """Whether a file describes the others beside it, by the name that ends its path: README.md, dataset_infos.json."""
+    return bool(DESCRIPTIONS.fullmatch(name.rpartition("/")[2]))
 
 
 def contradiction(name: str, forms: tuple[str, ...]) -> str:

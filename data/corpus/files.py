@@ -9,14 +9,13 @@ from typing import NamedTuple
 from ..archives import DAMAGE, open_members
 from ..cli import DataError, OptionError
 from ..download.datasets import PREFIX, RemoteText, dataset_files, parse_dataset
-from ..formats import JSON_LINES, RefusedError
+from ..formats import JSON_LINES, RefusedError, is_description
 from .parts import (
     ROWS,
     STDIN,
     Source,
     describe,
     errors_in,
-    is_description,
     kind_of,
     open_source,
     row_texts,

@@ -24,6 +24,7 @@ from ..formats import (
     TABLE,
     RefusedError,
     contradiction,
+    is_description,
     refusal,
 )
 from .layout import BLANK, BLANK_WRAPPED, WRAPPED, text_layout
@@ -37,10 +38,6 @@ ROWS = (JSON, PARQUET, ARROW_FILE, ARROW_STREAM, TABLE)  # of which the text of 
 NO_END = -1
 LINE_END = re.compile(rb"\n|\r(?!\n)")
 BLANK_LINE = re.compile(rb"(?>\r\n|\n|\r)[ \t]*(?>\r\n|\n|\r)")
-DESCRIPTIONS = re.compile(  # names of files that describe the others in a folder or an archive
-    r"(?i)readme.*|licen[cs]e.*|copying.*|changelog.*|(md5|sha\d+)sums?(\.txt)?|_success|_(common_)?metadata|"
-    r"(dataset_(info|infos|dict)|state)\.json|.*\.(md|rst|py|sh|ya?ml|toml|cfg|ini|lock|log|crc|md5|sha256)"
-)
 
 
 class Source(NamedTuple):
@@ -110,10 +107,6 @@ def open_source(path: str) -> Iterator[BinaryIO]:
     else:
         with open(path, "rb") as file:
             yield file
-
-
-def is_description(name: str) -> bool:
-    return bool(DESCRIPTIONS.fullmatch(name.rpartition("/")[2]))
 
 
 def kind_of(member: Member, documents: str, field: str | None) -> Kind:

@@ -21,6 +21,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from ..cli import MB, DataError
+from ..formats import is_description
 from . import transfer
 from .hub import (
     MAX_TEXT_BYTES,
@@ -43,7 +44,6 @@ FORMS = (  # ends of file names, in order of preference: a data set may have all
     re.compile(r"\.(jsonl|ndjson)(\.(gz|xz|bz2|zst))?$", re.IGNORECASE),
     re.compile(r"\.json(\.(gz|xz|bz2|zst))?$", re.IGNORECASE),
 )
-DESCRIPTIONS = re.compile(r"(^|/)(dataset_(info|infos|dict)|state|config)\.json$")  # of the other files
 UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\\\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 FETCHED = ".fetched"  # folder for the files, in the output folder
 DIGEST = r"[0-9a-f]{64}|[0-9a-f]{40}"
@@ -152,7 +152,7 @@ def choose_files(hub: Hub, folder: str, revision: str) -> list[RemoteText]:
 
 def rank_of(path: str) -> int | None:
     """The index in FORMS, None for other files."""
-    if DESCRIPTIONS.search(path):
+    if is_description(path):
         return None
     return next((rank for rank, pattern in enumerate(FORMS) if pattern.search(path)), None)
 

@@ -2,11 +2,10 @@
 
 import contextlib
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..archives import DAMAGE, Member, open_members, random_access
+from ..archives import DAMAGE, Member, is_hidden, open_members, random_access
 from ..cli import DataError
 from ..formats import (
     ARROW_FILE,
@@ -17,6 +16,7 @@ from ..formats import (
     TABLE,
     TEXT,
     contradiction,
+    is_description,
     refusal,
 )
 from .columnar import columnar_rows
@@ -24,10 +24,7 @@ from .examples import Report
 
 Content = str | Iterator[dict]  # text, or the rows of Parquet and Arrow
 MAX_BYTES = 1 << 30  # of a file after decompression; it is held in memory
-ABOUT = re.compile(
-    r"(?:readme|licen[cs]e|lisezmoi|citation|dataset_infos?\.|dataset_dict\.|state\.json)", re.IGNORECASE
-)
-ABOUT_SUFFIXES = (".md", ".pdf", ".html", ".py", ".bib")
+DOCUMENTS = (".pdf", ".html")  # suffixes of files without examples
 SHOWN = 8  # members in a message
 
 
@@ -139,10 +136,8 @@ def member_names(file: str) -> list[str]:
 
 
 def is_about(name: str) -> bool:
-    """Whether a file is hidden, in a hidden folder, documentation, or describes the data instead of having examples."""
-    *folders, base = name.split("/")
-    hidden = any(each.startswith(".") and each.strip(".") for each in (*folders, base))
-    return hidden or bool(ABOUT.match(base)) or base.lower().endswith(ABOUT_SUFFIXES)
+    """Whether a file is hidden, in a hidden folder, or about the data instead of having examples."""
+    return is_hidden(name) or is_description(name) or name.lower().endswith(DOCUMENTS)
 
 
 def listing(file: str, names: list[str]) -> str:

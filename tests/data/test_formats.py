@@ -11,7 +11,18 @@ import torch
 from safetensors.torch import save
 
 from data import formats
-from data.formats import JSON, JSON_LINES, LIKE_JSON, NOT_UTF8, TEXT, contradiction, form_of, promised, refusal
+from data.formats import (
+    JSON,
+    JSON_LINES,
+    LIKE_JSON,
+    NOT_UTF8,
+    TEXT,
+    contradiction,
+    form_of,
+    is_description,
+    promised,
+    refusal,
+)
 from tests.data.prepared import COMPRESS, lines
 
 FRENCH = "Un été à la plage, près de l’île.\n"
@@ -157,6 +168,25 @@ NAMED = [
 @pytest.mark.parametrize(("name", "forms", "sentence"), NAMED)
 def test_what_contradicts_the_name_is_said(name, forms, sentence):
     assert contradiction(name, forms) == sentence
+
+
+DESCRIBING = [
+    "README",
+    "a/README.md",
+    "Readme_fr.txt",
+    "LICENCE",
+    "licences.txt.gz",
+    "CITATION.cff",
+    "x.bib",
+    "_SUCCESS",
+]
+DESCRIBING += ["dataset_info.json", "a.zip/state.json", "SHA256SUMS", "load.py", "train.parquet.md5"]
+NOT_DESCRIBING = ["citations.csv", "licenceplates.csv", "mystate.json", "README.md/a.txt", "journal.txt", "a.pdf", ""]
+
+
+@pytest.mark.parametrize("name", DESCRIBING + NOT_DESCRIBING)
+def test_names_of_files_that_describe_others(name):
+    assert is_description(name) == (name in DESCRIBING)
 
 
 def test_every_form_that_is_refused_has_a_cure():
