@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePath
 from typing import NamedTuple
 
-from ..archives import Member, Stream, random_access
-from ..cli import DataError
-from ..formats import ARROW_STREAM, PARQUET, SAMPLE_BYTES, RefusedError
+from ..archives import Member, Stream
+from ..columnar import open_columns
+from ..formats import SAMPLE_BYTES, RefusedError
 
 FIELDS = ("text", "content")  # without --field, in order of preference
 MAX_VALUE = 1 << 24  # characters of one value of JSON
@@ -82,31 +82,11 @@ def json_values(stream: Stream) -> Iterator:
 
 def arrow_rows(member: Member, field: str | None) -> Iterator[str | None]:
     """The text column of Parquet or Arrow.  Raises RefusedError, EOFError, DataError if pyarrow is missing."""
-    try:
-        import pyarrow
-        import pyarrow.ipc
-        import pyarrow.parquet
-    except ImportError:
-        raise DataError(f"{member.name} is {member.form}. Run pip install pyarrow, or use JSON lines.") from None
-    try:
-        if member.form == ARROW_STREAM:
-            reader = pyarrow.ipc.open_stream(member.stream)
-            index = reader.schema.get_field_index(find_column(reader.schema.names, field, member.name))
-            yield from (value for batch in reader for value in column_values(batch.column(index)))
-            return
-        with random_access(member.stream, member.name) as file:
-            if member.form == PARQUET:
-                reader = pyarrow.parquet.ParquetFile(file)
-                column = find_column(reader.schema_arrow.names, field, member.name)
-                for batch in reader.iter_batches(1000, columns=[column]):
-                    yield from column_values(batch.column(0))
-            else:
-                reader = pyarrow.ipc.open_file(file)
-                index = reader.schema.get_field_index(find_column(reader.schema.names, field, member.name))
-                for number in range(reader.num_record_batches):
-                    yield from column_values(reader.get_batch(number).column(index))
-    except pyarrow.ArrowException as error:
-        raise EOFError(str(error).split("\n")[0][:200]) from None
+    with open_columns(member) as (schema, batches):
+        name = find_column(schema.names, field, member.name)
+        for batch in batches(name):
+            check_offsets(batch.column(0))
+            yield from column_values(batch.column(0))
 
 
 def find_column(names: Sequence[str], field: str | None, name: str) -> str:
@@ -119,6 +99,12 @@ def find_column(names: Sequence[str], field: str | None, name: str) -> str:
         f"{name} has no column {' or '.join(wanted)}. Give the text column with --field. "
         f"It has {columns if len(columns) < 200 else columns[:200] + '…'}."
     )
+
+
+def check_offsets(column) -> None:
+    """Raises pyarrow.ArrowInvalid if values lie outside of the file. That they are UTF-8 is left to column_values."""
+    binary = {"string": "binary", "large_string": "large_binary", "string_view": "binary_view"}.get(str(column.type))
+    (column.view(binary) if binary else column).validate(full=True)
 
 
 def column_values(column) -> Iterator[str | None]:

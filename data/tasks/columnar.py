@@ -2,47 +2,35 @@
 
 import json
 from collections.abc import Iterator
-from typing import BinaryIO
 
+from ..archives import Member
 from ..cli import DataError
-from ..formats import ARROW_STREAM, PARQUET
+from ..columnar import BATCH_ROWS, open_columns
 
-BATCH_ROWS = 1000
 LISTS = ("Sequence", "List", "LargeList")  # types of the datasets library
 
 
-def columnar_rows(file: BinaryIO, form: str, path: str, max_bytes: int) -> Iterator[dict]:
+def columnar_rows(member: Member, path: str, max_bytes: int) -> Iterator[dict]:
     """The rows of a file, {column: value}; binary values are decoded if they are UTF-8.
 
     Raises DataError if the file is damaged or has more than max_bytes in memory, or pyarrow is missing.
     """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise DataError(f"{path} is in the form of {form}. Run pip install pyarrow, or use JSON lines.") from None
     number = size = 0
     try:
-        if form == PARQUET:
-            source = pyarrow.parquet.ParquetFile(file)
-            schema, batches = source.schema_arrow, source.iter_batches(BATCH_ROWS)
-        elif form == ARROW_STREAM:
-            batches = pyarrow.ipc.open_stream(file)
-            schema = batches.schema
-        else:
-            source = pyarrow.ipc.open_file(file)
-            schema, batches = source.schema, map(source.get_batch, range(source.num_record_batches))
-        names = {column: labels for column, feature in features_of(schema).items() if (labels := label_names(feature))}
-        for batch in batches:
-            batch.validate(full=True)  # Arrow's own form is read without any check of its offsets
-            size += batch.nbytes
-            if size > max_bytes:
-                raise DataError(f"{path} has more than {max_bytes >> 20:,} MB of rows. Split it into several files.")
-            for start in range(0, batch.num_rows, BATCH_ROWS):
-                for values in batch.slice(start, BATCH_ROWS).to_pylist():
-                    number += 1
-                    yield {key: named(value, names.get(key, ())) for key, value in values.items()}
-    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+        with open_columns(member) as (schema, batches):
+            features = features_of(schema)
+            names = {column: labels for column, feature in features.items() if (labels := label_names(feature))}
+            for batch in batches():
+                batch.validate(full=True)
+                size += batch.nbytes
+                if size > max_bytes:
+                    rows = f"{max_bytes >> 20:,} MB of rows"
+                    raise DataError(f"{path} has more than {rows}. Split it into several files.")
+                for start in range(0, batch.num_rows, BATCH_ROWS):
+                    for values in batch.slice(start, BATCH_ROWS).to_pylist():
+                        number += 1
+                        yield {key: named(value, names.get(key, ())) for key, value in values.items()}
+    except (EOFError, UnicodeDecodeError, OSError) as error:
         reason = str(error).partition("\n")[0][:200]
         raise DataError(f"{path} cannot be read after row {number}: {reason}.") from None
 

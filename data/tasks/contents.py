@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..archives import DAMAGE, Member, is_hidden, open_members, random_access
+from ..archives import DAMAGE, Member, is_hidden, open_members
 from ..cli import DataError
 from ..formats import (
     ARROW_FILE,
@@ -49,8 +49,8 @@ def contradicts_name(member: Member) -> str:
 
 
 def rows_of_columns(path: str) -> Iterator[dict]:
-    with open_member(path) as member, random_access(member.stream, member.name) as file:
-        yield from columnar_rows(file, member.form, path, MAX_BYTES)
+    with open_member(path) as member:
+        yield from columnar_rows(member, path, MAX_BYTES)
 
 
 def read_bytes(member: Member) -> bytes:

@@ -7,6 +7,7 @@ import json
 import random
 from itertools import pairwise
 
+import numpy
 import pytest
 
 from data import DataError
@@ -70,6 +71,19 @@ def test_damaged_parquet_is_read_up_to_the_damage(tmp_path):
         path.write_bytes(content)
         (part,) = parts(path)
         assert part.content == [] and part.damage
+
+
+def test_offsets_that_lie_are_not_followed(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    table, file = pyarrow.table({"text": ["abcdefgh", "b"]}), pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    right, wrong = numpy.array([0, 8, 9], "<i4").tobytes(), numpy.array([0, 8, 2**31 - 1], "<i4").tobytes()
+    content = file.getvalue().to_pybytes()
+    assert content.count(right) == 1
+    (tmp_path / "a").write_bytes(content.replace(right, wrong))
+    (part,) = parts(tmp_path / "a")
+    assert part.content == [] and "offset" in part.damage
 
 
 @pytest.mark.parametrize("kind", ["file", "stream"])

@@ -126,7 +126,5 @@ def test_the_size_in_memory_is_bounded(monkeypatch, refused):
 def test_without_pyarrow(tmp_path, monkeypatch):
     path = write(tmp_path / "f.parquet", stored(NLI))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(
-        DataError, match=r"f.parquet is in the form of Parquet. Run pip install pyarrow, or use JSON lines."
-    ):
+    with pytest.raises(DataError, match=r"f.parquet is Parquet. Run pip install pyarrow, or use JSON lines."):
         read_task("nli", [path], print)
