@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..archives import DAMAGE, Member, is_hidden, open_members
@@ -118,6 +118,12 @@ def file_and_member(path: str) -> tuple[str, str]:
         raise DataError(f"There is no file {path}. Check the path.")
     inside = Path(path).relative_to(found).as_posix()
     return str(found), "" if inside == "." else inside
+
+
+def check_files(paths: Iterable[str]) -> None:
+    """Raises DataError unless each is a file or archive/member; whether the archive has that member is seen later."""
+    for path in paths:
+        file_and_member(path)
 
 
 def only_member(file: str) -> str:

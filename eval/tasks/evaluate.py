@@ -12,10 +12,11 @@ from datetime import datetime
 import torch
 from torch import Tensor, nn
 
-from data.cli import check, check_bounds, check_paths, option, parse_options, warn
+from data.cli import check, check_bounds, option, parse_options, warn
 from data.download.models import fetch_models
 from data.features import join_words
 from data.tasks import Example, TextExample, labels_of, read_task
+from data.tasks.contents import check_files
 from data.tasks.tags import OUTSIDE, types_of
 from model import EncoderConfig, QuestionAnswerer, SequenceClassifier
 from model.checkpoints.load import check_vocabulary, load_teacher, load_tokenizer
@@ -112,7 +113,6 @@ def predict(
     model: nn.Module, task: Task, examples: Sequence[Example], runtime: Runtime, budget: int, report: Report = warn
 ) -> list:
     """One prediction per example, of the kind of the task.
-
 
     budget: tokens per batch; report: called with a sentence if texts were truncated.
     """
@@ -223,7 +223,7 @@ def main(task_name: str, arguments: list[str]) -> None:
     """The command `python -m eval TASK`.  Raises OptionError, DataError, ModelError."""
     usage = f"python -m eval {task_name} --model PATH --test FILE… [OPTIONS]"
     options = fetch_models(parse_options(Options, arguments, usage, __doc__), "model", "tokenizer")
-    check_paths(options, "test")
+    check_files(options.test)
     check(task_name == "ner" or not options.as_text, "--as-text is only for ner.")
     check(task_name != "qa" or not options.label_map, "--label-map is only for tasks with labels, not for qa.")
     out = options.out or f"runs/results/{task_name}-{datetime.now():%Y%m%d-%H%M%S}.json"

@@ -24,10 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.cli import DataError, OptionError, check, check_bounds, check_paths, dashed, option, parse_options, say, warn
+from data.cli import DataError, OptionError, check, check_bounds, dashed, option, parse_options, say, warn
 from data.download.models import fetch_models
 from data.features import budget_batches
 from data.tasks import TASKS, Example, labels_of, read_task
+from data.tasks.contents import check_files
 from data.tasks.parts import PARTS
 from data.tasks.tags import OUTSIDE, types_of
 from losses import DIRECTIONS, IGNORE_INDEX, soft_label_loss
@@ -380,7 +381,7 @@ def main(arguments: list[str]) -> None:
     if task_name == "TASK" and not {"-h", "--help"} & set(rest):
         raise OptionError(f"The task is missing: {', '.join(TASKS)}.\n\nusage: {usage}")
     options = fetch_models(parse_options(Options, rest, usage, __doc__), "model", "teacher", "tokenizer")
-    check_paths(options, *PARTS)
+    check_files((*options.train, *options.dev, *options.test))
     result = finetune(task_name, options, command_line("finetune", arguments))
     for part, metrics in result["over_seeds"].items():
         print(f"\n{part}, {len(result['runs'])} seed{'s' * (len(result['runs']) > 1)}")

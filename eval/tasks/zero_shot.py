@@ -17,6 +17,7 @@ from torch import Tensor
 from data.cli import OptionError, check, check_bounds, check_paths, option, parse_options, warn
 from data.download.models import fetch_models
 from data.tasks import PairExample, read_task
+from data.tasks.contents import check_files
 
 from ..results import check_writable, command_line
 from .batching import infer
@@ -124,7 +125,8 @@ def main(arguments: list[str]) -> None:
     """The command `python -m eval zero-shot`.  Raises OptionError, DataError, ModelError."""
     usage = "python -m eval zero-shot [FILE | --test FILE…] --model PATH --labels LABEL LABEL… [OPTIONS]"
     options = fetch_models(parse_options(Options, arguments, usage, __doc__), "model", "tokenizer")
-    check_paths(options, "test", "file")
+    check_paths(options, "file")
+    check_files(options.test)
     if options.test:
         measure(options, command_line("zero-shot", arguments))
     else:

@@ -1,6 +1,7 @@
 """python -m eval TASK: metrics by hand, --label-map, and error messages."""
 
 import json
+import zipfile
 from dataclasses import replace
 
 import pytest
@@ -46,8 +47,14 @@ def test_the_metrics_and_the_file(tmp_path):
     assert written["versions"]["torch"] == torch.__version__
     assert f"--model {path}" in written["command"] and written["command"].startswith("python -m eval sentiment")
     assert f"Written: {out}" in result.stdout and "0.2500" in result.stdout
-    succeeded(evaluate("sentiment", "--model", path, "--test", test, "--seed", 7, "--out", tmp_path / "2.json"))
-    assert json.loads((tmp_path / "2.json").read_text())["figures"] == written["figures"]
+    with zipfile.ZipFile(tmp_path / "t.zip", "w") as archive:
+        archive.write(test, "a/t.jsonl")
+        archive.writestr("a/other.jsonl", "{}")
+    packed = tmp_path / "t.zip" / "a" / "t.jsonl"
+    succeeded(evaluate("sentiment", "--model", path, "--test", packed, "--seed", 7, "--out", tmp_path / "2.json"))
+    packed_result = json.loads((tmp_path / "2.json").read_text())
+    assert packed_result["figures"] == written["figures"]
+    assert packed_result["files"] == {str(packed): sha256(tmp_path / "t.zip")}
 
 
 def test_probabilities_of_mapped_labels_are_summed(tmp_path):
