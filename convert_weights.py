@@ -15,7 +15,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.cli import check, check_bounds, option, parse_options, run_command
+from data.cli import check, check_bounds, note, option, parse_options, run_command
 from data.download.models import fetch_models, local_path
 from data.tokenizer import FILE_NAME
 from model import Encoder, ModelError, save_model
@@ -26,7 +26,6 @@ from model.checkpoints.load import (
     find_tokenizer,
     load_checkpoint,
     load_tokenizer,
-    print_note,
     weights_in,
 )
 from model.checkpoints.names import CLASSES
@@ -107,7 +106,7 @@ def convert(source: Path, origin: str, target: Path, options: Options) -> None:
     if tokenizer:
         check_vocabulary(model.config, tokenizer)
     else:
-        print_note(f"There is no {FILE_NAME} inside or beside {source}: {target} gets none. Name it with --tokenizer.")
+        note(f"There is no {FILE_NAME} inside or beside {source}: {target} gets none. Name it with --tokenizer.")
     file = weights_in(source, lambda line: None)
     provenance = read_provenance(file) or {"converted from": origin}
     if options.to == "ours":

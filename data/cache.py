@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import demo
-from .cli import MB, DataError
+from .cli import MB, DataError, note
 from .corpus.documents import documents
 from .corpus.files import Candidate, corpus_files, find_sources
 from .corpus.parts import STDIN, errors_in, read_parts
@@ -104,7 +103,7 @@ def sample_folder(paths: Sequence[str], tokenizer: Tokenizer, cache: str) -> Sam
 
 def write_sample(files: Sequence[Candidate], place: Path) -> tuple[Path, float, int]:
     """Writes the first texts of the files -> its path; the bytes on disk that they take up, and those of all files."""
-    sources = find_sources(files, None, "auto", lambda note: print(f"note: {note}", file=sys.stderr))
+    sources = find_sources(files, None, "auto", note)
     total, path = sum(source.size for source in sources), place / "sample.jsonl"
     written, read = [], []  # bytes after each part; files are read ahead, but by the same amount at each part
     with path.open("w", encoding="utf-8") as sample:

@@ -60,8 +60,12 @@ def warn(sentence: str) -> None:
     print(f"warning: {sentence}", file=sys.stderr)
 
 
+def note(sentence: str) -> None:
+    print(f"note: {sentence}", file=sys.stderr)
+
+
 def say(line: str) -> None:
-    """Prints progress of work that goes on although nobody reads it: a closed standard output is given up."""
+    """Prints a progress line. If standard output was closed, further output is discarded and the work continues."""
     try:
         print(line, flush=True)
     except BrokenPipeError:

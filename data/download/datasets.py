@@ -11,7 +11,6 @@ import hashlib
 import http.client
 import json
 import re
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from ..cli import MB, DataError
+from ..cli import MB, DataError, note
 from ..formats import is_description
 from . import transfer
 from .hub import (
@@ -112,7 +111,7 @@ def dataset_files(name: str) -> list[RemoteText]:
 
     files = ask(name, revision, read_listing(cached), request)
     total = sum(file.size for file in files) / MB
-    print(f"note: {name}: {len(files):,} files, {total:,.1f} MB, of {files[0].origin}.", file=sys.stderr)
+    note(f"{name}: {len(files):,} files, {total:,.1f} MB, of {files[0].origin}.")
     return files
 
 
@@ -141,7 +140,7 @@ def choose_files(hub: Hub, folder: str, revision: str) -> list[RemoteText]:
     found = by_rank.pop(rank)
     left_out = [path for paths in by_rank.values() for path in paths]
     if left_out:
-        print(f"note: {len(left_out):,} files of {where} are left out, such as {left_out[0]!r}.", file=sys.stderr)
+        note(f"{len(left_out):,} files of {where} are left out, such as {left_out[0]!r}.")
     if unsafe := [path for path in found if not is_safe_path(path)]:
         raise DataError(f"{where} lists a file with an unsafe name, {unsafe[0]!r}. It cannot be used.")
     first = file_metadata(found[0], hub, revision)

@@ -12,14 +12,13 @@ import fcntl
 import json
 import os
 import re
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 from urllib.parse import quote
 
-from ..cli import DataError
+from ..cli import DataError, note
 from ..tokenizer import FILE_NAME as TOKENIZER
 from . import transfer
 
@@ -101,7 +100,7 @@ def snapshot(hub: Hub, what: str, revision: str, folder: Path, attempts: int) ->
             wanted = "weights" if names is WEIGHTS else what
             raise DataError(f"{hub.repository} at {hub.address} has no {wanted}: none of {', '.join(names)}.")
         if path is None:
-            print(f"note: {hub.repository} has no {names[0]}.", file=sys.stderr)
+            note(f"{hub.repository} has no {names[0]}.")
             continue
         for shard in shard_names(path) if path.name in (INDEX, BIN_INDEX) else ():
             if download_first((shard,), hub, commit, folder) is None:
@@ -130,7 +129,7 @@ def ask(what: str, revision: str, known: T | None, request: Callable[[int], T]) 
     except Unreachable:
         if known is None:
             raise
-        print(f"note: the hub cannot be reached. {what} is used as it is in the cache.", file=sys.stderr)
+        note(f"the hub cannot be reached. {what} is used as it is in the cache.")
         return known
 
 
@@ -143,7 +142,7 @@ def lock(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"note: waiting for another process that downloads into {folder}.", file=sys.stderr)
+            note(f"waiting for another process that downloads into {folder}.")
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
@@ -216,7 +215,7 @@ def retried(action: Callable[[], T], attempts: int | None = None) -> T:
             if attempt == attempts:
                 advice = "Check the connection (and HF_ENDPOINT, if set), then run the same command again: it resumes."
                 raise Unreachable(f"{error} {attempts} attempts failed. {advice}") from None
-            print(f"note: {error} Trying again.", file=sys.stderr)
+            note(f"{error} Trying again.")
             time.sleep(PAUSE * 2 ** (attempt - 1))
 
 

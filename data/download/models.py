@@ -2,11 +2,10 @@
 
 import dataclasses
 import os
-import sys
 from pathlib import Path
 from typing import TypeVar
 
-from ..cli import DataError
+from ..cli import DataError, note
 from ..tokenizer import FILE_NAME as TOKENIZER
 from . import hub
 
@@ -33,7 +32,7 @@ def fetch_models(options: T, *names: str) -> T:
             hint = "" if kind == "file" else "; on the hub, it is written owner/name"
             raise DataError(f"There is no {kind} {value}. Check the path{hint}.")
         folder = fetch(value, *remote, what)
-        print(f"note: {value} is no path here; the hub's is used, commit {folder.name}.", file=sys.stderr)
+        note(f"{value} is no path here; the hub's is used, commit {folder.name}.")
         found[name] = str(folder / TOKENIZER) if what == "tokenizer" else f"{remote[0]}@{folder.name}"
     return dataclasses.replace(options, **found)
 

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from data import demo
-from data.cli import DataError, check, check_bounds, check_paths, option, parse_options, say
+from data.cli import DataError, check, check_bounds, check_paths, note, option, parse_options, say
 from data.download.models import fetch_models
 from data.features import budget_batches
 from data.tokenizer import Tokenizer
 from model import Encoder, EncoderConfig, ModelError, SequenceClassifier, encode_packed
 from model.checkpoints.export import huggingface_config, to_huggingface
-from model.checkpoints.load import check_vocabulary, load_checkpoint, load_tokenizer, print_note
+from model.checkpoints.load import check_vocabulary, load_checkpoint, load_tokenizer
 from model.checkpoints.native import PRECISIONS
 from model.training.device import Runtime, choose_device, choose_precision
 
@@ -141,7 +141,7 @@ def texts_of_parts(options: Options, student: EncoderConfig, teacher: EncoderCon
 # ---- jobs --------------------------------------------------------------------------------------------------------
 
 
-def load_encoder(path: str | None, config: EncoderConfig, report: Callable[[str], None] = print_note) -> Encoder:
+def load_encoder(path: str | None, config: EncoderConfig, report: Callable[[str], None] = note) -> Encoder:
     """The encoder in the file, or a random one, for inference.  Raises ModelError."""
     model = Encoder(config) if path is None else load_checkpoint(path, report, kind=Encoder).float()
     return model.eval().requires_grad_(False)

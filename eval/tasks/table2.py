@@ -13,7 +13,6 @@ If the command is stopped, running it again continues after the last fine-tuning
 
 import random
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -24,7 +23,7 @@ from torch import nn
 
 import train
 from data import demo
-from data.cli import DataError, check, check_bounds, check_paths, option, parse_options, say, warn
+from data.cli import DataError, check, check_bounds, check_paths, note, option, parse_options, say, warn
 from data.demo.tasks import write_tasks
 from data.download.models import fetch_models
 from data.tasks import TASKS, Example, QuestionExample
@@ -291,7 +290,7 @@ def draw(results: dict[str, dict], path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        print("note: table2.png needs matplotlib: pip install matplotlib", file=sys.stderr)
+        note("table2.png needs matplotlib: pip install matplotlib")
         return
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axis = figure.subplots()

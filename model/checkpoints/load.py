@@ -1,7 +1,6 @@
 """Reads a model from anyone's checkpoint, its tokenizer, and a frozen teacher."""
 
 import contextlib
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from data import DataError, Tokenizer
+from data.cli import note
 from data.download.models import local_path
 from data.tokenizer import FILE_NAME, is_safetensors, own_tokenizer
 
@@ -27,12 +27,8 @@ WEIGHTS = (
 )
 
 
-def print_note(line: str) -> None:
-    print(f"note: {line}", file=sys.stderr)
-
-
 def load_checkpoint(
-    path: str | Path, report: Report = print_note, kind: type | None = None, fresh_head: bool = False
+    path: str | Path, report: Report = note, kind: type | None = None, fresh_head: bool = False
 ) -> nn.Module:
     """A model from anyone's checkpoint, in evaluation mode and in the precision of the file.
 

@@ -3,14 +3,13 @@
 import ctypes
 import os
 import re
-import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from data.cli import OptionError
+from data.cli import OptionError, note
 
 from ..checkpoints.native import PRECISIONS
 from ..config import EncoderConfig
@@ -121,7 +120,7 @@ def choose_precision(name: str, device: torch.device) -> str:
         except RuntimeError as error:
             raise OptionError(f"--precision {name} is not supported by {device} ({first_line(error)}).") from None
     if name == "bf16" and device.type == "cpu" and not has_bf16:
-        print("note: this processor emulates bf16; fp32 is faster.", file=sys.stderr)
+        note("this processor emulates bf16; fp32 is faster.")
     return name
 
 

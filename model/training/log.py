@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.cli import DataError, say
+from data.cli import DataError, note, say
 from losses import DistillationLoss
 
 from ..config import EncoderConfig
@@ -79,7 +79,7 @@ def open_tensorboard(folder: Path, step: int):
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        print("note: --tensorboard needs tensorboard: pip install tensorboard", file=sys.stderr)
+        note("--tensorboard needs tensorboard: pip install tensorboard")
         return None
     return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
@@ -232,7 +232,7 @@ def draw_curves(folder: Path) -> None:
         matplotlib.use("agg")
         from matplotlib import pyplot
     except ImportError:
-        print("note: curves.png needs matplotlib: pip install matplotlib", file=sys.stderr)
+        note("curves.png needs matplotlib: pip install matplotlib")
         return
     lines = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
     validated = [line for line in lines if "held_out" in line]

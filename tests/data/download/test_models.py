@@ -312,7 +312,7 @@ for task in TASKS:
     MISSING[f"-m eval predict {task}"] = ["--model NOTHING", "--model BARE NOTHING"]
     files = "--train FOLDER --dev FOLDER --out OUT"
     MISSING[f"-m eval finetune {task}"] = [f"{files} --model NOTHING", f"{files} --model BARE --teacher NOTHING"]
-    MISSING[f"-m eval finetune {task}"] += ["--train FOLDER --dev NOTHING --out OUT --model BARE"]
+    MISSING[f"-m eval finetune {task}"] += ["--train BARE --dev NOTHING --out OUT --model BARE"]
 
 
 @pytest.mark.parametrize(("command", "options"), [(name, each) for name, all in MISSING.items() for each in all])
