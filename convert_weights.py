@@ -44,7 +44,12 @@ KIND_CHOICES = {
 @dataclass(frozen=True)
 class Options:
     source: str | None = option(
-        None, "checkpoint to read: a file or a folder", "input and output", positional=True, metavar="IN", nargs="?"
+        None,
+        "checkpoint to read: file, folder, or owner/name on the hub",
+        "input and output",
+        positional=True,
+        metavar="IN",
+        nargs="?",
     )
     target: str | None = option(None, "new file (with --to hf: new folder)", positional=True, metavar="OUT", nargs="?")
     download: str | None = option(None, "the same as IN: owner/name on the hub", metavar="REPO")

@@ -9,12 +9,11 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import PurePath
 from typing import NamedTuple
 
 from ..archives import Member, Stream
 from ..columnar import open_columns
-from ..formats import SAMPLE_BYTES, RefusedError
+from ..formats import SAMPLE_BYTES, TABLE, RefusedError, promised
 
 FIELDS = ("text", "content")  # without --field, in order of preference
 MAX_VALUE = 1 << 24  # characters of one value of JSON
@@ -23,7 +22,7 @@ CHUNK_BYTES = 1 << 20
 SPACE_AND_COMMA = re.compile(r"[\s,]*")
 COLUMN_NAME = re.compile(r"[^\W\d][\w.:-]{0,39}( [\w.-]{1,40})?")
 SURROGATE = re.compile("[\ud800-\udfff]")
-DELIMITERS, TABLE_SUFFIXES, SAMPLE_ROWS = ",\t;|", (".csv", ".tsv", ".tab"), 200
+DELIMITERS, SAMPLE_ROWS = ",\t;|", 200
 
 
 # ---- JSON ------------------------------------------------------------------------------------------------------
@@ -154,7 +153,7 @@ def find_table(sample: bytes, name: str, field: str | None) -> Table | None:
                 return table._replace(columns=rows[0])
             if delimiter == "\t":
                 return table
-    if PurePath(name).suffix.lower() not in TABLE_SUFFIXES or not text.strip():
+    if TABLE not in promised(name) or not text.strip():
         return None
     first = text.lstrip().splitlines()[0]
     delimiter = max(DELIMITERS, key=first.count)

@@ -8,7 +8,7 @@ from .examples import Answer, QuestionExample, Report
 from .rows import check_type, find_key, get_value, json_objects, short
 
 
-def read_qa(path: str, text: Content, report: Report) -> Iterator[QuestionExample]:
+def read_qa(path: str, content: Content, report: Report) -> Iterator[QuestionExample]:
     """SQuAD's JSON (FQuAD, PIAF, SQuAD 2.0), or JSON lines or columns with one question each.
 
     A question has no answer if is_impossible says so, whatever else it has (plausible_answers, say), or if its answers
@@ -16,7 +16,7 @@ def read_qa(path: str, text: Content, report: Report) -> Iterator[QuestionExampl
     its answers were left out, as those of a test set are.
     """
     number = answered = marked = contradictory = 0
-    for number, (location, context, values) in enumerate(read_questions(path, text), 1):
+    for number, (location, context, values) in enumerate(read_questions(path, content), 1):
         name, location = values.get("id"), f"{location}, question"
         name = str(name) if type(name) is int else check_type(str, name or str(number), "id", f"{location} {number}")
         location = f"{location} {short(name)}"
@@ -44,9 +44,9 @@ def is_impossible(values: dict, location: str) -> bool | None:
     return None if value is None else bool(value)
 
 
-def read_questions(path: str, text: Content) -> Iterator[tuple[str, str, dict]]:
+def read_questions(path: str, content: Content) -> Iterator[tuple[str, str, dict]]:
     """-> location, context and values of each question.  Raises DataError."""
-    for location, values in json_objects(path, text):
+    for location, values in json_objects(path, content):
         if "data" not in values:
             yield location, get_value(str, values, ("context",), location), values
             continue

@@ -39,7 +39,7 @@ LABEL_MAP_HELP = "data's label or entity type = model's; probabilities of severa
 LABEL_MAP_HINT = "Map the labels with --label-map DATA=MODEL: the name in the data = the model's name."
 THRESHOLD_HELP = "qa: no answer where <s> exceeds the best span by more, in logits (default: the model's, if any)"
 SURROGATE = re.compile("[\ud800-\udfff]")
-TOKENIZER_HELP = "SentencePiece model or its folder (default: beside the model)"
+TOKENIZER_HELP = "SentencePiece model, or a model that has it (default: inside or beside the model)"
 MODEL_HELP = "fine-tuned model: path, or owner/name on the hub"
 
 

@@ -75,7 +75,7 @@ class Options(InferenceOptions):
     dev: tuple[str, ...] = option((), "labelled examples for choosing the best epoch", nargs="+", metavar="FILE")
     test: tuple[str, ...] = option((), "labelled examples for evaluating the best epoch", nargs="+", metavar="FILE")
     problem_type: str = option(PROBLEM_TYPES[0], PROBLEM_TYPE_HELP, choices=PROBLEM_TYPES)
-    out: str | None = option(None, "folder for model.safetensors, results.json and the tokenizer", metavar="FOLDER")
+    out: str | None = option(None, "folder for results.json and model.safetensors with its tokenizer", metavar="FOLDER")
     label_map: tuple[str, ...] = option((), NAMES_HELP, nargs="+", metavar="DATA=NAME")
 
     teacher: str | None = option(None, "model fine-tuned on this task, to distil", "task distillation", metavar="PATH")

@@ -26,7 +26,7 @@ from typing import BinaryIO
 from data.archives import DAMAGE, Member, open_members
 from data.cli import DataError, check, check_bounds, check_paths, option, parse_options, warn
 from data.download.models import fetch_models
-from data.formats import ARROW_FILE, ARROW_STREAM, ENCODINGS, JSON, NOT_UTF8, PARQUET, REFUSED, TAR, ZIP, refusal
+from data.formats import ARROW_FILE, ARROW_STREAM, ENCODINGS, JSON, NOT_UTF8, PARQUET, REFUSED, refusal
 from data.tasks import TASKS, Example, PairExample, QuestionExample, TextExample, WordsExample
 from data.tasks.contents import contradicts_name
 from data.tasks.rows import short
@@ -73,7 +73,7 @@ def open_lines(name: str | None) -> Iterator[Iterator[bytes]]:
 def text_lines(where: str, file: BinaryIO) -> Iterator[bytes]:
     """Raises DataError if the file has no lines of text, when the first is read."""
     member = next(open_members(file, where), None)
-    if member is None or not {ZIP, TAR}.isdisjoint(member.layers):
+    if member is None or member.archives:
         raise DataError(f"{where} is an archive. Unpack it first.")
     check_has_lines(where, member)
     if said := contradicts_name(member):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from data import DataError, Tokenizer
 from data.cli import note
+from data.download import hub
 from data.download.models import local_path
 from data.tokenizer import FILE_NAME, is_safetensors, own_tokenizer
 
@@ -21,10 +22,7 @@ from .huggingface import Report
 from .native import check_file, is_native, load_model, read_metadata, read_safetensors
 
 # in the order in which a folder's files are preferred; the last is that of a run of train.py
-WEIGHTS = (
-    *("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
-    *("model.pt", "student.safetensors"),
-)
+WEIGHTS = (*hub.WEIGHTS, "model.pt", "student.safetensors")
 
 
 def load_checkpoint(

@@ -150,8 +150,9 @@ def test_the_column_of_a_table_is_the_field(tmp_path):
         DataError, match="has no column avis. Give the text column with --field. It has id, Commentaire"
     ):
         parts(path, field="avis")
-    (part,) = parts(write(tmp_path / "a.csv", b'text\nUn film.\n\n"Oui, un livre."\n'))  # its only column
-    assert part.content == ["Un film.", "Oui, un livre."]
+    for name in ("a.csv", "a.csv.gz"):
+        (part,) = parts(write(tmp_path / name, b'text\nUn film.\n\n"Oui, un livre."\n'))  # its only column
+        assert part.content == ["Un film.", "Oui, un livre."]
 
 
 def test_rows_of_another_length_or_not_in_utf8_are_counted(tmp_path):
