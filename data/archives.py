@@ -1,8 +1,8 @@
-"""Opens a file as the files in it: decompressed, unpacked, UTF-16 as UTF-8. Its bytes decide, not its name.
+"""Opens a file, or the files in an archive: decompressed, unpacked, UTF-16 as UTF-8, whatever their names are.
 
-Nothing is unpacked to disk under a member's name, which is a label only. Memory is bounded, whatever sizes an archive
-states. What needs random access but comes from a stream (a zip in a pipe, Parquet in a tar) is copied to an unnamed
-temporary file of at most SPOOL_BYTES.
+A member's name is only a label: nothing is unpacked to disk under it. Memory is bounded, whatever sizes an archive
+states. Formats that need random access are copied to an unnamed temporary file of at most SPOOL_BYTES if they come from
+a stream (a zip in a pipe, Parquet in a tar).
 """
 
 import bz2
@@ -53,7 +53,7 @@ class Member(NamedTuple):
     """A file, or one of the files in an archive."""
 
     name: str  # for an archive's: archive/member
-    layers: tuple[str, ...]  # the forms around it, from the outside
+    layers: tuple[str, ...]  # the forms around it, outermost first
     form: str  # of formats.py: never a compression, archive or encoding
     stream: "Stream"  # its bytes; UTF-8 if they are text. To be read before the next member
 
@@ -316,7 +316,7 @@ def printable(name: str) -> str:
 
 @contextlib.contextmanager
 def random_access(stream: Stream, name: str) -> Iterator[BinaryIO]:
-    """The stream's bytes as a file that can be read at any place: the file itself, or a copy of what is no file.
+    """The stream's bytes as a file that can be read at any place: the file itself, or a copy of a stream.
 
     stream: at its beginning. Raises DataError above SPOOL_BYTES.
     """

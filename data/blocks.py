@@ -44,8 +44,8 @@ class Batch(NamedTuple):
 class Blocks:
     """The full blocks of one part (train, held-out) of a prepared corpus, read from disk on access.
 
-    by_block: the parts are no documents, but blocks of the whole corpus, of which evenly spaced ones are held out; by
-    default if the manifest says so, as it does where documents are few.
+    by_block: evenly spaced blocks of the whole corpus are held out, instead of documents; by default as the manifest
+    says, which data.prepare decides by the number of documents.
     within_documents: no block continues into the next document; the rest of each document is not used.
     Memory holds one or two numbers per shard (with within_documents, one per 65,536 documents), or one per block.
     Raises DataError for a folder without a prepared corpus, or files that do not match its manifest.

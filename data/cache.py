@@ -72,14 +72,14 @@ class Sample(NamedTuple):
 
     folder: Path
     share: float | None  # of the corpus's bytes; None if the text is not from the corpus
-    counted: str  # how its size is known, or what is known of it
+    counted: str  # how the size of the corpus was found, for a message
     temporary: tempfile.TemporaryDirectory | None = None  # removed with this object
 
 
 def sample_folder(paths: Sequence[str], tokenizer: Tokenizer, cache: str) -> Sample:
-    """What can be known of a corpus without preparing it: it itself, if it is prepared, else its first texts.
+    """The corpus if it is prepared, else a sample of its first texts, prepared into a temporary folder.
 
-    paths: as of prepared_folder. Of data sets on the hub nothing is fetched: the demo's texts take their place.
+    paths: as in prepared_folder. Data sets on the hub are not fetched: the demo's texts take their place.
     Raises DataError.
     """
     if is_prepared(paths):

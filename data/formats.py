@@ -1,7 +1,7 @@
-"""What a file is by its first bytes, whatever its name says.
+"""Detects the format of a file from its first bytes, not from its name.
 
-A form is the text that messages use for it: "gzip", "JSON lines", "a PDF document". archives.py opens the forms that
-hold others; REFUSED lists those that hold no text which could be read, each with what to do about it.
+A form is a format's name as messages print it: "gzip", "JSON lines", "a PDF document". archives.py opens the forms that
+contain other files; REFUSED lists those without readable text, each with what the user can do about it.
 """
 
 import codecs
@@ -16,7 +16,7 @@ GZIP, XZ, BZIP2, ZSTD, ZIP, TAR = "gzip", "xz", "bzip2", "Zstandard", "a zip arc
 UTF16_LE, UTF16_BE, UTF32_LE, UTF32_BE = "UTF-16-LE", "UTF-16-BE", "UTF-32-LE", "UTF-32-BE"  # also codecs' names
 PARQUET, ARROW_FILE, ARROW_STREAM = "Parquet", "an Arrow file", "an Arrow stream"
 JSON_LINES, JSON, TEXT, EMPTY = "JSON lines", "JSON", "plain text", "empty"  # JSON: values over several lines
-TABLE = "a table"  # plain text, whose reader tells that it has columns
+TABLE = "a table"  # plain text in columns, which is detected by the readers of text
 
 COMPRESSED = (GZIP, XZ, BZIP2, ZSTD)
 ENCODINGS = (UTF16_LE, UTF16_BE, UTF32_LE, UTF32_BE)
@@ -149,7 +149,7 @@ SAME = {JSON_LINES: JSON, ARROW_STREAM: ARROW_FILE}  # forms that one suffix may
 
 
 class RefusedError(DataError):
-    """A file holds no text that could be read. The message says what it is, and what to do."""
+    """A file has no readable text. The message says what it is, and what to do."""
 
 
 def form_of(head: bytes) -> str:
@@ -256,7 +256,7 @@ def is_object(line: str) -> bool:
 
 
 def promised(name: str) -> tuple[str, ...]:
-    """The forms that a name promises, from the outside: (BZIP2, JSON) for a.jsonl.bz2, () for part-00000."""
+    """The forms that a name's suffixes stand for, outermost first: (BZIP2, JSON) for a.jsonl.bz2, () for part-00000."""
     path, forms = PurePath(name), ()
     while path.suffix:
         found = PROMISED.get(path.suffix.lower(), ())
@@ -272,7 +272,7 @@ def is_description(name: str) -> bool:
 
 
 def contradiction(name: str, forms: tuple[str, ...]) -> str:
-    """A sentence that says what the bytes are if the name says otherwise, else "".  forms: from the outside."""
+    """A sentence on what the file is if its name stands for another format, else "".  forms: outermost first."""
     if not (said := promised(name)):
         return ""
     found = [SAME.get(form, form) for form in forms if form not in ENCODINGS]
@@ -282,12 +282,12 @@ def contradiction(name: str, forms: tuple[str, ...]) -> str:
 
 
 def lfs_pointer(path: Path, head: bytes) -> str:
-    """What to tell the user if a file that begins so is a Git LFS pointer; empty for every other file."""
+    """The message for a file that begins with head, if it is a Git LFS pointer; else ""."""
     return str(refusal(str(path), LFS_POINTER)) if head.startswith(LFS_START) else ""
 
 
 def described(forms: tuple[str, ...]) -> str:
-    """Forms in words, the innermost first: "JSON lines in a tar archive in bzip2"."""
+    """Forms in words, innermost first: "JSON lines in a tar archive in bzip2"."""
     return " in ".join(reversed(forms))
 
 

@@ -3,9 +3,9 @@
     python -m data.prepare --tokenizer sentencepiece.bpe.model --out FOLDER INPUT…
 
 INPUT is a file, a folder, a pattern, or - for standard input: plain text, JSON, Parquet, Arrow, CSV or tab-separated
-columns, also compressed (gzip, xz, bzip2, Zstandard) or in tar and zip archives. What a file is, its first bytes say,
-not its name. For each shard, FOLDER gets train-N.bin and held-out-N.bin (token ids, with </s> at the end of
-each document), and .ends files with the ends of the documents; manifest.json describes them all.
+columns, also compressed (gzip, xz, bzip2, Zstandard) or in tar and zip archives. The format of a file is detected from
+its first bytes, not from its name. For each shard, FOLDER gets train-N.bin and held-out-N.bin (token ids, with </s> at
+the end of each document), and .ends files with the ends of the documents; manifest.json describes them all.
 
 INPUT may also be hub:owner/dataset[/folder][@revision], a data set on the Hugging Face hub: its Parquet or JSON-lines
 files are fetched one after another while they are prepared, and removed as soon as they are in shards.
@@ -174,7 +174,7 @@ def copy_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def new_manifest(tokenizer: Tokenizer, sources: list[Source], notes: list[str], options: Options) -> dict:
-    """The manifest of nothing yet. hub: commits, which may differ when a run resumes, unlike the hashes of files."""
+    """The manifest before the first shard.  hub: commits, which may differ when a run resumes, unlike file hashes."""
     origins = sorted({source.remote.origin for source in sources if source.remote})
     return {
         "format": FORMAT,
@@ -332,7 +332,7 @@ def write_shards(folder: Path, manifest: dict, sources: list[Source], tokenizer:
 
 
 def add_notes(manifest: dict, part: Part, begin: Position) -> None:
-    """What the reader has to say of a part that begins here."""
+    """Adds a part's notes and damage; counts the format of a file at its last part.  begin: where the part begins."""
     if part.damage:
         manifest["damaged"].append({"source": part.name, "why": part.damage})
     manifest["notes"] += part.notes[: MAX_NOTES - len(manifest["notes"])]

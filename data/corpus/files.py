@@ -44,7 +44,7 @@ def corpus_files(paths: Iterable[str | Path]) -> list[Candidate]:
     with text of the data sets given.
 
     The order is fixed: as given, sorted within each folder, pattern or data set.
-    Raises DataError for a path that does not exist or is no file, and a folder or pattern without files.
+    Raises DataError for a path that does not exist or is not a file, and a folder or pattern without files.
     """
     files, paths = [], list(paths)
     check_corpus(paths)

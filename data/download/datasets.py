@@ -104,7 +104,7 @@ def dataset_files(name: str) -> list[RemoteText]:
 
     def request(attempts: int) -> list[RemoteText]:
         files = retried(lambda: choose_files(hub, folder, revision), attempts)
-        with contextlib.suppress(OSError):  # a cache that cannot be written is no obstacle
+        with contextlib.suppress(OSError):  # works without a cache, too
             cached.parent.mkdir(parents=True, exist_ok=True)
             cached.write_text(json.dumps(files), encoding="ascii")
         return files

@@ -32,7 +32,7 @@ def fetch_models(options: T, *names: str) -> T:
             hint = "" if kind == "file" else "; on the hub, it is written owner/name"
             raise DataError(f"There is no {kind} {value}. Check the path{hint}.")
         folder = fetch(value, *remote, what)
-        note(f"{value} is no path here; the hub's is used, commit {folder.name}.")
+        note(f"{value} is not a local path; it was found on the hub, commit {folder.name}.")
         found[name] = str(folder / TOKENIZER) if what == "tokenizer" else f"{remote[0]}@{folder.name}"
     return dataclasses.replace(options, **found)
 
@@ -54,7 +54,7 @@ def parse_name(name: str) -> tuple[str, str] | None:
 
 
 def fetch(name: str, repository: str, revision: str, what: str = "model") -> Path:
-    """download(), for a name that may also be a path with a typing error.  Raises DataError."""
+    """download(), for a name that may also be a misspelt path.  Raises DataError."""
     try:
         return hub.download(repository, None, revision, what)
     except (hub.NoRepository, hub.Unreachable) as error:

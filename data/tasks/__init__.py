@@ -1,6 +1,6 @@
 """The four downstream tasks of section 4: files to examples.
 
-What a file is, its bytes decide, not its name; it may be compressed (gzip, xz, bzip2, Zstandard) or in an archive.
+Files may be compressed (gzip, xz, bzip2, Zstandard) or in an archive; their format is detected from their bytes.
 """
 
 from .examples import (

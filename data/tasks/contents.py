@@ -1,4 +1,4 @@
-"""What a task file holds, told by its bytes: text, or rows of columns. Either may be compressed or in an archive."""
+"""The content of a task file, by its bytes: text, or rows of columns; either may be compressed or in an archive."""
 
 import contextlib
 import os
@@ -42,7 +42,7 @@ def read_content(path: str, report: Report) -> Content:
 
 
 def contradicts_name(member: Member) -> str:
-    """A sentence if the name says that a file is something else, "" if not."""
+    """A sentence if the member's name stands for another format, else ""."""
     forms = (TEXT, TABLE) if member.form == TEXT else (member.form,)  # text may well be a table
     said = [contradiction(member.name, (*member.own_layers, form)) for form in forms]
     return said[0] if all(said) else ""
@@ -84,7 +84,7 @@ def decoded(path: str, content: bytes) -> str:
 
 @contextlib.contextmanager
 def open_member(path: str) -> Iterator[Member]:
-    """The file, the member that the path names, or the only one in the archive that is no documentation.
+    """The file, the member that the path names, or the only data file in the archive.
 
     Raises DataError, also for an archive with several.
     """
@@ -101,7 +101,7 @@ def open_member(path: str) -> Iterator[Member]:
         if not wanted:
             raise DataError(f"{file} is an archive without files.")
         if (names := member_names(file)) == [file]:
-            raise DataError(f"{file} is no archive: it has no file {inside}.")
+            raise DataError(f"{file} is not an archive, so there is no {inside} in it.")
         raise DataError(f"{file} has no file {inside}. {listing(file, names)}")
     except DAMAGE as error:
         raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None

@@ -75,7 +75,7 @@ def read_labels(path: str, labels_path: str, report: Report) -> str:
     except DataError as error:
         raise DataError(f"The labels of {path} must be in {labels_path}. {error}") from None
     if not isinstance(labels, str):
-        raise DataError(f"The labels of {path} must be in {labels_path}, one a line, but that is no text.")
+        raise DataError(f"The labels of {path} must be in {labels_path}, one per line, but that is not a text file.")
     return labels
 
 

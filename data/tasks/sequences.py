@@ -23,7 +23,7 @@ NLI_LABELS = ("entailment", "neutral", "contradiction")
 SPELLINGS = {name: name for name in NLI_LABELS} | {"contradictory": "contradiction"}  # of XNLI's machine translations
 UNDECIDED = "-"
 SINGLE_LABEL = "single_label_classification"
-OTHER_KEYS = {  # of labels that are no single class, by Hugging Face's problem_type
+OTHER_KEYS = {  # where a label is not one class, by Hugging Face's problem_type
     "multi_label_classification": ("labels", "label"),
     "regression": ("score", "similarity_score", "relatedness_score", "label", "stars"),  # STS-B's, SICK's, others
 }

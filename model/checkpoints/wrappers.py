@@ -1,4 +1,4 @@
-"""Keys as wrappers leave them: DDP, FSDP, torch.compile, Lightning, sentence-transformers, a module of one's own."""
+"""Strips what wrappers add to keys: DDP, FSDP, torch.compile, Lightning, sentence-transformers, the user's modules."""
 
 from collections.abc import Callable, Iterable
 from itertools import dropwhile
@@ -18,7 +18,7 @@ MAX_LISTED = 3  # keys or prefixes in a sentence
 
 
 def unwrapped_names(keys: Iterable[str], path: Path, report: Callable[[str], None]) -> dict[str, str]:
-    """The keys of a file's model, each with its name without what wrappers added and without the encoder's own name.
+    """{key of the model in a file: its name without what wrappers added and without the encoder's own name}
 
     The model is where the embeddings are. What stands before them is the prefix of all its keys; a key without it
     belongs to something else, such as a metric, and is left out.
@@ -47,7 +47,7 @@ def unwrapped_names(keys: Iterable[str], path: Path, report: Callable[[str], Non
 
 
 def prefix_of(name: str) -> str | None:
-    """Of the key of an embedding: what stands before the model's own name of it.  None for any other key."""
+    """The part of an embedding's key before the model's own name of it; None for any other key."""
     for anchor in ANCHORS:
         if f".{name}".endswith(f".{anchor}"):
             parts = name.removesuffix(anchor).split(".")[:-1]

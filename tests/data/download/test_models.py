@@ -44,7 +44,9 @@ def test_a_path_stays_and_a_name_gets_its_commit(fake, tmp_path, monkeypatch, ca
     path = str(tmp_path / "cache" / "almanach--camembert-base" / COMMIT)
     assert found(model=str(tmp_path)) == vars(Options(str(tmp_path))) and not fake.requests
     assert found(model=REPOSITORY) == vars(Options(PINNED))
-    assert f"note: {REPOSITORY} is no path here; the hub's is used, commit {COMMIT}." in capsys.readouterr().err
+    assert (
+        f"note: {REPOSITORY} is not a local path; it was found on the hub, commit {COMMIT}." in capsys.readouterr().err
+    )
     assert local_path(REPOSITORY) == local_path(PINNED) and str(local_path(PINNED)) == path
     assert tree(local_path(PINNED)) == FILES
     monkeypatch.chdir(tmp_path)

@@ -76,7 +76,7 @@ def test_archives(tmp_path, monkeypatch, examples, pack):
     with pytest.raises(DataError, match="is an archive of 2 files"):
         read_task("nli", [f"{path}/"], print)
     path.write_bytes(TSV)
-    with pytest.raises(DataError, match="XNLI.zip is no archive: it has no file dev.tsv"):
+    with pytest.raises(DataError, match="XNLI.zip is not an archive, so there is no dev.tsv in it"):
         read_task("nli", [f"{path}/dev.tsv"], print)
 
 
