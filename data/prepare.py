@@ -271,12 +271,7 @@ def write_shards(folder: Path, manifest: dict, sources: list[Source], tokenizer:
     """Encodes everything after the manifest's position, and updates the manifest after each shard."""
     dtype = numpy.dtype(tokenizer.typecode)
     number = len(manifest["shards"][TRAIN])
-    seen = SeenHashes(options.duplicates_mb) if options.duplicates_mb else None
-    if seen and number:
-        path = folder / SEEN.format(number - 1)
-        if not path.is_file() or path.stat().st_size != seen.table.nbytes:
-            raise DataError(f"{path} is missing or damaged. Remove {folder} and prepare the corpus again.")
-        seen.table[:] = numpy.fromfile(path, numpy.uint64)
+    seen = load_seen(folder, number, options.duplicates_mb) if options.duplicates_mb else None
     counts = Counter(manifest["counts"])
     token_counts = numpy.array(manifest["token_counts"], numpy.int64)
     position = Position(*manifest["position"])
@@ -316,9 +311,7 @@ def write_shards(folder: Path, manifest: dict, sources: list[Source], tokenizer:
                     manifest["counts"] = dict(sorted(counts.items()))
                     manifest["token_counts"] = token_counts.tolist()
                     if seen:
-                        partial = folder / f".{SEEN.format(number)}.partial"
-                        seen.table.tofile(partial)
-                        partial.replace(folder / SEEN.format(number))
+                        save_seen(folder, number, seen)
                     write_manifest(folder, manifest, UNFINISHED)
                     remove_fetched({*files[: position.source]} - {*files[position.source :]}, folder)
                     for path in folder.glob("seen-*.u8"):  # of earlier shards, and of killed runs
@@ -329,6 +322,24 @@ def write_shards(folder: Path, manifest: dict, sources: list[Source], tokenizer:
         progress.close()
         for writer in shard.values():
             writer.abandon()
+
+
+def load_seen(folder: Path, shards: int, megabytes: int) -> SeenHashes:
+    """The hashes of the paragraphs in so many finished shards.  Raises DataError if their file is damaged."""
+    seen = SeenHashes(megabytes)
+    if shards:
+        path = folder / SEEN.format(shards - 1)
+        if not path.is_file() or path.stat().st_size != seen.table.nbytes:
+            raise DataError(f"{path} is missing or damaged. Remove {folder} and prepare the corpus again.")
+        seen.table[:] = numpy.fromfile(path, numpy.uint64)
+    return seen
+
+
+def save_seen(folder: Path, number: int, seen: SeenHashes) -> None:
+    """After the shard of this number; completely, or not at all."""
+    partial = folder / f".{SEEN.format(number)}.partial"
+    seen.table.tofile(partial)
+    partial.replace(folder / SEEN.format(number))
 
 
 def add_notes(manifest: dict, part: Part, begin: Position) -> None:

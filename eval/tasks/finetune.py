@@ -32,7 +32,7 @@ from data.tasks.contents import check_files
 from data.tasks.parts import PARTS
 from data.tasks.tags import OUTSIDE, types_of
 from losses import DIRECTIONS, IGNORE_INDEX, soft_label_loss
-from model import QuestionAnswerer, SequenceClassifier, save_model
+from model import SequenceClassifier, save_model
 from model.checkpoints.load import load_checkpoint, load_teacher
 from model.checkpoints.native import fingerprint
 from model.heads import PROBLEM_TYPES
@@ -41,7 +41,7 @@ from model.training.optim import learning_rate, make_optimiser, optimiser_step
 from model.training.state import Diverged
 
 from ..results import command_line, provenance, write_json
-from .batching import Feature, Outputs, infer, packed_outputs
+from .batching import Feature, Outputs, TaskSettings, infer, packed_outputs
 from .evaluate import (
     SEQUENCE_TASKS,
     TASK_CLASSES,
@@ -284,6 +284,29 @@ def mean_and_deviation(runs: Sequence[dict], part: str) -> dict:
     return found
 
 
+def choose_labels(
+    task_class: type[Task], settings: TaskSettings, data: Parts, of_teacher: tuple[str, ...] | None
+) -> tuple[str, ...]:
+    """The labels of the new head: the teacher's, else those in the data; () for qa.  Raises OptionError."""
+    if task_class is QaTask:
+        return ()
+    if task_class is RegressionTask:
+        labels = of_teacher or ("LABEL_0",)  # the name that transformers gives a single output
+        check(len(labels) == 1, f"The teacher has {len(labels)} outputs; a regression has one value per text here.")
+        return labels
+    in_data = labels_of([example for examples in data.values() for example in examples])
+    if task_class is NerTask:  # of any scheme; a word's later pieces need I-TYPE even if no second word has it
+        in_data = types_of(in_data)
+        labels = of_teacher or (OUTSIDE, *(f"{prefix}-{kind}" for prefix in "BI" for kind in in_data))
+        known = types_of(task_class(settings, labels).tags)
+    else:
+        known = labels = of_teacher or tuple(in_data)
+    check_labels(known, in_data, "The teacher must have been fine-tuned on the same labels.")
+    least = 2 if task_class is SequenceTask else 1
+    check(len(labels) >= least, f"The data have {len(labels)} different labels, but at least {least} are needed.")
+    return labels
+
+
 def finetune(task_name: str, options: Options, command: str, data: Parts | None = None) -> dict:
     """Fine-tunes one model per seed -> what it writes to results.json.  command: for the provenance
 
@@ -311,22 +334,9 @@ def finetune(task_name: str, options: Options, command: str, data: Parts | None 
     digests = {part: hashlib.sha256(json.dumps(examples).encode()).hexdigest() for part, examples in data.items()}
     about |= {"examples": digests, **provenance(command, options, files, options.seeds)}
     runs = finished_runs(folder, about)
-    labels, kind = (), getattr(teacher, "problem_type", options.problem_type)
+    kind = getattr(teacher, "problem_type", options.problem_type)
     check(kind == options.problem_type, f"The teacher is a {kind} model, --problem-type is {options.problem_type}.")
-    if task_class is RegressionTask:
-        labels = teacher.labels if teacher else ("LABEL_0",)  # the name that transformers gives a single output
-        check(len(labels) == 1, f"The teacher has {len(labels)} outputs; a regression has one value per text here.")
-    elif task_class.model is not QuestionAnswerer:
-        in_data = labels_of([example for examples in data.values() for example in examples])
-        labels = teacher.labels if teacher else tuple(in_data)
-        known = labels
-        if task_class is NerTask:  # of any scheme; a word's later pieces need I-TYPE even if no second word has it
-            in_data = types_of(in_data)
-            labels = teacher.labels if teacher else (OUTSIDE, *(f"{p}-{kind}" for p in "BI" for kind in in_data))
-            known = types_of(task_class(settings, labels).tags)
-        check_labels(known, in_data, "The teacher must have been fine-tuned on the same labels.")
-        least = 2 if task_class is SequenceTask else 1
-        check(len(labels) >= least, f"The data have {len(labels)} different labels, but at least {least} are needed.")
+    labels = choose_labels(task_class, settings, data, getattr(teacher, "labels", None))
     task = task_class(settings, labels)
     counts = ", ".join(f"{len(examples):,} {part}" for part, examples in data.items())
     classes = ", ".join(labels) or "start, end"
