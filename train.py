@@ -74,10 +74,7 @@ class Options:
     """Every option of a run with its default. Stored with the student."""
 
     teacher: str = option(
-        "demo",
-        "model to distil: path, or owner/name; demo; none: masked LM",
-        "input and output",
-        metavar="MODEL",
+        "demo", "model to distil: path, or owner/name; demo; none: masked LM", "input and output", metavar="MODEL"
     )
     tokenizer: str | None = option(None, "SentencePiece model (default: the teacher's)", metavar="PATH")
     corpus: tuple[str, ...] = option(DEMO, "prepared folder, text, hub:owner/dataset", nargs="+", metavar="PATH")

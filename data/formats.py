@@ -132,6 +132,7 @@ CONTROL_BYTES = bytes({*range(0x20), 0x7F} - set(b"\t\n\v\f\r\x1b"))
 JSON_ARRAY = re.compile(r"\[\s*")
 BRACES = re.compile(r"\s*\{\s*['\"\w]+\s*:.*\}\W*")
 JSON_OBJECT = re.compile(r'\{\s*"(?:[^"\\]|\\.)*"\s*:')
+UNFINISHED = ("{", "[", ",", ":")  # ends of a line of JSON that the next line continues
 
 PROMISED = {".gz": (GZIP,), ".xz": (XZ,), ".lzma": (XZ,), ".bz2": (BZIP2,), ".zst": (ZSTD,)}  # by suffix
 PROMISED |= {".tgz": (GZIP, TAR), ".tbz2": (BZIP2, TAR), ".txz": (XZ, TAR), ".tar": (TAR,), ".zip": (ZIP,)}
@@ -229,7 +230,7 @@ def json_form(lines: list[bytes], is_whole: bool) -> str | None:
     if objects and 2 * objects >= len(complete):
         return JSON_LINES
     if JSON_OBJECT.match(text):
-        return JSON if text.partition("\n")[0].rstrip().endswith(("{", "[", ",", ":")) else JSON_LINES
+        return JSON if text.partition("\n")[0].rstrip().endswith(UNFINISHED) else JSON_LINES
     in_braces = sum(bool(BRACES.fullmatch(line)) for line in complete)
     return LIKE_JSON if in_braces and 2 * in_braces > len(complete) else None
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from itertools import chain, pairwise
 
 from ..cli import DataError
+from ..formats import JSON_OBJECT
 from .contents import Content
 from .examples import Report, WordsExample
 from .rows import check_type, get_value, in_french, json_objects, short
@@ -19,7 +20,7 @@ LONGEST_SENTENCE = 500  # words; a longer one lacks blank lines
 CUT_SENTENCE = 100  # words; the most in a part of a longer sentence
 SENTENCE_ENDS = (".", "!", "?", "…", "...")
 NO_WORD = re.compile(r"\d+[-.]\d+")  # CoNLL-U's index of a range of words ("au", 1-2) and of an empty node (8.1)
-JSON_OBJECT = re.compile(r'\s*(\[\s*)?\{\s*"[^"]*"\s*:')  # a [ or { alone may be the first word of a sentence
+JSON_START = re.compile(rf"\s*(?:\[\s*)?{JSON_OBJECT.pattern}")  # a [ or { alone may be the first word of a sentence
 
 
 def read_ner(path: str, content: Content, report: Report, label_map: Mapping[str, str]) -> Iterator[WordsExample]:
@@ -73,7 +74,7 @@ def cut_sentence(example: WordsExample) -> Iterator[WordsExample]:
 
 def read_sentences(path: str, content: Content, report: Report) -> Iterator[Words]:
     """The words of each sentence, with their tags as in the file."""
-    if not isinstance(content, str) or JSON_OBJECT.match(content):
+    if not isinstance(content, str) or JSON_START.match(content):
         return read_json_ner(path, content, report)
     lines = content.split("\n")
     first = next((line for line in lines if line.strip() and not is_comment(line)), "")
