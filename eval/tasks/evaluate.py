@@ -37,7 +37,7 @@ TASK_CLASSES = {"sentiment": SequenceTask, "nli": SequenceTask, "ner": NerTask, 
 SEQUENCE_TASKS = {task.problem_type: task for task in (SequenceTask, MultiLabelTask, RegressionTask)}
 LABEL_MAP_HELP = "data's label or entity type = model's; probabilities of several are summed: '0=1 star,2 stars'"
 LABEL_MAP_HINT = "Map the labels with --label-map DATA=MODEL: the name in the data = the model's name."
-THRESHOLD_HELP = "qa: no answer where <s> exceeds the best span by more, in logits (default: the model's, if any)"
+THRESHOLD_HELP = "qa: no answer where the logits of <s> exceed the best span's by more (default: the model's, if any)"
 SURROGATE = re.compile("[\ud800-\udfff]")
 TOKENIZER_HELP = "SentencePiece model, or a model that has it (default: inside or beside the model)"
 MODEL_HELP = "fine-tuned model: path, or owner/name on the hub"

@@ -5,10 +5,10 @@ The format of a line depends on the task:
     ner         a text, {"text": …}, or {"words": […]}
     nli         premise TAB hypothesis, or {"premise": …, "hypothesis": …}
     qa          question TAB context, or {"question": …, "context": …}
-A model of several labels a text (multi_label_classification) gives those above 0.5, a regression its value.
-A model that learnt questions without an answer gives "answer": null where there is none: where no_answer_score, the
-logits of <s> minus those of the best answer, is above its threshold (--no-answer-threshold); the score is then that of
-none against the best answer.
+A multi-label model (multi_label_classification) gives the labels above 0.5, a regression model its value.
+A model fine-tuned on unanswerable questions, too, gives no_answer_score: the logits of <s> minus those of the best
+answer. Where it exceeds the threshold (--no-answer-threshold), "answer" is null, and "score" is the probability of no
+answer against the best answer.
 An invalid line is reported with its number and skipped. The input may be compressed; it is processed in chunks, so it
 may be of any length.
 """

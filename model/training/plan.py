@@ -120,7 +120,7 @@ def print_files(out: Path, student: nn.Module, state: Iterable[Tensor], memory: 
         f"{FOLDER}/step-N/": f"{when}, {gigabytes(checkpoint)} each; the last {keep} are kept",
         BEST: f"the student with the lowest validation loss, {gigabytes(weights)}",
         STUDENT: f"the student at the end, {gigabytes(weights)}",
-        METRICS: f"losses and speed; {RUN}, what the run is",
+        METRICS: f"losses and speed; {RUN}: options and hashes of the inputs",
     }
     print_line("writes", f"{out}/")
     for name, words in files.items():
