@@ -5,8 +5,10 @@ from unittest.mock import Mock
 import pytest
 import torch
 
+from data import Tokenizer
+from model import save_model
 from tests.helpers import REAL_TOKENIZER, needs
-from tests.train_runs import SIZES, run, write_inputs
+from tests.train_runs import SIZES, TOKENIZER, make_teacher, run, write_inputs
 
 
 @pytest.fixture
@@ -87,6 +89,14 @@ def test_wrong_files(place, case):
 
 
 @needs(REAL_TOKENIZER)
+def test_a_student_with_another_tokenizer_of_the_same_size(place):
+    other = Tokenizer("other", TOKENIZER.content.replace("▁film".encode(), "▁filn".encode()))
+    save_model(make_teacher(), place / "student.safetensors", tokenizer=other)
+    assert_refused(
+        place, f"is not the one inside {place / 'student.safetensors'}", student=place / "student.safetensors"
+    )
+
+
 def test_a_tokenizer_of_another_size(place):
     assert_refused(place, "does not match the model: it has 32005 tokens", tokenizer=REAL_TOKENIZER)
 
