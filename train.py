@@ -25,7 +25,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from data import demo
+from data import Tokenizer, demo
 from data.blocks import Batch, open_blocks, prefetched, training_batches, validation_batches
 from data.cache import DEMO, prepared_folder, sample_folder
 from data.cli import check, check_bounds, dashed, option, parse_options, run_command
@@ -37,7 +37,7 @@ from eval.validation import validate
 from losses import DIRECTIONS, IGNORE_INDEX, DistillationLoss, LossSettings, fused_distillation_loss, mlm_loss
 from losses.fused import CHUNK_BYTES
 from model import EncoderConfig, MaskedLM, ModelError, choose_layers, initialise_student, save_model
-from model.checkpoints.load import check_vocabulary, load_checkpoint, load_teacher, load_tokenizer
+from model.checkpoints.load import check_same_tokenizer, check_vocabulary, load_checkpoint, load_teacher, load_tokenizer
 from model.checkpoints.native import PRECISIONS, fingerprint, versions
 from model.training import log, plan, run_state
 from model.training.device import (
@@ -155,9 +155,10 @@ class Options:
 # ---- the student -----------------------------------------------------------------------------------------------
 
 
-def make_student(options: Options, teacher: MaskedLM | None, vocab_size: int) -> tuple[MaskedLM, str]:
+def make_student(options: Options, teacher: MaskedLM | None, tokenizer: Tokenizer) -> tuple[MaskedLM, str]:
     """Section 3.1: layers of the teacher; or the given student; or a new model -> it, and where it starts from."""
     if options.student is not None:
+        check_same_tokenizer(options.student, tokenizer)
         student = load_checkpoint(options.student, kind=MaskedLM).float()
         return initialise_student(student, range(student.config.num_layers), options.dropout), options.student
     if teacher is not None:
@@ -165,7 +166,7 @@ def make_student(options: Options, teacher: MaskedLM | None, vocab_size: int) ->
         return initialise_student(teacher, layers, options.dropout), f"teacher layers {', '.join(map(str, layers))}"
     sizes = {name: getattr(options, name) for name in (*SIZES, "dropout") if getattr(options, name) is not None}
     default = asdict(EncoderConfig.distilcamembert()) if options.tokenizer else demo.STUDENT
-    return MaskedLM(EncoderConfig(**{**default, "vocab_size": vocab_size, **sizes})), "random initial values"
+    return MaskedLM(EncoderConfig(**{**default, "vocab_size": len(tokenizer), **sizes})), "random initial values"
 
 
 # ---- the distillation step -------------------------------------------------------------------------------------
@@ -283,7 +284,7 @@ def run(options: Options, world: World, device: torch.device) -> int:
     teacher_path = {"none": None, "demo": demo.TEACHER}.get(options.teacher, found.teacher)
     tokenizer = load_tokenizer(found.tokenizer or (is_demo and demo.FOLDER), teacher_path)
     teacher = load_teacher(teacher_path, MaskedLM, device) if teacher_path else None
-    student, start = make_student(found, teacher, len(tokenizer))
+    student, start = make_student(found, teacher, tokenizer)
     for model in filter(None, (teacher, student)):
         check_vocabulary(model.config, tokenizer)
         longest = model.config.max_tokens

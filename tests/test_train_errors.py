@@ -5,8 +5,10 @@ from unittest.mock import Mock
 import pytest
 import torch
 
+from data import Tokenizer
+from model import save_model
 from tests.helpers import REAL_TOKENIZER, needs
-from tests.train_runs import SIZES, run, write_inputs
+from tests.train_runs import SIZES, TOKENIZER, make_teacher, run, write_inputs
 
 
 @pytest.fixture
@@ -84,6 +86,12 @@ def test_wrong_files(place, case):
     spoil, message = WRONG_FILES[case]
     spoil(place)
     assert_refused(place, message, corpus=place / ("corpus" if "folder" in case else "corpus.txt"))
+
+
+def test_a_student_with_another_tokenizer_of_the_same_size(place):
+    other, student = TOKENIZER.content.replace("▁film".encode(), "▁filn".encode()), place / "student.safetensors"
+    save_model(make_teacher(), student, tokenizer=Tokenizer("other", other))
+    assert_refused(place, f"is not the one inside {student}", student=student)
 
 
 @needs(REAL_TOKENIZER)

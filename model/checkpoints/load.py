@@ -142,12 +142,12 @@ def load_tokenizer(path: str | Path | None, model_path: str | Path | None) -> To
 
     Raises DataError if there is no model or no tokenizer, or if the one at `path` is not the one inside the model.
     """
-    own = find_tokenizer(local_path(model_path)) if model_path else None
     if path:
         named = Tokenizer(path)
-        if own and own.path.name != FILE_NAME and own.content != named.content:
-            raise DataError(f"The tokenizer {named.path} is not the one inside {own.path}. Leave --tokenizer out.")
+        if model_path:
+            check_same_tokenizer(model_path, named)
         return named
+    own = find_tokenizer(local_path(model_path)) if model_path else None
     if own is None and not model_path:
         raise DataError("There is no tokenizer given. Name it with --tokenizer.")
     if own is None:
@@ -168,6 +168,14 @@ def find_tokenizer(model_path: Path) -> Tokenizer | None:
     if place != model_path:
         found = (model_path, found[1]) if found else own_tokenizer(model_path)
     return Tokenizer(*found) if found else None
+
+
+def check_same_tokenizer(model_path: str | Path, tokenizer: Tokenizer) -> None:
+    """Raises DataError if another tokenizer is inside a model's file. (The one beside it may be anyone's.)"""
+    own = find_tokenizer(local_path(model_path))
+    if own and own.path.name != FILE_NAME and own.content != tokenizer.content:
+        message = f"The tokenizer {tokenizer.path} is not the one inside {own.path}: their ids mean different pieces."
+        raise DataError(f"{message} Use the model's own.")
 
 
 def check_vocabulary(config: EncoderConfig, tokenizer: Tokenizer) -> None:

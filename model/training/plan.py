@@ -90,10 +90,11 @@ def print_work(work: Work, measured: Measured, student: nn.Module, teacher: nn.M
     speeds = f"{tokens / high:,.0f} to {tokens / low:,.0f} in {len(measured.steps)} timed steps"
     print_line("speed", f"{tokens / median:,.0f} tokens/s ({speeds})")
     validations = work.validations()
-    hours = [(steps * each + validations * measured.validation) / 3600 for each in (median, low, high)]
-    spread = f"{hours[1]:,.3g} to {hours[2]:,.3g} at these speeds"
+    seconds = [steps * each + validations * measured.validation for each in (median, low, high)]
+    unit, name = (3600, "hours") if seconds[0] >= 3600 else (60, "minutes")
+    middle, least, most = (f"{each / unit:,.3g}" for each in seconds)
     checks = f"{validations} validations of {measured.validation:.1f} s"
-    print_line("time", f"{hours[0]:,.3g} hours ({spread}), with {checks}")
+    print_line("time", f"{middle} {name} ({least} to {most} at these speeds), with {checks}")
 
 
 def print_corpus(work: Work, blocks: float | None, counted: str) -> None:
