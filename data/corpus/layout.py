@@ -10,6 +10,7 @@ BREAKS = 200  # with at least one blank line in so many, blank lines separate do
 WIDTHS = range(40, 121)  # at which text is wrapped, in characters
 WRAPPED_PAIRS = 8  # of lines in sequence, from which wrapping can be told
 SENTENCE_END = re.compile(r"[.!?…:;»”\"]\s*$")
+AT_HYPHEN = re.compile(r"(?<=\w-)\n(?=\w)")  # a line end inside c'est-à-dire
 DASH = re.compile(r"\s*[-–—«]")
 
 
@@ -67,7 +68,7 @@ def is_filled(line: str, after: str, width: int) -> bool:
 
 
 def join_wrapped(lines: list[str], width: int) -> list[str]:
-    """Lines to paragraphs, joined by spaces, without blank ones.
+    """Lines to paragraphs, joined by spaces (after a hyphen, by nothing), without blank ones.
 
     A paragraph ends with a line that is not filled (so verse and lists stay as they are), before an indented line, and
     at the end of a sentence before a dash or a quotation.
@@ -84,7 +85,7 @@ def join_wrapped(lines: list[str], width: int) -> list[str]:
         else:
             paragraphs.append([line.strip()])
         before = line
-    return [" ".join(paragraph) for paragraph in paragraphs]
+    return [AT_HYPHEN.sub("", "\n".join(paragraph)).replace("\n", " ") for paragraph in paragraphs]
 
 
 def indent(line: str) -> int:

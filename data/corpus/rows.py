@@ -147,6 +147,7 @@ class Table(NamedTuple):
     columns: list[str] | None = None  # None if the first row is no header
 
     def reader(self, lines: Iterable[str], is_strict: bool = False) -> Iterator[list[str]]:
+        csv.field_size_limit(MAX_CELL)  # of the whole process: what is a table must not depend on earlier files
         quoting = csv.QUOTE_MINIMAL if self.is_quoted else csv.QUOTE_NONE
         escape = "\\" if self.is_quoted and self.is_escaped else None
         settings = dict(quoting=quoting, escapechar=escape, doublequote=not escape, strict=is_strict)
@@ -223,7 +224,6 @@ def table_rows(member: Member, table: Table, field: str | None) -> Iterator[str 
         index = table.columns.index(find_column(table.columns, field, member.name))
     except RefusedError as error:
         raise RefusedError(f"{error} If that is no header, put the names of the columns in its place.") from None
-    csv.field_size_limit(MAX_CELL)
     rows = table.reader(io.TextIOWrapper(member.stream, "utf-8-sig", errors="surrogateescape", newline=""))
     try:
         next(rows)

@@ -96,6 +96,9 @@ def test_where_a_paragraph_ends():
     }
     for lines, count in cases.items():
         assert len(join_wrapped(list(lines), 70)) == count, lines
+    filled = "mot " * 15
+    for end, after, whole in (("c'est-à-", "dire", "c'est-à-dire"), ("enfin --", "dire", "enfin -- dire")):
+        assert join_wrapped([filled + end, after], 70) == [filled + whole]
     assert join_wrapped([full, "et l'arc-", "en-ciel"], 70) == [f"{full} et l'arc-", "en-ciel"]
 
 

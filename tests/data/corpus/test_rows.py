@@ -165,6 +165,16 @@ def test_a_table_without_names_is_refused_with_its_text_column_or_first_row(tmp_
     assert part.content == ["Un film"] * 9
 
 
+def test_long_cells_do_not_hide_a_table(tmp_path):
+    """Whatever the limit of the csv module, which is the whole process's, and which other files have changed."""
+    limit = csv.field_size_limit(1000)
+    try:
+        (part,) = parts(write(tmp_path / "a", table(["word " * 999] * 9)), documents="auto")
+    finally:
+        csv.field_size_limit(limit)
+    assert (part.kind, part.content) == (TABLE, ["word " * 999] * 9)
+
+
 PROSE = [
     "Oui, dit-il, non.\n",
     "Un\tmot.\nDeux mots.\nTrois.\n",
