@@ -194,15 +194,23 @@ def text_form(head: bytes) -> str:
             return form
     is_whole = len(head) < SAMPLE_BYTES
     lines = head.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
-    if is_in_another_encoding(lines if is_whole or len(lines) == 1 else lines[:-1]):
+    if is_in_another_encoding(lines if is_whole else lines[:-1] or lines):
         return NOT_UTF8
     return json_form(lines, is_whole) or TEXT
 
 
 def is_in_another_encoding(lines: list[bytes]) -> bool:
-    """Whether most lines with accented letters are not UTF-8: single damaged lines are dropped and counted instead."""
+    """Whether most lines with accented letters are not UTF-8: single damaged lines are dropped and counted instead.
+
+    Where accented lines are few, whether the damaged ones are most of the text, and more than a letter in them is.
+    """
     accented = [line for line in lines if not line.isascii()]
-    return len(accented) >= 5 and sum(not is_utf8(line) for line in accented) > len(accented) / 2
+    wrong = [line for line in accented if not is_utf8(line)]
+    if len(accented) < 5:
+        letters = [letter for letter in b"".join(wrong).decode(errors="replace") if not letter.isascii()]
+        is_most = sum(map(len, wrong)) > sum(map(len, lines)) / 2
+        return is_most and letters.count("\ufffd") > len(letters) / 2
+    return len(wrong) > len(accented) / 2
 
 
 def is_utf8(line: bytes) -> bool:

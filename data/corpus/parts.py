@@ -42,7 +42,8 @@ BLANK_LINE = re.compile(rb"(?>\r\n|\n|\r)[ \t]*(?>\r\n|\n|\r)")
 
 
 DESCRIPTIONS = re.compile(  # names of files that describe the others in a folder or an archive
-    r"(?i)readme.*|licen[cs]e.*|copying.*|changelog.*|(md5|sha\d+)sums?(\.txt)?|_success|_(common_)?metadata|"
+    r"(?i)(readme|licen[cs]es?|copying|changelog)([-_]\w{2,3})?(\.\w+)*|"  # README_fr.txt, and not licence_droit.txt
+    r"(md5|sha\d+)sums?(\.txt)?|_success|_(common_)?metadata|"
     r"(dataset_(info|infos|dict)|state)\.json|.*\.(md|rst|py|sh|ya?ml|toml|cfg|ini|lock|log|crc|md5|sha256)"
 )
 
@@ -223,7 +224,7 @@ def kind_notes(source: str, is_first: bool, member: Member, kind: Kind) -> tuple
         notes.append(contradiction(member.name, forms[archives[-1] :]))
     if kind.width:
         joined = f"{member.name} has lines wrapped at {kind.width} characters, which were joined to paragraphs"
-        notes.append(f"{joined}; --documents line or blank keeps them apart.")
+        notes.append(f"{joined}; data.prepare --documents line or blank keeps them apart.")
     return tuple(filter(None, notes))
 
 

@@ -118,7 +118,7 @@ def find_column(names: Sequence[str], field: str | None, name: str) -> str:
         return column
     columns = ", ".join(names)
     raise RefusedError(
-        f"{name} has no column {' or '.join(wanted)}. Give the text column with --field. "
+        f"{name} has no column {' or '.join(wanted)}. Give the text column with --field of data.prepare. "
         f"It has {printable(columns[:200])}{'…' if len(columns) > 200 else ''}."
     )
 

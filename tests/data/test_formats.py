@@ -74,6 +74,8 @@ FORMS = [
     (b"\xef\xbb\xbf" + FRENCH.encode(), TEXT),
     (b"un\x00 film\n\x01deux\x0b\n", TEXT),  # control characters are counted, or dropped on request
     (FRENCH.encode("latin-1", "replace") * 9, NOT_UTF8),
+    (FRENCH.encode("latin-1", "replace"), NOT_UTF8),  # a text in one line
+    (("a" + "é" * formats.SAMPLE_BYTES).encode()[: formats.SAMPLE_BYTES], TEXT),  # the sample ends in a letter
     (FRENCH.encode() * 9 + FRENCH.encode("latin-1", "replace") * 3, TEXT),  # single lines are dropped and counted
     (numpy.random.default_rng(0).bytes(999), formats.BINARY),
     (save({"a": torch.zeros(3)}), "a safetensors file"),

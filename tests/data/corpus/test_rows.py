@@ -133,7 +133,7 @@ def test_the_column_of_a_table_is_the_field(tmp_path):
     assert parts(path)[0].content == ["Un livre."] * 3
     assert parts(path, field="Commentaire du client")[0].content == ["Un film."] * 3
     with pytest.raises(
-        DataError, match="has no column avis. Give the text column with --field. It has id, Commentaire"
+        DataError, match="has no column avis. Give the text column with --field of data.prepare. It has id, Commentaire"
     ):
         parts(path, field="avis")
     (part,) = parts(write(tmp_path / "a.csv", b'text\nUn film.\n\n"Oui, un livre."\n'))  # its only column
