@@ -67,7 +67,7 @@ REFUSED = {  # form -> what to do
     "an image": "Give a text file.",
     "audio or video": "Give a text file.",
     NOT_UTF8: "Convert it, for example with iconv -f WINDOWS-1252 -t UTF-8.",
-    BINARY: "Give text in UTF-8, JSON lines or Parquet, compressed or not.",
+    BINARY: "Give text in UTF-8, JSON lines or Parquet, compressed or not. Parts of a split file: cat them into -.",
 }
 MAGIC = {  # first bytes -> form
     b"\x1f\x8b": GZIP,

@@ -59,12 +59,13 @@ def wrap_width(lines: list[str], is_certain: bool) -> int:
 
 
 def is_filled(line: str, after: str, width: int) -> bool:
-    """Whether the first word of the line after it would not have fitted.
+    """Whether the first word of the line after it would not have fitted; no line that is far too long is filled.
 
     Within a sentence, give or take a few characters, since not every editor fills lines in the same way.
     """
     is_inside = after.lstrip()[0].islower() or not SENTENCE_END.search(line)
-    return len(line.rstrip()) + 1 + len(after.split(None, 1)[0]) > width - (width // 12 if is_inside else 0)
+    length = len(line.rstrip())
+    return length < 2 * width and length + 1 + len(after.split(None, 1)[0]) > width - (width // 12 if is_inside else 0)
 
 
 def join_wrapped(lines: list[str], width: int) -> list[str]:

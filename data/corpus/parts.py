@@ -131,7 +131,8 @@ def kind_of(member: Member, documents: str, field: str | None) -> Kind:
     if member.form in (JSON_LINES, *ROWS):
         return Kind(member.form)
     sample = member.stream.peek()
-    if table := find_table(sample, member.name, field):
+    table = find_table(sample, member.name, field)
+    if table and (table.columns or documents == "auto"):  # the user may want whole rows of an unnamed table
         return Kind(TABLE, table=table)
     return Kind(*text_layout(sample, documents))
 

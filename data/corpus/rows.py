@@ -219,7 +219,10 @@ def table_rows(member: Member, table: Table, field: str | None) -> Iterator[str 
         rows = sample_rows(table, member.stream.peek().decode(errors="replace"), is_whole=False)
         sizes = [sum(map(len, column)) for column in zip(*rows_of_most_frequent_length(rows))]
         example = f"cut -f{sizes.index(max(sizes)) + 1} {member.name} | python -m data.prepare … -"
-        raise RefusedError(f"{member.name} is a table without names of columns. Give its text column alone: {example}")
+        raise RefusedError(
+            f"{member.name} is a table without names of columns. Give its text column alone: {example}; "
+            "or whole rows, with --documents line."
+        )
     try:
         index = table.columns.index(find_column(table.columns, field, member.name))
     except RefusedError as error:

@@ -92,6 +92,7 @@ def test_where_a_paragraph_ends():
         (full, "— Oui, dit-il."): 2,
         (full[:-1], "    Suite"): 2,
         (full, "", "suite"): 2,
+        (full * 3, "et la suite"): 2,  # a line that is not wrapped
         ("  " + full[:-1], "  et la suite", "  fin"): 2,
     }
     for lines, count in cases.items():

@@ -152,7 +152,8 @@ def test_rows_of_another_length_or_not_in_utf8_are_counted(tmp_path):
 def test_a_table_without_names_is_refused_with_its_text_column_or_first_row(tmp_path):
     rows = "".join(f"{number}\tfra\t{text}\n" for number, text in enumerate(texts(20)))
     with pytest.raises(DataError, match="without names of columns. Give its text column alone: cut -f3 "):
-        parts(write(tmp_path / "a", rows))
+        parts(write(tmp_path / "a", rows), documents="auto")
+    assert parts(tmp_path / "a", documents="line")[0].content == rows.encode()
     for content in (
         table(ODD[1:], header=None, delimiter=";"),
         b"# exported on 3 May\n" + table(ODD),
