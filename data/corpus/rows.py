@@ -10,12 +10,11 @@ import json
 import re
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import PurePath
 from typing import NamedTuple
 
 from ..archives import Member, Stream, printable, random_access
 from ..cli import DataError
-from ..formats import ARROW_STREAM, PARQUET, SAMPLE_BYTES, RefusedError
+from ..formats import ARROW_STREAM, PARQUET, SAMPLE_BYTES, TABLE, RefusedError, promised
 
 FIELDS = ("text", "content")  # without --field, in order of preference
 MAX_VALUE = 1 << 24  # characters of one value of JSON
@@ -25,7 +24,7 @@ SPACE_AND_COMMA = re.compile(r"[\s,]*")
 COLUMN_NAME = re.compile(r"[^\W\d][\w.:-]{0,39}( [\w.-]{1,40})?")
 ESCAPED_QUOTE = re.compile(r'\\"(?![",;\t|\r\n])')  # where quotes are doubled, only the end of a cell follows \"
 SURROGATE = re.compile("[\ud800-\udfff]")
-DELIMITERS, TABLE_SUFFIXES, SAMPLE_ROWS = ",\t;|", (".csv", ".tsv", ".tab"), 200
+DELIMITERS, SAMPLE_ROWS = ",\t;|", 200
 
 
 # ---- JSON ------------------------------------------------------------------------------------------------------
@@ -176,7 +175,7 @@ def find_table(sample: bytes, name: str, field: str | None) -> Table | None:
             if delimiter == "\t":
                 return table
             without_names = without_names or table._replace(columns=rows[0])
-    if PurePath(name).suffix.lower() not in TABLE_SUFFIXES or not text.strip():
+    if TABLE not in promised(name) or not text.strip():
         return None
     if without_names:
         return without_names

@@ -161,7 +161,7 @@ def test_a_table_without_names_is_refused_with_its_text_column_or_first_row(tmp_
         "".join(f'"{text}"\n' for text in texts(20)),
     ):
         with pytest.raises(DataError, match="no column text or content.* If that is no header, put the names"):
-            parts(write(tmp_path / "a.csv", content))
+            parts(write(tmp_path / "a.csv.gz", content))
     (part,) = parts(write(tmp_path / "a.csv", "text;note\n" + "Un film;1,5\n" * 9))
     assert part.content == ["Un film"] * 9
 
