@@ -163,6 +163,7 @@ def open_blocks(
             if blocks.by_block:
                 wanted = f"two blocks of {block_size}, one to train on and one held out"
             cure = "Add text" if share else "Prepare it again with --held-out"
+            cure += ", leave out --within-documents" if within_documents else ""
             message = f"The corpus {folder} has too few tokens, {blocks.starts[-1]:,}, for {wanted}."
             raise DataError(f"{message} {cure}, or choose a smaller --block-size.")
     return train, held_out

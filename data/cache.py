@@ -15,7 +15,7 @@ from .corpus.documents import documents
 from .corpus.files import Candidate, corpus_files, find_sources
 from .corpus.parts import STDIN, errors_in, read_parts
 from .corpus.shards import FORMAT, MANIFEST
-from .prepare import Options, prepare, print_summary
+from .prepare import Options, check_has_text, prepare, print_summary
 from .tokenizer import Tokenizer
 
 DEMO = ("demo",)  # the corpus of the demo
@@ -102,16 +102,25 @@ def sample_folder(paths: Sequence[str], tokenizer: Tokenizer, cache: str) -> Sam
 
 
 def write_sample(files: Sequence[Candidate], place: Path) -> tuple[Path, float, int]:
-    """Writes the first texts of the files -> its path; the bytes on disk that they take up, and those of all files."""
+    """Writes the first texts of the files -> its path; the bytes on disk that they take up, and those of all files.
+
+    Raises DataError if there are none, with what data.prepare would say.
+    """
     sources = find_sources(files, None, "auto", note)
     total, path = sum(source.size for source in sources), place / "sample.jsonl"
     written, read = [], []  # bytes after each part; files are read ahead, but by the same amount at each part
+    counts, notes, damaged = Counter(), [], []
     with path.open("w", encoding="utf-8") as sample:
         for part in read_parts(sources):
-            for paragraphs in documents(part, None, False, Counter()):
+            counts.update(part.counts)
+            notes += part.notes
+            damaged += [{"source": part.name, "why": part.damage}] if part.damage else []
+            for paragraphs in documents(part, None, False, counts):
                 sample.write(json.dumps({"text": "\n".join(paragraphs)}) + "\n")
             written.append(sample.tell())
             read.append(part.bytes_read)
             if written[0] < written[-1] and written[-1] > SAMPLE_BYTES and read[-1] < total:
                 return path, written[-1] * (read[-1] - read[0]) / (written[-1] - written[0]), total
+    if not any(written):
+        check_has_text({"shards": {}, "counts": counts, "notes": notes, "damaged": damaged})
     return path, total, total

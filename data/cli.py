@@ -173,13 +173,15 @@ class Progress:
         """size: total bytes, 0 if unknown; done: bytes of an earlier run."""
         self.name, self.size, self.start = name, size, done
         self.begun = self.shown = time.monotonic()
+        self.last = -1  # the bytes shown last
         self.terminal = sys.stderr.isatty()
 
     def show(self, done: int) -> None:
         """Reports the bytes done so far, at most five times a second (every five seconds in a log)."""
         now = time.monotonic()
-        if done == self.size or now - self.shown > (0.2 if self.terminal else 5.0):
-            self.shown = now
+        is_complete = done == self.size != self.last  # files are read ahead, so that many parts can end there
+        if is_complete or now - self.shown > (0.2 if self.terminal else 5.0):
+            self.shown, self.last = now, done
             self._print(done, (done - self.start) / max(now - self.begun, 1e-9))
 
     def _print(self, done: int, speed: float) -> None:

@@ -39,6 +39,7 @@ REFUSED = {  # form -> what to do
     "an HTML page": f"{EXTRACT} pandoc -t plain --wrap=none. A download that failed also leaves an HTML page.",
     "XML": "Extract its text as JSON lines first; for a dump of Wikipedia, wikiextractor --json does so.",
     "WikiExtractor's output with tags": "Run wikiextractor with --json.",
+    "subtitles with times": "Keep their text alone, for example with grep -vE '^[0-9]+.?$|-->'.",
     "a web archive (WARC)": f"{EXTRACT} warcio, as JSON lines.",
     "a 7z archive": UNPACK,
     "a RAR archive": UNPACK,
@@ -66,7 +67,7 @@ REFUSED = {  # form -> what to do
     "an image": "Give a text file.",
     "audio or video": "Give a text file.",
     NOT_UTF8: "Convert it, for example with iconv -f WINDOWS-1252 -t UTF-8.",
-    BINARY: "Give text in UTF-8, JSON lines or Parquet, compressed or not.",
+    BINARY: "Give text in UTF-8, JSON lines or Parquet, compressed or not. Parts of a split file: cat them into -.",
 }
 MAGIC = {  # first bytes -> form
     b"\x1f\x8b": GZIP,
@@ -126,13 +127,14 @@ MARKUP = [  # how text begins, after blanks
     (re.compile(rb"<\?xml[^>]*>\s*(?:<!doctype html|<html)", re.IGNORECASE), "an HTML page"),
     (re.compile(rb"<\?xml|<mediawiki|<TEI[ >]"), "XML"),
     (re.compile(rb'<doc id="'), "WikiExtractor's output with tags"),
+    (re.compile(rb"WEBVTT\s|\d+\s+\d\d:\d\d:\d\d[,.]\d{3} --> "), "subtitles with times"),
     (re.compile(rb"-- (?:MySQL|MariaDB|PostgreSQL database) dump"), "a dump of a database"),
 ]
 CONTROL_BYTES = bytes({*range(0x20), 0x7F} - set(b"\t\n\v\f\r\x1b"))
 JSON_ARRAY = re.compile(r"\[\s*")
 BRACES = re.compile(r"\s*\{\s*['\"\w]+\s*:.*\}\W*")
+SEPARATOR = re.compile(r"\s*([,\]]?)\s*")
 JSON_OBJECT = re.compile(r'\{\s*"(?:[^"\\]|\\.)*"\s*:')
-UNFINISHED = ("{", "[", ",", ":")  # ends of a line of JSON that the next line continues
 
 PROMISED = {".gz": (GZIP,), ".xz": (XZ,), ".lzma": (XZ,), ".bz2": (BZIP2,), ".zst": (ZSTD,)}  # by suffix
 PROMISED |= {".tgz": (GZIP, TAR), ".tbz2": (BZIP2, TAR), ".txz": (XZ, TAR), ".tar": (TAR,), ".zip": (ZIP,)}
@@ -141,7 +143,8 @@ PROMISED |= {".parquet": (PARQUET,), ".arrow": (ARROW_FILE,), ".feather": (ARROW
 PROMISED |= {".csv": (TABLE,), ".tsv": (TABLE,), ".tab": (TABLE,)}
 PROMISED |= {".pdf": ("a PDF document",), ".safetensors": ("a safetensors file",), ".7z": ("a 7z archive",)}
 DESCRIPTIONS = re.compile(  # names of files that describe the others in a folder or an archive
-    r"(?:readme|lisezmoi|licen[cs]es?|copying|changelog|citation)(?:[._-].*)?|(?:md5|sha\d+)sums?(?:\.txt)?|_success|"
+    r"(?:readme|lisezmoi|licen[cs]es?|copying|changelog|citation)(?:[-_]\w{2,3})?(?:\.\w+)*|"  # not licence_droit.txt
+    r"(?:md5|sha\d+)sums?(?:\.txt)?|_success|"
     r"_(?:common_)?metadata|(?:dataset_(?:infos?|dict)|state|config)\.json|"
     r".*\.(?:md|rst|bib|py|sh|ya?ml|toml|cfg|ini|lock|log|crc|md5|sha256)",
     re.IGNORECASE,
@@ -198,15 +201,23 @@ def text_form(head: bytes) -> str:
             return form
     is_whole = len(head) < SAMPLE_BYTES
     lines = head.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
-    if is_in_another_encoding(lines if is_whole or len(lines) == 1 else lines[:-1]):
+    if is_in_another_encoding(lines if is_whole else lines[:-1] or lines):
         return NOT_UTF8
     return json_form(lines, is_whole) or TEXT
 
 
 def is_in_another_encoding(lines: list[bytes]) -> bool:
-    """Whether most lines with accented letters are not UTF-8: single damaged lines are dropped and counted instead."""
+    """Whether most lines with accented letters are not UTF-8: single damaged lines are dropped and counted instead.
+
+    Where accented lines are few, whether the damaged ones are most of the text, and more than a letter in them is.
+    """
     accented = [line for line in lines if not line.isascii()]
-    return len(accented) >= 5 and sum(not is_utf8(line) for line in accented) > len(accented) / 2
+    wrong = [line for line in accented if not is_utf8(line)]
+    if len(accented) < 5:
+        letters = [letter for letter in b"".join(wrong).decode(errors="replace") if not letter.isascii()]
+        is_most = sum(map(len, wrong)) > sum(map(len, lines)) / 2
+        return is_most and letters.count("\ufffd") > len(letters) / 2
+    return len(wrong) > len(accented) / 2
 
 
 def is_utf8(line: bytes) -> bool:
@@ -218,7 +229,7 @@ def is_utf8(line: bytes) -> bool:
 
 
 def json_form(lines: list[bytes], is_whole: bool) -> str | None:
-    """JSON_LINES if most of the first lines are objects, JSON for arrays and objects over several lines, else None.
+    """JSON_LINES if most of the first lines are objects, JSON for other sequences of values, else None.
 
     LIKE_JSON if most lines are in braces, as Python prints a dictionary.
     """
@@ -229,27 +240,60 @@ def json_form(lines: list[bytes], is_whole: bool) -> str | None:
     objects = sum(map(is_object, complete))
     if objects and 2 * objects >= len(complete):
         return JSON_LINES
-    if JSON_OBJECT.match(text):
-        return JSON if text.partition("\n")[0].rstrip().endswith(UNFINISHED) else JSON_LINES
+    if JSON_OBJECT.match(text) and (form := form_after_object(text)):
+        return form
+    if len(complete) > 1 and all(map(is_string, complete)) and any("\\" in line for line in complete):
+        return JSON  # without escapes, it is prose in quotes
     in_braces = sum(bool(BRACES.fullmatch(line)) for line in complete)
     return LIKE_JSON if in_braces and 2 * in_braces > len(complete) else None
 
 
 def is_array(text: str) -> bool:
-    """Whether text begins with an array of objects, strings or arrays; "[1] Note" and "[[Note]]" are plain text."""
+    """Whether text begins with an array of objects, strings or arrays, complete or cut short.
+
+    '[1] Note', '[[Note]]', '["Oui", dit-il.]' and '["Oui"] Il part.' are plain text.
+    """
     if not (start := JSON_ARRAY.match(text)):
         return False
+    decode, place = json.JSONDecoder().raw_decode, start.end()
     try:
-        value, end = json.JSONDecoder().raw_decode(text, start.end())
+        first, place = decode(text, place)
     except (ValueError, RecursionError):
-        return bool(JSON_OBJECT.match(text, start.end())) or not text[start.end() :].strip("] \n\t")
-    return type(value) in (dict, str, list) and text[end:].lstrip()[:1] in ("", ",", "]")
+        return bool(JSON_OBJECT.match(text, place)) or not text[place:].strip("] \n\t")
+    if type(first) not in (dict, str, list):
+        return False
+    while (separator := SEPARATOR.match(text, place))[1] == "," and type(first) is not dict:
+        try:
+            _, place = decode(text, separator.end())
+        except (ValueError, RecursionError):
+            return text[separator.end() :][:1] in ("", '"', "[") and "\n" not in text[separator.end() :]
+    place = separator.end()
+    return place == len(text) or separator[1] == "," or (separator[1] == "]" and text[place] in "[{")
+
+
+def form_after_object(text: str) -> str | None:
+    """The form of text that begins with an object of JSON, cut short or not; None if prose follows it."""
+    try:
+        _, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        first, line_end, _ = text.partition("\n")
+        if first.rstrip().endswith(("{", "[", ",", ":")):
+            return JSON
+        return None if line_end else JSON_LINES
+    return JSON if text[end:].lstrip(", \t\n")[:1] in ("", "{", "[") else None
 
 
 def is_object(line: str) -> bool:
     try:
         return line.lstrip("\ufeff \t").startswith("{") and isinstance(json.loads(line.lstrip("\ufeff")), dict)
     except (ValueError, RecursionError):
+        return False
+
+
+def is_string(line: str) -> bool:
+    try:
+        return line.startswith('"') and isinstance(json.loads(line), str)
+    except ValueError:
         return False
 
 

@@ -245,7 +245,10 @@ def check_has_text(manifest: dict) -> None:
         reasons = [f"{format_counts(manifest['counts'])}."] if manifest["counts"] else []
         reasons += [*map(format_damage, manifest["damaged"][:5]), *manifest["notes"][:5]]
         if any(name.endswith("without a text") for name in manifest["counts"]):
-            reasons.append("Give the name of the text's field or column with --field.")
+            reasons.append("Give the name of the text's field or column with --field of data.prepare.")
+            reasons.append(
+                "If it is in an object within, extract it first, for example with jq -c '{text: .data.text}'."
+            )
         raise DataError(" ".join(["The corpus has no usable text.", *reasons]))
 
 

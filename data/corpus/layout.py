@@ -10,6 +10,7 @@ BREAKS = 200  # with at least one blank line in so many, blank lines separate do
 WIDTHS = range(40, 121)  # at which text is wrapped, in characters
 WRAPPED_PAIRS = 8  # of lines in sequence, from which wrapping can be told
 SENTENCE_END = re.compile(r"[.!?…:;»”\"]\s*$")
+AT_HYPHEN = re.compile(r"(?<=\w-)\n(?=\w)")  # a line end inside c'est-à-dire
 DASH = re.compile(r"\s*[-–—«]")
 
 
@@ -58,16 +59,17 @@ def wrap_width(lines: list[str], is_certain: bool) -> int:
 
 
 def is_filled(line: str, after: str, width: int) -> bool:
-    """Whether the first word of the line after it would not have fitted.
+    """Whether the first word of the line after it would not have fitted; no line that is far too long is filled.
 
     Within a sentence, give or take a few characters, since not every editor fills lines in the same way.
     """
     is_inside = after.lstrip()[0].islower() or not SENTENCE_END.search(line)
-    return len(line.rstrip()) + 1 + len(after.split(None, 1)[0]) > width - (width // 12 if is_inside else 0)
+    length = len(line.rstrip())
+    return length < 2 * width and length + 1 + len(after.split(None, 1)[0]) > width - (width // 12 if is_inside else 0)
 
 
 def join_wrapped(lines: list[str], width: int) -> list[str]:
-    """Lines to paragraphs, joined by spaces, without blank ones.
+    """Lines to paragraphs, joined by spaces (after a hyphen, by nothing), without blank ones.
 
     A paragraph ends with a line that is not filled (so verse and lists stay as they are), before an indented line, and
     at the end of a sentence before a dash or a quotation.
@@ -84,7 +86,7 @@ def join_wrapped(lines: list[str], width: int) -> list[str]:
         else:
             paragraphs.append([line.strip()])
         before = line
-    return [" ".join(paragraph) for paragraph in paragraphs]
+    return [AT_HYPHEN.sub("", "\n".join(paragraph)).replace("\n", " ") for paragraph in paragraphs]
 
 
 def indent(line: str) -> int:

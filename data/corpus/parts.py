@@ -119,7 +119,8 @@ def kind_of(member: Member, documents: str, field: str | None) -> Kind:
     if member.form in (JSON_LINES, *ROWS):
         return Kind(member.form)
     sample = member.stream.peek()
-    if table := find_table(sample, member.name, field):
+    table = find_table(sample, member.name, field)
+    if table and (table.columns or documents == "auto"):  # the user may want whole rows of an unnamed table
         return Kind(TABLE, table=table)
     return Kind(*text_layout(sample, documents))
 
@@ -211,7 +212,7 @@ def kind_notes(source: str, is_first: bool, member: Member, kind: Kind) -> tuple
         notes.insert(0, contradiction(source, member.layers[: member.archives[0] + 1]))
     if kind.width:
         joined = f"{member.name} has lines wrapped at {kind.width} characters, which were joined to paragraphs"
-        notes.append(f"{joined}; --documents line or blank keeps them apart.")
+        notes.append(f"{joined}; data.prepare --documents line or blank keeps them apart.")
     return tuple(filter(None, notes))
 
 

@@ -8,10 +8,11 @@ import csv
 import io
 import json
 import re
+import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from ..archives import Member, Stream
+from ..archives import Member, Stream, printable
 from ..columnar import open_columns
 from ..formats import SAMPLE_BYTES, TABLE, RefusedError, promised
 
@@ -21,6 +22,7 @@ MAX_CELL = 1 << 24
 CHUNK_BYTES = 1 << 20
 SPACE_AND_COMMA = re.compile(r"[\s,]*")
 COLUMN_NAME = re.compile(r"[^\W\d][\w.:-]{0,39}( [\w.-]{1,40})?")
+ESCAPED_QUOTE = re.compile(r'\\"(?![",;\t|\r\n])')  # where quotes are doubled, only the end of a cell follows \"
 SURROGATE = re.compile("[\ud800-\udfff]")
 DELIMITERS, SAMPLE_ROWS = ",\t;|", 200
 
@@ -95,8 +97,8 @@ def find_column(names: Sequence[str], field: str | None, name: str) -> str:
         return column
     columns = ", ".join(names)
     raise RefusedError(
-        f"{name} has no column {' or '.join(wanted)}. Give the text column with --field. "
-        f"It has {columns if len(columns) < 200 else columns[:200] + '…'}."
+        f"{name} has no column {' or '.join(wanted)}. Give the text column with --field of data.prepare. "
+        f"It has {printable(columns[:200])}{'…' if len(columns) > 200 else ''}."
     )
 
 
@@ -126,40 +128,53 @@ class Table(NamedTuple):
 
     delimiter: str
     is_quoted: bool  # as CSV is: quotes around cells, doubled inside, and line ends in them
+    is_escaped: bool = False  # quotes inside are not doubled but follow a backslash, as Spark writes them
     columns: list[str] | None = None  # None if the first row is no header
 
     def reader(self, lines: Iterable[str], is_strict: bool = False) -> Iterator[list[str]]:
+        csv.field_size_limit(MAX_CELL)  # of the whole process: what is a table must not depend on earlier files
         quoting = csv.QUOTE_MINIMAL if self.is_quoted else csv.QUOTE_NONE
-        return csv.reader(lines, delimiter=self.delimiter, quoting=quoting, strict=is_strict)
+        escape = "\\" if self.is_quoted and self.is_escaped else None
+        settings = dict(quoting=quoting, escapechar=escape, doublequote=not escape, strict=is_strict)
+        return csv.reader(lines, delimiter=self.delimiter, **settings)
 
 
 def find_table(sample: bytes, name: str, field: str | None) -> Table | None:
     """How a text that begins with these bytes is a table; None if it is none.
 
     A table has at least three rows of equally many columns, with names above them or tabs between them. If its name
-    says that it is a table, a header with delimiters, or of the text column alone, is enough.
+    says that it is a table, no names are needed (but its text column cannot be found then), and a header with
+    delimiters, or of the text column alone, is enough.
     """
     text, is_whole = sample.decode(errors="replace").removeprefix("\ufeff"), len(sample) < SAMPLE_BYTES
+    is_escaped, without_names = bool(ESCAPED_QUOTE.search(text)), None
     for delimiter in DELIMITERS:
         may_be_quoted = delimiter != "\t" or re.search(r'(?:^|\t)"', text, re.MULTILINE)
         for is_quoted in (True, False) if may_be_quoted else (False,):
-            table = Table(delimiter, is_quoted)
+            table = Table(delimiter, is_quoted, is_escaped)
             rows = sample_rows(table, text, is_whole)
-            if len(rows) < 3 or len(rows[0]) < 2 or sum(len(row) == len(rows[0]) for row in rows) < 0.95 * len(rows):
+            full = rows_of_most_frequent_length(rows)
+            if len(rows) < 3 or len(full) < 0.95 * len(rows) or sum(map(any, zip(*full))) < 2:  # 1: indented prose
                 continue
-            if sum(map(any, zip(*rows))) < 2:
-                continue  # indented prose
-            if is_header(rows[0]) or {field, *FIELDS} & set(rows[0]):
+            if rows[0] is full[0] and (is_header(rows[0]) or {field, *FIELDS} & set(rows[0])):
                 return table._replace(columns=rows[0])
             if delimiter == "\t":
                 return table
+            without_names = without_names or table._replace(columns=rows[0])
     if TABLE not in promised(name) or not text.strip():
         return None
+    if without_names:
+        return without_names
     first = text.lstrip().splitlines()[0]
     delimiter = max(DELIMITERS, key=first.count)
     columns = next(csv.reader([first], delimiter=delimiter))
-    is_table = len(columns) > 1 or columns[0] in (field, *FIELDS)
-    return Table(delimiter, delimiter != "\t", columns) if is_table else None
+    is_table = len(columns) > 1 or columns[0] in (field, *FIELDS) or first.startswith('"')
+    return Table(delimiter, delimiter != "\t", is_escaped, columns) if is_table else None
+
+
+def rows_of_most_frequent_length(rows: list[list[str]]) -> list[list[str]]:
+    length = statistics.mode(map(len, rows)) if rows else 0
+    return [row for row in rows if len(row) == length]
 
 
 def sample_rows(table: Table, text: str, is_whole: bool) -> list[list[str]]:
@@ -186,10 +201,17 @@ def is_header(row: list[str]) -> bool:
 def table_rows(member: Member, table: Table, field: str | None) -> Iterator[str | None]:
     """The text column of a table.  Raises RefusedError, EOFError."""
     if table.columns is None:
-        example = f"cut -f2 {member.name} | python -m data.prepare … -"
-        raise RefusedError(f"{member.name} is a table without names of columns. Give its text column alone: {example}")
-    index = table.columns.index(find_column(table.columns, field, member.name))
-    csv.field_size_limit(MAX_CELL)
+        rows = sample_rows(table, member.stream.peek().decode(errors="replace"), is_whole=False)
+        sizes = [sum(map(len, column)) for column in zip(*rows_of_most_frequent_length(rows))]
+        example = f"cut -f{sizes.index(max(sizes)) + 1} {member.name} | python -m data.prepare … -"
+        raise RefusedError(
+            f"{member.name} is a table without names of columns. Give its text column alone: {example}; "
+            "or whole rows, with --documents line."
+        )
+    try:
+        index = table.columns.index(find_column(table.columns, field, member.name))
+    except RefusedError as error:
+        raise RefusedError(f"{error} If that is no header, put the names of the columns in its place.") from None
     rows = table.reader(io.TextIOWrapper(member.stream, "utf-8-sig", errors="surrogateescape", newline=""))
     try:
         next(rows)

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from ..cli import DataError
-from ..formats import UNFINISHED
 from .contents import Content
 from .examples import Report
 from .tables import DELIMITERS, find_delimiter, table_rows
@@ -81,7 +80,7 @@ def json_objects(path: str, content: Content) -> Iterator[tuple[str, dict]]:
         yield from ((f"{path} row {number}", values) for number, values in enumerate(content, 1))
         return
     first = content.strip().partition("\n")[0].rstrip()
-    if first.startswith("[") or first.endswith(UNFINISHED):
+    if first.startswith("[") or first.endswith(("{", "[", ",", ":")):
         whole = parse(content, path, 1)
         values = whole if isinstance(whole, list) else [whole]
         found = ((f"{path}, object {number}", value) for number, value in enumerate(values, 1))

@@ -213,6 +213,8 @@ def test_a_part_without_a_block_is_an_error(tmp_path):
     one = prepared(tmp_path / "one", TEXTS[:1], held_out=0.1)
     with pytest.raises(DataError, match=r"too few tokens, \d+, for two blocks of 500, one to train on and one"):
         open_blocks(one, TOKENIZER, 500)
+    with pytest.raises(DataError, match="Add text, leave out --within-documents, or choose a smaller --block-size"):
+        open_blocks(one, TOKENIZER, 500, within_documents=True)
 
 
 @pytest.mark.parametrize("held_out", [0.01, 0.1, 0.5, 0.9])

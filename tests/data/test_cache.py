@@ -31,6 +31,15 @@ def test_a_prepared_corpus_is_its_own_sample(tmp_path, text):
         assert sample_folder(paths, TOKENIZER, cache)[:3] == (folder, 1.0, "counted")
 
 
+@pytest.mark.parametrize("content", [b'{"data": {"text": "a"}}\n' * 3, b"%PDF-1.7\n"])
+def test_a_corpus_without_text_has_no_sample_but_the_reason(tmp_path, content):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a").write_bytes(content)
+    reason = "no usable text. 3 JSON lines without a text. Give the name" if b"data" in content else "no usable text"
+    with pytest.raises(DataError, match=reason):
+        sample_folder([str(tmp_path / "texts")], TOKENIZER, str(tmp_path / "cache"))
+
+
 @pytest.mark.parametrize("suffix", ["txt", "jsonl"])
 def test_a_sample_estimates_the_size_of_a_corpus(tmp_path, suffix):
     """Of three files, 12 MB; the estimate is right to a few per cent, and nothing is left behind."""

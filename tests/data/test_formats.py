@@ -85,6 +85,8 @@ FORMS = [
     (b"\xef\xbb\xbf" + FRENCH.encode(), TEXT),
     (b"un\x00 film\n\x01deux\x0b\n", TEXT),  # control characters are counted, or dropped on request
     (FRENCH.encode("latin-1", "replace") * 9, NOT_UTF8),
+    (FRENCH.encode("latin-1", "replace"), NOT_UTF8),  # a text in one line
+    (("a" + "é" * formats.SAMPLE_BYTES).encode()[: formats.SAMPLE_BYTES], TEXT),  # the sample ends in a letter
     (FRENCH.encode() * 9 + FRENCH.encode("latin-1", "replace") * 3, TEXT),  # single lines are dropped and counted
     (numpy.random.default_rng(0).bytes(999), formats.BINARY),
     (save({"a": torch.zeros(3)}), "a safetensors file"),
@@ -98,6 +100,9 @@ FORMS = [
     (b'\xef\xbb\xbf<?xml version="1.0"?>\n<TEI>', "XML"),
     (b'<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/">', "XML"),
     (b"WARC/1.0\r\nWARC-Type: warcinfo\r\n", "a web archive (WARC)"),
+    (b"1\r\n00:00:01,000 --> 00:00:02,500\r\nBonjour.\r\n", "subtitles with times"),
+    (b"WEBVTT\n\n00:01.000 --> 00:02.500\nBonjour.\n", "subtitles with times"),
+    (b"1\n00:00 et tout va bien.\n", TEXT),
     (b"WARC est un format\n", TEXT),
     (b"PARIS, 1830.\n", TEXT),
     ("PAREIL \u00e0 lui-m\u00eame\n".encode(), TEXT),
@@ -132,6 +137,18 @@ JSON_FORMS = [
     ("[1] Note.\n[2] Note.\n", TEXT),
     ("[[Fichier:a.png]] Un film.\n", TEXT),
     ('["Bonjour" dit-il]\n', TEXT),
+    ('["Bonjour", dit-il.]\nIl part.\n', TEXT),
+    ('["Bonjour"]\nIl part.\n', TEXT),
+    ('["Bonjour"] Il part.\n', TEXT),
+    ('["Un film.", "cut', JSON),
+    ('["Un film."]\n["Un livre."]\n', JSON),
+    ('{"text": "a"}{"text": "b"}', JSON),
+    ('{"text": "a"\n, "n": 1}\n{"text": "b"\n, "n": 2}\n', JSON),
+    ('{"text": "cut short\n{"text": "b"}\n{"text": "c"}\n', JSON_LINES),
+    ('{"nom": "Un film"} est un objet.\nUn livre.\n', TEXT),
+    (r'"Un \u00e9t\u00e9."' + '\n"Un livre."\n', JSON),
+    ('"Un film."\n"Un livre."\n', TEXT),  # prose in quotes
+    (r'"Un \u00e9t\u00e9."' + "\nUn livre.\n", TEXT),
     ('Un film.\n{"text": "a"}\nUn livre.\n', TEXT),
 ]
 

@@ -205,7 +205,7 @@ def test_a_very_long_line_is_split_and_counted(tmp_path, out, monkeypatch):
     assert made["counts"] == {"documents cut, being longer than 16 MB": len(words.encode()) // 5000}
 
 
-NO_TEXT = {b"": "", b"\n \n\t\r\n": "", b"\xff\n\xfe\n": "2 lines that are not UTF-8"}
+NO_TEXT = {b"": "", b"\n \n\t\r\n": "", b"     \n\xff\n\xfe\n": "2 lines that are not UTF-8"}
 NO_TEXT |= {b"\x01\n\x02\x03": "2 empty documents dropped; 2 paragraphs with control characters"}
 
 

@@ -120,7 +120,8 @@ REFUSALS = {  # content -> what the message says
     b"<!DOCTYPE html>\n<html>": "an HTML page",
     "\n".join(f"é {n}" for n in range(9)).encode("latin-1"): "not UTF-8. Convert it.*iconv",
     b"id,phrase\n"
-    + b"1,Un film\n" * 5: "has no column text or content. Give the text column with --field. It has id, phrase",
+    + b"1,Un film\n"
+    * 5: "has no column text or content. Give the text column with --field of data.prepare. It has id, phrase",
     b"1\tUn film.\n" * 5: "a table without names of columns",
 }
 
@@ -138,9 +139,9 @@ def test_what_has_no_text_is_refused_by_name_and_skipped_in_a_folder(tmp_path, c
 
 def test_descriptions_in_a_folder_are_skipped_unless_given_by_name(tmp_path):
     touch(tmp_path, "README.md", "LICENSE", "_SUCCESS", "dataset_infos.json", "MD5SUMS.txt", "load.py")
-    touch(tmp_path, "licences.txt.gz", "corpus.txt", "part-00000")
+    touch(tmp_path, "licences.txt.gz", "corpus.txt", "licence_droit_2020.txt", "part-00000")
     found, (note,) = find(tmp_path)
-    assert found == ["corpus.txt", "part-00000"]
+    assert found == ["corpus.txt", "licence_droit_2020.txt", "part-00000"]
     assert note.startswith("7 files have names of descriptions and were skipped (") and "LICENSE, " in note
     assert find(tmp_path / "README.md") == (["README.md"], [])
 

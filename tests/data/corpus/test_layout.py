@@ -92,10 +92,14 @@ def test_where_a_paragraph_ends():
         (full, "— Oui, dit-il."): 2,
         (full[:-1], "    Suite"): 2,
         (full, "", "suite"): 2,
+        (full * 3, "et la suite"): 2,  # a line that is not wrapped
         ("  " + full[:-1], "  et la suite", "  fin"): 2,
     }
     for lines, count in cases.items():
         assert len(join_wrapped(list(lines), 70)) == count, lines
+    filled = "mot " * 15
+    for end, after, whole in (("c'est-à-", "dire", "c'est-à-dire"), ("enfin --", "dire", "enfin -- dire")):
+        assert join_wrapped([filled + end, after], 70) == [filled + whole]
     assert join_wrapped([full, "et l'arc-", "en-ciel"], 70) == [f"{full} et l'arc-", "en-ciel"]
 
 

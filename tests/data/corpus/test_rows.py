@@ -120,7 +120,7 @@ def table(column: list[str], header: str | None = "text", **settings) -> bytes:
 
 
 SETTINGS = [dict(delimiter=delimiter, lineterminator=end) for delimiter in ",;\t|" for end in ("\n", "\r\n")]
-SETTINGS.append(dict(quoting=csv.QUOTE_ALL))
+SETTINGS += [dict(quoting=csv.QUOTE_ALL), dict(doublequote=False, escapechar="\\")]  # the last as Spark does it
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
@@ -147,7 +147,7 @@ def test_the_column_of_a_table_is_the_field(tmp_path):
     assert parts(path)[0].content == ["Un livre."] * 3
     assert parts(path, field="Commentaire du client")[0].content == ["Un film."] * 3
     with pytest.raises(
-        DataError, match="has no column avis. Give the text column with --field. It has id, Commentaire"
+        DataError, match="has no column avis. Give the text column with --field of data.prepare. It has id, Commentaire"
     ):
         parts(path, field="avis")
     for name in ("a.csv", "a.csv.gz"):
@@ -162,6 +162,33 @@ def test_rows_of_another_length_or_not_in_utf8_are_counted(tmp_path):
         assert (part.content, part.counts) == ([*texts(40), "Fin."], {"rows without a text": 1})
     (part,) = parts(write(tmp_path / "a.csv", good + b'99,"never closed' + b" word" * 100))
     assert part.content[:40] == [*texts(40)]
+
+
+def test_a_table_without_names_is_refused_with_its_text_column_or_first_row(tmp_path):
+    rows = "".join(f"{number}\tfra\t{text}\n" for number, text in enumerate(texts(20)))
+    with pytest.raises(DataError, match="without names of columns. Give its text column alone: cut -f3 "):
+        parts(write(tmp_path / "a", rows), documents="auto")
+    assert parts(tmp_path / "a", documents="line")[0].content == rows.encode()
+    for content in (
+        table(ODD[1:], header=None, delimiter=";"),
+        b"# exported on 3 May\n" + table(ODD),
+        b"sep=;\n" + table(ODD, delimiter=";"),
+        "".join(f'"{text}"\n' for text in texts(20)),
+    ):
+        with pytest.raises(DataError, match="no column text or content.* If that is no header, put the names"):
+            parts(write(tmp_path / "a.csv.gz", content))
+    (part,) = parts(write(tmp_path / "a.csv", "text;note\n" + "Un film;1,5\n" * 9))
+    assert part.content == ["Un film"] * 9
+
+
+def test_long_cells_do_not_hide_a_table(tmp_path):
+    """Whatever the limit of the csv module, which is the whole process's, and which other files have changed."""
+    limit = csv.field_size_limit(1000)
+    try:
+        (part,) = parts(write(tmp_path / "a", table(["word " * 999] * 9)), documents="auto")
+    finally:
+        csv.field_size_limit(limit)
+    assert (part.kind, part.content) == (TABLE, ["word " * 999] * 9)
 
 
 PROSE = [
