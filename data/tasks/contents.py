@@ -11,6 +11,7 @@ from ..cli import DataError
 from ..formats import (
     ARROW_FILE,
     ARROW_STREAM,
+    EMPTY,
     NOT_UTF8,
     PARQUET,
     REFUSED,
@@ -26,8 +27,10 @@ from .examples import Report
 
 Content = str | Iterator[dict]  # text, or the rows of Parquet and Arrow
 MAX_BYTES = 1 << 30  # of a file after decompression; it is held in memory
-ABOUT = re.compile(
-    r"(?:readme|licen[cs]e|lisezmoi|citation|dataset_infos?\.|dataset_dict\.|state\.json)", re.IGNORECASE
+DATA_SUFFIX = r"\.(?:jsonl?|csv|tsv|parquet|arrow)\b"
+ABOUT = re.compile(  # CITATION.cff and README_fr.txt, but neither citations.txt nor citation.csv
+    rf"(?:readme|licen[cs]e|lisezmoi|citation)(?![a-z])(?!.*{DATA_SUFFIX})|dataset_infos?\.|dataset_dict\.|state\.json",
+    re.IGNORECASE,
 )
 ABOUT_SUFFIXES = (".md", ".pdf", ".html", ".py", ".bib")
 SHOWN = 8  # members in a message
@@ -47,7 +50,9 @@ def read_content(path: str, report: Report) -> Content:
 
 
 def contradicts_name(member: Member) -> str:
-    """A sentence if the name says that a file is something else, "" if not."""
+    """A sentence if the name says that a file is something else, "" if not, and for what is refused anyway as text."""
+    if member.form in (EMPTY, NOT_UTF8):
+        return ""
     forms = (TEXT, TABLE) if member.form == TEXT else (member.form,)  # text may well be a table
     inside = max((index + 1 for index, layer in enumerate(member.layers) if layer in (TAR, ZIP)), default=0)
     said = [contradiction(member.name, (*member.layers[inside:], form)) for form in forms]
