@@ -143,8 +143,9 @@ PROMISED |= {".parquet": (PARQUET,), ".arrow": (ARROW_FILE,), ".feather": (ARROW
 PROMISED |= {".csv": (TABLE,), ".tsv": (TABLE,), ".tab": (TABLE,)}
 PROMISED |= {".pdf": ("a PDF document",), ".safetensors": ("a safetensors file",), ".7z": ("a 7z archive",)}
 DESCRIPTIONS = re.compile(  # names of files that describe the others in a folder or an archive
-    r"(?:readme|lisezmoi|licen[cs]es?|copying|changelog|citation)(?:[-_]\w{2,3})?(?:\.\w+)*|"  # not licence_droit.txt
-    r"(?:md5|sha\d+)sums?(?:\.txt)?|_success|"
+    # README_fr.txt and CITATION.cff, but not licence_droit.txt, citations.txt, citation.csv
+    r"(?!.*\.(?:jsonl?|csv|tsv|parquet|arrow)\b)(?:readme|lisezmoi|licen[cs]es?|copying|changelog|citation)"
+    r"(?:[-_]\w{1,3})?(?:\.\w+)*|(?:md5|sha\d+)sums?(?:\.txt)?|_success|"
     r"_(?:common_)?metadata|(?:dataset_(?:infos?|dict)|state|config)\.json|"
     r".*\.(?:md|rst|bib|py|sh|ya?ml|toml|cfg|ini|lock|log|crc|md5|sha256)",
     re.IGNORECASE,

@@ -10,6 +10,7 @@ from ..cli import DataError
 from ..formats import (
     ARROW_FILE,
     ARROW_STREAM,
+    EMPTY,
     NOT_UTF8,
     PARQUET,
     REFUSED,
@@ -42,7 +43,9 @@ def read_content(path: str, report: Report) -> Content:
 
 
 def contradicts_name(member: Member) -> str:
-    """A sentence if the member's name stands for another format, else ""."""
+    """A sentence if the member's name stands for another format, else ""; also for what is refused anyway as text."""
+    if member.form in (EMPTY, NOT_UTF8):
+        return ""
     forms = (TEXT, TABLE) if member.form == TEXT else (member.form,)  # text may well be a table
     said = [contradiction(member.name, (*member.own_layers, form)) for form in forms]
     return said[0] if all(said) else ""

@@ -11,11 +11,13 @@ from ..cli import DataError
 from ..formats import JSON_OBJECT
 from .contents import Content
 from .examples import Report, WordsExample
+from .parts import part_of_row
 from .rows import check_type, get_value, in_french, json_objects, short
 from .tags import read_tags, to_iob2
 
 WORDS_KEYS, TAGS_KEYS = ("tokens", "words"), ("ner_tags", "tags")
 Words = list[tuple[str, str, str]]  # of a sentence: each word with its tag and its location, for error messages
+Sentence = tuple[str | None, Words]  # the part that its row names, None if it names none
 LONGEST_SENTENCE = 500  # words; a longer one lacks blank lines
 CUT_SENTENCE = 100  # words; the most in a part of a longer sentence
 SENTENCE_ENDS = (".", "!", "?", "…", "...")
@@ -23,15 +25,16 @@ NO_WORD = re.compile(r"\d+[-.]\d+")  # CoNLL-U's index of a range of words ("au"
 JSON_START = re.compile(rf"\s*(?:\[\s*)?{JSON_OBJECT.pattern}")  # a [ or { alone may be the first word of a sentence
 
 
-def read_ner(path: str, content: Content, report: Report, label_map: Mapping[str, str]) -> Iterator[WordsExample]:
+def read_ner(path: str, content: Content, report: Report, label_map: Mapping[str, str]) -> Iterator[tuple]:
     """Files with one word per line (WikiNEuRal, CoNLL), WikiNER's aij format, JSON, or Parquet and Arrow.
 
+    -> the part or None, example of each sentence
     label_map: {number: tag} for tags that are numbers. Sentences of more than LONGEST_SENTENCE words are cut, which is
     reported.  Raises DataError for an empty word, tags of no scheme, or numbers without a name.
     """
-    sentences = [words for words in read_sentences(path, content, report) if words]
+    sentences = [(part, words) for part, words in read_sentences(path, content, report) if words]
     locations: dict[str, str] = {}
-    for word, tag, location in chain.from_iterable(sentences):
+    for word, tag, location in chain.from_iterable(words for _, words in sentences):
         if not word.strip():
             raise DataError(f"{location} has an empty word with the tag {short(tag)}. Add the word or remove the tag.")
         locations.setdefault(tag, location)
@@ -42,13 +45,13 @@ def read_ner(path: str, content: Content, report: Report, label_map: Mapping[str
     mapped = read_tags({name: locations[tag] for tag, name in tags.items()})
     names = {tag: mapped[name] for tag, name in tags.items()}
     cut: list[Words] = []
-    for found in sentences:
+    for part, found in sentences:
         example = WordsExample(tuple(word for word, _, _ in found), to_iob2([names[tag] for _, tag, _ in found]))
         if len(found) > LONGEST_SENTENCE:
             cut.append(found)
-            yield from cut_sentence(example)
+            yield from ((part, piece) for piece in cut_sentence(example))
         else:
-            yield example
+            yield part, example
     if cut:
         what = f"{cut[0][0][2]} begins a sentence of {len(cut[0]):,} words; are blank lines between sentences missing?"
         how = f"are cut after each full stop, or after {CUT_SENTENCE} words"
@@ -72,29 +75,32 @@ def cut_sentence(example: WordsExample) -> Iterator[WordsExample]:
             start = last
 
 
-def read_sentences(path: str, content: Content, report: Report) -> Iterator[Words]:
+def read_sentences(path: str, content: Content, report: Report) -> Iterator[Sentence]:
     """The words of each sentence, with their tags as in the file."""
     if not isinstance(content, str) or JSON_START.match(content):
         return read_json_ner(path, content, report)
     lines = content.split("\n")
     first = next((line for line in lines if line.strip() and not is_comment(line)), "")
     if "\t" not in first and "|" in first.rstrip(" ").rpartition(" ")[2]:
-        return read_wikiner(path, lines)
-    return read_columns(path, lines, first)
+        found = read_wikiner(path, lines)
+    else:
+        found = read_columns(path, lines, first)
+    return ((None, words) for words in found)
 
 
 def is_comment(line: str) -> bool:
-    return (line.startswith("# ") and "\t" not in line) or line.startswith("-DOCSTART-")
+    """Whether a line is about a sentence or a document; MultiCoNER has a tab in "# id …\tdomain=fr"."""
+    return (line.startswith("# ") and "\t" not in line) or line.startswith(("# id ", "-DOCSTART-"))
 
 
-def read_json_ner(path: str, content: Content, report: Report) -> Iterator[Words]:
+def read_json_ner(path: str, content: Content, report: Report) -> Iterator[Sentence]:
     for location, values in in_french(json_objects(path, content), path, report):
         words, tags = get_value(list, values, WORDS_KEYS, location), get_value(list, values, TAGS_KEYS, location)
         if len(words) != len(tags):
             raise DataError(f"{location} has {len(words)} words and {len(tags)} tags; one tag per word is needed.")
         tags = [str(tag) if type(tag) is int else tag for tag in tags]
         words, tags = ([check_type(str, x, "a word or tag", location) for x in found] for found in (words, tags))
-        yield [(word, tag, location) for word, tag in zip(words, tags)]
+        yield part_of_row(values, location), [(word, tag, location) for word, tag in zip(words, tags)]
 
 
 def read_wikiner(path: str, lines: list[str]) -> Iterator[Words]:

@@ -5,24 +5,29 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 
 from ..cli import DataError
+from .rows import check_type, key_among, short
 
 PARTS = ("train", "dev", "test")
 NAMES = {
-    "train": ("train", "training", "apprentissage", "entrainement", "entraînement"),
-    "dev": ("dev", "devel", "development", "développement", "val", "valid", "validation", "trial", "testa"),
+    "train": ("train", "training", "apprentissage", "entrainement"),
+    "dev": ("dev", "devel", "development", "developpement", "val", "valid", "validation", "trial", "testa"),
     "test": ("test", "tests", "testing", "testb"),  # testa, testb: CoNLL's
 }
-UNCLEAR = ("eval", "evaluation", "évaluation", "heldout", "holdout", "devtest")  # dev for some, test for others
+UNCLEAR = ("eval", "evaluation", "heldout", "holdout", "devtest")  # dev for some, test for others
 SUFFIXES = ("", "set", "data")  # trainset, testdata
 PART_OF_WORD = {name + suffix: part for part, names in NAMES.items() for name in names for suffix in SUFFIXES}
+PART_KEYS = ("SemEval_set", "split")  # columns; SICK's, the hub's
 LETTERS = re.compile(r"[^\W\d_]+")
+FRENCH_WORDS = {"fr", "fra", "fre", "french", "francais"}
+OTHER_LANGUAGES = {"ar", "de", "el", "en", "es", "it", "ja", "ko", "nl", "pl", "pt", "ru", "tr", "vi", "zh"}
 CURE = "Leave one word that says what it is: train, dev or test."
 CAMEL_CASE = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[^A-Z]+")
 
 
 def words_of(text: str) -> Iterator[str]:
-    """The runs of letters, in lower case; unless it names a part, trainSet is the words train and set."""
-    for run in LETTERS.findall(unicodedata.normalize("NFC", text)):
+    """The runs of letters, without accents, in lower case; trainSet is train and set, unless it names a part itself."""
+    bare = "".join(letter for letter in unicodedata.normalize("NFD", text) if not unicodedata.combining(letter))
+    for run in LETTERS.findall(bare):
         whole = run.casefold()
         yield from [whole] if whole in PART_OF_WORD else map(str.casefold, CAMEL_CASE.findall(run))
 
@@ -42,6 +47,19 @@ def part_of(text: str, location: str) -> str | None:
     return next(iter(found), None)
 
 
+def part_of_row(values: dict, location: str) -> str | None:
+    """The part in a column such as SICK's SemEval_set, None without one.  Raises DataError for an unknown one."""
+    key = key_among(PART_KEYS, values)
+    if key is None:
+        return None
+    value = check_type(str, values[key], key, location)
+    part = part_of(value, f"{location}: {key}")
+    if part is None:
+        reason = f"{location}: {key} must be train, dev (trial, validation) or test, not {short(value)}"
+        raise DataError(f"{reason}. Rename the column if it is something else.")
+    return part
+
+
 def parts_of_files(folder: str, names: Iterable[str]) -> dict[str, str | None]:
     """{path below the folder of a data set: its part}, by the words of folders and file name.
 
@@ -54,3 +72,11 @@ def parts_of_files(folder: str, names: Iterable[str]) -> dict[str, str | None]:
         reason = f"{folder}: {without[0]} does not say whether it is for train, dev or test, as {named} does"
         raise DataError(f"{reason}. Put one of these words into its name, or move it out of the folder.")
     return parts
+
+
+def in_other_languages(names: Iterable[str]) -> list[str]:
+    """The names with the word of another language, de/train.tsv, where others have the word of French."""
+    words = {name: set(words_of(name)) for name in names}
+    if all(FRENCH_WORDS.isdisjoint(found) for found in words.values()):
+        return []
+    return [name for name, found in words.items() if FRENCH_WORDS.isdisjoint(found) and found & OTHER_LANGUAGES]

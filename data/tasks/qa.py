@@ -5,18 +5,21 @@ from collections.abc import Iterator
 from ..cli import DataError
 from .contents import Content
 from .examples import Answer, QuestionExample, Report
-from .rows import check_type, find_key, get_value, json_objects, short
+from .parts import part_of_row
+from .rows import check_type, find_key, get_value, in_french, json_objects, short
 
 
-def read_qa(path: str, content: Content, report: Report) -> Iterator[QuestionExample]:
+def read_qa(path: str, content: Content, report: Report) -> Iterator[tuple[str | None, QuestionExample]]:
     """SQuAD's JSON (FQuAD, PIAF, SQuAD 2.0), or JSON lines or columns with one question each.
+
+    -> the part or None, example of each question
 
     A question has no answer if is_impossible says so, whatever else it has (plausible_answers, say), or if its answers
     are empty and nothing says that it has one. Raises DataError if that holds for all of a file without is_impossible:
     its answers were left out, as those of a test set are.
     """
     number = answered = marked = contradictory = 0
-    for number, (location, context, values) in enumerate(read_questions(path, content), 1):
+    for number, (location, context, values) in enumerate(read_questions(path, content, report), 1):
         name, location = values.get("id"), f"{location}, question"
         name = str(name) if type(name) is int else check_type(str, name or str(number), "id", f"{location} {number}")
         location = f"{location} {short(name)}"
@@ -27,7 +30,7 @@ def read_qa(path: str, content: Content, report: Report) -> Iterator[QuestionExa
             contradictory += 1
             continue
         answered, marked = answered + bool(answers), marked + bool(impossible)
-        yield QuestionExample(name, context, question, tuple(answers))
+        yield part_of_row(values, location), QuestionExample(name, context, question, tuple(answers))
     if contradictory:
         report(f"{path}: skipped {contradictory:,} questions without an answer whose is_impossible is false.")
     if number > contradictory and not answered and not marked:
@@ -44,9 +47,9 @@ def is_impossible(values: dict, location: str) -> bool | None:
     return None if value is None else bool(value)
 
 
-def read_questions(path: str, content: Content) -> Iterator[tuple[str, str, dict]]:
+def read_questions(path: str, content: Content, report: Report) -> Iterator[tuple[str, str, dict]]:
     """-> location, context and values of each question.  Raises DataError."""
-    for location, values in json_objects(path, content):
+    for location, values in in_french(json_objects(path, content), path, report):
         if "data" not in values:
             yield location, get_value(str, values, ("context",), location), values
             continue

@@ -10,6 +10,7 @@ from .examples import TASKS, Example, Report, WordsExample
 from .ner import read_ner
 from .qa import read_qa
 from .sequences import SINGLE_LABEL, Labels, read_nli, read_sentiment, read_tweets
+from .tags import PREFIXED
 
 TWEETS = re.compile(r"(.*)_text\.txt(\.\w+)?")
 
@@ -30,10 +31,12 @@ def read_task(
     lists of labels, regression numbers.
     label_map: {label or entity type in the files: its new name}; {number: tag} for tags that are numbers.
     part: "train", "dev" or "test" reads only its rows of a file whose rows are of several parts, as SICK's say.
-    Raises OptionError for an unknown task, DataError (with file and line) for a file that cannot be used.
+    Raises OptionError for an unknown task or a tag in the map, DataError (with file and line) for an unusable file.
     """
     if task not in TASKS:
         raise OptionError(f"There is no task {task}. Choose one of {', '.join(TASKS)}.")
+    if task == "ner" and (tag := next(filter(PREFIXED.fullmatch, label_map or {}), None)):
+        raise OptionError(f"--label-map {tag}=… must name the type of entity, {tag[2:]}, without a prefix.")
     if not paths:
         raise DataError(f"Give at least one file of {task} examples.")
     examples = []
@@ -59,10 +62,10 @@ def read_file(task: str, path: str, report: Report, labels: Labels) -> list[tupl
         reader = read_sentiment if task == "sentiment" else read_nli
         found = list(reader(path, content, report, labels))
     elif task == "ner":
-        examples = read_ner(path, content, report, labels.names)
-        found = [(None, rename_types(example, labels.names)) for example in examples]
+        sentences = read_ner(path, content, report, labels.names)
+        found = [(part, rename_types(example, labels.names)) for part, example in sentences]
     else:
-        found = [(None, example) for example in read_qa(path, content, report)]
+        found = list(read_qa(path, content, report))
     if not found:
         raise DataError(f"{path} contains no {task} example.")
     return found

@@ -32,6 +32,9 @@ def rows(path: str, content: Content, *wanted: tuple[str, ...]) -> Iterator[tupl
     header = [name.strip() for name in header]
     about = f"{path} line {number} (the header, separated by {DELIMITERS[delimiter]})"
     keys = [find_key(names, header, about) for names in wanted]
+    for key in keys:
+        if header.count(key) > 1:
+            raise DataError(f"{about} has {header.count(key)} columns {key}. Rename all but the one that is meant.")
     for number, fields in table:
         if len(fields) != len(header):
             raise DataError(f"{path} line {number} has {len(fields)} columns, but the header has {len(header)}.")
@@ -46,7 +49,8 @@ def in_french(found: Iterable[tuple], path: str, report: Report) -> Iterator[tup
     others, french = Counter(), False
     for row in found:
         location, values, *_ = row
-        language = next((check_type(str, values[key], key, location) for key in LANGUAGE_KEYS if key in values), "fr")
+        key = key_among(LANGUAGE_KEYS, values)
+        language = check_type(str, values[key], key, location) if key else "fr"
         if language.casefold() in FRENCH:
             french = True
             yield row
@@ -59,16 +63,21 @@ def in_french(found: Iterable[tuple], path: str, report: Report) -> Iterator[tup
         report(f"{path}: skipped {others.total():,} examples in other languages ({names}).")
 
 
-def find_key(names: tuple[str, ...], keys: dict | list[str], location: str) -> str:
-    """The key that is the first of the names, in upper or lower case.  Raises DataError if none is."""
+def key_among(names: tuple[str, ...], keys: dict | list[str]) -> str | None:
+    """The key that is the first of the names, in upper or lower case; None if none is."""
     for name in names:
         if name in keys:
             return name
     folded = {key.strip().casefold(): key for key in keys}
-    for name in names:
-        if name.casefold() in folded:
-            return folded[name.casefold()]
-    raise DataError(f"{location} has no {' or '.join(names)}. It has {short(', '.join(keys), 200)}.")
+    return next((folded[name.casefold()] for name in names if name.casefold() in folded), None)
+
+
+def find_key(names: tuple[str, ...], keys: dict | list[str], location: str) -> str:
+    """As key_among.  Raises DataError if none is."""
+    key = key_among(names, keys)
+    if key is None:
+        raise DataError(f"{location} has no {' or '.join(names)}. It has {short(', '.join(keys), 200)}.")
+    return key
 
 
 def json_objects(path: str, content: Content) -> Iterator[tuple[str, dict]]:

@@ -9,14 +9,14 @@ from typing import NamedTuple
 from ..cli import DataError
 from .contents import Content
 from .examples import Label, PairExample, Report, TextExample
-from .parts import part_of
+from .parts import part_of_row
 from .rows import check_type, in_french, rows, short
 
 NAME_KEYS = ("label_text", "label_name", "label_str")  # the label's name, in files that have it beside its number
 TEXT_KEYS = ("text", "review", "review_body", "sentence", "content", "texte")
 SENTIMENT_KEYS = (*NAME_KEYS, "label", "polarity", "stars", "sentiment", "labels")
 STARS = {"1": "1 star", "2": "2 stars", "3": "3 stars", "4": "4 stars", "5": "5 stars"}  # as in the released model
-PREMISE_KEYS = ("premise", "sentence1", "sentence_A")
+PREMISE_KEYS = ("premise", "sentence1", "sentence_A", "premises")
 HYPOTHESIS_KEYS = ("hypothesis", "hypo", "sentence2", "sentence_B")
 NLI_KEYS = (*NAME_KEYS, "gold_label", "label", "entailment_label", "entailment_judgment", "labels")
 NLI_LABELS = ("entailment", "neutral", "contradiction")
@@ -27,7 +27,6 @@ OTHER_KEYS = {  # where a label is not one class, by Hugging Face's problem_type
     "multi_label_classification": ("labels", "label"),
     "regression": ("score", "similarity_score", "relatedness_score", "label", "stars"),  # STS-B's, SICK's, others
 }
-PART_KEYS = ("SemEval_set", "split")
 NUMBER = re.compile(r"[+-]?\d+(?:\.0*)?")
 NUMBERS_HINT = (
     "What it means differs between data sets. Say it, as the documentation of the data does, for example with "
@@ -101,15 +100,22 @@ def pair_label(value, key: str, location: str, labels: Labels) -> Label | None:
         if NUMBER.fullmatch(label):
             raise DataError(f"{location}: {key} is {short(label)}, a number. {NUMBERS_HINT}")
         label = SPELLINGS.get(label.casefold(), label)  # SICK's are in capitals
-    return labels.names.get(label, None if label == UNDECIDED else label)
+    label = labels.names.get(label, label)
+    return None if label == UNDECIDED else label
 
 
 def check_label(value, name: str, location: str) -> str:
-    """The label, a string or an integer, as a string.  Raises DataError for another type and for an empty one."""
+    """The label, a string or an integer, as a string.  Raises DataError for another type and for an empty one.
+
+    A column of integers with gaps is 1.0 and NaN in pandas.
+    """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if value is None or value != value:
+        value = ""
     if isinstance(value, list | float):
         cure = "For several labels a text, or a value, see --problem-type of eval finetune."
         raise DataError(f"{location}: {name} must be a string, not {type(value).__name__}. {cure}")
-    value = "" if value is None else value
     label = str(value) if type(value) is int else check_type(str, value, name, location).strip()
     if not label:
         raise DataError(f"{location}: {name} is empty. Add the label or remove the example.")
@@ -144,16 +150,3 @@ def text_of(value, name: str, location: str) -> str:
             value = dict(zip(map(str, languages), translations))
         value = value.get("fr", value)
     return check_type(str, value, name, location)
-
-
-def part_of_row(values: dict, location: str) -> str | None:
-    """The part in a column such as SICK's SemEval_set, None without one.  Raises DataError for an unknown one."""
-    key = next((key for key in PART_KEYS if key in values), None)
-    if key is None:
-        return None
-    value = check_type(str, values[key], key, location)
-    part = part_of(value, f"{location}: {key}")
-    if part is None:
-        reason = f"{location}: {key} must be train, dev (trial, validation) or test, not {short(value)}"
-        raise DataError(f"{reason}. Rename the column if it is something else.")
-    return part

@@ -17,6 +17,7 @@ from data.download.models import fetch_models
 from data.features import join_words
 from data.tasks import Example, TextExample, labels_of, read_task
 from data.tasks.contents import check_files
+from data.tasks.sequences import UNDECIDED
 from data.tasks.tags import OUTSIDE, types_of
 from model import EncoderConfig, QuestionAnswerer, SequenceClassifier
 from model.checkpoints.load import check_vocabulary, load_teacher, load_tokenizer
@@ -196,6 +197,8 @@ def evaluate(model: nn.Module, task: Task, examples: Sequence[Example], runtime:
         check(not several, f"--label-map gives {several} several labels, whose probabilities add up in a softmax only.")
         check_labels(task.labels, labels_of(examples), LABEL_MAP_HINT)
     elif isinstance(task, SequenceTask):
+        if UNDECIDED not in task.labels:
+            classes.pop(UNDECIDED, None)  # -1=-: such examples were skipped when the file was read
         check_targets(classes, task.labels)
         in_data = labels_of(examples)
         unmapped = [label for label in task.labels if label in in_data or not classes]

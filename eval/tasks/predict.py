@@ -26,7 +26,7 @@ from typing import BinaryIO
 from data.archives import DAMAGE, Member, open_members
 from data.cli import DataError, check, check_bounds, check_paths, option, parse_options, warn
 from data.download.models import fetch_models
-from data.formats import ARROW_FILE, ARROW_STREAM, ENCODINGS, JSON, NOT_UTF8, PARQUET, REFUSED, refusal
+from data.formats import ARROW_FILE, ARROW_STREAM, ENCODINGS, JSON, PARQUET, REFUSED, refusal
 from data.tasks import TASKS, Example, PairExample, QuestionExample, TextExample, WordsExample
 from data.tasks.contents import contradicts_name
 from data.tasks.rows import short
@@ -86,7 +86,7 @@ def check_has_lines(where: str, member: Member) -> None:
     encoding = next((layer for layer in member.layers if layer in ENCODINGS), None)
     if encoding:
         raise DataError(f"{where} is {encoding}. Convert it to UTF-8: iconv -f {encoding[:6]} -t UTF-8.")
-    if member.form in REFUSED and member.form != NOT_UTF8:
+    if member.form in REFUSED:
         raise refusal(where, member.form)
     if member.form in (PARQUET, ARROW_FILE, ARROW_STREAM, JSON):
         described = "JSON over several lines" if member.form == JSON else member.form

@@ -11,10 +11,11 @@ files of the task are joined and divided so. data/README.md has the formats.
 If the command is stopped, running it again continues after the last fine-tuning that was finished.
 """
 
+import os
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +29,7 @@ from data.demo.tasks import write_tasks
 from data.download.models import fetch_models
 from data.tasks import TASKS, Example, QuestionExample
 from data.tasks.contents import is_about, open_member
-from data.tasks.parts import PARTS, parts_of_files
+from data.tasks.parts import PARTS, in_other_languages, parts_of_files
 from data.tasks.read import read_file
 from data.tasks.sequences import Labels
 from model.checkpoints.load import load_checkpoint
@@ -126,7 +127,7 @@ def find_files(folder: Path) -> dict[str, str | None]:
 
     Raises DataError without files, or if it is not clear what a file is for.
     """
-    below = {path: path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()}
+    below = {path: path.relative_to(folder).as_posix() for path in sorted(files_below(folder))}
     paths = [path for path, name in below.items() if not is_about(name)]
     labels = {
         path.with_name(path.name.replace("_text.txt", "_labels.txt")) for path in paths if "_text.txt" in path.name
@@ -138,7 +139,21 @@ def find_files(folder: Path) -> dict[str, str | None]:
     if not names:
         raise DataError(f"There is no file in {folder}.")
     parts = parts_of_files(str(folder), names.values())
+    if others := in_other_languages(names.values()):
+        warn(f"{folder}: {others[0]} and {len(others) - 1} other files seem to be in other languages. Move them out.")
     return {path: parts[name] for path, name in names.items()}
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files, also those in linked folders; a folder that links lead to twice is entered once."""
+    entered = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        if (real := os.path.realpath(root)) in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        yield from (path for path in (Path(root, name) for name in names) if path.is_file())
 
 
 def split(examples: Sequence[Example], seed: int, fractions: dict[str, float]) -> dict[str, list[Example]]:
@@ -164,14 +179,23 @@ def split(examples: Sequence[Example], seed: int, fractions: dict[str, float]) -
 def read_parts(task: str, folder: Path, options: Options) -> TaskData:
     """Reads all files and prints what each was taken for; a missing dev or test is drawn from train.
 
+    A file with the same examples as another (XNLI's .tsv and .jsonl) is left out: drawn parts would have them twice.
     Raises DataError if there is nothing to train on, or if it is not clear what is for training.
     """
     files, names = find_files(folder), training_names(pairs_for(task, options.label_map))
     parts: dict[str, list[Example]] = {}
+    read: dict[tuple[Example, ...], tuple[str, str | None]] = {}  # examples -> file and part
     say(f"{task}: {folder}")
     for path, part in files.items():
         for own_part, found in read_file_by_part(task, path, names, part).items():
-            say(f"  {own_part or 'in one piece':<12} {len(found):>9,} examples  {path}")
+            other, other_part = read.setdefault(tuple(found), (path, own_part))
+            if other_part != own_part and "train" in (other_part, own_part):
+                raise DataError(f"{path} ({own_part}) has the same examples as {other} ({other_part}). Remove one.")
+            again = other != path and other_part == own_part
+            taken = "left out" if again else own_part or "in one piece"
+            say(f"  {taken:<12} {len(found):>9,} examples  {path}" + f", the same as {other}" * again)
+            if again:
+                continue
             parts.setdefault(own_part or "whole", []).extend(found)
     whole = parts.pop("whole", None)
     if whole and parts:

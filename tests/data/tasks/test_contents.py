@@ -12,6 +12,7 @@ import pytest
 import data.tasks.contents as module
 from data import DataError
 from data.tasks import read_task
+from data.tasks.contents import is_about
 from tests.data.tasks.files import THREE, pairs, write
 
 TSV = ("premise\thypothesis\tlabel\n" + "".join("\t".join(pair) + "\n" for pair in THREE)).encode()
@@ -132,3 +133,25 @@ def test_the_size_of_a_text_is_bounded(tmp_path, monkeypatch):
     for content in (gzip.compress(b"a\t" * (1 << 20)), zipped({"a": b"a\t" * (1 << 20)})):
         with pytest.raises(DataError, match="has more than 1 MB of text. Split it into several files"):
             read_task("nli", [write(tmp_path / "f", content)], print)
+
+
+@pytest.mark.parametrize(
+    "names, about",
+    [
+        ("README.md readme.txt LISEZMOI CITATION.cff LICENSE LICENSE-2.0.txt a/.DS_Store dataset_infos.json", True),
+        (
+            "citations.txt citation.csv licence_train.jsonl licenciement.tsv citations_train.txt",
+            False,
+        ),
+    ],
+)
+def test_files_about_the_data(names, about):
+    assert [is_about(name) for name in names.split(" ")] == [about] * (names.count(" ") + 1)
+
+
+@pytest.mark.parametrize("content", [b"", "Été,été\n".encode("latin-1") * 9])
+def test_what_cannot_be_read_contradicts_no_name(tmp_path, content):
+    notes = []
+    with pytest.raises(DataError):
+        read_task("sentiment", [write(tmp_path / "f.csv", content)], notes.append)
+    assert notes == []

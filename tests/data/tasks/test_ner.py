@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from data import OptionError
 from data.tasks import WordsExample, labels_of
 from data.tasks.ner import cut_sentence
 from tests.data.tasks.files import REAL, SENTENCES, json_lines, real
@@ -70,6 +71,8 @@ def test_the_label_map_names_integer_tags_and_renames_types(examples):
     renamed = examples("ner", columns("{word} {tag}"), label_map={"PER": "personne", "MISC": "O"})[0]
     assert renamed[0].tags == ("B-personne", "I-personne", "O", "O", "B-LOC", "O", "O")
     assert renamed[1].tags == ("O", "O", "O", "O", "B-ORG")
+    with pytest.raises(OptionError, match="B-PER=… must name the type of entity, PER, without a prefix"):
+        examples("ner", columns("{word} {tag}"), label_map={"LOC": "lieu", "B-PER": "B-personne"})
 
 
 @pytest.mark.parametrize(
@@ -189,3 +192,10 @@ def test_real_ner():
     assert len(labels_of(found)) == 9
     assert len(differing) == 61  # entities that begin with I-
     assert all(ours == line.replace("\tI-", "\tB-") for ours, line in differing)
+
+
+def test_comments_of_multiconer(examples):
+    """With a tab, although the columns are separated by spaces."""
+    content = "".join(f"# id 0{i}\tdomain=fr\nAnne _ _ B-PER\nvit _ _ O\n\n" for i in range(2))
+    expected = [WordsExample(("Anne", "vit"), ("B-PER", "O"))] * 2
+    assert examples("ner", content) == examples("ner", "\n" + content) == (expected, [])

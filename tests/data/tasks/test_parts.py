@@ -3,7 +3,7 @@
 import pytest
 
 from data import DataError
-from data.tasks.parts import part_of, parts_of_files
+from data.tasks.parts import in_other_languages, part_of, parts_of_files
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,14 @@ def test_files_of_a_folder():
     assert parts_of_files("d", ["train/a.tsv", "test/a.tsv"]) == {"train/a.tsv": "train", "test/a.tsv": "test"}
     with pytest.raises(DataError, match=r"^d: valeurs.tsv does not say whether it is for .* as train.tsv does"):
         parts_of_files("d", ["train.tsv", "valeurs.tsv"])
+
+
+@pytest.mark.parametrize("path", ["RÉTEST.csv", "détester_TÉLÉVAL.tsv", "CONTRÔLETRAIN", "ÀDEV.txt"])
+def test_capitals_with_accents_are_part_of_a_word(path):
+    assert part_of(path, "") is None
+
+
+def test_files_in_other_languages():
+    names = ["de/train.tsv", "fr/train.tsv", "xnli.en.test.tsv", "xnli.fr.test.tsv", "jeu_de_test_fr.tsv", "dev.tsv"]
+    assert in_other_languages(names) == ["de/train.tsv", "xnli.en.test.tsv"]
+    assert in_other_languages(["jeu_de_test.tsv", "en_vrac_train.tsv"]) == []

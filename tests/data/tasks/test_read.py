@@ -78,3 +78,25 @@ def test_labels():
     assert labels_of(THREE[::-1]) == ["contradiction", "entailment", "neutral"]
     assert labels_of(pairs(("a", "O"), ("a", "1"), ("a", "O"), ("a", "A"))) == ["1", "A", "O"]
     assert labels_of(SENTENCES) == ["O", "B-LOC", "B-MISC", "B-ORG", "B-PER", "I-PER"]
+
+
+ROWS = {  # of each task, a row as the hub has it
+    "sentiment": {"text": "Bien.", "label": "pos"},
+    "nli": {"premise": "P", "hypothesis": "h", "label": "neutral"},
+    "ner": {"tokens": ["Aix"], "ner_tags": ["B-LOC"]},
+    "qa": {"context": "Oui.", "question": "?", "answers": {"text": ["Oui"], "answer_start": [0]}},
+}
+
+
+@pytest.mark.parametrize("task", ROWS)
+@pytest.mark.parametrize("split, language", [("split", "language"), ("Split", "Lang")])
+def test_parts_and_languages_of_rows(tmp_path, task, split, language):
+    marks = [("train", "fr"), ("train", "de"), ("test", "fr"), ("test", "fr")]
+    path = write(tmp_path / "f", json_lines(*(ROWS[task] | {split: s, language: lang} for s, lang in marks)))
+    found = {part: read_task(task, [path], lambda sentence: None, part=part) for part in ("train", "test", None)}
+    assert {part: len(examples) for part, examples in found.items()} == {"train": 1, "test": 2, None: 3}
+
+
+def test_a_column_that_is_twice_in_the_header(refused):
+    for name in ("text", "label"):
+        refused("sentiment", f"text,label,{name}\na,b,c", " line 1", f"2 columns {name}")

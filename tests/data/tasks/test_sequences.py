@@ -1,6 +1,7 @@
 """Sentiment and NLI: every format, every error message, and the counts of real files."""
 
 import json
+import math
 from collections import Counter
 
 import pytest
@@ -60,7 +61,7 @@ def test_sentiment_errors(refused):
         ({"review": 3, "polarity": 1}, ("review must be a string, not int",)),
         ({"review": None, "polarity": 1}, ("NoneType",)),
         ({"review": "Un.", "polarity": True}, ("polarity must be a string, not bool",)),
-        ({"review": "Un.", "polarity": 1.0}, ("float",)),
+        ({"review": "Un.", "polarity": 1.5}, ("float",)),
         ({"review": "Un.", "label": " "}, ("label is empty",)),
         ({"review": "Un.", "stars": 6}, ("stars must be 1, 2, 3, 4 or 5", "not 6")),
         ({"review": "Un.", "stars": True}, ("bool",)),
@@ -280,3 +281,18 @@ def test_real_nli():
     assert Counter(pair.label for pair in found) == dict.fromkeys(("contradiction", "entailment", "neutral"), 830)
     counts = [len(real("nli", f"nli/sick-fr.{name}.tsv")[0]) for name in ("train", "trial", "test")]
     assert counts == [4439, 495, 4906] and reports == []
+
+
+def test_integers_with_gaps(examples, refused):
+    """As pandas writes them."""
+    rows = [{"text": "a", "label": 0.0}, {"text": "b", "label": 1.0}]
+    assert examples("sentiment", json_lines(*rows)) == (pairs(("a", "0"), ("b", "1")), [])
+    for value in (math.nan, None):
+        refused("sentiment", json_lines(*rows, {"text": "c", "label": value}), " line 3", "label is empty")
+
+
+def test_a_number_that_means_undecided(examples):
+    rows = [{"premise": "P", "hypothesis": f"h{i}", "label": label} for i, label in enumerate((0, 1, 2, -1))]
+    names = {"0": "entailment", "1": "neutral", "2": "contradiction", "-1": "-"}
+    found, reports = examples("nli", json_lines(*rows), label_map=names)
+    assert found == THREE and "skipped 1 examples" in reports[0]

@@ -116,6 +116,8 @@ def nli_figures(tmp_path, labels, *label_map, biases=(0.5, 0.2, 0.3)):
             ["entailment", "neutral", "contradiction"],
         ),
         (["entailment", "-", "-", "neutral"], [], 0.5, ["entailment", "neutral", "contradiction"]),
+        # a number may mean undecided, as SNLI's -1
+        ([0, -1, -1, 1], ["0=entailment", "1=neutral", "-1=-"], 0.5, ["entailment", "neutral"]),
     ],
 )
 def test_the_map_is_applied_before_labels_are_checked(tmp_path, labels, label_map, accuracy, classes):

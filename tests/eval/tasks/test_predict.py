@@ -277,6 +277,7 @@ def test_compressed_lines(models, tmp_path, monkeypatch, compress):
 NO_LINES = {
     "is UTF-16-LE. Convert it to UTF-8: iconv -f UTF-16 -t UTF-8.": ("\ufeff" + TEXTS[0]).encode("utf-16-le"),
     "is UTF-16-BE. Convert it to UTF-8: iconv -f UTF-16 -t UTF-8.": ("\ufeff" + TEXTS[0]).encode("utf-16-be"),
+    "is not UTF-8. Convert it, for example with iconv -f WINDOWS-1252": "Déjà vu\n".encode("cp1252") * 9 + b"Bon.\n",
     "is UTF-32-LE. Convert it to UTF-8: iconv -f UTF-32 -t UTF-8.": ("\ufeff" + TEXTS[0]).encode("utf-32-le"),
     "is UTF-32-BE. Convert it to UTF-8: iconv -f UTF-32 -t UTF-8.": ("\ufeff" + TEXTS[0]).encode("utf-32-be"),
     "is Parquet. Write it as JSON lines": b"PAR1\x15\x04PAR1",
