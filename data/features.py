@@ -20,6 +20,7 @@ COUNTERPART = dict(zip("([«“)]»”", ")]»”([«“"))
 ELIDED = (*"cdjlmnst", "qu")
 APOSTROPHES = "'’‘ʼ`´′"  # ʼ (U+02BC) counts as a letter in Unicode
 HYPHENS = "-‐‑–"
+DASH = re.compile(rf"\s[{HYPHENS}]+\s")  # between spaces, a hyphen is a dash
 INVISIBLE = "\u00ad\u200c\u200d\u2060"  # soft hyphen, joiners: parts of a word
 CLOSING = re.compile(r"[ \u00a0\u202f]?([)\]»”])")
 INITIALS = re.compile(r"[^\W\d_]\.-?[^\W\d_]$")
@@ -136,8 +137,12 @@ def word_ranges(spans: Sequence[tuple[int, int]], words: Sequence[tuple[int, int
 
 
 def joins_words(gap: str) -> bool:
-    """Whether the characters between two words never end an entity: spaces, hyphens, apostrophes, but no blank line."""
-    return gap.count("\n") < 2 and all(mark.isspace() or mark in HYPHENS or mark in APOSTROPHES for mark in gap)
+    """Whether the characters between two words never end an entity: spaces, or a hyphen or apostrophe in a word.
+
+    A blank line or a dash may end it.
+    """
+    joining = all(mark.isspace() or mark in HYPHENS or mark in APOSTROPHES for mark in gap)
+    return joining and gap.count("\n") < 2 and not DASH.search(gap)
 
 
 def is_elision(text: str, start: int, end: int) -> bool:

@@ -150,7 +150,7 @@ def read_columns(path: str, lines: list[str], first: str) -> Iterator[Words]:
                 yield words
                 words = []
             last = columns[0]
-            words.append((columns[int(indexed)], columns[-1], location))
+            words.append((columns[int(indexed)], columns[-1].strip(), location))
         yield words
 
 

@@ -28,6 +28,7 @@ OTHER_KEYS = {  # where a label is not one class, by Hugging Face's problem_type
     "regression": ("score", "similarity_score", "relatedness_score", "label", "stars"),  # STS-B's, SICK's, others
 }
 NUMBER = re.compile(r"[+-]?\d+(?:\.0*)?")
+LIST_AS_TEXT = re.compile(r"\s*\[|.*[,;|]", re.DOTALL)
 NUMBERS_HINT = (
     "What it means differs between data sets. Say it, as the documentation of the data does, for example with "
     "--label-map 0=entailment 1=neutral 2=contradiction (in table2: nli:0=entailment …)."
@@ -128,15 +129,28 @@ def other_label(value, name: str, location: str, labels: Labels) -> tuple[str, .
     Raises DataError for anything else.
     """
     if labels.problem_type == "multi_label_classification":
-        found = [check_label(each, name, location) for each in (value if isinstance(value, list) else [value])]
-        return tuple(dict.fromkeys(labels.names.get(label, label) for label in found))
+        return several_labels(value, name, location, labels)
     try:
         number = float(value) if type(value) in (int, float, str) else math.nan
     except (ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise DataError(f"{location}: {name} must be a finite number, not {short(str(value))}.")
+        raise DataError(f"{location}: {name} must be a finite number, not {short(str(value)) or 'empty'}.")
     return number
+
+
+def several_labels(value, name: str, location: str, labels: Labels) -> tuple[str, ...]:
+    """The names in a list, or a single name.  Raises DataError for lists of 0 and 1, and for a list written as text."""
+    found, cure = [value], 'Write JSON lines with a list of names: ["joie", "peur"]'
+    if isinstance(value, list):
+        found, kinds = value, {type(each) for each in value}
+        if float in kinds or (kinds == {int} and len(set(value)) < len(value)):
+            raise DataError(f"{location}: {name} has a number for each class, whose names are not known. {cure}.")
+    elif isinstance(value, str) and value not in labels.names and LIST_AS_TEXT.match(value):
+        reason = f"{location}: {name} is {short(value)}, which may be several labels in one text"
+        raise DataError(f'{reason}. {cure}, or ["art, culture"] for a single one.')
+    found = [check_label(each, name, location) for each in found]
+    return tuple(dict.fromkeys(labels.names.get(label, label) for label in found))
 
 
 # ---- other values of a row -------------------------------------------------------------------------------------

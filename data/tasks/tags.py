@@ -19,7 +19,7 @@ from .rows import short
 
 OUTSIDE = "O"
 Spans = list[tuple[str, int, int]]  # of a sentence: type, index of the first word, one past the last
-PREFIXED = re.compile(r"([BIESLU])-(.*\S.*)")
+PREFIXED = re.compile(r"([BIESLU])-(\S(?:.*\S)?)")  # "PER " would be another type than "PER"
 PREFIX = {"L": "E", "U": "S"}  # BILOU's names for BIOES's
 TYPE = re.compile(r"[^\W\d_][^\t=|]*")  # without prefix: no number, no _, no feature of CoNLL-U
 # another form of a prefix or of O, or a name that Hugging Face gives where there is none: not the name of a type

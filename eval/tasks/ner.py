@@ -179,8 +179,8 @@ class NerTask:
     def find_entities(self, text: str, pieces: Pieces, scores: Tensor) -> list[Entity]:
         """The entities of running text: consecutive words of one type, of which only the first begins an entity.
 
-        Between two words of an entity there are spaces, hyphens and apostrophes, or other punctuation that the model
-        gives the same type. An elided word ("d'") is not the last of an entity.
+        Between two words of an entity there is what joins_words allows, or punctuation that the model gives the same
+        type. An elided word ("d'") is not the last of an entity.
         """
         words = text_words(text)
         ranges = word_ranges(pieces.spans, words)

@@ -126,10 +126,16 @@ class QaTask:
         return threshold is not None and prediction.no_answer > threshold
 
     def with_best_threshold(self, predictions: Sequence[AnswerSpan], examples: Sequence[QuestionExample]) -> "QaTask":
-        """The task with the threshold of the highest F1 on these examples, 0 if all of them have an answer."""
+        """The task with the threshold of the highest F1 on these examples, 0 if all of them have an answer.
+
+        It is halfway from the last prediction that is taken to the next: rounding errors, which depend on the batch
+        size, change neither.
+        """
         threshold = 0.0
         if not all(example.answers for example in examples):
-            threshold = self.metrics(predictions, examples, 0)["best_f1_thresh"]
+            last = self.metrics(predictions, examples, 0)["best_f1_thresh"]
+            above = [p.no_answer for p in predictions if last < p.no_answer < math.inf]
+            threshold = last / 2 + min(above, default=last + 2) / 2
         return QaTask(replace(self.settings, no_answer_threshold=threshold))
 
     def metrics(self, predictions: Sequence[AnswerSpan], examples: Sequence[QuestionExample], seed: int) -> dict:
@@ -305,5 +311,7 @@ def best_threshold(scores: ndarray, has_answer: ndarray, is_span: ndarray, no_an
     gains = numpy.where(has_answer, scores, -1.0 * is_span)[order]
     totals = numpy.cumsum([(~has_answer).sum(), *gains])
     best = totals.argmax()
-    threshold = no_answer[order[best - 1]] if best else min(0.0, numpy.nextafter(no_answer.min(), -math.inf))
+    lowest = no_answer[order[0]]
+    below_all = 0.0 if lowest > 0 else lowest - 1
+    threshold = no_answer[order[best - 1]] if best else below_all
     return float(totals[best] / len(scores)), float(min(threshold, sys.float_info.max))

@@ -55,7 +55,7 @@ class RegressionTask(SequenceTask):
 def regression_report(gold: Sequence[float], predicted: Sequence[float], seed: int = 0) -> dict:
     """pearson, spearman (GLUE's measures of STS-B), mse, mae, each with an interval, see bootstrap; count
 
-    A correlation is 0 if gold or predicted is constant.
+    A correlation is 0 if gold or predicted is constant. A single example has no interval.
     Raises DataError if lengths differ, there are no examples, or a value is not finite.
     """
     check_same_length(gold, predicted, "values")
@@ -77,6 +77,8 @@ def regression_report(gold: Sequence[float], predicted: Sequence[float], seed: i
         }
 
     values = metrics(numpy.ones(len(errors)))
+    if len(errors) == 1:
+        return add_intervals(values, None) | {"count": 1}
     resampled = [metrics(drawn) for drawn in draws(len(errors), seed)]
     by_name = {name: numpy.array([each[name] for each in resampled]) for name in values}
     return add_intervals(values, by_name) | {"count": len(errors)}

@@ -213,8 +213,9 @@ def test_the_end_of_an_entity(text, found, expected):
 
 
 def test_what_stands_between_the_words_of_an_entity():
-    assert all(features.joins_words(gap) for gap in ("-", "'", "’", " ", "\n", "\u00a0", " - ", "–", "' "))
-    assert not any(features.joins_words(gap) for gap in (",", ". ", "\n\n", "\n \n", " (", " 👍 ", " — ", "/"))
+    assert all(features.joins_words(gap) for gap in ("-", "'", "’", " ", "\n", "\u00a0", "–", "' "))
+    dashes = (" — ", " - ", "\u00a0–\u00a0")
+    assert not any(features.joins_words(gap) for gap in (",", ". ", "\n\n", "\n \n", " (", " 👍 ", "/", *dashes))
     assert features.is_elision("l'été", 0, 1) and features.is_elision("QU’Anne", 0, 2)
     assert not features.is_elision("O'Connor", 0, 1) and not features.is_elision("l été", 0, 1)
 

@@ -31,6 +31,10 @@ def test_ner_columns(examples, separator, row):
     assert examples("ner", columns(row, backwards))[0] == backwards
 
 
+def test_spaces_behind_a_tag_are_no_part_of_it(examples):
+    assert examples("ner", columns("{word}\t{tag} ")) == (SENTENCES, [])
+
+
 @pytest.mark.parametrize("word", ["[", "{", '{"', "[{"])
 def test_ner_sentence_that_begins_with_a_bracket(examples, word):
     sentence = [WordsExample((word, "]"), ("O", "B-MISC"))]

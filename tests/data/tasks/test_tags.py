@@ -104,6 +104,13 @@ def test_tags_of_no_scheme_are_refused_with_all_tags_named(tags, wrong, reason):
     assert all(tag in str(error.value) for tag in locations) and "BIOES" in str(error.value)
 
 
+def test_a_type_neither_begins_nor_ends_with_a_space():
+    """It would be another type than PER, silently."""
+    for tag in ("B-PER ", "B- PER"):
+        with pytest.raises(DataError, match=f"f has the tag '{tag}'"):
+            read_tags({"O": "f", tag: "f"})
+
+
 def test_a_thousand_wrong_tags_are_not_all_named():
     with pytest.raises(DataError) as error:
         read_tags({f"word{number}": "f" for number in range(1000)})

@@ -56,7 +56,8 @@ IO = "O PER LOC"
         ("à l'Élysée", "O O O B-LOC", None, ["LOC Élysée"]),
         ("Jean-Pierre", "B-PER O I-PER", None, ["PER Jean-Pierre"]),  # whatever the hyphen is
         ("d’Artagnan", "B-PER I-PER I-PER", None, ["PER d’Artagnan"]),
-        ("Saint\u00a0-\u00a0Pierre", "B-LOC O I-LOC", None, ["LOC Saint\u00a0-\u00a0Pierre"]),
+        ("Saint - Pierre", "LOC LOC LOC", IO, ["LOC Saint - Pierre"]),
+        ("Brest - Aix", "LOC O LOC", IO, ["LOC Brest", "LOC Aix"]),  # a dash
         ("Prusse d'Orient", "B-LOC I-LOC I-LOC O", None, ["LOC Prusse"]),
         ("l'été", "B-LOC O O", None, []),
         ("M. Roc, Anne", "B-PER I-PER I-PER O I-PER", None, ["PER M. Roc", "PER Anne"]),

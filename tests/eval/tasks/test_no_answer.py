@@ -131,13 +131,36 @@ def test_questions_that_all_have_an_answer_are_measured_as_before():
     "no_answer, expected",
     [
         ([0.2, 0.3], (0.5, 0.0)),  # as in the official script: all are none above 0
-        ([-0.2, 0.3], (0.5, math.nextafter(-0.2, -1))),
+        ([-0.2, 0.3], (0.5, -1.2)),
+        ([0.0, 0.3], (0.5, -1.0)),
         ([math.inf, math.inf], (0.5, 0.0)),
     ],
 )
 def test_the_threshold_where_none_is_always_best(no_answer, expected):
     scores, has_answer, is_span = numpy.zeros(2), numpy.array([True, False]), numpy.array([True, True])
     assert best_threshold(scores, has_answer, is_span, numpy.array(no_answer)) == expected
+
+
+@pytest.mark.parametrize(
+    "answered, no_answer, threshold",
+    [
+        (2, [-3.0, 1.0, 2.0], 1.5),  # the first two are taken, the third is none
+        (2, [-3.0, 1.0, math.inf], 2.0),  # an empty context
+        (2, [-3.0, -1.0, -2.0], -2.5),
+        (2, [-1.0, -1.5, -2.0], 0.0),  # all are taken
+        (0, [3.0, 4.0, 0.5], 0.25),  # all are none
+        (0, [-3.0, 4.0, 0.5], -3.5),
+    ],
+)
+def test_the_threshold_of_a_model_is_no_prediction(answered, no_answer, threshold):
+    """Rounding at another batch size would change that prediction."""
+    answers = [(Answer("Brest", 0),) if i < answered else () for i in range(3)]
+    examples = [QuestionExample("", "Brest", "Où ?", each) for each in answers]
+    predictions = [AnswerSpan("Brest", 0, 5, 0.5, value) for value in no_answer]
+    task = QaTask(TaskSettings(TOKENIZER, 32)).with_best_threshold(predictions, examples)
+    assert task.settings.no_answer_threshold == threshold
+    figures = task.metrics(predictions, examples, 0)
+    assert figures["f1"]["value"] == figures["best_f1"] and figures["best_f1_thresh"] <= threshold
 
 
 def test_the_baseline_says_none_if_that_is_better_on_the_training_questions():
@@ -197,7 +220,7 @@ def test_none_is_learnt_and_measured(folder, tmp_path):
     assert {name: run["dev"][name]["value"] for name in perfect} == dict.fromkeys(perfect, 1)
     assert run["dev"]["HasAns_total"] == run["dev"]["NoAns_total"] == 10 and run["dev"]["best_f1"] == 1
     model = load_model(folder / "out" / "model.safetensors")
-    assert model.no_answer_threshold == run["dev"]["best_f1_thresh"]
+    assert model.no_answer_threshold > run["dev"]["best_f1_thresh"]
     arguments = ("--model", folder / "out", "--test", folder / "dev", "--out", tmp_path / "r.json", *ON_CPU)
     result = succeeded(run_command("-m eval", "qa", *arguments))
     assert json.loads((tmp_path / "r.json").read_text())["figures"] == run["test"]
@@ -217,8 +240,7 @@ def test_predict_says_that_there_is_none(folder, tmp_path):
     threshold = load_model(folder / "out" / "model.safetensors").no_answer_threshold
     for value, answer in zip(examples_of(1, 20), found, strict=True):
         assert list(answer) == ["line", "answer", "start", "end", "score", "no_answer_score"]
-        above = answer["no_answer_score"] > threshold + 1e-6  # which is the score of one of them, printed rounded
-        assert (answer["answer"] is None) == above == value["is_impossible"]
+        assert (answer["answer"] is None) == (answer["no_answer_score"] > threshold) == value["is_impossible"]
         if value["is_impossible"]:
             assert answer["start"] is answer["end"] is None
             assert answer["score"] == pytest.approx(1 / (1 + math.exp(-answer["no_answer_score"])), abs=2e-6)
