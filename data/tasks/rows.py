@@ -4,6 +4,7 @@ Lines end at \\n or \\r\\n only: U+2028, U+0085 and the no-break space are part 
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
@@ -12,7 +13,7 @@ from .contents import Content
 from .examples import Report
 from .tables import DELIMITERS, find_delimiter, table_rows
 
-LANGUAGE_KEYS, FRENCH = ("language", "lang"), ("fr", "fra", "fre", "french", "français", "fr-fr", "fr_fr")
+LANGUAGE_KEYS, FRENCH = ("language", "lang"), ("fr", "fra", "fre", "french", "français")
 
 
 def rows(path: str, content: Content, *wanted: tuple[str, ...]) -> Iterator[tuple[str, dict, list[str]]]:
@@ -51,7 +52,7 @@ def in_french(found: Iterable[tuple], path: str, report: Report) -> Iterator[tup
         location, values, *_ = row
         key = key_among(LANGUAGE_KEYS, values)
         language = check_type(str, values[key], key, location) if key else "fr"
-        if language.casefold() in FRENCH:
+        if re.split("[-_]", language.strip().casefold())[0] in FRENCH:  # also fr-CA, fr_FR
             french = True
             yield row
         else:

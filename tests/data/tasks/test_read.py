@@ -91,7 +91,7 @@ ROWS = {  # of each task, a row as the hub has it
 @pytest.mark.parametrize("task", ROWS)
 @pytest.mark.parametrize("split, language", [("split", "language"), ("Split", "Lang")])
 def test_parts_and_languages_of_rows(tmp_path, task, split, language):
-    marks = [("train", "fr"), ("train", "de"), ("test", "fr"), ("test", "fr")]
+    marks = [("train", "fr"), ("train", "de"), ("test", "fr-CA"), ("test", "French")]
     path = write(tmp_path / "f", json_lines(*(ROWS[task] | {split: s, language: lang} for s, lang in marks)))
     found = {part: read_task(task, [path], lambda sentence: None, part=part) for part in ("train", "test", None)}
     assert {part: len(examples) for part, examples in found.items()} == {"train": 1, "test": 2, None: 3}
