@@ -136,7 +136,7 @@ def load_task_teacher(path: str | None, kind: type, vocab_size: int, runtime: Ru
     if (size := teacher.config.vocab_size) != vocab_size:
         sizes = f"has a vocabulary of {size} tokens, the model one of {vocab_size}"
         raise DataError(f"The teacher {path} {sizes}: both must have the same tokenizer.")
-    runtime.cast_linears(teacher)
+    runtime.cast_linears(teacher.encoder)
     return teacher
 
 
