@@ -51,12 +51,18 @@ def group_by_example(outputs: Outputs, features: Sequence[Feature]) -> Iterator[
 
 
 def packed_outputs(model: nn.Module, texts: Sequence[Sequence[int]], device: torch.device) -> Outputs:
-    """One batch of token ids -> per text (C,) of a sequence classifier, (n, C) of a token classifier, (n, 2) for QA."""
+    """One batch of token ids -> per text (C,) of a sequence classifier, (n, C) of a token classifier, (n, 2) for QA.
+
+    The head is computed in float32 at least: in bfloat16, which has 8 bits, different values, labels or spans would
+    often be equal.
+    """
     seqlens = [len(ids) for ids in texts]
     input_ids = torch.tensor(list(chain.from_iterable(texts))).to(device)  # (T,)
-    if isinstance(model, SequenceClassifier):
-        return model.head(encode_packed(model.encoder, input_ids, seqlens, first_only=True))  # (B, C)
-    return model.head(encode_packed(model.encoder, input_ids, seqlens)).split(seqlens)
+    is_sequence = isinstance(model, SequenceClassifier)
+    hidden = encode_packed(model.encoder, input_ids, seqlens, first_only=is_sequence)  # (B, d_h) or (T, d_h)
+    with torch.autocast(device.type, enabled=False):
+        outputs = model.head(hidden.to(torch.promote_types(hidden.dtype, torch.float32)))
+    return outputs if is_sequence else outputs.split(seqlens)
 
 
 @torch.inference_mode()

@@ -97,7 +97,7 @@ def open_model(path: str, task: str, options: InferenceOptions) -> tuple[nn.Modu
     """A fine-tuned model for inference, with its task.  Raises ModelError, DataError, OptionError."""
     task_class, runtime = TASK_CLASSES[task], choose_runtime(options)
     model = load_teacher(path, task_class.model, runtime.device)
-    runtime.cast_linears(model)
+    runtime.cast_linears(model.encoder)
     return model, make_task(task, task_settings(options, path, model.config), model), runtime
 
 

@@ -139,7 +139,7 @@ def load_task_teacher(path: str | None, kind: type, tokenizer: Tokenizer, runtim
     if (size := teacher.config.vocab_size) != len(tokenizer):
         sizes = f"has a vocabulary of {size} tokens, the model one of {len(tokenizer)}"
         raise DataError(f"The teacher {path} {sizes}: both must have the same tokenizer.")
-    runtime.cast_linears(teacher)
+    runtime.cast_linears(teacher.encoder)
     return teacher
 
 
