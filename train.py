@@ -79,7 +79,7 @@ class Options:
         "input and output",
         metavar="MODEL",
     )
-    tokenizer: str | None = option(None, "SentencePiece model (default: the teacher's)", metavar="PATH")
+    tokenizer: str | None = option(None, "SentencePiece model (default: the model's own)", metavar="PATH")
     corpus: tuple[str, ...] = option(DEMO, "prepared folder, text, hub:owner/dataset", nargs="+", metavar="PATH")
     cache: str = option("runs/corpora", "folder where text given as --corpus is prepared", metavar="FOLDER")
     out: str = option("runs/student", "folder for the student, metrics.jsonl and checkpoints", metavar="FOLDER")
@@ -150,9 +150,15 @@ class Options:
             allowed = self.teacher == "none" or getattr(self, name) is None
             check(allowed, f"{dashed(name)} needs --teacher none; otherwise the teacher determines it.")
         check(self.student is None or self.layers == ("alternate",), "--layers cannot be combined with --student.")
-        on_demo_text = self.corpus == DEMO and self.teacher not in ("demo", "none")
+        on_demo_text = self.corpus == DEMO and not self.is_demo
         message = f"--steps {self.steps} would train on the demo's invented text. Name a corpus with --corpus."
         check(not on_demo_text or self.steps <= DEMO_TEXT_STEPS, message)
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether the teacher is the demo's; without a teacher, whether text and tokenizer are."""
+        own = (self.student, self.tokenizer) != (None, None)
+        return self.teacher == "demo" or (self.teacher == "none" and self.corpus == DEMO and not own)
 
 
 # ---- the student -----------------------------------------------------------------------------------------------
@@ -282,9 +288,8 @@ def run(options: Options, world: World, device: torch.device) -> int:
     runtime = Runtime(device, choose_precision(options.precision, device))
 
     # ---- teacher and student
-    is_demo = options.teacher == "demo" or (options.teacher == "none" and options.corpus == DEMO)
     teacher_path = {"none": None, "demo": demo.TEACHER}.get(options.teacher, found.teacher)
-    tokenizer = load_tokenizer(found.tokenizer or (is_demo and demo.FOLDER), teacher_path)
+    tokenizer = load_tokenizer(found.tokenizer, teacher_path, found.student, options.is_demo and demo.FOLDER)
     teacher = load_teacher(teacher_path, MaskedLM, device) if teacher_path else None
     student, start = make_student(found, teacher, len(tokenizer))
     for model in filter(None, (teacher, student)):
@@ -404,9 +409,9 @@ def run(options: Options, world: World, device: torch.device) -> int:
         accuracy = {**state.baseline, "student after": results["accuracy"]}
         about |= {"held_out_accuracy": accuracy, "held_out": results}
         save_model(student, out / run_state.STUDENT, about, tokenizer)
-        log.print_summary(accuracy, results, on_demo_text=options.corpus == DEMO and not is_demo)
+        log.print_summary(accuracy, results, on_demo_text=options.corpus == DEMO and not options.is_demo)
         log.draw_curves(out)
-        log.print_next_steps(out, is_demo)
+        log.print_next_steps(out, options.is_demo)
     return 0
 
 
