@@ -74,10 +74,7 @@ class Options:
     """Every option of a run with its default. Stored with the student."""
 
     teacher: str = option(
-        "demo",
-        "model to distil: path, or owner/name; demo; none: masked LM",
-        "input and output",
-        metavar="MODEL",
+        "demo", "model to distil: path, or owner/name; demo; none: masked LM", "input and output", metavar="MODEL"
     )
     tokenizer: str | None = option(None, "SentencePiece model (default: the model's own)", metavar="PATH")
     corpus: tuple[str, ...] = option(DEMO, "prepared folder, text, hub:owner/dataset", nargs="+", metavar="PATH")
@@ -331,9 +328,7 @@ def run(options: Options, world: World, device: torch.device) -> int:
     optimiser, scaler = make_optimiser(distiller, options.lr, options.weight_decay), runtime.grad_scaler()
     state = run_state.resume(out, distiller, optimiser, scaler, runtime)
     prepare_models(student, teacher, runtime)
-    engine = distiller
-    if world.group:
-        engine = nn.parallel.DistributedDataParallel(distiller)
+    engine = nn.parallel.DistributedDataParallel(distiller) if world.group else distiller
     first, stride = state.step * blocks_per_step + world.rank * options.batch_size, world.size * options.batch_size
     micro_batches = training_batches(blocks, masking, options.batch_size, options.seed, first, stride)
     if device.type == "cuda":

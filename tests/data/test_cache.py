@@ -7,7 +7,7 @@ import pytest
 
 from data import DataError
 from data.blocks import open_blocks
-from data.cache import prepared_folder, sample_folder
+from data.cache import DEMO, prepared_folder, sample_folder
 from tests.data.prepared import TOKENIZER, lines, write
 from tests.data.stored import part_documents, states
 
@@ -29,6 +29,14 @@ def test_a_prepared_corpus_is_its_own_sample(tmp_path, text):
     folder = prepared_folder([str(text)], TOKENIZER, cache)
     for paths in ([str(text)], [str(folder)]):
         assert sample_folder(paths, TOKENIZER, cache)[:3] == (folder, 1.0, "counted")
+
+
+def test_a_plan_names_the_folder_of_the_demos_text(tmp_path):
+    cache = str(tmp_path / "cache")
+    planned = sample_folder(DEMO, TOKENIZER, cache).counted
+    folder = prepared_folder(DEMO, TOKENIZER, cache)
+    assert planned.endswith(f"to be prepared into {folder}")
+    assert sample_folder(DEMO, TOKENIZER, cache)[:3] == (folder, 1.0, "counted")
 
 
 @pytest.mark.parametrize("suffix", ["txt", "jsonl"])
