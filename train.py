@@ -25,7 +25,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from data import Tokenizer, demo
+from data import demo
 from data.blocks import Batch, open_blocks, prefetched, training_batches, validation_batches
 from data.cache import DEMO, prepared_folder, sample_folder
 from data.cli import check, check_bounds, dashed, option, parse_options, run_command
@@ -37,7 +37,7 @@ from eval.validation import validate
 from losses import DIRECTIONS, IGNORE_INDEX, DistillationLoss, LossSettings, fused_distillation_loss, mlm_loss
 from losses.fused import CHUNK_BYTES
 from model import EncoderConfig, MaskedLM, ModelError, choose_layers, initialise_student, save_model
-from model.checkpoints.load import check_same_tokenizer, check_vocabulary, load_checkpoint, load_teacher, load_tokenizer
+from model.checkpoints.load import check_vocabulary, load_checkpoint, load_teacher, load_tokenizer
 from model.checkpoints.native import PRECISIONS, fingerprint, versions
 from model.training import log, plan, run_state
 from model.training.device import (
@@ -76,7 +76,7 @@ class Options:
     teacher: str = option(
         "demo", "model to distil: path, or owner/name; demo; none: masked LM", "input and output", metavar="MODEL"
     )
-    tokenizer: str | None = option(None, "SentencePiece model (default: the teacher's)", metavar="PATH")
+    tokenizer: str | None = option(None, "SentencePiece model (default: the model's own)", metavar="PATH")
     corpus: tuple[str, ...] = option(DEMO, "prepared folder, text, hub:owner/dataset", nargs="+", metavar="PATH")
     cache: str = option("runs/corpora", "folder where text given as --corpus is prepared", metavar="FOLDER")
     out: str = option("runs/student", "folder for the student, metrics.jsonl and checkpoints", metavar="FOLDER")
@@ -147,18 +147,23 @@ class Options:
             allowed = self.teacher == "none" or getattr(self, name) is None
             check(allowed, f"{dashed(name)} needs --teacher none; otherwise the teacher determines it.")
         check(self.student is None or self.layers == ("alternate",), "--layers cannot be combined with --student.")
-        on_demo_text = self.corpus == DEMO and self.teacher not in ("demo", "none")
+        on_demo_text = self.corpus == DEMO and not self.is_demo
         message = f"--steps {self.steps} would train on the demo's invented text. Name a corpus with --corpus."
         check(not on_demo_text or self.steps <= DEMO_TEXT_STEPS, message)
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether the teacher is the demo's; without a teacher, whether text and tokenizer are."""
+        own = (self.student, self.tokenizer) != (None, None)
+        return self.teacher == "demo" or (self.teacher == "none" and self.corpus == DEMO and not own)
 
 
 # ---- the student -----------------------------------------------------------------------------------------------
 
 
-def make_student(options: Options, teacher: MaskedLM | None, tokenizer: Tokenizer) -> tuple[MaskedLM, str]:
+def make_student(options: Options, teacher: MaskedLM | None, vocab_size: int) -> tuple[MaskedLM, str]:
     """Section 3.1: layers of the teacher; or the given student; or a new model -> it, and where it starts from."""
     if options.student is not None:
-        check_same_tokenizer(options.student, tokenizer)
         student = load_checkpoint(options.student, kind=MaskedLM).float()
         return initialise_student(student, range(student.config.num_layers), options.dropout), options.student
     if teacher is not None:
@@ -166,7 +171,7 @@ def make_student(options: Options, teacher: MaskedLM | None, tokenizer: Tokenize
         return initialise_student(teacher, layers, options.dropout), f"teacher layers {', '.join(map(str, layers))}"
     sizes = {name: getattr(options, name) for name in (*SIZES, "dropout") if getattr(options, name) is not None}
     default = asdict(EncoderConfig.distilcamembert()) if options.tokenizer else demo.STUDENT
-    return MaskedLM(EncoderConfig(**{**default, "vocab_size": len(tokenizer), **sizes})), "random initial values"
+    return MaskedLM(EncoderConfig(**{**default, "vocab_size": vocab_size, **sizes})), "random initial values"
 
 
 # ---- the distillation step -------------------------------------------------------------------------------------
@@ -280,11 +285,10 @@ def run(options: Options, world: World, device: torch.device) -> int:
     runtime = Runtime(device, choose_precision(options.precision, device))
 
     # ---- teacher and student
-    is_demo = options.teacher == "demo" or (options.teacher == "none" and options.corpus == DEMO)
     teacher_path = {"none": None, "demo": demo.TEACHER}.get(options.teacher, found.teacher)
-    tokenizer = load_tokenizer(found.tokenizer or (is_demo and demo.FOLDER), teacher_path)
+    tokenizer = load_tokenizer(found.tokenizer, teacher_path, found.student, options.is_demo and demo.FOLDER)
     teacher = load_teacher(teacher_path, MaskedLM, device) if teacher_path else None
-    student, start = make_student(found, teacher, tokenizer)
+    student, start = make_student(found, teacher, len(tokenizer))
     for model in filter(None, (teacher, student)):
         check_vocabulary(model.config, tokenizer)
         longest = model.config.max_tokens
@@ -324,9 +328,7 @@ def run(options: Options, world: World, device: torch.device) -> int:
     optimiser, scaler = make_optimiser(distiller, options.lr, options.weight_decay), runtime.grad_scaler()
     state = run_state.resume(out, distiller, optimiser, scaler, runtime)
     prepare_models(student, teacher, runtime)
-    engine = distiller
-    if world.group:
-        engine = nn.parallel.DistributedDataParallel(distiller)
+    engine = nn.parallel.DistributedDataParallel(distiller) if world.group else distiller
     first, stride = state.step * blocks_per_step + world.rank * options.batch_size, world.size * options.batch_size
     micro_batches = training_batches(blocks, masking, options.batch_size, options.seed, first, stride)
     if device.type == "cuda":
@@ -402,9 +404,9 @@ def run(options: Options, world: World, device: torch.device) -> int:
         accuracy = {**state.baseline, "student after": results["accuracy"]}
         about |= {"held_out_accuracy": accuracy, "held_out": results}
         save_model(student, out / run_state.STUDENT, about, tokenizer)
-        log.print_summary(accuracy, results, on_demo_text=options.corpus == DEMO and not is_demo)
+        log.print_summary(accuracy, results, on_demo_text=options.corpus == DEMO and not options.is_demo)
         log.draw_curves(out)
-        log.print_next_steps(out, is_demo)
+        log.print_next_steps(out, options.is_demo)
     return 0
 
 

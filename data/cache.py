@@ -30,9 +30,10 @@ def prepared_folder(paths: Sequence[str], tokenizer: Tokenizer, cache: str) -> P
     """
     if is_prepared(paths):
         return Path(paths[0])
-    paths = [demo.write_texts(cache)] if paths == DEMO else paths
+    is_demo = paths == DEMO
+    paths = [demo.write_texts(cache)] if is_demo else paths
     files = text_files(paths)
-    folder = cache_folder(files, tokenizer, cache)
+    folder = cache_folder(files, tokenizer, cache, is_demo)
     if not (folder / MANIFEST).exists():
         settings = dict(tokenizer=str(tokenizer.path), out=str(folder), workers=1, held_out=HELD_OUT)
         print_summary(prepare(Options(tuple(paths), **settings), tokenizer, files))
@@ -51,10 +52,13 @@ def text_files(paths: Sequence[str]) -> list[Candidate]:
     return files
 
 
-def cache_folder(files: Sequence[Candidate], tokenizer: Tokenizer, cache: str) -> Path:
-    """Its name is a hash of the files' names, sizes and times (on the hub: hashes), and of the tokenizer."""
-    state = []
-    for file in files:
+def cache_folder(files: Sequence[Candidate], tokenizer: Tokenizer, cache: str, is_demo: bool) -> Path:
+    """Its name is a hash of the files' names, sizes and times (on the hub: hashes), and of the tokenizer.
+
+    The demo's text has a checksum in its name, which stands for all of it: --plan writes it to another place.
+    """
+    state = [Path(file.name).name for file in files] if is_demo else []
+    for file in () if is_demo else files:
         if file.remote:
             state.append((file.name, file.remote.size, file.remote.digest))
             continue
@@ -87,7 +91,7 @@ def sample_folder(paths: Sequence[str], tokenizer: Tokenizer, cache: str) -> Sam
     temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     place = Path(temporary.name)
     files = text_files([demo.write_texts(place)] if paths == DEMO else paths)
-    folder = cache_folder(files, tokenizer, cache)
+    folder = cache_folder(files, tokenizer, cache, paths == DEMO)
     if (folder / MANIFEST).exists():
         return Sample(folder, 1.0, "counted")
     if any(file.remote for file in files):

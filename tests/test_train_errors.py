@@ -28,7 +28,7 @@ OUT_OF_BOUNDS |= {"num_layers": (10**9, ""), "hidden_size": (10**9, ""), "num_he
 WRONG_OPTIONS = {
     "no such teacher": (dict(teacher="nothing.safetensors"), "There is no file nothing.safetensors. Check the path."),
     "a text as teacher": (dict(teacher="LICENSE"), "neither a .safetensors file nor"),
-    "no tokenizer": (dict(tokenizer=None), "There is no tokenizer inside or beside"),
+    "no tokenizer": (dict(tokenizer=None), "There is no sentencepiece.bpe.model inside or beside"),
     "neither teacher nor tokenizer": (dict(teacher="nothing", tokenizer=None), "There is no model nothing."),
     "no such tokenizer": (dict(tokenizer="nothing.model"), "no tokenizer nothing.model"),
     "no tokenizer and no teacher": (dict(teacher="none", tokenizer=None), "There is no tokenizer given"),
@@ -44,6 +44,10 @@ WRONG_OPTIONS = {
     "layers of a larger teacher": (dict(layers="distilbert"), "needs a teacher of 12 layers"),
     "a real run on the demo's text": (
         dict(corpus=None, steps=1001),
+        "train on the demo's invented text. Name a corpus",
+    ),
+    "a real student on the demo's text": (
+        dict(teacher="none", student="x", tokenizer=None, corpus=None, steps=1001),
         "train on the demo's invented text. Name a corpus",
     ),
     "layers and a student": (dict(layers="0", student="x"), "--layers cannot be combined with --student"),

@@ -36,7 +36,7 @@ def check_corpus(paths: Iterable[str | Path]) -> None:
         if path.startswith(PREFIX):
             parse_dataset(path)
         elif path != STDIN and not os.path.lexists(path) and not glob.glob(path, recursive=True):
-            raise DataError(f"There is no corpus {path}. Check the path.")
+            raise DataError(f"There is no corpus {path}. Check the path; on the hub, it is written {PREFIX}owner/name.")
 
 
 def corpus_files(paths: Iterable[str | Path]) -> list[Candidate]:
@@ -62,7 +62,9 @@ def corpus_files(paths: Iterable[str | Path]) -> list[Candidate]:
             found = sorted(file for file in glob.glob(path, recursive=True) if not os.path.isdir(file))
             found = [Candidate(file, True) for file in found]
             if not found:
-                raise DataError(f"There is no corpus {path}. Check the path.")
+                raise DataError(
+                    f"There is no corpus {path}. Check the path; on the hub, it is written {PREFIX}owner/name."
+                )
         for file in found:
             if file.name != STDIN and not os.path.isfile(file.name):
                 raise DataError(f"{file.name} is not a file. Give files or folders, or pipe its text into -.")

@@ -29,7 +29,7 @@ def fetch_models(options: T, *names: str) -> T:
         what = "tokenizer" if name == "tokenizer" else "model"
         if (remote := parse_name(value)) is None:
             kind = "file" if what == "model" and ("/" in value or value.endswith(FILE_SUFFIXES)) else what
-            hint = "" if kind == "file" else "; on the hub, it is written owner/name"
+            hint = "" if kind == "file" and "://" not in value else "; on the hub, it is written owner/name"
             raise DataError(f"There is no {kind} {value}. Check the path{hint}.")
         folder = fetch(value, *remote, what)
         note(f"{value} is not a local path; it was found on the hub, commit {folder.name}.")

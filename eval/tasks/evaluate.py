@@ -78,11 +78,16 @@ class Options(InferenceOptions):
 # ---- shared by several commands --------------------------------------------------------------------------------
 
 
-def task_settings(options: InferenceOptions, model: str, config: EncoderConfig) -> TaskSettings:
-    """Raises OptionError if --max-length exceeds the model's, DataError for a tokenizer that does not match it."""
+def task_settings(
+    options: InferenceOptions, model: str, config: EncoderConfig, teacher: str | None = None
+) -> TaskSettings:
+    """Raises OptionError if --max-length exceeds the model's, DataError for a tokenizer that does not match it.
+
+    teacher: a model that is used with it, and so must have the same tokenizer.
+    """
     length, most = options.max_length or config.max_tokens, config.max_tokens
     check(length <= most, f"--max-length {length} is too long: the model takes at most {most} tokens.")
-    tokenizer = load_tokenizer(options.tokenizer, model)
+    tokenizer = load_tokenizer(options.tokenizer, model, teacher)
     check_vocabulary(config, tokenizer)
     qa = options.doc_stride, options.max_answer, options.language, options.no_answer_threshold
     return TaskSettings(tokenizer, length, options.windows, *qa)

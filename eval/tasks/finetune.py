@@ -24,7 +24,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data import Tokenizer
 from data.cli import DataError, OptionError, check, check_bounds, dashed, option, parse_options, say, warn
 from data.download.models import fetch_models
 from data.features import budget_batches
@@ -34,7 +33,7 @@ from data.tasks.parts import PARTS
 from data.tasks.tags import OUTSIDE, types_of
 from losses import DIRECTIONS, IGNORE_INDEX, soft_label_loss
 from model import SequenceClassifier, save_model
-from model.checkpoints.load import check_same_tokenizer, load_checkpoint, load_teacher
+from model.checkpoints.load import load_checkpoint, load_teacher
 from model.checkpoints.native import fingerprint
 from model.heads import PROBLEM_TYPES
 from model.training.device import Runtime
@@ -130,14 +129,13 @@ def make_model(source: nn.Module, task: Task, dropout: float | None) -> nn.Modul
     return model
 
 
-def load_task_teacher(path: str | None, kind: type, tokenizer: Tokenizer, runtime: Runtime) -> nn.Module | None:
-    """Frozen, for inference; None without a path.  Raises ModelError, or DataError for another tokenizer."""
+def load_task_teacher(path: str | None, kind: type, vocab_size: int, runtime: Runtime) -> nn.Module | None:
+    """Frozen, for inference; None without a path.  Raises ModelError, or DataError for another vocabulary size."""
     if path is None:
         return None
-    check_same_tokenizer(path, tokenizer)
     teacher = load_teacher(path, kind, runtime.device)
-    if (size := teacher.config.vocab_size) != len(tokenizer):
-        sizes = f"has a vocabulary of {size} tokens, the model one of {len(tokenizer)}"
+    if (size := teacher.config.vocab_size) != vocab_size:
+        sizes = f"has a vocabulary of {size} tokens, the model one of {vocab_size}"
         raise DataError(f"The teacher {path} {sizes}: both must have the same tokenizer.")
     runtime.cast_linears(teacher.encoder)
     return teacher
@@ -324,8 +322,8 @@ def finetune(task_name: str, options: Options, command: str, data: Parts | None 
         check(is_default, f"--problem-type is for sentiment and nli, not for {task_name}.")
     check(task_name != "qa" or not options.label_map, "--label-map is only for tasks with labels, not for qa.")
     source = load_checkpoint(options.model).float()
-    settings = task_settings(options, options.model, source.config)
-    teacher = load_task_teacher(options.teacher, task_class.model, settings.tokenizer, runtime)
+    settings = task_settings(options, options.model, source.config, options.teacher)
+    teacher = load_task_teacher(options.teacher, task_class.model, source.config.vocab_size, runtime)
     files = [path for part in PARTS for path in getattr(options, part)]
     if data is None:
         given = {part: getattr(options, part) for part in PARTS if getattr(options, part)}

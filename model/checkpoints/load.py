@@ -1,6 +1,7 @@
 """Reads a model from anyone's checkpoint, its tokenizer, and a frozen teacher."""
 
 import contextlib
+import shlex
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,26 +138,32 @@ def load_teacher(path: str | Path, kind: type, device: torch.device) -> nn.Modul
     return load_checkpoint(path, kind=kind).float().to(device).eval().requires_grad_(False)
 
 
-def load_tokenizer(path: str | Path | None, model_path: str | Path | None) -> Tokenizer:
-    """The tokenizer at `path`, else the model's own.
+def load_tokenizer(path: str | Path | None, *model_paths: str | Path | None) -> Tokenizer:
+    """The tokenizer at `path`, else that of the first model that has one.
 
-    Raises DataError if there is no model or no tokenizer, or if the one at `path` is not the one inside the model.
+    Raises DataError if there is no model or no tokenizer, or if a model has another one: inside its file, or, where no
+    path is given, also beside it.
     """
-    if path:
-        named = Tokenizer(path)
-        if model_path:
-            check_same_tokenizer(model_path, named)
-        return named
-    own = find_tokenizer(local_path(model_path)) if model_path else None
-    if own is None and not model_path:
+    models = list(filter(None, model_paths))
+    owned = list(filter(None, (find_tokenizer(local_path(model)) for model in models)))
+    if not path and not models:
         raise DataError("There is no tokenizer given. Name it with --tokenizer.")
-    if own is None:
-        command = f"python convert_weights.py {model_path} whole.safetensors --tokenizer almanach/camembert-base"
+    if not path and not owned:
+        command = f"python convert_weights.py {shlex.quote(str(models[0]))} whole.safetensors"
         raise DataError(
-            f"There is no tokenizer inside or beside {model_path}. Name the model's own with --tokenizer; or fetch it "
-            f"from the model's repository on the hub, and put both into one file: {command}"
+            f"There is no {FILE_NAME} inside or beside {models[0]}. Name the model's own with --tokenizer; or fetch it "
+            "from the model's repository on the hub, and put both into one file: "
+            f"{command} --tokenizer almanach/camembert-base"
         )
-    return own
+    tokenizer = Tokenizer(path) if path else owned[0]
+    for own in owned:
+        if own.content == tokenizer.content:
+            continue
+        if not path:
+            raise DataError(f"{tokenizer.path} and {own.path} have different tokenizers, but are used together.")
+        if own.path.name != FILE_NAME:
+            raise DataError(f"The tokenizer {tokenizer.path} is not the one inside {own.path}. Leave --tokenizer out.")
+    return tokenizer
 
 
 def find_tokenizer(model_path: Path) -> Tokenizer | None:
@@ -168,14 +175,6 @@ def find_tokenizer(model_path: Path) -> Tokenizer | None:
     if place != model_path:
         found = (model_path, found[1]) if found else own_tokenizer(model_path)
     return Tokenizer(*found) if found else None
-
-
-def check_same_tokenizer(model_path: str | Path, tokenizer: Tokenizer) -> None:
-    """Raises DataError if another tokenizer is inside a model's file. (The one beside it may be anyone's.)"""
-    own = find_tokenizer(local_path(model_path))
-    if own and own.path.name != FILE_NAME and own.content != tokenizer.content:
-        message = f"The tokenizer {tokenizer.path} is not the one inside {own.path}: their ids mean different pieces."
-        raise DataError(f"{message} Use the model's own.")
 
 
 def check_vocabulary(config: EncoderConfig, tokenizer: Tokenizer) -> None:

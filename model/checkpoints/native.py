@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -81,7 +82,7 @@ def load_model(path: str | Path) -> nn.Module:
     path = Path(path)
     metadata, tensors = read_safetensors(path)
     if not is_native(metadata):
-        command = f"python convert_weights.py {path} model.safetensors"
+        command = f"python convert_weights.py {shlex.quote(str(path))} model.safetensors"
         raise ModelError(f"{path} is not a model file of this project. To convert it from another format: {command}")
     try:
         kind = KINDS[metadata["kind"]]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -221,7 +222,7 @@ def print_next_steps(out: Path, is_demo: bool) -> None:
         print("                  --out runs/distilcamembert")
     else:
         print("To open it with transformers:")
-        print(f"  python convert_weights.py {out / STUDENT} {out / 'huggingface'} --to hf")
+        print(f"  python convert_weights.py {shlex.join([str(out / STUDENT), str(out / 'huggingface')])} --to hf")
 
 
 def draw_curves(folder: Path) -> None:

@@ -23,11 +23,11 @@ GB = 1e9
 
 
 class Measured(NamedTuple):
-    """Of this process; seconds are those of the slowest rank."""
+    """Of one rank: the slowest and the largest."""
 
     steps: list[float]  # seconds of each timed step
     validation: float  # seconds
-    memory: int  # bytes at the peak: of a GPU, else of the process
+    memory: int  # bytes at the peak: of its GPU, else of its process
 
 
 class Work(NamedTuple):
@@ -60,7 +60,7 @@ def measure(step: Callable[[], object], validate: Callable[[], object], device: 
     steps = [seconds(step), seconds(step)]
     while len(steps) < TIMED and sum(steps) < BUDGET:
         steps.append(seconds(step))
-    return Measured(steps, seconds(validate), peak_memory(device))
+    return Measured(steps, seconds(validate), int(world.max(peak_memory(device))))
 
 
 def peak_memory(device: torch.device) -> int:
@@ -91,10 +91,10 @@ def print_work(work: Work, measured: Measured, student: nn.Module, teacher: nn.M
     print_line("speed", f"{tokens / median:,.0f} tokens/s ({speeds})")
     validations = work.validations()
     seconds = [steps * each + validations * measured.validation for each in (median, low, high)]
-    unit, name = (3600, "hours") if seconds[0] >= 3600 else (60, "minutes")
-    middle, least, most = (f"{each / unit:,.3g}" for each in seconds)
-    checks = f"{validations} validations of {measured.validation:.1f} s"
-    print_line("time", f"{middle} {name} ({least} to {most} at these speeds), with {checks}")
+    size, unit = (3600, "hours") if seconds[0] >= 3600 else (60, "minutes")
+    expected, shortest, longest = (f"{each / size:,.3g}" for each in seconds)
+    checks = f"{validations} validation{'s' * (validations > 1)} of {measured.validation:.1f} s"
+    print_line("time", f"{expected} {unit} ({shortest} to {longest} at these speeds), with {checks}")
 
 
 def print_corpus(work: Work, blocks: float | None, counted: str) -> None:
@@ -111,7 +111,7 @@ def print_files(out: Path, student: nn.Module, state: Iterable[Tensor], memory: 
     weights = size_of(student.state_dict().values())
     checkpoint = weights + size_of(state)
     more = f"{gigabytes(checkpoint)} of main memory more while a checkpoint is written"
-    print_line("memory", f"{gigabytes(memory)} at the peak of the timed steps, {more}")
+    print_line("memory", f"{gigabytes(memory)} per rank at the peak of the timed steps, {more}")
     needed = (keep + 1) * checkpoint + 2 * weights
     free = shutil.disk_usage(next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())).free
     verdict = "free" if free > needed else "free, WHICH IS TOO LITTLE: make room, or choose another --out"

@@ -7,7 +7,7 @@ import pytest
 
 from data import DataError
 from data.blocks import open_blocks
-from data.cache import prepared_folder, sample_folder
+from data.cache import DEMO, prepared_folder, sample_folder
 from tests.data.prepared import TOKENIZER, lines, write
 from tests.data.stored import part_documents, states
 
@@ -38,6 +38,14 @@ def test_a_corpus_without_text_has_no_sample_but_the_reason(tmp_path, content):
     reason = "no usable text. 3 JSON lines without a text. Give the name" if b"data" in content else "no usable text"
     with pytest.raises(DataError, match=reason):
         sample_folder([str(tmp_path / "texts")], TOKENIZER, str(tmp_path / "cache"))
+
+
+def test_a_plan_names_the_folder_of_the_demos_text(tmp_path):
+    cache = str(tmp_path / "cache")
+    planned = sample_folder(DEMO, TOKENIZER, cache).counted
+    folder = prepared_folder(DEMO, TOKENIZER, cache)
+    assert planned.endswith(f"to be prepared into {folder}")
+    assert sample_folder(DEMO, TOKENIZER, cache)[:3] == (folder, 1.0, "counted")
 
 
 @pytest.mark.parametrize("suffix", ["txt", "jsonl"])

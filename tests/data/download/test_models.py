@@ -236,7 +236,7 @@ def test_the_command_that_fetches_what_a_lone_file_lacks(fake, hosted, masked_lm
     alone.write_bytes(hosted["CamembertForMaskedLM"]["model.safetensors"])
     for command in (["train.py", "--teacher", alone], ["-m eval", "fill-mask", "un <mask>", "--model", alone]):
         error = run_command(*command).stderr.splitlines()[-1]
-        assert f"There is no tokenizer inside or beside {alone}." in error
+        assert f"There is no sentencepiece.bpe.model inside or beside {alone}." in error
     script, *words = error.split(": python ")[1].split()
     succeeded(script, *(whole if word == "whole.safetensors" else word for word in words))
     assert "un" in succeeded("-m eval", "fill-mask", "un <mask>", "--model", whole).stdout

@@ -86,4 +86,4 @@ def test_a_missing_text_and_a_missing_tokenizer(tmp_path):
     assert run_command("-m eval", "fill-mask").returncode == 2
     save_model(MaskedLM(CONFIG), tmp_path / "model.safetensors")
     result = run_command("-m eval", "fill-mask", "<mask>", "--model", tmp_path / "model.safetensors")
-    assert result.returncode == 2 and "There is no tokenizer inside or beside" in result.stderr
+    assert result.returncode == 2 and "There is no sentencepiece.bpe.model inside or beside" in result.stderr

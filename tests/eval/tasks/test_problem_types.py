@@ -195,7 +195,10 @@ def test_label_maps(tuned, tmp_path):
 )
 def test_labels_of_another_kind(tuned, tmp_path, model, data, sentence):
     path = save(model_of(SINGLE, 2), tmp_path / "model.safetensors") if model == SINGLE else tuned / model
-    test = write(tmp_path / "f", *examples_of(data, 0, 4))
+    rows = examples_of(data, 0, 4)
+    if data == VALUE:  # whole numbers could be labels that pandas made floats
+        rows = [{**row, "label": row["label"] + 0.25} for row in rows]
+    test = write(tmp_path / "f", *rows)
     check_error(command("sentiment", "--model", path, "--test", test, "--out", tmp_path / "r.json"), sentence)
 
 

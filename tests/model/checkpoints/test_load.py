@@ -108,11 +108,13 @@ def test_a_teacher_is_frozen_and_in_float32(folder):
 
 def test_the_tokenizer_beside_a_model_or_the_one_that_is_named(tmp_path):
     assert load_tokenizer(None, demo.TEACHER).path == load_tokenizer(demo.FOLDER, None).path
+    (folder := tmp_path / "mon modèle").mkdir()
     command = "python convert_weights.py .* whole.safetensors --tokenizer almanach/camembert-base"
     messages = {
         tmp_path: f"inside or beside {tmp_path}. Name the model's own with --tokenizer; or .* {command}",
         None: "no tokenizer given. Name it with --tokenizer",
         tmp_path / "x": f"no model {tmp_path}/x",
+        folder: f"python convert_weights.py '{folder}' whole",
     }
     for model_path, message in messages.items():
         with pytest.raises(DataError, match=message):
@@ -134,6 +136,9 @@ def test_the_tokenizer_inside_a_file_or_a_tarball_comes_first(tmp_path):
             load_tokenizer(other, tmp_path / name)
     save_model(MaskedLM(EncoderConfig(1, 8, 2, 8, 1005)), tmp_path / "bare.safetensors")
     assert load_tokenizer(None, tmp_path / "bare.safetensors").path == other
+    assert load_tokenizer(None, None, tmp_path / "whole.safetensors").content == own.content
+    with pytest.raises(DataError, match="whole.safetensors and .* have different tokenizers, but are used together"):
+        load_tokenizer(None, tmp_path / "whole.safetensors", tmp_path / "bare.safetensors")
     assert load_tokenizer(demo.FOLDER, tmp_path / "bare.safetensors").content == own.content  # beside: it may differ
 
 

@@ -50,6 +50,8 @@ def test_epochs_time_and_their_spread(capsys):
     assert "2 of 14,400 blocks of 128 tokens, counted\n" in out and "unknown until the corpus is fetched" in out
     assert "512 tokens/s (256 to 1,024 in 3 timed steps)" in out
     assert "2.08 hours (1.07 to 4.08 at these speeds), with 3 validations of 90.0 s" in out  # 3600 × 2 s + 3 × 90 s
+    plan.print_work(work._replace(first=3595), measured, MaskedLM(teacher.config), None)
+    assert "1.67 minutes (1.58 to 1.83 at these speeds), with 1 validation of 90.0 s" in capsys.readouterr().out
     assert out.count(f"{count_parameters(teacher.config):,} are equation (9)") == 2
 
 
@@ -61,7 +63,7 @@ def test_what_is_written_and_whether_there_is_room(capsys, monkeypatch, tmp_path
         plan.print_files(tmp_path / "a" / "b", student, state, 5 * 10**7, every=500, keep=2)
         out = capsys.readouterr().out
         assert f"2.20 GB at most; {verdict}" in out  # 3 × 600 MB, and two students
-        assert "50.0 MB at the peak of the timed steps, 0.60 GB of main memory more" in out
+        assert "50.0 MB per rank at the peak of the timed steps, 0.60 GB of main memory more" in out
         assert "every 500 steps, 0.60 GB each; the last 2 are kept" in out
 
 
