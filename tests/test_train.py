@@ -307,6 +307,12 @@ TRACE = [  # LOSSES of the demo's first steps, in fp32 on the CPU
 ]
 
 
+def test_the_summary_of_a_real_teacher_on_the_demos_text_says_so_first(place):
+    first = "\nTrained on the demo's invented text, not on French: name a corpus with --corpus.\nMasked-token accuracy"
+    assert first in run(place, corpus=None).stdout
+    assert "invented text" not in run(place, out=place / "other").stdout
+
+
 def test_the_demo_and_its_loss_trace(tmp_path):
     """`python train.py` with fewer steps. A refactoring keeps these losses, or says why not."""
     words = ("--steps", 4, "--log-every", 1, "--precision", "fp32", "--out", tmp_path, "--cache", tmp_path / "cache")
@@ -314,6 +320,7 @@ def test_the_demo_and_its_loss_trace(tmp_path):
     assert result.returncode == 0, result.stderr
     for words in ("the corpus is a demo", "That was the demo. To distil CamemBERT", "--teacher camembert.safetensors"):
         assert words in result.stdout
+    assert "invented text" not in result.stdout
     accuracy = provenance(tmp_path)["held_out_accuracy"]
     assert accuracy["teacher"] > 0.7 > accuracy["student before"]
     trace = [[line[name] for name in LOSSES] for line in metrics(tmp_path)]

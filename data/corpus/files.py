@@ -75,10 +75,13 @@ def corpus_files(paths: Iterable[str | Path]) -> list[Candidate]:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """All files below a folder but hidden ones; symbolic links are followed, and no folder is read twice."""
+    """All files below a folder but hidden ones; symbolic links are followed, and no folder is read twice.
+
+    Raises DataError for a folder that cannot be read.
+    """
 
     def unreadable(error: OSError):
-        raise DataError(f"The corpus folder {error.filename} cannot be read: {error.strerror}.")
+        raise DataError(f"The folder {error.filename} cannot be read: {error.strerror}.")
 
     visited = set()
     for path, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):

@@ -11,11 +11,10 @@ files of the task are joined and divided so. data/README.md has the formats.
 If the command is stopped, running it again continues after the last fine-tuning that was finished.
 """
 
-import os
 import random
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +24,7 @@ from torch import nn
 import train
 from data import demo
 from data.cli import DataError, check, check_bounds, check_paths, note, option, parse_options, say, warn
+from data.corpus.files import files_below
 from data.demo.tasks import write_tasks
 from data.download.models import fetch_models
 from data.tasks import TASKS, Example, QuestionExample
@@ -127,7 +127,8 @@ def find_files(folder: Path) -> dict[str, str | None]:
 
     Raises DataError without files, or if it is not clear what a file is for.
     """
-    below = {path: path.relative_to(folder).as_posix() for path in sorted(files_below(folder))}
+    files = (path for path in sorted(files_below(folder)) if path.is_file())
+    below = {path: path.relative_to(folder).as_posix() for path in files}
     paths = [path for path, name in below.items() if not is_about(name)]
     labels = {
         path.with_name(path.name.replace("_text.txt", "_labels.txt")) for path in paths if "_text.txt" in path.name
@@ -142,18 +143,6 @@ def find_files(folder: Path) -> dict[str, str | None]:
     if others := in_other_languages(names.values()):
         warn(f"{folder}: {others[0]} and {len(others) - 1} other files seem to be in other languages. Move them out.")
     return {path: parts[name] for path, name in names.items()}
-
-
-def files_below(folder: Path) -> Iterator[Path]:
-    """All files, also those in linked folders; a folder that links lead to twice is entered once."""
-    entered = set()
-    for root, folders, names in os.walk(folder, followlinks=True):
-        folders.sort()
-        if (real := os.path.realpath(root)) in entered:
-            folders.clear()
-            continue
-        entered.add(real)
-        yield from (path for path in (Path(root, name) for name in names) if path.is_file())
 
 
 def split(examples: Sequence[Example], seed: int, fractions: dict[str, float]) -> dict[str, list[Example]]:

@@ -41,7 +41,7 @@ def huggingface_config(model: nn.Module) -> dict:
 def to_huggingface(model: nn.Module) -> dict[str, Tensor]:
     """The tensors under transformers' names, with a token-type row of zeros: it was added to the positions.
 
-    The bias of the LM head has both its names: transformers 4.43 to 4.48 reads only lm_head.decoder.bias.
+    The bias of the LM head has both its names: transformers 4.46 reads only lm_head.decoder.bias.
     """
     kind = type(model).__name__
     tensors = {to_huggingface_key(key, kind): tensor.contiguous() for key, tensor in model.state_dict().items()}
