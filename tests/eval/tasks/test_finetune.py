@@ -272,6 +272,20 @@ def test_the_labels_and_their_order_are_the_teachers(place, tmp_path):
     assert load_model(tmp_path / "out" / "model.safetensors").labels == ("pos", "autre", "neg")
 
 
+def test_another_tokenizer_of_the_same_size_is_refused(place, tmp_path):
+    """Inside the teacher, or, when a run goes on, named instead of the one that it began with."""
+    other = tmp_path / "other.model"
+    other.write_bytes(TOKENIZER.content.replace("▁film".encode(), "▁filn".encode()))
+    teacher = tmp_path / "teacher.safetensors"
+    save_model(SequenceClassifier(CONFIG, 2, ("neg", "pos")), teacher, tokenizer=Tokenizer(other))
+    result = command(*inputs(place, "sentiment", tmp_path / "out"), "--teacher", teacher, "--steps", 1)
+    check_error(result, f"{place / 'lm.safetensors'} and {teacher} have different tokenizers")
+    save_model(MaskedLM(CONFIG), tmp_path / "bare.safetensors")
+    arguments = *inputs(place, "sentiment", tmp_path / "out"), "--model", tmp_path / "bare.safetensors", "--steps", 1
+    succeeded(command(*arguments, "--tokenizer", place / "lm.safetensors"))
+    check_error(command(*arguments, "--tokenizer", other), "belongs to a run with other inputs (model, tokenizer, data")
+
+
 def options(**values):
     return Options(**dict(model="m", train=("t",), dev=("d",), out="o") | values)
 
