@@ -1,0 +1,84 @@
+"""One process at a time in an output folder: a lock that the kernel holds, so that it dies with its process."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from .cli import DataError, note, warn
+
+LOCK = ".lock"  # in the folder, while it is locked: host and process id of the holder, for messages
+UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # some network file systems
+POLL = 0.5  # seconds
+
+
+@contextlib.contextmanager
+def locked(folder: str | Path, wait: bool = False) -> Iterator[None]:
+    """Holds the lock of an existing folder during the block.
+
+    wait: whether to wait while another process holds it.  Raises DataError, naming that process, otherwise.
+    """
+    path = Path(folder) / LOCK
+    handle = take(path, wait)
+    try:
+        os.truncate(handle, 0)
+        os.pwrite(handle, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # before it is released: take() notices that its file has lost its name
+        os.close(handle)
+
+
+def take(path: Path, wait: bool) -> int:
+    """-> the handle of the locked file.  Raises DataError if another process holds it, unless it is to wait."""
+    waiting = False
+    while True:
+        with contextlib.ExitStack() as stack:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            stack.callback(os.close, handle)
+            if not lock(handle, path):
+                said = f"{path.parent} is in use by another process{holder(handle)}."
+                if not wait:
+                    raise DataError(f"{said} Wait for its end, also with --wait, or choose another folder.")
+                if not waiting:
+                    note(f"{said} Waiting for its end.")
+                waiting = True
+                time.sleep(POLL)
+            elif is_at(handle, path):
+                stack.pop_all()
+                return handle
+
+
+def lock(handle: int, path: Path) -> bool:
+    """Whether this process now holds the lock.  Warns where the file system has no locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        warn(f"the file system of {path.parent} has no locks: take care that only one process writes there.")
+    return True
+
+
+def is_at(handle: int, path: Path) -> bool:
+    """Whether the open file still has its name, which the holder before may have removed."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def holder(handle: int) -> str:
+    """(host …, process …), or nothing while the holder has not written it yet."""
+    try:
+        values = json.loads(os.pread(handle, 1000, 0))
+        return f" (host {values['host']}, process {int(values['pid'])})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
