@@ -17,7 +17,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
@@ -28,17 +28,17 @@ from torch import Tensor, nn
 from data import demo
 from data.blocks import Batch, open_blocks, prefetched, training_batches, validation_batches
 from data.cache import DEMO, prepared_folder, sample_folder
-from data.cli import check, check_bounds, dashed, option, parse_options, run_command
+from data.cli import check, parse_options, run_command
 from data.corpus.files import check_corpus
 from data.corpus.shuffle import key_of
 from data.download.models import fetch_models
-from data.masking import CHOSEN, STRATEGIES, Masking
+from data.masking import CHOSEN, Masking
+from data.tokenizer import Tokenizer
 from eval.validation import validate
-from losses import DIRECTIONS, IGNORE_INDEX, DistillationLoss, LossSettings, fused_distillation_loss, mlm_loss
-from losses.fused import CHUNK_BYTES
+from losses import IGNORE_INDEX, DistillationLoss, LossSettings, fused_distillation_loss, mlm_loss
 from model import EncoderConfig, MaskedLM, ModelError, choose_layers, initialise_student, save_model
 from model.checkpoints.load import check_vocabulary, load_checkpoint, load_teacher, load_tokenizer
-from model.checkpoints.native import PRECISIONS, fingerprint, versions
+from model.checkpoints.native import fingerprint, versions
 from model.training import log, plan, run_state
 from model.training.device import (
     Runtime,
@@ -52,113 +52,25 @@ from model.training.device import (
 )
 from model.training.distributed import SINGLE, Stop, World, join_world
 from model.training.optim import learning_rate, make_optimiser, optimiser_step
+from model.training.options import COMPILE_STEPS, MAY_DIFFER, SIZES, Options
 from model.training.state import Diverged, PendingLosses
 
-DEFAULTS = LossSettings()
-DEMO_TEXT_STEPS = 1000  # at most, with a teacher that is not the demo's: a test of the installation
-COMPILE_STEPS = 1000  # shorter runs end before compilation has paid off
-CHUNK_MB = "{cpu}; on a GPU {cuda}".format(**{name: size >> 20 for name, size in CHUNK_BYTES.items()})
 VALIDATION_BLOCKS = 256  # at most
-SIZE_GROUP = "student size, for --teacher none only (default: DistilCamemBERT's)"
-SIZES = ("num_layers", "hidden_size", "num_heads", "intermediate_size")  # options for --teacher none
-MAY_DIFFER = (  # options that do not affect the student: a run resumes with other values of them
-    *("out", "device", "cache", "log_every", "eval_every", "checkpoint_every"),
-    *("keep", "resume", "max_hours", "max_skipped", "plan", "tensorboard"),
-)
 
-# ---- options ---------------------------------------------------------------------------------------------------
+# ---- teacher and student ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Options:
-    """Every option of a run with its default. Stored with the student."""
-
-    teacher: str = option(
-        "demo", "model to distil: path, or owner/name; demo; none: masked LM", "input and output", metavar="MODEL"
-    )
-    tokenizer: str | None = option(None, "SentencePiece model (default: the model's own)", metavar="PATH")
-    corpus: tuple[str, ...] = option(DEMO, "prepared folder, text, hub:owner/dataset", nargs="+", metavar="PATH")
-    cache: str = option("runs/corpora", "folder where text given as --corpus is prepared", metavar="FOLDER")
-    out: str = option("runs/student", "folder for the student, metrics.jsonl and checkpoints", metavar="FOLDER")
-
-    student: str | None = option(
-        None, "masked LM to start from (default: --layers of the teacher)", "student and loss", metavar="PATH"
-    )
-    layers: tuple[str, ...] = option(
-        ("alternate",),
-        "teacher layers to copy: alternate (0, 2, …), distilbert (0, 2, 4, 7, 9, 11), indices",
-        nargs="+",
-    )
-    dropout: float | None = option(None, "of the student (default: the teacher's)", type=float, least=0, below=1)
-    direction: str = option(
-        DEFAULTS.direction,
-        "of the KL divergence of equation (10), as printed D_KL(student || teacher)",
-        choices=DIRECTIONS,
-    )
-    temperature: float = option(DEFAULTS.temperature, "of the softmaxes of equation (10)", above=0)
-    weights: tuple[float, ...] = option(
-        DEFAULTS.weights, "of the losses in equation (13)", nargs=3, type=float, metavar=("SOFT", "COS", "MLM"), least=0
-    )
-
-    steps: int = option(300, "optimiser steps", "optimisation", least=1, most=10**9)
-    batch_size: int = option(8, "blocks per micro-batch", least=1, most=10**6)
-    accumulate: int = option(1, "micro-batches per optimiser step, over all ranks", least=1, most=10**6)
-    block_size: int = option(128, "tokens per block", least=3, most=10**5)
-    within_documents: bool = option(False, "let no block cross a document boundary; the rest of a document is unused")
-    masking: str = option(
-        STRATEGIES[0], "what is masked: single tokens, whole words, or rare tokens more often", choices=STRATEGIES
-    )
-    lr: float = option(5e-4, "peak learning rate", above=0, most=1e30)
-    warmup: float = option(0.05, "warm-up fraction; the learning rate then decays linearly", least=0, most=1)
-    weight_decay: float = option(0.0, "of AdamW, on matrices only", least=0)
-    clip: float = option(5.0, "maximum gradient norm", above=0)
-    seed: int = option(0, "of initial values, data order, masks and dropout", least=0, most=2**63 - 1)
-
-    device: str = option("auto", "auto (CUDA if available, else CPU), cpu, cuda, cuda:1, …", "device")
-    precision: str = option(
-        "auto", "auto: bf16 if the hardware supports it, else fp16 on CUDA, else fp32", choices=("auto", *PRECISIONS)
-    )
-    compile: str = option(
-        "auto", f"torch.compile; auto: for runs of at least {COMPILE_STEPS:,} steps", choices=("auto", "on", "off")
-    )
-    chunk_mb: int | None = option(
-        None, f"memory for the loss's logits, in MiB (default: {CHUNK_MB})", type=int, least=1, most=10**6
-    )
-
-    log_every: int = option(10, "steps between progress lines", "checkpoints and logging", least=1)
-    eval_every: int = option(0, "steps between validations, 0: only at the end", least=0)
-    checkpoint_every: int = option(1000, "steps between checkpoints, 0: only when the run is stopped", least=0)
-    plan: bool = option(False, "print what the run will do, cost and write, from a few timed steps; do not train")
-    keep: int = option(2, "checkpoints to keep", least=1)
-    resume: bool = option(True, "resume the run in --out if its options are the same")
-    max_hours: float | None = option(None, "save a checkpoint and exit after this time", type=float, above=0)
-    max_skipped: int = option(20, "steps in a row with a non-finite gradient before the run gives up", least=1)
-    tensorboard: bool = option(False, "also log to TensorBoard (needs tensorboard)")
-
-    num_layers: int | None = option(None, "layers", SIZE_GROUP, type=int, least=1, most=1000)
-    hidden_size: int | None = option(None, "hidden size", type=int, metavar="SIZE", least=1, most=16384)
-    num_heads: int | None = option(None, "attention heads", type=int, metavar="HEADS", least=1, most=16384)
-    intermediate_size: int | None = option(None, "feed-forward size", type=int, metavar="SIZE", least=1, most=65536)
-
-    def __post_init__(self):
-        check_bounds(self)
-        check(sum(self.weights) > 0, "--weights needs at least one weight above 0.")
-        for name in SIZES:
-            allowed = self.teacher == "none" or getattr(self, name) is None
-            check(allowed, f"{dashed(name)} needs --teacher none; otherwise the teacher determines it.")
-        check(self.student is None or self.layers == ("alternate",), "--layers cannot be combined with --student.")
-        on_demo_text = self.corpus == DEMO and not self.is_demo
-        message = f"--steps {self.steps} would train on the demo's invented text. Name a corpus with --corpus."
-        check(not on_demo_text or self.steps <= DEMO_TEXT_STEPS, message)
-
-    @property
-    def is_demo(self) -> bool:
-        """Whether the teacher is the demo's; without a teacher, whether text and tokenizer are."""
-        own = (self.student, self.tokenizer) != (None, None)
-        return self.teacher == "demo" or (self.teacher == "none" and self.corpus == DEMO and not own)
-
-
-# ---- the student -----------------------------------------------------------------------------------------------
+def load_models(options: Options, device: torch.device) -> tuple[Tokenizer, MaskedLM | None, MaskedLM, str]:
+    """-> the tokenizer, the frozen teacher or None, the student, and where it starts from.  Raises ModelError."""
+    path = {"none": None, "demo": demo.TEACHER}.get(options.teacher, options.teacher)
+    tokenizer = load_tokenizer(options.tokenizer, path, options.student, options.is_demo and demo.FOLDER)
+    teacher = load_teacher(path, MaskedLM, device) if path else None
+    student, start = make_student(options, teacher, len(tokenizer))
+    for model in filter(None, (teacher, student)):
+        check_vocabulary(model.config, tokenizer)
+        longest = model.config.max_tokens
+        check(options.block_size <= longest, f"--block-size {options.block_size} exceeds the model's {longest} tokens.")
+    return tokenizer, teacher, student, start
 
 
 def make_student(options: Options, teacher: MaskedLM | None, vocab_size: int) -> tuple[MaskedLM, str]:
@@ -263,39 +175,31 @@ def train(options: Options) -> int:
     Raises OptionError, DataError or ModelError if the run cannot start, Diverged if its loss is no longer finite.
     """
     with join_world(options.device) as (world, device_name):
-        if world.is_main:
-            return run(options, world, choose_device(device_name))
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            return run(options, world, choose_device(device_name))
+        rest = options.accumulate % world.size
+        check(not rest, f"--accumulate {options.accumulate} must be a multiple of the {world.size} ranks.")
+        check_corpus(() if options.corpus == DEMO else options.corpus)
+        with world.main_first():
+            found = fetch_models(options, "teacher", "student", "tokenizer")
+        if not world.is_main:
+            with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+                return run(options, found, world, choose_device(device_name))
+        with contextlib.nullcontext() if options.plan else run_state.own(Path(options.out), options.wait):
+            run_state.check_no_other_run(Path(options.out), options.resume)
+            return run(options, found, world, choose_device(device_name))
 
 
-def run(options: Options, world: World, device: torch.device) -> int:
+def run(options: Options, found: Options, world: World, device: torch.device) -> int:
+    """found: the options, with the paths of the models that they name."""
     stop, out, steps = Stop(options.max_hours), Path(options.out), options.steps
-    per_rank, rest = divmod(options.accumulate, world.size)
-    check(not rest, f"--accumulate {options.accumulate} must be a multiple of the {world.size} ranks.")
-    check_corpus(() if options.corpus == DEMO else options.corpus)
-    with world.main_first():
-        found = fetch_models(options, "teacher", "student", "tokenizer")
-    if world.is_main:
-        run_state.check_no_other_run(out, options.resume)
-        if not options.plan:
-            run_state.make_out_folder(out)
     set_up_process(device)
     torch.manual_seed(options.seed)
     runtime = Runtime(device, choose_precision(options.precision, device))
 
     # ---- teacher and student
-    teacher_path = {"none": None, "demo": demo.TEACHER}.get(options.teacher, found.teacher)
-    tokenizer = load_tokenizer(found.tokenizer, teacher_path, found.student, options.is_demo and demo.FOLDER)
-    teacher = load_teacher(teacher_path, MaskedLM, device) if teacher_path else None
-    student, start = make_student(found, teacher, len(tokenizer))
-    for model in filter(None, (teacher, student)):
-        check_vocabulary(model.config, tokenizer)
-        longest = model.config.max_tokens
-        check(options.block_size <= longest, f"--block-size {options.block_size} exceeds the model's {longest} tokens.")
+    tokenizer, teacher, student, start = load_models(found, device)
     log.print_models(found.teacher, teacher and teacher.config, student.config, start)
     log.print_loss(options.weights if teacher else None, options.direction, options.temperature)
-    blocks_per_step = options.batch_size * options.accumulate
+    per_rank, blocks_per_step = options.accumulate // world.size, options.batch_size * options.accumulate
     log.print_run(steps, blocks_per_step * options.block_size, runtime, world.size, options.corpus == DEMO)
 
     # ---- data

@@ -7,12 +7,12 @@ import shlex
 import pytest
 
 import convert_weights
-import train
 from data import demo
 from data.cli import parse_options
 from data.tasks import TASKS
 from model import EncoderConfig, count_parameters
 from model.training.optim import BETAS, EPSILON
+from model.training.options import Options
 from tests.helpers import PAPER, REPOSITORY, needs
 
 FOLDERS = ("model", "losses", "data", "eval")
@@ -84,7 +84,7 @@ def test_every_command_can_be_parsed(command):
     elif words[0] == "-m":
         assert words[1] in ("venv", "pytest") or importlib.util.find_spec(words[1])
     elif words[0] == "train.py" and "--help" not in words:
-        parse_options(train.Options, words[1:], "", "")
+        parse_options(Options, words[1:], "", "")
     elif words[0] == "convert_weights.py" and words[1:] != ["--check"]:
         parse_options(convert_weights.Options, words[1:], "", "")
     else:
@@ -132,7 +132,7 @@ def test_a_formula_is_the_papers(equation, formula):
 def test_the_figures():
     for config in (EncoderConfig.camembert(), EncoderConfig.distilcamembert()):
         assert f"{count_parameters(config):,}" in READMES["model"]
-    options = train.Options()
+    options = Options()
     assert options.lr == 5e-4 and options.warmup == 0.05 and options.clip == 5 and options.weight_decay == 0
     assert BETAS == (0.9, 0.98) and EPSILON == 1e-6 and options.weights == (0.5, 0.3, 0.2)
     assert "learning rate 5e-4, β 0.9 and 0.98, ε 1e-6, no weight decay, 5 % warm-up" in READMES["losses"]

@@ -17,6 +17,7 @@ from losses import DistillationLoss, LossSettings
 from model import EncoderConfig, MaskedLM, initialise_student, load_model, save_model
 from model.checkpoints.load import load_teacher
 from model.training.device import Runtime, training_flops
+from model.training.options import Options
 from tests import helpers, train_runs
 from tests.helpers import DEVICE, MINI, REAL_TEXT, REAL_TOKENIZER, assert_close, full_blocks, needs, relative_norm
 from tests.train_runs import SIZES, batch_of, metrics, provenance, run, state_dict, uneven_batches
@@ -354,5 +355,5 @@ def test_help_is_one_page_that_names_every_option():
     result = helpers.run_command("train.py", "--help")
     lines = result.stdout.splitlines()
     assert result.returncode == 0 and len(lines) < 90 and max(map(len, lines)) <= 110
-    for name in train.Options.__dataclass_fields__:
+    for name in Options.__dataclass_fields__:
         assert re.search(rf"--{name.replace('_', '-')}[ ,]", result.stdout), name

@@ -15,7 +15,7 @@ from model import EncoderConfig
 from model.checkpoints.names import CONFIG_KEYS
 from model.training.device import Runtime
 from model.training.optim import BETAS, EPSILON
-from train import Options
+from model.training.options import Options
 
 
 def baseline_model(config: EncoderConfig) -> nn.Module:

@@ -26,6 +26,7 @@ from model import MaskedLM
 from model.checkpoints.native import PRECISIONS
 from model.training.device import GPU_PEAKS, Runtime, choose_device, prepare_models, set_up_process, training_flops
 from model.training.optim import make_optimiser, optimiser_step
+from model.training.options import Options as TrainOptions
 
 from .distilbert_step import baseline_step
 from .harness import HUGE_PAGES, LOG, Job, Run, append_to_log, configs, heading, measure, ratio, table
@@ -76,9 +77,9 @@ def random_batch(options: Options, vocab_size: int) -> Batch:
     return Batch(input_ids, torch.where(masked, input_ids, IGNORE_INDEX), torch.ones_like(masked), has_padding=False)
 
 
-def training_options() -> train.Options:
+def training_options() -> TrainOptions:
     """The loss settings of the DistilBERT script, with the paper's weights; all else by default."""
-    return train.Options(direction="teacher-student", temperature=2.0)
+    return TrainOptions(direction="teacher-student", temperature=2.0)
 
 
 def project_step(options: Options, runtime: Runtime) -> Run:

@@ -35,6 +35,7 @@ from data.tasks.sequences import Labels
 from model.checkpoints.load import load_checkpoint
 from model.checkpoints.native import atomic_file
 from model.training.device import Runtime
+from model.training.options import Options as TrainOptions
 
 from ..benchmarks.harness import table
 from ..results import command_line, provenance, write_json
@@ -331,7 +332,7 @@ def demo_student(folder: Path) -> str:
     path = folder / "student" / "student.safetensors"
     if not path.exists():
         say("Distilling the demo's student with train.py:")
-        train.train(train.Options(out=str(path.parent), cache=str(folder / "corpora"), log_every=50))
+        train.train(TrainOptions(out=str(path.parent), cache=str(folder / "corpora"), log_every=50))
     return str(path)
 
 

@@ -5,13 +5,14 @@ model file like any other), state.safetensors (the optimiser's tensors and the p
 with the hashes of the other two and its own). Reading a checkpoint runs no code.
 """
 
+import contextlib
 import hashlib
 import json
 import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from data.cli import DataError, OptionError, check, dashed, warn
+from data.locks import locked
 from data.tokenizer import Tokenizer
 
 from ..checkpoints.native import (
@@ -62,13 +64,20 @@ def check_no_other_run(out: Path, resume: bool) -> None:
         check(free, f"{out} already holds the {name} of a run. Choose another --out, or remove it.")
 
 
-def make_out_folder(out: Path) -> None:
-    """Raises OptionError if it cannot be written."""
+@contextlib.contextmanager
+def own(out: Path, wait: bool) -> Iterator[None]:
+    """Makes the folder and holds its lock during the block, so that two runs cannot write there.
+
+    wait: for the end of the run that holds it. Raises OptionError if the folder cannot be written, DataError if another
+    run is in it.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
         raise OptionError(f"--out {out} cannot be written: {error.strerror}.") from None
+    with locked(out, wait):
+        yield
 
 
 def check_same_run(out: Path, run: Mapping, may_differ: tuple[str, ...]) -> None:

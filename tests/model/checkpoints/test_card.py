@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from data.cli import parse_options
 from model import EncoderConfig, MaskedLM, save_model
 from model.checkpoints.card import command, last_metrics, model_card, read_provenance
+from model.training.options import Options
 from tests.model.checkpoints.files import as_file, headed_model
-from train import Options
 
 DISTILLED = {
     "options": {"teacher": "camembert-base", "corpus": ["oscar/", "deux mots"], "steps": 10, "tokenizer": None},

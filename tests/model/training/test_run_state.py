@@ -16,12 +16,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 
-import train
 from data import DataError, OptionError
 from model import EncoderConfig, MaskedLM, ModelError, load_model
 from model.checkpoints.native import fingerprint
 from model.training import run_state
 from model.training.device import Runtime
+from model.training.options import MAY_DIFFER, Options
 from model.training.run_state import (
     CheckpointWriter,
     check_same_run,
@@ -341,16 +341,16 @@ def test_every_option_that_differs_is_named(tmp_path):
             check_same_run(tmp_path, changed(**options), ("out", "keep"))
 
 
-@pytest.mark.parametrize("field", train.Options.__dataclass_fields__)
+@pytest.mark.parametrize("field", Options.__dataclass_fields__)
 def test_only_the_options_in_may_differ_may_differ(tmp_path, field):
-    options = dict.fromkeys(train.Options.__dataclass_fields__, 1)
+    options = dict.fromkeys(Options.__dataclass_fields__, 1)
     write_run(tmp_path, {"options": options, "inputs": {}})
     other = {"options": {**options, field: 2}, "inputs": {}}
-    if field in train.MAY_DIFFER:
-        check_same_run(tmp_path, other, train.MAY_DIFFER)
+    if field in MAY_DIFFER:
+        check_same_run(tmp_path, other, MAY_DIFFER)
     else:
         with pytest.raises(OptionError, match=f"with different --{field.replace('_', '-')}\\."):
-            check_same_run(tmp_path, other, train.MAY_DIFFER)
+            check_same_run(tmp_path, other, MAY_DIFFER)
 
 
 @pytest.mark.parametrize("new", [{"corpus": ["abc", "dee"]}, {"corpus": ["abc"]}, {"teacher": "1"}, {"teacher": None}])
