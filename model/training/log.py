@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.cli import DataError, note, say
+from data.cli import note, say, warn
 from losses import DistillationLoss
 
 from ..config import EncoderConfig
@@ -29,7 +29,7 @@ class MetricsLogger:
     """
 
     def __init__(self, folder: Path, steps: int, state: TrainState, tensorboard: bool, enabled: bool):
-        """enabled: false on all ranks but one.  Raises DataError for a metrics.jsonl shorter than at the checkpoint."""
+        """enabled: false on all ranks but one.  Warns if metrics.jsonl is shorter than at the checkpoint."""
         self.path, self.steps, self.enabled = folder / METRICS, steps, enabled
         self.writer = self.bar = None
         if not enabled:
@@ -67,10 +67,14 @@ class MetricsLogger:
 
 
 def truncate(path: Path, size: int) -> None:
-    """Cuts metrics.jsonl back to its length at the checkpoint: later steps are run again.  Raises DataError."""
-    length = path.stat().st_size if path.exists() else 0
-    if length < size:
-        raise DataError(f"{path} is shorter than at the last checkpoint. Restore it, or choose another --out.")
+    """Cuts metrics.jsonl back to its length at the checkpoint: later steps are run again.
+
+    Warns if it is shorter, and cuts it back to its last whole line: the run goes on without the lines that are lost.
+    """
+    content = path.read_bytes()[:size] if path.exists() else b""
+    if len(content) < size:
+        warn(f"{path} is shorter than at the last checkpoint: lines of earlier steps are missing from now on.")
+        size = content.rfind(b"\n") + 1
     with path.open("ab") as file:
         file.truncate(size)
 
@@ -131,6 +135,12 @@ def print_run(steps: int, tokens: int, runtime: Runtime, ranks: int, is_demo: bo
     print(f"run       {steps} steps of {tokens:,} tokens on {where}" + (f", {ranks} ranks" if ranks > 1 else ""))
     if is_demo:
         print("note      the corpus is a demo: sentences about a small invented world. Use --corpus for real text.")
+
+
+def print_extension(before: int, steps: int, lr: float) -> None:
+    """A run that resumes with more steps than it had. lr: the learning rate of its next step."""
+    schedule = f"the learning rate is {lr:.1e} now and decays linearly to 0 at step {steps:,}, no longer {before:,}"
+    print(f"extended  from {before:,} to {steps:,} steps: {schedule}")
 
 
 def progress_line(record: dict, steps: int, seconds_left: float) -> str:
