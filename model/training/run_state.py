@@ -121,7 +121,7 @@ def keep_best(
 ) -> None:
     """best.safetensors: the student with the lowest validation loss so far."""
     if state.best_loss is None or loss < state.best_loss:
-        state.best_loss = loss
+        state.best_loss, state.best_step = loss, state.step
         if is_main:
             save_model(student, out / BEST, {"step": state.step, "held_out_loss": loss}, tokenizer)
 
