@@ -51,10 +51,11 @@ from model.training.device import (
     set_up_process,
     training_flops,
 )
-from model.training.distributed import SINGLE, Stop, World, join_world
+from model.training.distributed import SINGLE, World, join_world
 from model.training.optim import learning_rate, make_optimiser, optimiser_step
 from model.training.options import COMPILE_STEPS, MAY_DIFFER, SIZES, Options
 from model.training.state import Diverged, PendingLosses
+from model.training.stop import Stop
 
 VALIDATION_BLOCKS = 256  # at most
 

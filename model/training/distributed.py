@@ -1,4 +1,4 @@
-"""Several processes as one run, with DistributedDataParallel; and what ends a run before its last step.
+"""Several processes as one run, with DistributedDataParallel.
 
     torchrun --nproc-per-node N train.py …
 
@@ -8,8 +8,6 @@ that of one process, to rounding. Rank 0 writes and prints.
 
 import contextlib
 import os
-import signal
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,8 +18,6 @@ import torch.distributed as dist
 from data.cli import OptionError
 
 TIMEOUT = timedelta(minutes=20)  # longer than rank 0 takes to prepare a small corpus or to validate
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # SLURM is often asked to send SIGUSR1 before the time limit
-SAME_SIGNAL = 1.0  # seconds in which a second signal is the same one: launchers forward what the terminal sent to all
 
 
 @dataclass(frozen=True)
@@ -91,37 +87,3 @@ def join_world(device: str) -> Iterator[tuple[World, str]]:
         yield World(dist.get_rank(), size, dist.new_group(backend="gloo", timeout=TIMEOUT)), device
     finally:
         dist.destroy_process_group()
-
-
-class Stop:
-    """Whether the run should end after this step: on a signal, or after max_hours.
-
-    A second signal ends the process at once.
-    """
-
-    def __init__(self, max_hours: float | None):
-        self.signal = 0
-        self._received = 0.0
-        self._deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
-
-    def __enter__(self) -> "Stop":
-        self._before = {}
-        with contextlib.suppress(ValueError):  # not the main thread: a run inside another program
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
-        return self
-
-    def __exit__(self, *error) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame) -> None:
-        if self.signal and time.monotonic() - self._received > SAME_SIGNAL:
-            os._exit(128 + number)
-        if not self.signal:
-            self.signal, self._received = number, time.monotonic()
-
-    def now(self, world: World) -> int | None:
-        """None to continue; else the exit status to end with, the same on all ranks."""
-        over = self._deadline is not None and time.monotonic() > self._deadline
-        status = int(world.max(128 + self.signal if self.signal else 1 if over else 0))
-        return None if status == 0 else 0 if status == 1 else status
