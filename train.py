@@ -212,7 +212,8 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
     options, found = options.in_steps(available), found.in_steps(available)
     steps = options.steps
     work = plan.Work(0, steps, blocks_per_step, options.block_size, options.eval_every)
-    report.print_corpus(None if options.corpus == DEMO else options.corpus, corpus, len(held_out))
+    folder = None if sample and sample.temporary else corpus
+    report.print_corpus(None if options.corpus == DEMO else options.corpus, folder, len(held_out))
     report.print_run(work, available, sample.counted if sample else "counted", runtime, world.size)
     masking = Masking(tokenizer, options.masking, numpy.array(blocks.manifest["token_counts"]))
     validation = validation_batches(held_out, Masking(tokenizer), VALIDATION_BLOCKS)[world.rank :: world.size]

@@ -27,7 +27,7 @@ def validate(
     runtime: Runtime,
     world: World = SINGLE,
 ) -> dict[str, float]:
-    """-> loss, soft_label_loss, cosine_loss, mlm_loss; accuracy, teacher_accuracy, agreement; pseudo_perplexity
+    """-> loss and the losses of its terms, accuracy, pseudo_perplexity; teacher_accuracy, teacher_mlm_loss, agreement
 
     The losses of equations (10) to (13), without dropout. Over the masked tokens (also those that the corruption kept
     or replaced): accuracy is the fraction whose most likely token is the original, agreement the fraction where
@@ -39,6 +39,7 @@ def validate(
     student.eval()
     sums = torch.zeros(5, dtype=torch.float64)
     correct = torch.zeros(3, dtype=torch.float64)  # tokens where the student is right, the teacher is, the two agree
+    teacher_mlm = torch.zeros((), dtype=torch.float64)
     for batch in batches:
         batch = batch.to(runtime.device)
         masked = batch.labels != IGNORE_INDEX
@@ -53,7 +54,9 @@ def validate(
                 terms = DistillationLoss(zero, zero, mlm, batch.real.sum(), count)
             else:
                 teacher_hidden = last_hidden_state(teacher, batch, runtime)
-                teacher_predictions = teacher.head(teacher_hidden[masked]).argmax(dim=-1)
+                teacher_logits = teacher.head(teacher_hidden[masked])
+                teacher_predictions = teacher_logits.argmax(dim=-1)
+                teacher_mlm += mlm_loss(teacher_logits, labels)[0].cpu()
                 correct[1] += (teacher_predictions == labels).sum().cpu()
                 correct[2] += (teacher_predictions == predictions).sum().cpu()
                 terms = all_terms(student, hidden, teacher, teacher_hidden, batch, settings)
@@ -71,6 +74,7 @@ def validate(
     if teacher is not None:
         result |= {"soft_label_loss": soft_label, "cosine_loss": cosine}
         result |= {"teacher_accuracy": teacher_accuracy, "agreement": agreement}
+        result["teacher_mlm_loss"] = (world.sum(teacher_mlm) / terms.masked_tokens).item()
     return result
 
 

@@ -31,7 +31,8 @@ def series(lines: list[dict], name: str) -> tuple[list[tuple[int, float]], list[
 def draw_curves(folder: Path, steps: int, rate: Callable[[int], float], dropout: float) -> None:
     """Writes curves.png if matplotlib is installed.
 
-    rate: the learning rate of each of the steps; dropout: of the student in training.
+    rate: the learning rate of each of the steps, of which metrics.jsonl has only the logged ones; dropout: of the
+    student in training.
     """
     try:
         import matplotlib
@@ -49,12 +50,16 @@ def draw_curves(folder: Path, steps: int, rate: Callable[[int], float], dropout:
     figure, axes = pyplot.subplots(*((2, 3) if panels == 6 else (1, 3)), layout="constrained", squeeze=False)
     figure.set_size_inches(14, 4 * len(axes))
     figure.suptitle(f"{folder}, {steps:,} steps")
-    in_training = f"training text, with dropout {dropout:g}" if dropout else "training text"
+    names = "training text", "held-out text"
+    if dropout:  # the reason why the second may lie below the first
+        names = f"training text, with dropout {dropout:g}", "held-out text, without dropout"
     for axis, (name, (training, held_out)) in zip(axes.flat, found.items()):
-        axis.plot(*zip(*training), color=TRAINING, label=in_training)
+        axis.plot(*zip(*training), color=TRAINING, label=names[0])
         if held_out:
-            axis.plot(*zip(*held_out), "o-", color=HELD_OUT, markersize=4, label="held-out text, without dropout")
-            mark_before(axis, held_out)
+            axis.plot(*zip(*held_out), "o-", color=HELD_OUT, markersize=4, label=names[1])
+            mark_before(axis, held_out, ".3g")
+        if teacher := [line["held_out"] for line in lines if f"teacher_{name}" in line.get("held_out", {})]:
+            axis.axhline(teacher[-1][f"teacher_{name}"], color=TEACHER, linestyle="--", label="teacher, held-out text")
         axis.set_title(LOSSES[name])
     draw_accuracy(axes.flat[panels - 2], lines)
     shown = range(1, steps + 1, math.ceil(steps / RATE_POINTS))
@@ -78,14 +83,16 @@ def draw_accuracy(axis, lines: list[dict]) -> None:
         axis.plot(*zip(*agreement), "s:", color=BEFORE, markersize=4, label="student agrees with teacher")
     if student:
         axis.plot(*zip(*student), "o-", color=HELD_OUT, markersize=4, label=f"student, {student[-1][1]:.1%}")
-        mark_before(axis, student)
+        mark_before(axis, student, ".1%")
     axis.set_title("accuracy on masked tokens of held-out text")
     axis.set_ylim(0, 1)
     axis.yaxis.set_major_formatter("{x:.0%}")
 
 
-def mark_before(axis, points: list[tuple[int, float]]) -> None:
+def mark_before(axis, points: list[tuple[int, float]], format: str) -> None:
     """Names the point of step 0."""
     step, value = points[0]
     if step == 0:
-        axis.annotate(f"before: {value:.3g}", (0, value), (6, -3), textcoords="offset points", color=BEFORE, va="top")
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+        place = {"xytext": (8, 0), "textcoords": "offset points", "va": "center"}
+        axis.annotate(f"before training: {value:{format}}", (0, value), color=HELD_OUT, bbox=box, **place)

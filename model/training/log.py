@@ -77,8 +77,9 @@ def truncate(path: Path, size: int) -> None:
     length = path.stat().st_size if path.exists() else 0
     if length < size:
         raise DataError(f"{path} is shorter than at the last checkpoint. Restore it, or choose another --out.")
-    with path.open("ab") as file:
-        file.truncate(size)
+    if length > size:
+        with path.open("ab") as file:
+            file.truncate(size)
 
 
 def open_tensorboard(folder: Path, step: int):

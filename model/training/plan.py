@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from data.cli import MB
+from data.cli import MB, say
 
 from ..config import count_parameters
 from .device import Runtime
@@ -102,6 +102,8 @@ def time_step(micro_batch: Callable[[], object], number: int, runtime: Runtime, 
     first is so slow that its allocations hardly matter.
     """
     seconds = seconds_of(micro_batch, world)
+    if runtime.compiled:
+        say(f"compiled  the first gradient took {seconds:.0f} s")
     if seconds < SLOW or runtime.compiled:
         seconds = seconds_of(micro_batch, world)
     return number * seconds

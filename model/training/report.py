@@ -19,8 +19,9 @@ from .run_state import BEST, FOLDER, METRICS, RUN, STUDENT
 from .screen import duration
 from .state import TrainState
 
-DEMO_QUESTION = "Le soir, ils sont allés voir un film au <mask>."
-MANY_EPOCHS = 10  # from here on, a student learns its corpus by heart
+DEMO_QUESTION = "Elle joue de la <mask>."
+QUESTION = "Le camembert est <mask> :)"
+MANY_EPOCHS = 10  # more are a warning
 PURPOSES = {
     STUDENT: "the student at the end, with its tokenizer inside",
     BEST: "the student of step {best_step:,}, the lowest held-out loss",
@@ -54,13 +55,16 @@ def print_loss(weights: Sequence[float] | None, direction: str, temperature: flo
     say(f"loss      {terms}, {direction}, temperature {temperature:g}")
 
 
-def print_corpus(paths: Sequence[str] | None, folder: Path, held_out: int) -> None:
-    """paths: as given with --corpus, None for the demo's text; held_out: number of blocks."""
+def print_corpus(paths: Sequence[str] | None, folder: Path | None, held_out: int) -> None:
+    """paths: as given with --corpus, None for the demo's text; folder: of the tokens, None if they are only a sample.
+
+    held_out: number of blocks.
+    """
     names = (
         "the demo's text" if paths is None else ", ".join(paths[:3]) + f" and {len(paths) - 3} more" * (len(paths) > 3)
     )
     prepared = "" if names == str(folder) else f", prepared in {folder}"
-    say(f"corpus    {names}{prepared}, {held_out:,} blocks held out")
+    say(f"corpus    {names}" + (f"{prepared}, {plan.count(held_out, 'block')} held out" if folder else ""))
     if paths is None:
         say("note      the corpus is a demo: sentences about a small invented world. Use --corpus for real text.")
 
@@ -75,7 +79,7 @@ def print_run(work: Work, blocks: float | None, counted: str, runtime: Runtime, 
     else:
         name = plan.count(torch.get_num_threads(), "thread")
     where = f"{runtime.device}, {runtime.precision}, torch {torch.__version__}, {name}"
-    say(f"run       {work.last:,} steps on {where}" + (f", {ranks} ranks" if ranks > 1 else ""))
+    say(f"run       {plan.count(work.last, 'step')} on {where}" + (f", {ranks} ranks" if ranks > 1 else ""))
     tokens = f"{work.tokens:,} a step, {work.last * work.tokens:,} in all"
     if blocks is None:
         say(f"tokens    {tokens}; epochs are unknown until the corpus is fetched and prepared: {counted}")
@@ -147,12 +151,12 @@ def print_files(out: Path, state: TrainState, tokens: int) -> None:
 def next_commands(out: Path, teacher: str | None, is_demo: bool) -> dict[str, list[str]]:
     """Purpose -> words of the commands that come next. teacher: path or name, None without one."""
     student = str(out / STUDENT)
-    commands = {"Ask it:": ["python", "-m", "eval", "fill-mask", "Le camembert est <mask> :)", "--model", student]}
+    question = DEMO_QUESTION if is_demo else QUESTION
+    commands = {"Ask it:": ["python", "-m", "eval", "fill-mask", question, "--model", student]}
     if is_demo:
-        commands["Ask it:"][4] = DEMO_QUESTION
         real = ["--teacher", "almanach/camembert-base", "--corpus", "texts/", "--steps", "100000", "--accumulate", "16"]
-        commands["Table 2 of the paper, as a demo:"] = ["python", "-m", "eval", "table2"]
-        commands["Distil CamemBERT, with your own text:"] = [
+        commands["Table 2 of the paper, on the demo:"] = ["python", "-m", "eval", "table2"]
+        commands["That was the demo. Distil CamemBERT with your own text:"] = [
             "python",
             "train.py",
             *real,

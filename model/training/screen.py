@@ -4,6 +4,8 @@ On a terminal: a bar at the bottom, and a line for each validation. Without one 
 for each logged step, and a line at least every minute in which steps are completed.
 """
 
+import contextlib
+import os
 import shutil
 import sys
 import threading
@@ -114,6 +116,7 @@ class Screen:
                 if self.bar is not None:
                     getattr(self.bar, method)(*arguments, **keywords)
             except OSError:  # the terminal was closed, and the run goes on without it
+                self.bar.disable = True  # else tqdm would write once more when it is collected
                 self.bar = None
 
     def _watch(self) -> None:
@@ -129,11 +132,14 @@ class Screen:
 
 
 def open_bar(steps: int, step: int):
-    """tqdm's progress bar, or a plain one where it is not installed."""
+    """tqdm's progress bar, or a plain one where it is not installed, or would hide on a terminal without a size."""
     try:
         from tqdm import tqdm
     except ImportError:
         return PlainBar(steps, step)
+    with contextlib.suppress(OSError):
+        if os.get_terminal_size(2).columns == 0:  # as in a container, or under `script`
+            return PlainBar(steps, step)
     return tqdm(total=steps, initial=step, dynamic_ncols=True, smoothing=0.1, bar_format=TQDM_FORMAT)
 
 
