@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy
@@ -34,12 +34,13 @@ from data.corpus.shuffle import key_of
 from data.download.models import fetch_models
 from data.masking import CHOSEN, Masking
 from data.tokenizer import Tokenizer
-from eval.validation import validate
+from eval.validation import encoder_speeds, validate
 from losses import IGNORE_INDEX, DistillationLoss, LossSettings, fused_distillation_loss, mlm_loss
 from model import EncoderConfig, MaskedLM, ModelError, choose_layers, initialise_student, save_model
 from model.checkpoints.load import check_vocabulary, load_checkpoint, load_teacher, load_tokenizer
 from model.checkpoints.native import fingerprint, versions
-from model.training import log, plan, run_folder, run_state
+from model.training import log, plan, report, run_folder, run_state
+from model.training.curves import draw_curves
 from model.training.device import (
     Runtime,
     choose_compiled,
@@ -191,25 +192,29 @@ def train(options: Options) -> int:
 
 def run(options: Options, found: Options, world: World, device: torch.device) -> int:
     """found: the options, with the paths of the models that they name."""
-    stop, out, steps = Stop(options.max_hours), Path(options.out), options.steps
+    stop, out = Stop(options.max_hours), Path(options.out)
     set_up_process(device)
     torch.manual_seed(options.seed)
     runtime = Runtime(device, choose_precision(options.precision, device))
 
     # ---- teacher and student
     tokenizer, teacher, student, start = load_models(found, device)
-    log.print_models(found.teacher, teacher and teacher.config, student.config, start)
-    log.print_loss(options.weights if teacher else None, options.direction, options.temperature)
+    report.print_models(found.teacher, teacher and teacher.config, student.config, start)
+    report.print_loss(options.weights if teacher else None, options.direction, options.temperature)
     per_rank, blocks_per_step = options.accumulate // world.size, options.batch_size * options.accumulate
-    log.print_run(steps, blocks_per_step * options.block_size, runtime, world.size, options.corpus == DEMO)
 
     # ---- data
     with world.main_first():
         sample = sample_folder(options.corpus, tokenizer, options.cache) if options.plan else None
         corpus = sample.folder if sample else prepared_folder(options.corpus, tokenizer, options.cache)
     blocks, held_out = open_blocks(corpus, tokenizer, options.block_size, options.within_documents)
-    if not sample:
-        print(f"corpus    {corpus}: {len(blocks):,} blocks of {options.block_size}, {len(held_out):,} held out")
+    available = len(blocks) if sample is None else sample.share and len(blocks) / sample.share
+    options, found = options.in_steps(available), found.in_steps(available)
+    steps = options.steps
+    work = plan.Work(0, steps, blocks_per_step, options.block_size, options.eval_every)
+    folder = None if sample and sample.temporary else corpus
+    report.print_corpus(None if options.corpus == DEMO else options.corpus, folder, len(held_out))
+    report.print_run(work, available, sample.counted if sample else "counted", runtime, world.size)
     masking = Masking(tokenizer, options.masking, numpy.array(blocks.manifest["token_counts"]))
     validation = validation_batches(held_out, Masking(tokenizer), VALIDATION_BLOCKS)[world.rank :: world.size]
 
@@ -233,11 +238,12 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
     state = run_state.resume(out, distiller, optimiser, scaler, runtime)
     if world.is_main and not sample:
         run_folder.write_run(out, identity)
+        run_folder.restore_best(out, state)
         run_folder.remove_partial_files(out)
     if world.is_main and stored and stored["options"].get("steps", steps) < steps:
-        log.print_extension(
-            stored["options"]["steps"], steps, learning_rate(state.step + 1, steps, options.lr, options.warmup)
-        )
+        next_lr = learning_rate(state.step + 1, steps, options.lr, options.warmup)
+        report.print_extension(stored["options"]["steps"], steps, next_lr)
+    work = work._replace(first=state.step)
     prepare_models(student, teacher, runtime)
     engine = nn.parallel.DistributedDataParallel(distiller) if world.group else distiller
     first, stride = state.step * blocks_per_step + world.rank * options.batch_size, world.size * options.batch_size
@@ -249,7 +255,10 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
     about = {"options": asdict(found), "runtime": runtime.to_json(), "versions": versions()}
 
     def validate_now() -> dict[str, float]:
-        return validate(student, teacher, validation, settings, runtime, world)
+        begun = time.monotonic()
+        figures = validate(student, teacher, validation, settings, runtime, world)
+        state.validation_seconds = time.monotonic() - begun
+        return figures
 
     if sample:
 
@@ -259,21 +268,34 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
             sums.sum().item()  # waits for a GPU
 
         measured = plan.measure(time_step, validate_now, device, world)
-        work = plan.Work(state.step, steps, blocks_per_step, options.block_size, options.eval_every)
         plan.print_work(work, measured, student, teacher)
-        plan.print_corpus(work, sample.share and len(blocks) / sample.share, sample.counted)
-        tensors = run_state.gather(distiller, optimiser, scaler, {})[0].values()
-        plan.print_files(out, student, tensors, measured.memory, options.checkpoint_every, options.keep)
+        disk = plan.Disk.of(out, distiller, options.keep)
+        plan.print_files(out, disk, measured.memory, options.checkpoint_every, options.keep)
         return 0
-    if not state.baseline:
-        before = validate_now()
-        state.baseline = {"teacher": before["teacher_accuracy"]} if teacher else {}
-        state.baseline["student before"] = before["accuracy"]
 
     # ---- the loop
     writer, pending = run_state.CheckpointWriter(out, options.keep, tokenizer), PendingLosses(weights)
-    started, record, status, clock = state.step, {}, None, time.monotonic()
+    record, status, first = {}, None, list(islice(micro_batches, 1))
+    micro_batches = chain(first, micro_batches)
+
+    def time_gradient() -> None:
+        """Leaves no trace: the first micro-batch is there for the first step too."""
+        backward(engine, teacher, first, scaler, world).sum().item()  # waits for a GPU
+        optimiser.zero_grad(set_to_none=True)
+
     with log.MetricsLogger(out, steps, state, options.tensorboard, enabled=world.is_main) as logger, stop:
+        if state.step < steps:
+            logger.begin("the timing of a step" + ", which compiles" * runtime.compiled)
+            step_seconds = plan.time_step(time_gradient, per_rank, runtime, world)
+            logger.begin("the validation before the first step")
+            before = {} if state.baseline else validate_now()
+            report.print_cost(work, step_seconds, state.validation_seconds, out, distiller, options.keep)
+            if before:
+                state.baseline = {"teacher": before["teacher_accuracy"]} if teacher else {}
+                state.baseline["student before"] = before["accuracy"]
+                state.metrics_bytes = logger.log({"step": 0, "held_out": before})
+            logger.begin(f"step {state.step + 1}")
+        clock = time.monotonic()
         while state.step < steps and status is None:
             step = state.step + 1
             lr = learning_rate(step, steps, options.lr, options.warmup)
@@ -281,8 +303,7 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
             grad_norm, skipped = optimiser_step(distiller, optimiser, scaler, lr, options.clip)
             pending.add(sums, skipped)
             state.step = step
-            if step == started + 1 and runtime.compiled:
-                print(f"compiled  the first step took {time.monotonic() - clock:.0f} s")
+            logger.complete(step)
             is_last = step == steps
             status = None if is_last else stop.now(world)
             validates = is_last or (options.eval_every and step % options.eval_every == 0)
@@ -295,9 +316,12 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
             if logs:
                 record = log.metrics_record(state, grad_norm, lr, weights, blocks_per_step, peak)
                 if validates:
+                    logger.begin(f"the validation after step {step}")
                     record["held_out"] = validate_now()
                     run_folder.keep_best(out, student, tokenizer, state, record["held_out"]["loss"], world.is_main)
-                state.metrics_bytes = logger.log(record, state.seconds / step * (steps - step))
+                state.metrics_bytes = logger.log(
+                    record, work._replace(first=step).seconds(state.seconds / step, state.validation_seconds)
+                )
                 state.new_line()
             if saves and world.is_main:
                 values = {**about, "run": identity, **state.to_json()}
@@ -316,9 +340,15 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
         accuracy = {**state.baseline, "student after": results["accuracy"]}
         about |= {"held_out_accuracy": accuracy, "held_out": results}
         save_model(student, out / run_state.STUDENT, about, tokenizer)
-        log.print_summary(accuracy, results, on_demo_text=options.corpus == DEMO and not options.is_demo)
-        log.draw_curves(out)
-        log.print_next_steps(out, options.is_demo)
+        report.print_accuracy(accuracy, results, on_demo_text=options.corpus == DEMO and not options.is_demo)
+        draw_curves(
+            out, steps, lambda step: learning_rate(step, steps, options.lr, options.warmup), student.config.dropout
+        )
+        models = {"teacher": teacher} if teacher else {}
+        models["student"] = student
+        report.print_sizes(models, encoder_speeds(models, validation[0], runtime))
+        report.print_files(out, state, work.tokens)
+        report.print_next(report.next_commands(out, options.teacher if teacher else None, options.is_demo))
     return 0
 
 

@@ -1,8 +1,10 @@
-"""Losses, accuracy and agreement on held-out text."""
+"""Losses, accuracy, agreement and speed on held-out text."""
 
 import contextlib
 import math
-from collections.abc import Sequence
+import statistics
+import time
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -25,7 +27,7 @@ def validate(
     runtime: Runtime,
     world: World = SINGLE,
 ) -> dict[str, float]:
-    """-> loss, soft_label_loss, cosine_loss, mlm_loss; accuracy, teacher_accuracy, agreement; pseudo_perplexity
+    """-> loss and the losses of its terms, accuracy, pseudo_perplexity; teacher_accuracy, teacher_mlm_loss, agreement
 
     The losses of equations (10) to (13), without dropout. Over the masked tokens (also those that the corruption kept
     or replaced): accuracy is the fraction whose most likely token is the original, agreement the fraction where
@@ -37,6 +39,7 @@ def validate(
     student.eval()
     sums = torch.zeros(5, dtype=torch.float64)
     correct = torch.zeros(3, dtype=torch.float64)  # tokens where the student is right, the teacher is, the two agree
+    teacher_mlm = torch.zeros((), dtype=torch.float64)
     for batch in batches:
         batch = batch.to(runtime.device)
         masked = batch.labels != IGNORE_INDEX
@@ -51,7 +54,9 @@ def validate(
                 terms = DistillationLoss(zero, zero, mlm, batch.real.sum(), count)
             else:
                 teacher_hidden = last_hidden_state(teacher, batch, runtime)
-                teacher_predictions = teacher.head(teacher_hidden[masked]).argmax(dim=-1)
+                teacher_logits = teacher.head(teacher_hidden[masked])
+                teacher_predictions = teacher_logits.argmax(dim=-1)
+                teacher_mlm += mlm_loss(teacher_logits, labels)[0].cpu()
                 correct[1] += (teacher_predictions == labels).sum().cpu()
                 correct[2] += (teacher_predictions == predictions).sum().cpu()
                 terms = all_terms(student, hidden, teacher, teacher_hidden, batch, settings)
@@ -69,7 +74,32 @@ def validate(
     if teacher is not None:
         result |= {"soft_label_loss": soft_label, "cosine_loss": cosine}
         result |= {"teacher_accuracy": teacher_accuracy, "agreement": agreement}
+        result["teacher_mlm_loss"] = (world.sum(teacher_mlm) / terms.masked_tokens).item()
     return result
+
+
+@torch.no_grad()
+def encoder_speeds(models: Mapping[str, MaskedLM], batch: Batch, runtime: Runtime) -> dict[str, float]:
+    """Tokens per second of each model's encoder on half of a batch, without dropout, uncompiled.
+
+    The models run in turn, for about a second, or three times if they are slow; the first time does not count. Their
+    matrices are cast to the run's precision for good.
+    """
+    half = max(1, len(batch.input_ids) // 2)
+    batch = batch._replace(input_ids=batch.input_ids[:half], labels=batch.labels[:half], real=batch.real[:half])
+    batch, tokens = batch.to(runtime.device), int(batch.real.sum())
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for model in models.values():
+        runtime.cast_linears(model.eval())
+    begun, rounds = time.monotonic(), 0
+    while rounds < 3 or (rounds < 50 and time.monotonic() - begun < 1.0):
+        for name, model in models.items():
+            start = time.monotonic()
+            with runtime.autocast():
+                last_hidden_state(model, batch, runtime).sum().item()  # waits for a GPU
+            seconds[name].append(time.monotonic() - start)
+        rounds += 1
+    return {name: tokens / statistics.median(each[1:]) for name, each in seconds.items()}
 
 
 def last_hidden_state(model: MaskedLM, batch: Batch, runtime: Runtime) -> Tensor:

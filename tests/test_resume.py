@@ -85,7 +85,7 @@ def test_stopped_after_every_step_it_ends_with_the_same_bits(place, whole, tmp_p
     """Dropout, accumulation, means over three steps and the best student included."""
     assert run_in_pieces(place, tmp_path / "out", precision=precision) == 7
     assert_same_run(tmp_path / "out", whole(precision=precision))
-    assert [line["step"] for line in untimed_metrics(tmp_path / "out")] == [3, 4, 6, 8]
+    assert [line["step"] for line in untimed_metrics(tmp_path / "out")] == [0, 3, 4, 6, 8]
 
 
 def test_stopped_after_every_step_and_compiled(place, whole, tmp_path):
@@ -248,7 +248,7 @@ def test_options_that_do_not_affect_the_student_may_differ(place, whole, half, t
     result = run(place, half, max_skipped=3, device="cpu:0", max_hours=5, cache=tmp_path / "cache", **logging)
     assert "resumed   after step 3" in result.stdout
     assert weights(half) == weights(whole()) and steps_kept(half) == [4, 6, 8]
-    assert [line["step"] for line in untimed_metrics(half)] == [3, 4, 5, 6, 7, 8]
+    assert [line["step"] for line in untimed_metrics(half)] == [0, 3, 4, 5, 6, 7, 8]
 
 
 def other_corpus(folder):
@@ -307,7 +307,7 @@ def test_a_lost_or_truncated_student_is_written_again_from_the_last_checkpoint(p
     content = (out / "student.safetensors").read_bytes()
     (out / "student.safetensors").write_bytes(content[:1000])
     result = run(place, out)
-    assert "It is written again from the last checkpoint." in result.stderr and "Written: " in result.stdout
+    assert "It is written again from the last checkpoint." in result.stderr and "is finished" not in result.stdout
     assert_same_run(out, whole())
 
 
@@ -315,7 +315,7 @@ def test_smaller_micro_batches_of_the_same_step_resume(place, whole, half):
     """What a run out of memory needs: the same blocks per step, and the same result but for rounding and dropout."""
     run(place, half, batch_size=1, accumulate=4, chunk_mb=1)
     one, other = untimed_metrics(half), untimed_metrics(whole())
-    assert [line["tokens"] for line in one] == [line["tokens"] for line in other]
+    assert [line.get("tokens") for line in one] == [line.get("tokens") for line in other]
     assert one[-1]["loss"] == pytest.approx(other[-1]["loss"], rel=0.01)
 
 

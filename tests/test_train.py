@@ -1,5 +1,6 @@
 """The distillation step against autograd, and runs of train.py. Wrong input: test_train_errors.py."""
 
+import math
 import os
 import re
 import shutil
@@ -170,6 +171,49 @@ def test_a_run_leaves_a_student_with_its_tokenizer_and_its_metrics(place, attent
     assert attention_masks and not any(mask is not None for mask in attention_masks)  # in the validations neither
 
 
+def test_the_metrics_begin_with_the_figures_before_the_first_step(place):
+    """Those of the student that has the teacher's layers, and so those of a student that does not learn."""
+    run(place, lr=1e-30)
+    first, *_, last = train_runs.all_metrics(place / "out")
+    assert first == {"step": 0, "held_out": pytest.approx(last["held_out"], rel=1e-6)} and len(first["held_out"]) > 6
+    assert provenance(place / "out")["held_out_accuracy"]["student before"] == first["held_out"]["accuracy"]
+
+
+def test_epochs_are_steps(place):
+    """The run is the same one, and the same command resumes it."""
+    result = run(place, steps=None, epochs=0.5, max_hours=train_runs.AT_ONCE)
+    blocks, steps = (int(re.search(pattern, result.stdout)[1]) for pattern in (r"of (\d+) blocks", r"run +(\d+) steps"))
+    assert steps == math.ceil(0.5 * blocks / 2) > 2
+    run(place, steps=None, epochs=0.5)
+    about = provenance(place / "out")["options"]
+    assert (about["steps"], about["epochs"]) == (steps, None) and metrics(place / "out")[-1]["step"] == steps
+    run(place, steps=steps, out=place / "as steps")
+    train_runs.assert_same_run(place / "out", place / "as steps")
+    planned = run(place, steps=None, epochs=1e-9, out=place / "one", plan=True)
+    assert "run       1 step on" in planned.stdout
+
+
+def test_what_is_read_before_the_first_step_and_at_the_end(place):
+    result = run(place, steps=6, eval_every=3)
+    block, end = result.stdout.split("step 0/6")[0], result.stdout.split("step 6/6")[-1]
+    for words in (
+        f"corpus    {place / 'corpus.txt'}, prepared in {place / 'cache'}",
+        "run       6 steps on cpu, fp32, ",
+    ):
+        assert words in block
+    assert re.search(r"tokens    64 a step, 384 in all: [\d.]+ epochs of \d+ blocks of 32, counted", block)
+    assert re.search(r"time      about \d+ seconds?, until \d\d:\d\d: \S+ s a step, 3 validations\ndisk   ", block)
+    best = provenance(place / "out", "best")["step"]
+    for words in (
+        "6 steps, 384 tokens, in 00:00:0",
+        f"the student of step {best}, the lowest",
+        "python -m eval table2",
+    ):
+        assert words in end
+    for path in (place / "out").iterdir():
+        assert f"  {path.name}{"/" * path.is_dir()} " in end
+
+
 def test_validations_between_log_lines(place):
     run(place, log_every=3, eval_every=2)
     lines = metrics(place / "out")
@@ -258,7 +302,7 @@ def test_a_compiled_run_gives_the_same_losses(place):
     torch._dynamo.reset()
     for compile in ("off", "on"):
         result = run(place, out=place / compile, compile=compile, dropout=0.1, chunk_mb=1, layers="0", steps=2)
-        assert ("compiled  the first step took" in result.stdout) == (compile == "on")
+        assert ("compiled  the first gradient took" in result.stdout) == (compile == "on")
         assert provenance(place / compile)["runtime"]["compiled"] == (compile == "on")
     for eager, compiled in zip(metrics(place / "off"), metrics(place / "on"), strict=True):
         for name in (*LOSSES, "gradient_norm"):
@@ -319,7 +363,7 @@ def test_the_demo_and_its_loss_trace(tmp_path):
     words = ("--steps", 4, "--log-every", 1, "--precision", "fp32", "--out", tmp_path, "--cache", tmp_path / "cache")
     result = helpers.run_command("train.py", *words)
     assert result.returncode == 0, result.stderr
-    for words in ("the corpus is a demo", "That was the demo. To distil CamemBERT", "--teacher camembert.safetensors"):
+    for words in ("the corpus is a demo", "That was the demo. Distil CamemBERT", "--teacher almanach/camembert-base"):
         assert words in result.stdout
     assert "invented text" not in result.stdout
     accuracy = provenance(tmp_path)["held_out_accuracy"]

@@ -24,6 +24,7 @@ OUT_OF_BOUNDS = {"steps": (-1, "at least 1"), "batch_size": (0, "at least 1"), "
 OUT_OF_BOUNDS |= {"block_size": (1, "at least 3"), "lr": ("nan", "above 0"), "temperature": (0, "above 0")}
 OUT_OF_BOUNDS |= {"warmup": (1.5, "at least 0 and at most 1"), "dropout": (1, "at least 0 and below 1")}
 OUT_OF_BOUNDS |= {"weights": ([-1, 1, 1], "at least 0"), "chunk_mb": (0, "at least 1"), "seed": (2**64, "")}
+OUT_OF_BOUNDS |= {"epochs": (0, "above 0")}
 OUT_OF_BOUNDS |= {"num_layers": (10**9, ""), "hidden_size": (10**9, ""), "num_heads": (0, "at least 1")}
 WRONG_OPTIONS = {
     "no such teacher": (dict(teacher="nothing.safetensors"), "There is no file nothing.safetensors. Check the path."),
@@ -49,6 +50,11 @@ WRONG_OPTIONS = {
     "a real student on the demo's text": (
         dict(teacher="none", student="x", tokenizer=None, corpus=None, steps=1001),
         "train on the demo's invented text. Name a corpus",
+    ),
+    "steps and epochs": (dict(epochs=1), "--epochs is another way to say --steps: give one of them"),
+    "epochs of the demo's text": (
+        dict(corpus=None, steps=None, epochs=30, batch_size=1),
+        "would train on the demo's invented text. Name a corpus",
     ),
     "layers and a student": (dict(layers="0", student="x"), "--layers cannot be combined with --student"),
     "769 / 12": (SIZES | dict(hidden_size=769, num_heads=12), "769 must be divisible by num_heads 12"),

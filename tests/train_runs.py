@@ -87,13 +87,22 @@ def uneven_batches():
 
 
 def metrics(out):
+    """The logged steps; the first line, which is left out, has the held-out figures before them."""
+    first, *lines = all_metrics(out)
+    assert first.keys() == {"step", "held_out"} and first["step"] == 0
+    return lines
+
+
+def all_metrics(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def untimed_metrics(out):
     """metrics.jsonl without the speed, which differs from run to run."""
-    lines = metrics(out)
+    lines = all_metrics(out)
     for line in lines:
+        if line["step"] == 0:  # the held-out figures before the first step
+            continue
         assert (line.pop("tokens_per_second") > 0) == (line["tokens"] > 0)
     return lines
 
@@ -127,9 +136,9 @@ def memory_of_run(place, out, **changed):
     """A run in this process -> the resident memory in MB at each logged step."""
     resident, log = {}, MetricsLogger.log
 
-    def watch(self, record, seconds_left):
+    def watch(self, record, *seconds_left):
         resident[record["step"]] = int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1e3
-        return log(self, record, seconds_left)
+        return log(self, record, *seconds_left)
 
     with mock.patch.object(MetricsLogger, "log", watch):
         run_longer(place, out, **changed)

@@ -1,6 +1,7 @@
 """The options of train.py, their defaults and bounds, and which of them may differ when a run resumes."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from data.cache import DEMO
 from data.cli import check, check_bounds, dashed, option
@@ -11,6 +12,7 @@ from losses.fused import CHUNK_BYTES
 from ..checkpoints.native import PRECISIONS
 
 DEFAULTS = LossSettings()
+STEPS = 300  # unless --steps or --epochs is given
 DEMO_TEXT_STEPS = 1000  # at most, with a teacher that is not the demo's: a test of the installation
 COMPILE_STEPS = 1000  # shorter runs end before compilation has paid off
 CHUNK_MB = "{cpu}; on a GPU {cuda}".format(**{name: size >> 20 for name, size in CHUNK_BYTES.items()})
@@ -57,7 +59,10 @@ class Options:
         DEFAULTS.weights, "of the losses in equation (13)", nargs=3, type=float, metavar=("SOFT", "COS", "MLM"), least=0
     )
 
-    steps: int = option(300, "optimiser steps", "optimisation", least=1, most=10**9)
+    steps: int | None = option(
+        None, f"optimiser steps (default: {STEPS})", "optimisation", type=int, least=1, most=10**9
+    )
+    epochs: float | None = option(None, "instead of --steps: passes over the corpus", type=float, above=0, most=10**6)
     batch_size: int = option(8, "blocks per micro-batch", least=1, most=10**6)
     accumulate: int = option(1, "micro-batches per optimiser step, over all ranks", least=1, most=10**6)
     block_size: int = option(128, "tokens per block", least=3, most=10**5)
@@ -100,6 +105,9 @@ class Options:
 
     def __post_init__(self):
         check_bounds(self)
+        check(self.steps is None or self.epochs is None, "--epochs is another way to say --steps: give one of them.")
+        if self.steps is None and self.epochs is None:
+            object.__setattr__(self, "steps", STEPS)
         check(sum(self.weights) > 0, "--weights needs at least one weight above 0.")
         for name in SIZES:
             allowed = self.teacher == "none" or getattr(self, name) is None
@@ -107,10 +115,21 @@ class Options:
         check(self.student is None or self.layers == ("alternate",), "--layers cannot be combined with --student.")
         on_demo_text = self.corpus == DEMO and not self.is_demo
         message = f"--steps {self.steps} would train on the demo's invented text. Name a corpus with --corpus."
-        check(not on_demo_text or self.steps <= DEMO_TEXT_STEPS, message)
+        check(not on_demo_text or self.steps is None or self.steps <= DEMO_TEXT_STEPS, message)
 
     @property
     def is_demo(self) -> bool:
         """Whether the teacher is the demo's; without a teacher, whether text and tokenizer are."""
         own = (self.student, self.tokenizer) != (None, None)
         return self.teacher == "demo" or (self.teacher == "none" and self.corpus == DEMO and not own)
+
+    def in_steps(self, blocks: float | None) -> "Options":
+        """--epochs as --steps, so that a run is the same one however its length was said.  Raises OptionError.
+
+        blocks: of the corpus, for training, None if unknown.
+        """
+        if self.epochs is None:
+            return self
+        check(blocks is not None, "--epochs needs the corpus, which is not fetched for --plan. Use --steps instead.")
+        steps = math.ceil(self.epochs * blocks / (self.batch_size * self.accumulate) - 1e-9)
+        return replace(self, epochs=None, steps=max(1, steps))

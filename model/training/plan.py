@@ -12,13 +12,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from data.cli import MB
+from data.cli import MB, say
 
 from ..config import count_parameters
+from .device import Runtime
 from .distributed import World
 from .run_state import BEST, FOLDER, METRICS, RUN, STUDENT
 
 TIMED, BUDGET = 5, 60.0  # steps to time; seconds after which only two are
+SLOW = 2.0  # seconds
 GB = 1e9
 
 
@@ -39,10 +41,38 @@ class Work(NamedTuple):
     block_size: int
     eval_every: int  # between validations; 0: only at the end
 
+    @property
+    def tokens(self) -> int:
+        """Per step."""
+        return self.blocks * self.block_size
+
     def validations(self) -> int:
         """Their number: before the first step, in between, and at the end."""
+        if self.first == self.last:
+            return 0
         between = (self.last - 1) // self.eval_every - self.first // self.eval_every if self.eval_every else 0
         return (self.first == 0) + between + 1
+
+    def seconds(self, step: float, validation: float) -> float:
+        """Of the steps and validations that are left; step, validation: the seconds of one."""
+        return (self.last - self.first) * step + self.validations() * validation
+
+
+class Disk(NamedTuple):
+    """What a run writes at most, and how much room there is, in bytes."""
+
+    weights: int  # of one student
+    checkpoint: int
+    needed: int
+    free: int
+
+    @classmethod
+    def of(cls, out: Path, distiller: nn.Module, keep: int) -> "Disk":
+        """keep: checkpoints. AdamW's two moments are as large as what is trained: the student and its projection."""
+        weights, trained = size_of(distiller.student.state_dict().values()), size_of(distiller.parameters())
+        checkpoint = 3 * trained
+        place = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+        return cls(weights, checkpoint, (keep + 1) * checkpoint + 2 * weights, shutil.disk_usage(place).free)
 
 
 def measure(step: Callable[[], object], validate: Callable[[], object], device: torch.device, world: World) -> Measured:
@@ -51,16 +81,32 @@ def measure(step: Callable[[], object], validate: Callable[[], object], device: 
     step: an optimiser step that has ended on the device when it returns. The ranks agree on the number of steps.
     """
 
-    def seconds(call: Callable[[], object]) -> float:
-        start = time.monotonic()
-        call()
-        return world.max(time.monotonic() - start)
-
     step()
-    steps = [seconds(step), seconds(step)]
+    steps = [seconds_of(step, world), seconds_of(step, world)]
     while len(steps) < TIMED and sum(steps) < BUDGET:
-        steps.append(seconds(step))
-    return Measured(steps, seconds(validate), int(world.max(peak_memory(device))))
+        steps.append(seconds_of(step, world))
+    return Measured(steps, seconds_of(validate, world), int(world.max(peak_memory(device))))
+
+
+def seconds_of(call: Callable[[], object], world: World) -> float:
+    """Of the slowest rank."""
+    start = time.monotonic()
+    call()
+    return world.max(time.monotonic() - start)
+
+
+def time_step(micro_batch: Callable[[], object], number: int, runtime: Runtime, world: World) -> float:
+    """Expected seconds of an optimiser step with this number of micro-batches on each rank.
+
+    micro_batch: the gradient of one. It runs twice, and the second time counts, unless nothing is compiled and the
+    first is so slow that its allocations hardly matter.
+    """
+    seconds = seconds_of(micro_batch, world)
+    if runtime.compiled:
+        say(f"compiled  the first gradient took {seconds:.0f} s")
+    if seconds < SLOW or runtime.compiled:
+        seconds = seconds_of(micro_batch, world)
+    return number * seconds
 
 
 def peak_memory(device: torch.device) -> int:
@@ -78,7 +124,7 @@ def size_of(tensors: Iterable[Tensor]) -> int:
 
 def print_work(work: Work, measured: Measured, student: nn.Module, teacher: nn.Module | None) -> None:
     """Parameters, steps, speed and time."""
-    steps, tokens = work.last - work.first, work.blocks * work.block_size
+    steps, tokens = work.last - work.first, work.tokens
     print("\nThe plan of this run:")
     for name, model in {"student": student, "teacher": teacher}.items():
         if model is not None:
@@ -89,38 +135,24 @@ def print_work(work: Work, measured: Measured, student: nn.Module, teacher: nn.M
     median, low, high = statistics.median(measured.steps), min(measured.steps), max(measured.steps)
     speeds = f"{tokens / high:,.0f} to {tokens / low:,.0f} in {len(measured.steps)} timed steps"
     print_line("speed", f"{tokens / median:,.0f} tokens/s ({speeds})")
-    validations = work.validations()
-    seconds = [steps * each + validations * measured.validation for each in (median, low, high)]
-    size, unit = (3600, "hours") if seconds[0] >= 3600 else (60, "minutes")
-    expected, shortest, longest = (f"{each / size:,.3g}" for each in seconds)
-    checks = f"{validations} validation{'s' * (validations > 1)} of {measured.validation:.1f} s"
-    print_line("time", f"{expected} {unit} ({shortest} to {longest} at these speeds), with {checks}")
+    expected, shortest, longest = (work.seconds(each, measured.validation) for each in (median, low, high))
+    checks = f"{count(work.validations(), 'validation')} of {measured.validation:.1f} s"
+    at_these = f"({time_text(shortest)} to {time_text(longest)} at these speeds)"
+    print_line("time", f"{time_text(expected)} {at_these}, with {checks}")
 
 
-def print_corpus(work: Work, blocks: float | None, counted: str) -> None:
-    """blocks: of the corpus, for training, None if unknown; counted: how, or what is known instead."""
-    if blocks is None:
-        print_line("epochs", f"unknown until the corpus is fetched and prepared: {counted}")
-    else:
-        epochs = f"{work.last * work.blocks / blocks:.3g} of {blocks:,.0f} blocks of {work.block_size} tokens"
-        print_line("epochs", f"{epochs}, {counted}")
-
-
-def print_files(out: Path, student: nn.Module, state: Iterable[Tensor], memory: int, every: int, keep: int) -> None:
-    """state: the tensors of a checkpoint beside the student; every: steps between checkpoints, 0: only when stopped."""
-    weights = size_of(student.state_dict().values())
-    checkpoint = weights + size_of(state)
-    more = f"{gigabytes(checkpoint)} of main memory more while a checkpoint is written"
+def print_files(out: Path, disk: Disk, memory: int, every: int, keep: int) -> None:
+    """every: steps between checkpoints, 0: only when stopped."""
+    more = f"{gigabytes(disk.checkpoint)} of main memory more while a checkpoint is written"
     print_line("memory", f"{gigabytes(memory)} per rank at the peak of the timed steps, {more}")
-    needed = (keep + 1) * checkpoint + 2 * weights
-    free = shutil.disk_usage(next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())).free
-    verdict = "free" if free > needed else "free, WHICH IS TOO LITTLE: make room, or choose another --out"
-    print_line("disk", f"{gigabytes(needed)} at most; {gigabytes(free)} are {verdict}")
+    room = disk.free > disk.needed
+    verdict = "free" if room else "free, WHICH IS TOO LITTLE: make room, or choose another --out"
+    print_line("disk", f"{gigabytes(disk.needed)} at most; {gigabytes(disk.free)} are {verdict}")
     when = f"every {every:,} steps" if every else "when the run is stopped"
     files = {
-        f"{FOLDER}/step-N/": f"{when}, {gigabytes(checkpoint)} each; the last {keep} are kept",
-        BEST: f"the student with the lowest validation loss, {gigabytes(weights)}",
-        STUDENT: f"the student at the end, {gigabytes(weights)}",
+        f"{FOLDER}/step-N/": f"{when}, {gigabytes(disk.checkpoint)} each; the last {keep} are kept",
+        BEST: f"the student with the lowest validation loss, {gigabytes(disk.weights)}",
+        STUDENT: f"the student at the end, {gigabytes(disk.weights)}",
         METRICS: f"losses and speed; {RUN}: options and hashes of the inputs",
     }
     print_line("writes", f"{out}/")
@@ -133,5 +165,19 @@ def print_line(name: str, words: str) -> None:
     print(f"  {name:<8}  {words}")
 
 
+def time_text(seconds: float) -> str:
+    if seconds < 60:
+        return count(round(seconds), "second")
+    return f"{seconds / 3600:,.3g} hours" if seconds >= 3600 else f"{seconds / 60:,.3g} minutes"
+
+
+def count(number: int, noun: str) -> str:
+    """1 validation, 2 validations."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def gigabytes(size: float) -> str:
+    """Or megabytes, or kilobytes."""
+    if size < MB / 10:
+        return f"{size / 1e3:,.1f} kB"
     return f"{size / GB:,.2f} GB" if size >= GB / 10 else f"{size / MB:,.1f} MB"

@@ -34,6 +34,8 @@ class TrainState:
     metrics_bytes: int = 0  # length of metrics.jsonl
     baseline: dict[str, float] = field(default_factory=dict)  # validation accuracy before the first step
     best_loss: float | None = None  # lowest validation loss
+    best_step: int = 0  # its step
+    validation_seconds: float = 0.0  # of the last validation
 
     def add_seconds(self, seconds: float) -> None:
         self.since_line += seconds

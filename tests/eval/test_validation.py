@@ -10,7 +10,7 @@ from sklearn.metrics import accuracy_score
 
 from data import DataError
 from data.blocks import Batch
-from eval.validation import validate
+from eval.validation import encoder_speeds, validate
 from losses import LossSettings, distillation_loss, fused_distillation_loss
 from model import EncoderConfig, MaskedLM
 from model.training.device import Runtime, prepare_models
@@ -75,6 +75,17 @@ def test_accuracies_agreement_and_losses_over_all_batches():
     expected = dict(soft_label_loss=soft, cosine_loss=cosine, mlm_loss=mlm, pseudo_perplexity=math.exp(mlm))
     expected |= dict(loss=0.2 * soft + 0.3 * cosine + 0.5 * mlm)
     assert {name: result[name] for name in expected} == pytest.approx(expected, rel=1e-9)
+    swapped = validate(teacher, student, batches, SETTINGS, RUNTIME)
+    assert result["teacher_mlm_loss"] == pytest.approx(swapped["mlm_loss"], rel=1e-9) != result["mlm_loss"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_speed_of_the_encoders(precision):
+    """One has 12 layers, the other 1; both run without dropout, as they would in use."""
+    batch = Batch(torch.full((8, 24), 5), torch.full((8, 24), -100), torch.ones(8, 24, dtype=torch.bool))
+    models = {layers: MaskedLM(EncoderConfig(layers, 64, 2, 64, vocab_size=12)).train() for layers in (12, 1)}
+    speeds = encoder_speeds(models, batch, Runtime(torch.device("cpu"), precision))
+    assert 3 < speeds[1] / speeds[12] < 20 and not any(model.training for model in models.values())
 
 
 def test_nothing_is_compiled_for_validation():

@@ -214,7 +214,7 @@ def result_of_run(status: int | None, printed: str, out: Path) -> dict:
     with safe_open(out / "student.safetensors", "pt") as file:
         accuracy = json.loads(file.metadata()["provenance"])["held_out_accuracy"]
     last = json.loads((out / "metrics.jsonl").read_text(encoding="utf-8").strip().split("\n")[-1])
-    first = re.search(r"the first step took (\d+) s", printed)
+    first = re.search(r"the first gradient took (\d+) s", printed)
     return {**accuracy, "tokens_per_second": last["tokens_per_second"], "first_step": first and int(first[1])}
 
 

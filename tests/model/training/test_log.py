@@ -1,4 +1,4 @@
-"""Progress lines, metrics.jsonl, TensorBoard and curves.png."""
+"""Lines of logged steps, metrics.jsonl and TensorBoard. The screen: test_screen.py."""
 
 import json
 import sys
@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from model.training import log
-from model.training.log import MetricsLogger, draw_curves, duration, metrics_record, progress_line, truncate
+from model.training import screen
+from model.training.log import MetricsLogger, held_out_line, metrics_record, progress_line, truncate
 from model.training.state import Diverged, TrainState
 
 LOSSES = dict(loss=1.5, soft_label_loss=1.25, cosine_loss=0.5, mlm_loss=3.0)
@@ -20,7 +20,7 @@ def logger(folder, state=None, tensorboard=False, enabled=True):
 
 
 def test_a_progress_line_has_losses_learning_rate_gradient_norm_speed_and_time_left():
-    assert progress_line(RECORD, 3000, 3725.9) == (
+    assert progress_line(RECORD, "step   20/3000", 3725.9) == (
         "step   20/3000  loss 1.5000  soft 1.2500  cos 0.5000  mlm 3.0000  lr 5.0e-04  grad norm 2.00  1,234 tok/s"
         "  ETA 01:02:05"
     )
@@ -28,7 +28,7 @@ def test_a_progress_line_has_losses_learning_rate_gradient_norm_speed_and_time_l
 
 def test_a_record_is_on_disk_before_its_line_is_printed(tmp_path, monkeypatch):
     on_disk = []
-    monkeypatch.setattr(log, "say", lambda line: on_disk.append((tmp_path / "metrics.jsonl").read_text()))
+    monkeypatch.setattr(screen, "say", lambda line: on_disk.append((tmp_path / "metrics.jsonl").read_text()))
     with logger(tmp_path) as metrics:
         metrics.log(RECORD, 60.0)
     assert [json.loads(text) for text in on_disk] == [RECORD]
@@ -38,13 +38,10 @@ def test_a_progress_line_of_masked_lm_with_skipped_steps_and_a_validation():
     skipped = [{"step": 7, "first_block": 48}, {"step": 9, "first_block": 64}]
     held_out = {"loss": 2.0, "accuracy": 0.5, "pseudo_perplexity": 7.25}
     absent = dict(soft_label_loss=None, cosine_loss=None, gradient_norm=None)
-    line = progress_line({**RECORD, **absent, "share_of_peak": 0.41, "skipped": skipped, "held_out": held_out}, 20, 0)
+    line = progress_line({**RECORD, **absent, "share_of_peak": 0.41, "skipped": skipped}, "step 20/20", 0)
     assert "soft" not in line and "grad norm none" in line and "41% of peak" in line and "skipped 7, 9" in line
-    assert "validation loss 2.0000  masked-token accuracy 50.0%  pseudo-perplexity 7.2" in line
-
-
-def test_a_long_duration_has_days():
-    assert duration(19 * 86400 + 3 * 3600 + 4 * 60 + 5) == "19 d 03:04:05"
+    line = held_out_line(held_out, "step 20/20")
+    assert line == "step 20/20  held-out loss 2.0000  masked-token accuracy 50.0%  pseudo-perplexity 7.2"
 
 
 def test_a_record_has_means_over_all_tokens():
@@ -84,39 +81,24 @@ def test_other_ranks_write_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_progress_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("tqdm")
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+def test_step_0_has_held_out_figures_alone(tmp_path, capsys):
+    held_out = {"loss": 2.0, "accuracy": 0.5, "pseudo_perplexity": 7.25, "teacher_accuracy": 0.7, "agreement": 0.6}
     with logger(tmp_path) as metrics:
-        metrics.log(RECORD, 0.0)
-        assert metrics.bar.n == 20
-    output = capsys.readouterr()
-    assert "step 20/40" in output.out and "20/40" in output.err
+        length = metrics.log({"step": 0, "held_out": held_out})
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 0, "held_out": held_out}
+    assert length == (tmp_path / "metrics.jsonl").stat().st_size
+    assert capsys.readouterr().out.startswith("step  0/40  held-out loss 2.0000  masked-token accuracy 50.0% (teacher")
 
 
-@pytest.mark.parametrize("package", ["tqdm", "tensorboard", "matplotlib"])
-def test_a_missing_package_gives_at_most_a_hint(tmp_path, monkeypatch, capsys, package):
+def test_without_tensorboard_a_hint(tmp_path, monkeypatch, capsys):
     for name in list(sys.modules):
-        if name.partition(".")[0] == package or name.startswith("torch.utils.tensorboard"):
+        if name.startswith(("tensorboard", "torch.utils.tensorboard")):
             monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: package == "tqdm")
-    with logger(tmp_path, tensorboard=package == "tensorboard") as metrics:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with logger(tmp_path, tensorboard=True) as metrics:
         metrics.log({**RECORD, "share_of_peak": None}, 0.0)
-        assert metrics.bar is None and metrics.writer is None
-    if package == "matplotlib":
-        draw_curves(tmp_path)
     output = capsys.readouterr()
-    assert "step 20/40" in output.out and (f"pip install {package}" in output.err) == (package != "tqdm")
-
-
-def test_curves(tmp_path):
-    pytest.importorskip("matplotlib")
-    held_out = {"loss": 1.0, "mlm_loss": 2.0, "accuracy": 0.5, "teacher_accuracy": 0.7, "agreement": 0.6}
-    lines = [{**RECORD, "step": step} for step in (10, 20)] + [{**RECORD, "step": 30, "held_out": held_out}]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    draw_curves(tmp_path)
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "step 20/40" in output.out and "pip install tensorboard" in output.err
 
 
 def test_tensorboard(tmp_path):

@@ -9,7 +9,10 @@ import torch
 
 from model import MaskedLM, count_parameters
 from model.training import plan
+from model.training.device import Runtime
 from model.training.distributed import SINGLE
+from model.training.run_state import CheckpointWriter
+from tests.model.training.runs import Run
 from tests.train_runs import AT_ONCE, make_teacher, run, write_inputs
 
 
@@ -38,40 +41,86 @@ def test_slow_steps_are_timed_fewer_times(monkeypatch, seconds, timed):
     assert measured.memory > 10**8  # of a process with torch: in bytes
 
 
-def test_epochs_time_and_their_spread(capsys):
+def test_the_time_and_its_spread(capsys):
     measured = plan.Measured([2.0, 1.0, 4.0], 90.0, 3 * 10**9)
     work = plan.Work(first=0, last=3600, blocks=8, block_size=128, eval_every=1800)
     teacher = make_teacher()
     plan.print_work(work, measured, MaskedLM(teacher.config), teacher)
-    plan.print_corpus(work, 14400, "counted")
-    plan.print_corpus(work, None, "45,000.0 MB in 12 files")
     out = capsys.readouterr().out
     assert "3,600 of 1,024 tokens: 3,686,400 tokens" in out
-    assert "2 of 14,400 blocks of 128 tokens, counted\n" in out and "unknown until the corpus is fetched" in out
     assert "512 tokens/s (256 to 1,024 in 3 timed steps)" in out
-    assert "2.08 hours (1.07 to 4.08 at these speeds), with 3 validations of 90.0 s" in out  # 3600 × 2 s + 3 × 90 s
+    assert (
+        "2.08 hours (1.07 hours to 4.08 hours at these speeds), with 3 validations of 90.0 s" in out
+    )  # 3600 × 2 s + 3 × 90 s
     plan.print_work(work._replace(first=3595), measured, MaskedLM(teacher.config), None)
-    assert "1.67 minutes (1.58 to 1.83 at these speeds), with 1 validation of 90.0 s" in capsys.readouterr().out
+    assert (
+        "1.67 minutes (1.58 minutes to 1.83 minutes at these speeds), with 1 validation of 90.0 s"
+        in capsys.readouterr().out
+    )
     assert out.count(f"{count_parameters(teacher.config):,} are equation (9)") == 2
 
 
 def test_what_is_written_and_whether_there_is_room(capsys, monkeypatch, tmp_path):
-    student, usage = torch.nn.Linear(10**6, 50, bias=False), namedtuple("usage", "free")  # 200 MB
+    distiller, usage = torch.nn.Module(), namedtuple("usage", "free")
+    distiller.student = torch.nn.Linear(10**6, 50, bias=False)  # 200 MB
     for free, verdict in ((2.3e9, "2.30 GB are free\n"), (2.1e9, "2.10 GB are free, WHICH IS TOO LITTLE")):
         monkeypatch.setattr(plan.shutil, "disk_usage", lambda path, free=free: usage(free))
-        state = [weight.detach() for weight in student.parameters()] * 2  # two moments
-        plan.print_files(tmp_path / "a" / "b", student, state, 5 * 10**7, every=500, keep=2)
+        disk = plan.Disk.of(tmp_path / "a" / "b", distiller, keep=2)
+        plan.print_files(tmp_path / "a" / "b", disk, 5 * 10**7, every=500, keep=2)
         out = capsys.readouterr().out
         assert f"2.20 GB at most; {verdict}" in out  # 3 × 600 MB, and two students
         assert "50.0 MB per rank at the peak of the timed steps, 0.60 GB of main memory more" in out
         assert "every 500 steps, 0.60 GB each; the last 2 are kept" in out
 
 
+def test_the_foreseen_checkpoint_is_as_large_as_the_written_one(place):
+    """With a projection, which the optimiser trains too."""
+    run_ = Run().train()
+    writer = CheckpointWriter(place, 2)
+    written = sum(path.stat().st_size for path in run_.save(writer).iterdir())
+    foreseen = plan.Disk.of(place, run_.distiller, keep=2).checkpoint
+    assert foreseen < written < foreseen + 20_000  # names, shapes, and the JSON
+
+
+@pytest.mark.parametrize(
+    ("seconds", "compiled", "calls"), [((0.5, 0.25), False, 2), ((9.0,), False, 1), ((9.0, 4.0), True, 2)]
+)
+def test_a_step_is_timed_by_its_second_micro_batch_unless_it_is_slow(monkeypatch, seconds, compiled, calls):
+    clock, left = [0.0], list(seconds)
+    monkeypatch.setattr(plan.time, "monotonic", lambda: clock[0])
+
+    def micro_batch():
+        clock[0] += left.pop(0)
+
+    runtime = Runtime(torch.device("cpu"), compiled=compiled)
+    assert plan.time_step(micro_batch, 3, runtime, SINGLE) == 3 * seconds[-1] and not left and calls == len(seconds)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(1.2, "1 second"), (42.4, "42 seconds"), (90, "1.5 minutes"), (3599, "60 minutes"), (5 * 86400, "120 hours")],
+)
+def test_times_in_words(seconds, text):
+    assert plan.time_text(seconds) == text
+
+
+@pytest.mark.parametrize(("size", "text"), [(250, "0.2 kB"), (5e6, "5.0 MB"), (2.5e11, "250.00 GB")])
+def test_sizes_in_words(size, text):
+    assert plan.gigabytes(size) == text
+
+
+def test_the_time_left_counts_validations():
+    work = plan.Work(first=0, last=100, blocks=1, block_size=1, eval_every=30)
+    assert work.seconds(2.0, 10.0) == 100 * 2 + 5 * 10
+    assert work._replace(first=60).seconds(2.0, 10.0) == 40 * 2 + 2 * 10
+    assert work._replace(first=100).seconds(2.0, 10.0) == 0
+
+
 def test_the_plan_of_a_run_trains_and_writes_nothing(place):
     before = sorted(place.rglob("*"))
     result = run(place, plan=True, steps=40, eval_every=10)
     assert "40 of 64 tokens" in result.stdout and "with 5 validations" in result.stdout
-    assert re.search(r"epochs    [\d.]+ of [\d,]+ blocks of 32 tokens", result.stdout)
+    assert re.search(r"tokens    64 a step, 2,560 in all: [\d.]+ epochs of [\d,]+ blocks of 32, estim", result.stdout)
     assert "step 1" not in result.stdout and "Nothing was trained or written" in result.stdout
     assert sorted(place.rglob("*")) == before
 
