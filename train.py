@@ -270,7 +270,9 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
         measured = plan.measure(time_step, validate_now, device, world)
         plan.print_work(work, measured, student, teacher)
         disk = plan.Disk.of(out, distiller, options.keep)
-        plan.print_files(out, disk, measured.memory, options.checkpoint_every, options.keep)
+        size, on_gpu = plan.memory_size(device), device.type == "cuda"
+        plan.print_memory(measured.memory, disk.checkpoint, size, on_gpu, world.size)
+        plan.print_files(out, disk, options.checkpoint_every, options.keep)
         return 0
 
     # ---- the loop
