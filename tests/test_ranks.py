@@ -104,7 +104,7 @@ def test_two_ranks_equal_one_and_resume_as_one_or_as_two(place, tmp_path):
     assert_close_runs(one, whole)
     with Command(*TWO_RANKS, *arguments(place, out=out, **LONGER | LONG)) as command:
         assert command.end() == 0, command.output
-    assert f"resumed   after step {step}," in command.output and command.output.count("Written: ") == 1
+    assert f"resumed   after step {step}," in command.output and command.output.count("Written to ") == 1
     assert_close_runs(out, whole)
 
 
