@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from data import demo
 from data.blocks import Batch, open_blocks, prefetched, training_batches, validation_batches
 from data.cache import DEMO, prepared_folder, sample_folder
-from data.cli import check, parse_options, run_command
+from data.cli import check, parse_options, run_command, warn
 from data.corpus.files import check_corpus
 from data.corpus.shuffle import key_of
 from data.download.models import fetch_models
@@ -39,7 +39,7 @@ from losses import IGNORE_INDEX, DistillationLoss, LossSettings, fused_distillat
 from model import EncoderConfig, MaskedLM, ModelError, choose_layers, initialise_student, save_model
 from model.checkpoints.load import check_vocabulary, load_checkpoint, load_teacher, load_tokenizer
 from model.checkpoints.native import fingerprint, versions
-from model.training import log, plan, report, run_state
+from model.training import log, plan, report, run_folder, run_state
 from model.training.curves import draw_curves
 from model.training.device import (
     Runtime,
@@ -53,7 +53,7 @@ from model.training.device import (
 )
 from model.training.distributed import SINGLE, World, join_world
 from model.training.optim import learning_rate, make_optimiser, optimiser_step
-from model.training.options import COMPILE_STEPS, MAY_DIFFER, SIZES, Options
+from model.training.options import COMPILE_STEPS, MAY_DIFFER, ON_MEMORY, SIZES, Options
 from model.training.state import Diverged, PendingLosses
 from model.training.stop import Stop
 
@@ -185,8 +185,8 @@ def train(options: Options) -> int:
         if not world.is_main:
             with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
                 return run(options, found, world, choose_device(device_name))
-        with contextlib.nullcontext() if options.plan else run_state.own(Path(options.out), options.wait):
-            run_state.check_no_other_run(Path(options.out), options.resume)
+        with contextlib.nullcontext() if options.plan else run_folder.own(Path(options.out), options.wait):
+            run_folder.check_free(Path(options.out), options.resume)
             return run(options, found, world, choose_device(device_name))
 
 
@@ -223,13 +223,12 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
         inputs = {"teacher": fingerprint(teacher) if teacher else None}
         inputs |= {"corpus": blocks.hashes()} if sample is None or sample.share == 1 else {}
         identity = {"options": asdict(options), "inputs": inputs}
-        run_state.check_same_run(out, identity, MAY_DIFFER)
-        if not sample:
-            run_state.write_run(out, identity)
-            run_state.remove_partial_files(out)
+        stored = run_folder.read_run(out, warn)
+        if stored is not None:
+            run_folder.check_same_run(out, stored, identity, MAY_DIFFER)
     world.barrier()
-    if run_state.is_finished(out):
-        print(f"\nThe run in {out} is finished. Choose another --out for a new one.")
+    if run_folder.is_finished(out, steps, warn):
+        print(f"\nThe run in {out} is finished. More --steps extend it; another --out begins a new one.")
         return 0
     runtime = replace(runtime, compiled=choose_compiled(options.compile, device, steps >= COMPILE_STEPS))
     weights, chunk_bytes = options.weights if teacher else (0.0, 0.0, 1.0), options.chunk_mb and options.chunk_mb << 20
@@ -237,6 +236,12 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
     distiller = Distiller(student.train(), teacher, settings, runtime).to(device)
     optimiser, scaler = make_optimiser(distiller, options.lr, options.weight_decay), runtime.grad_scaler()
     state = run_state.resume(out, distiller, optimiser, scaler, runtime)
+    if world.is_main and not sample:
+        run_folder.write_run(out, identity)
+        run_folder.remove_partial_files(out)
+    if world.is_main and stored and stored["options"].get("steps", steps) < steps:
+        next_rate = learning_rate(state.step + 1, steps, options.lr, options.warmup)
+        report.print_extension(stored["options"]["steps"], steps, next_rate)
     work = work._replace(first=state.step)
     prepare_models(student, teacher, runtime)
     engine = nn.parallel.DistributedDataParallel(distiller) if world.group else distiller
@@ -302,7 +307,8 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
             status = None if is_last else stop.now(world)
             validates = is_last or (options.eval_every and step % options.eval_every == 0)
             logs = validates or step % options.log_every == 0
-            saves = status is not None or (options.checkpoint_every and step % options.checkpoint_every == 0)
+            every = options.checkpoint_every
+            saves = status is not None or (every and (is_last or step % every == 0))
             if logs or saves:
                 pending.read_into(state, options.max_skipped, world)
                 state.add_seconds(time.monotonic() - clock)
@@ -311,13 +317,13 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
                 if validates:
                     logger.begin(f"the validation after step {step}")
                     record["held_out"] = validate_now()
-                    run_state.keep_best(out, student, tokenizer, state, record["held_out"]["loss"], world.is_main)
+                    run_folder.keep_best(out, student, tokenizer, state, record["held_out"]["loss"], world.is_main)
                 state.metrics_bytes = logger.log(
                     record, work._replace(first=step).seconds(state.seconds / step, state.validation_seconds)
                 )
                 state.new_line()
             if saves and world.is_main:
-                values = {**about, **state.to_json()}
+                values = {**about, "run": identity, **state.to_json()}
                 saved = writer.save(step, student, *run_state.gather(distiller, optimiser, scaler, values))
             if logs or saves:
                 clock = time.monotonic()
@@ -350,4 +356,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run_command("train.py", main, ModelError, Diverged)
+    run_command("train.py", main, ModelError, Diverged, on_memory=ON_MEMORY)

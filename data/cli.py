@@ -6,6 +6,7 @@ import functools
 import io
 import math
 import os
+import re
 import shutil
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import NoReturn, TypeVar
 
 T = TypeVar("T")
 MB = 1e6
+NO_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory|ALLOC_FAILED|bad_alloc", re.IGNORECASE)
 
 # ---- errors ----------------------------------------------------------------------------------------------------
 
@@ -27,13 +29,17 @@ class OptionError(ValueError):
 
 
 def run_command(
-    name: str, main: Callable[[], int | None], *user_errors: type[Exception], on_interrupt: str = ""
+    name: str,
+    main: Callable[[], int | None],
+    *user_errors: type[Exception],
+    on_interrupt: str = "",
+    on_memory: str = "",
 ) -> NoReturn:
     """Runs main() and exits with its status, 0 if it returns none.
 
     DataError, OptionError, OSError and user_errors are printed as "name: message", without a traceback; the status
     is the error's `exit_status`, by default 2. Ctrl-C exits with 130. A closed standard output is no error.
-    on_interrupt: what Ctrl-C leaves behind, for its message.
+    on_interrupt: what Ctrl-C leaves behind, for its message. on_memory: what to do where memory is too small.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # French and the paper's symbols, whatever the locale
@@ -50,10 +56,25 @@ def run_command(
     except OSError as error:  # a full disk, a folder without permission
         print(f"{name}: {error.filename or 'a file'}: {error.strerror or error}.", file=sys.stderr)
         status = 2
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"{name}: out of memory: {first_line(error)}. {on_memory}".rstrip(), file=sys.stderr)
+        status = 2
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted{on_interrupt and '; '}{on_interrupt}.", file=sys.stderr)
         status = 130
     sys.exit(status)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of the machine or of a GPU: Python's and NumPy's MemoryError, and PyTorch's RuntimeErrors of this kind."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error))))
+
+
+def first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".")[:200]
 
 
 def warn(sentence: str) -> None:

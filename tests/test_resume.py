@@ -1,10 +1,12 @@
 """Runs that are stopped, killed or out of disk space resume and end with the same bits as an undisturbed run."""
 
+import json
 import random
 import re
 import resource
 import shutil
 import signal
+import socket
 import time
 from unittest import mock
 
@@ -179,33 +181,60 @@ def test_a_damaged_newest_checkpoint_is_skipped_with_a_warning(place, whole, hal
     damaged.write_bytes(bits)
     result = run(place, half, max_hours=AT_ONCE, keep=1)
     assert "resumed   after step 2" in result.stdout and steps_kept(half) == [3]
-    message = "warning: The checkpoint .*step-000000003 is damaged .* Resuming from the one before."
+    message = "warning: The checkpoint .*step-000000003 is damaged .* Resuming after step 2 instead."
     assert re.search(message, result.stderr)
     result = run(place, half)
     assert "resumed   after step 3" in result.stdout and "warning" not in result.stderr
     assert_same_run(half, whole())
 
 
-DAMAGE = {
-    "checkpoints/*/state.json": "is damaged. Restore one, or choose another --out.",
-    "metrics.jsonl": "is shorter than at the last checkpoint",
-    "run.json": "run.json cannot be read",
-}
-
-
-@pytest.mark.parametrize("damaged", DAMAGE)
-def test_a_run_that_cannot_be_resumed_is_an_error_and_left_unchanged(place, half, damaged):
-    for path in half.glob(damaged):
+def test_a_run_that_cannot_be_resumed_is_an_error_and_left_unchanged(place, half):
+    for path in half.glob("checkpoints/*/state.json"):
         path.write_text("{")
-    assert_refused(place, half, DAMAGE[damaged])
+    kept = half / "checkpoints" / "step-000000003" / "student.safetensors"
+    message = f"or begin a new run with its student: --student {kept} and another --out."
+    assert_refused(place, half, f"No other checkpoint is left in {half}/checkpoints. Restore one of them, {message}")
+
+
+@pytest.mark.parametrize("how", ["missing", "damaged"])
+@pytest.mark.parametrize("name", ["run.json", "metrics.jsonl"])
+def test_a_lost_file_beside_a_checkpoint_does_not_cost_the_run(place, whole, half, name, how):
+    original = (half / name).read_bytes()
+    (half / name).unlink()
+    if how == "damaged":
+        (half / name).write_bytes(original[:20])
+    result = run(place, half)
+    assert "resumed   after step 3" in result.stdout and weights(half) == weights(whole())
+    if name == "run.json":
+        lost = "is missing" if how == "missing" else "cannot be read"
+        assert f"warning: {half / name} {lost}; the options in {half}/checkpoints/step-000000003 take" in result.stderr
+        assert json.loads((half / name).read_text())["inputs"] == json.loads(original)["inputs"]
+    else:
+        assert f"warning: {half / name} is shorter than at the last checkpoint: lines of earlier steps" in result.stderr
+        assert untimed_metrics(half) == untimed_metrics(whole())[-len(untimed_metrics(half)) :]
+
+
+def test_other_options_are_refused_also_by_a_checkpoint_alone(place, half):
+    (half / "run.json").unlink()
+    assert_refused(place, half, "holds a run with different --lr.", lr=1e-3)
+
+
+def test_checkpoints_without_any_options_are_not_overwritten(place, half):
+    (half / "run.json").unlink()
+    for path in half.glob("checkpoints/*/state.json"):
+        path.unlink()
+    assert_refused(place, half, "already holds the metrics.jsonl of a run, and no readable run.json to resume it.")
+    (half / "metrics.jsonl").unlink()
+    assert_refused(place, half, "already holds the checkpoints/step-000000003 of a run, and no readable run.json")
 
 
 @pytest.mark.parametrize(
     ("changed", "names"),
     [
         (dict(lr=1e-3), "--lr"),
-        (dict(steps=9, dropout=0.2, masking="words"), "--dropout, --steps, --masking"),
-        (dict(batch_size=4, accumulate=1), "--batch-size, --accumulate"),
+        (dict(steps=7, dropout=0.2, masking="words"), "--dropout, --steps, --masking"),
+        (dict(batch_size=4, accumulate=2), "--batch-size"),
+        (dict(steps=7), "--steps"),
         (dict(precision="bf16", seed=1), "--seed, --precision"),
     ],
 )
@@ -244,9 +273,82 @@ def test_another_corpus_or_teacher_of_the_same_name_is_refused(place, tmp_path, 
 
 def test_a_finished_run_is_left_unchanged(place, whole):
     before = content(whole())
-    assert f"The run in {whole()} is finished. Choose another --out" in run(place, whole()).stdout
+    assert f"The run in {whole()} is finished. More --steps extend it; another --out" in run(place, whole()).stdout
     assert content(whole()) == before
-    assert_refused(place, whole(), "with different --steps", steps=9)
+    assert_refused(place, whole(), "with different --steps", steps=7)
+
+
+def test_a_finished_run_is_extended(place, whole, tmp_path):
+    """As one that had the longer schedule from there on, also if it is stopped again and again."""
+    out, other = (shutil.copytree(whole(), tmp_path / name) for name in ("out", "other"))
+    assert steps_kept(out) == [8]
+    result = run(place, out, steps=12)
+    schedule = "the learning rate is 1.8e-04 now and decays linearly to 0 at step 12, no longer 8"
+    assert f"extended  from 8 to 12 steps: {schedule}\n" in result.stdout and "resumed   after step 8" in result.stdout
+    assert weights(out) != weights(whole()) and [line["step"] for line in untimed_metrics(out)][-3:] == [8, 9, 12]
+    for _ in range(9):
+        run(place, other, steps=12, max_hours=AT_ONCE)
+    assert_same_run(other, out)
+    assert_refused(place, other, "with different --steps")
+    assert "is finished" in run(place, other, steps=12).stdout
+
+
+def test_a_finished_run_without_checkpoints_says_how_to_train_its_student_further(place, whole, tmp_path):
+    out = shutil.copytree(whole(), tmp_path / "out")
+    shutil.rmtree(out / "checkpoints")
+    message = f"the same options with --student {out / 'student.safetensors'} --steps 4 and another --out."
+    assert_refused(place, out, message, steps=12)
+    further = dict(student=out / "student.safetensors", steps=4)
+    assert weights(out) != weights(run(place, tmp_path / "new", **further) and tmp_path / "new")
+
+
+def test_a_lost_or_truncated_student_is_written_again_from_the_last_checkpoint(place, whole, tmp_path):
+    out = shutil.copytree(whole(), tmp_path / "out")
+    content = (out / "student.safetensors").read_bytes()
+    (out / "student.safetensors").write_bytes(content[:1000])
+    result = run(place, out)
+    assert "It is written again from the last checkpoint." in result.stderr and "Written: " in result.stdout
+    assert_same_run(out, whole())
+
+
+def test_smaller_micro_batches_of_the_same_step_resume(place, whole, half):
+    """What a run out of memory needs: the same blocks per step, and the same result but for rounding and dropout."""
+    run(place, half, batch_size=1, accumulate=4, chunk_mb=1)
+    one, other = untimed_metrics(half), untimed_metrics(whole())
+    assert [line["tokens"] for line in one] == [line["tokens"] for line in other]
+    assert one[-1]["loss"] == pytest.approx(other[-1]["loss"], rel=0.01)
+
+
+def test_a_second_run_in_the_folder_is_refused_and_hurts_nothing(place, whole, tmp_path):
+    out = tmp_path / "out"
+    with command(place, out, **LONG) as process:
+        process.wait_for("step  5/50")
+        message = f"{out} is in use by another process (host {socket.gethostname()}, process {process.pid})"
+        assert message in run(place, out, status=2, **LONG).stderr
+        process.send_signal(signal.SIGSTOP)
+        with command(place, out, wait=True, **LONG) as waiting:
+            waiting.wait_for("Waiting for its end")
+            process.send_signal(signal.SIGCONT)
+            assert process.end() == 0
+            assert waiting.end() == 0
+    assert "is finished" in waiting.output and "Traceback" not in waiting.output
+    assert_same_run(out, whole(**LONG))
+
+
+MEMORY_ERRORS = [
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried to"),
+]
+
+
+OUT_OF_MEMORY = {  # where it happens
+    "backward": "losses.fused_distillation_loss",
+    "optimiser_step": "model.training.optim.optimiser_step",
+    "validate": "eval.validation.validate",
+    "load_models": "model.checkpoints.load.load_checkpoint",
+    "prepare_models": "model.training.device.prepare_models",
+}
 
 
 def test_no_resume_refuses_a_folder_that_holds_a_run(place, whole, half, tmp_path):
@@ -323,3 +425,15 @@ def test_memory_does_not_grow(place, tmp_path):
     options = dict(steps=300, log_every=60, checkpoint_every=30, eval_every=0, accumulate=1, batch_size=1)
     resident = train_runs.memory_of_run(place, tmp_path, block_size=16, layers="0", **options)
     assert abs(resident[300] - resident[60]) < 30, resident
+
+
+@pytest.mark.parametrize("stage", OUT_OF_MEMORY)
+def test_out_of_memory_ends_with_a_cure_and_the_last_checkpoint_stays(place, half, monkeypatch, stage):
+    for error in MEMORY_ERRORS:
+        before = content(half)
+        with monkeypatch.context() as patch:
+            patch.setattr(OUT_OF_MEMORY[stage], mock.Mock(side_effect=error))
+            message = run(place, half, status=2).stderr
+        assert message.startswith("train.py: out of memory: ") and message.count("\n") == 1
+        assert "smaller --batch-size with a larger --accumulate" in message and "smaller --chunk-mb" in message
+        assert {path: before[path] for path in before if "checkpoints" in str(path)}.items() <= content(half).items()

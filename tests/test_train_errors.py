@@ -121,7 +121,7 @@ def test_a_compiler_that_does_not_work(place, monkeypatch):
 
 def test_a_full_disk(place, monkeypatch):
     full = OSError(28, "No space left on device", "metrics.jsonl")
-    monkeypatch.setattr("model.training.run_state.keep_best", Mock(side_effect=full))
+    monkeypatch.setattr("model.training.run_folder.keep_best", Mock(side_effect=full))
     assert "train.py: metrics.jsonl: No space left on device" in run(place, status=2).stderr
     assert not (place / "out" / "student.safetensors").exists()
 

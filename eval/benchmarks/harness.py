@@ -24,9 +24,9 @@ from typing import NamedTuple
 
 import torch
 
-from data.cli import OptionError
+from data.cli import OptionError, first_line
 from model import EncoderConfig
-from model.training.device import Runtime, choose_device, first_line
+from model.training.device import Runtime, choose_device
 
 from ..results import command_line
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from data.cli import OptionError, note
+from data.cli import OptionError, first_line, note
 
 from ..checkpoints.native import PRECISIONS
 from ..config import EncoderConfig
 from ..heads import MaskedLM
 from .optim import FixedScale
+from .stop import shielded
 
 GPU_PEAKS = {  # floating-point operations per second of dense matrix products, from the data sheets: fp32, bf16/fp16
     "H200 NVL": (60e12, 835e12),
@@ -133,7 +134,8 @@ def choose_compiled(name: str, device: torch.device, worth_it: bool) -> bool:
         print("compile   off" + (" (short run)" if name == "auto" else ""))
         return False
     try:
-        torch.compile(torch.exp)(torch.zeros(8, device=device)).sum().item()
+        with shielded():  # PyTorch's compiler starts processes that stay
+            torch.compile(torch.exp)(torch.zeros(8, device=device)).sum().item()
     except Exception as error:  # a missing or outdated compiler can raise nearly anything
         reason = first_line(error)
         if name == "on":
@@ -154,10 +156,6 @@ def prepare_models(student: MaskedLM, teacher: MaskedLM | None, runtime: Runtime
         for model in filter(None, (student, teacher)):
             for layer in model.encoder.layers:  # all layers of a model share one compiled form
                 layer.compile(dynamic=False, options={"fallback_random": on_cpu})
-
-
-def first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:120]
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:

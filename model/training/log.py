@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.cli import DataError, note
+from data.cli import note, warn
 from losses import DistillationLoss
 
 from .run_state import METRICS
@@ -22,7 +22,7 @@ class MetricsLogger:
     """Writes held-out figures and logged steps to the screen, to metrics.jsonl and, if asked for, to TensorBoard."""
 
     def __init__(self, folder: Path, steps: int, state: TrainState, tensorboard: bool, enabled: bool):
-        """enabled: false on all ranks but one.  Raises DataError for a metrics.jsonl shorter than at the checkpoint."""
+        """enabled: false on all ranks but one.  Warns if metrics.jsonl is shorter than at the checkpoint."""
         self.path, self.enabled = folder / METRICS, enabled
         self.writer = self.screen = None
         if not enabled:
@@ -74,11 +74,15 @@ class MetricsLogger:
 
 
 def truncate(path: Path, size: int) -> None:
-    """Cuts metrics.jsonl back to its length at the checkpoint: later steps are run again.  Raises DataError."""
-    length = path.stat().st_size if path.exists() else 0
-    if length < size:
-        raise DataError(f"{path} is shorter than at the last checkpoint. Restore it, or choose another --out.")
-    if length > size:
+    """Cuts metrics.jsonl back to its length at the checkpoint: later steps are run again.
+
+    Warns if it is shorter, and cuts it back to its last whole line: the run goes on without the lines that are lost.
+    """
+    content = path.read_bytes()[:size] if path.exists() else b""
+    if len(content) < size:
+        warn(f"{path} is shorter than at the last checkpoint: lines of earlier steps are missing from now on.")
+        size = content.rfind(b"\n") + 1
+    if path.exists():
         with path.open("ab") as file:
             file.truncate(size)
 

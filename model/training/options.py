@@ -18,8 +18,12 @@ COMPILE_STEPS = 1000  # shorter runs end before compilation has paid off
 CHUNK_MB = "{cpu}; on a GPU {cuda}".format(**{name: size >> 20 for name, size in CHUNK_BYTES.items()})
 SIZE_GROUP = "student size, for --teacher none only (default: DistilCamemBERT's)"
 SIZES = ("num_layers", "hidden_size", "num_heads", "intermediate_size")  # options for --teacher none
-MAY_DIFFER = (  # options that do not affect the student: a run resumes with other values of them
-    *("out", "device", "cache", "log_every", "eval_every", "checkpoint_every"),
+ON_MEMORY = (
+    "Use a smaller --batch-size with a larger --accumulate, so that a step has the same blocks, or a smaller "
+    "--chunk-mb; --plan tells what is needed. The same command with them resumes from the last checkpoint, if any."
+)
+MAY_DIFFER = (  # options that do not affect the student, but for rounding: a run resumes with other values of them
+    *("out", "device", "cache", "chunk_mb", "log_every", "eval_every", "checkpoint_every"),
     *("keep", "resume", "wait", "max_hours", "max_skipped", "plan", "tensorboard"),
 )
 

@@ -1,18 +1,17 @@
-"""A run's files: its identity and its checkpoints, from which it resumes as if it had never stopped.
+"""A run's checkpoints, from which it resumes as if it had never stopped.
 
-OUT/run.json identifies the run. OUT/checkpoints/step-N/ is written completely or not at all: student.safetensors (a
+OUT/checkpoints/step-N/ is written completely or not at all: student.safetensors (a
 model file like any other), state.safetensors (the optimiser's tensors and the projection) and state.json (all numbers,
 with the hashes of the other two and its own). Reading a checkpoint runs no code.
 """
 
-import contextlib
 import hashlib
 import json
 import re
+import shlex
 import shutil
-import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,18 +19,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from data.cli import DataError, OptionError, check, dashed, warn
-from data.locks import locked
+from data.cli import DataError, is_out_of_memory, warn
 from data.tokenizer import Tokenizer
 
 from ..checkpoints.native import (
     apply_umask,
-    atomic_file,
     contents,
     current_names,
     flush,
     read_safetensors,
-    save_model,
     sha256,
 )
 from ..config import ModelError
@@ -40,7 +36,7 @@ from .state import TrainState
 
 FOLDER = "checkpoints"
 STUDENT, TENSORS, VALUES = "student.safetensors", "state.safetensors", "state.json"
-RUN, BEST, METRICS = "run.json", "best.safetensors", "metrics.jsonl"
+RUN, BEST, METRICS = "run.json", "best.safetensors", "metrics.jsonl"  # beside the checkpoints
 NAME = re.compile(r"step-\d{9,}")
 
 
@@ -51,88 +47,6 @@ class Checkpoint(NamedTuple):
     student: dict[str, Tensor]
     tensors: dict[str, Tensor]
     values: dict
-
-
-# ---- the output folder -----------------------------------------------------------------------------------------
-
-
-def check_no_other_run(out: Path, resume: bool) -> None:
-    """Raises OptionError if the folder holds files that no run can resume from."""
-    resumes = resume and (out / RUN).exists()
-    for name in (STUDENT, METRICS, RUN):
-        free = resumes or not (out / name).exists()
-        check(free, f"{out} already holds the {name} of a run. Choose another --out, or remove it.")
-
-
-@contextlib.contextmanager
-def own(out: Path, wait: bool) -> Iterator[None]:
-    """Makes the folder and holds its lock during the block, so that two runs cannot write there.
-
-    wait: for the end of the run that holds it. Raises OptionError if the folder cannot be written, DataError if another
-    run is in it.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-    except OSError as error:
-        raise OptionError(f"--out {out} cannot be written: {error.strerror}.") from None
-    with locked(out, wait):
-        yield
-
-
-def check_same_run(out: Path, run: Mapping, may_differ: tuple[str, ...]) -> None:
-    """Raises OptionError for the folder of another run, naming what differs; DataError if it cannot be read.
-
-    run: {"options": …, "inputs": …}; the options in may_differ do not affect the student.
-    """
-    path = out / RUN
-    if not path.exists():
-        return
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        options, inputs = stored["options"], stored["inputs"]
-        if type(options) is not dict or type(inputs) is not dict:
-            raise TypeError(RUN)
-        new = json.loads(json.dumps(run))
-        names = [name for name in new["options"] if name not in may_differ]
-        differ = [dashed(name) for name in names if options.get(name) != new["options"][name]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise DataError(f"{path} cannot be read. Choose another --out.") from None
-    found = f"{out} holds a run with different {', '.join(differ)}."
-    check(not differ, f"{found} Use the same options to resume it, or choose another --out.")
-    for name, value in new["inputs"].items():
-        found = f"{out} holds a run with another {name}, which has changed since."
-        check(inputs.get(name) == value, f"{found} Restore it, or choose another --out.")
-
-
-def write_run(out: Path, run: Mapping) -> None:
-    """Writes run.json in a new folder.  Raises ModelError if it cannot."""
-    if not (out / RUN).exists():
-        with atomic_file(out / RUN) as partial:
-            partial.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
-
-
-def is_finished(out: Path) -> bool:
-    return (out / STUDENT).exists() and (out / RUN).exists()
-
-
-def keep_best(
-    out: Path, student: nn.Module, tokenizer: Tokenizer, state: TrainState, loss: float, is_main: bool
-) -> None:
-    """best.safetensors: the student with the lowest validation loss so far."""
-    if state.best_loss is None or loss < state.best_loss:
-        state.best_loss, state.best_step = loss, state.step
-        if is_main:
-            save_model(student, out / BEST, {"step": state.step, "held_out_loss": loss}, tokenizer)
-
-
-def remove_partial_files(out: Path) -> None:
-    """Removes the temporary files of a killed run."""
-    for path in (out / FOLDER).glob(".step-*"):
-        shutil.rmtree(path, ignore_errors=True)
-    for name in (STUDENT, BEST, RUN):
-        for path in out.glob(f".{name}.*"):
-            path.unlink(missing_ok=True)
 
 
 # ---- writing checkpoints ---------------------------------------------------------------------------------------
@@ -165,7 +79,7 @@ class CheckpointWriter:
             error, self._error = self._error, None
             raise DataError(
                 f"The checkpoint could not be written to {self.folder}: {getattr(error, 'strerror', None) or error}. "
-                "The earlier ones are intact: free some space, and the same command resumes from them."
+                f"The earlier ones are intact: {make_room(error)}, and the same command resumes from them."
             )
 
     def _write(self, path: Path, student: dict, tensors: dict, metadata: dict, values: dict) -> None:
@@ -191,6 +105,11 @@ class CheckpointWriter:
         except Exception as error:  # reported by wait(): an exception in a thread would go unnoticed
             self._error = error
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def make_room(error: Exception) -> str:
+    """What to do after a checkpoint could not be written."""
+    return "free some memory" if is_out_of_memory(error) else "free some space"
 
 
 def copy_to_cpu(tensor: Tensor) -> Tensor:
@@ -249,31 +168,65 @@ def newest(out: Path, report: Callable[[str], None]) -> Checkpoint | None:
 
     report: called with a sentence for each damaged one that is skipped. Raises DataError if all are damaged.
     """
-    paths = list_checkpoints(out / FOLDER)
-    for path in paths:
+    damaged = []
+    for path in list_checkpoints(out / FOLDER):
         try:
-            return read(path)
+            checkpoint = read(path)
         except (DataError, ModelError) as error:
-            report(f"{error} Resuming from the one before.")
-    if paths:
-        raise DataError(f"Every checkpoint in {out / FOLDER} is damaged. Restore one, or choose another --out.")
+            damaged.append(str(error))
+            continue
+        for message in damaged:
+            report(f"{message} Resuming after step {step_of(path):,} instead.")
+        return checkpoint
+    if damaged:
+        raise DataError(" ".join([*damaged, f"No other checkpoint is left in {out / FOLDER}. {cure(out)}"]))
     return None
+
+
+def cure(out: Path) -> str:
+    """What to do where all checkpoints are damaged: a new run can begin with one of their students."""
+    students = [out / BEST, *(path / STUDENT for path in list_checkpoints(out / FOLDER))]
+    found = next((path for path in students if is_intact(path)), None)
+    again = found and f", or begin a new run with its student: --student {shlex.quote(str(found))} and another --out"
+    return f"Restore one of them{again or ', or choose another --out'}."
+
+
+def is_intact(path: Path) -> bool:
+    try:
+        read_safetensors(path)
+    except ModelError:
+        return False
+    return True
 
 
 def read(path: Path) -> Checkpoint:
     """Raises DataError, ModelError for a checkpoint that differs from what was written."""
+    values = read_values(path)
+    try:
+        for name in (STUDENT, TENSORS):
+            if sha256(path / name) != values["hashes"][name]:
+                raise ValueError(f"{name} does not match its hash")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise damage(path, error) from None
+    student, tensors = (read_safetensors(path / name)[1] for name in (STUDENT, TENSORS))
+    return Checkpoint(path, current_names(student), tensors, values)
+
+
+def read_values(path: Path) -> dict:
+    """The values of a checkpoint, without its tensors.  Raises DataError if they differ from what was written."""
     try:
         table = json.loads((path / VALUES).read_text(encoding="utf-8"))
         values = table["state"]
         if hash_json(values) != table["sha256"] or path.name != f"step-{values['step']:09}":
             raise ValueError(f"{VALUES} does not match its hash")
-        for name in (STUDENT, TENSORS):
-            if sha256(path / name) != values["hashes"][name]:
-                raise ValueError(f"{name} does not match its hash")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"The checkpoint {path} is damaged ({str(error)[:200]}).") from None
-    student, tensors = (read_safetensors(path / name)[1] for name in (STUDENT, TENSORS))
-    return Checkpoint(path, current_names(student), tensors, values)
+        raise damage(path, error) from None
+    return values
+
+
+def damage(path: Path, error: Exception) -> DataError:
+    reason = f"{Path(error.filename).name} is missing" if isinstance(error, FileNotFoundError) else str(error)[:200]
+    return DataError(f"The checkpoint {path} is damaged ({reason}).")
 
 
 # ---- what a checkpoint holds -----------------------------------------------------------------------------------

@@ -5,11 +5,22 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 
 from .distributed import World
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # SLURM is often asked to send SIGUSR1 before the time limit
 SAME_SIGNAL = 1.0  # seconds in which a second signal is the same one: launchers forward what the terminal sent to all
+
+
+@contextlib.contextmanager
+def shielded() -> Iterator[None]:
+    """The processes that the block starts never receive these signals; this one receives them after it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Stop:

@@ -20,7 +20,8 @@ from typing import IO
 import torch
 from safetensors import safe_open
 
-from model.training.device import Runtime, choose_device, first_line
+from data.cli import first_line
+from model.training.device import Runtime, choose_device
 
 from ..harness import free_memory, table
 from ..throughput import matrix_product

@@ -89,5 +89,5 @@ def falls_back(out, contents, why=""):
     assert checkpoint.values == expected.values and len(messages) == (checkpoint.values["step"] != 2), why
     for message in messages:
         assert "is damaged" in message and "step-000000002" in message, why
-        assert message.endswith(" Resuming from the one before.") and "\n" not in message and len(message) < 600
+        assert message.endswith(" Resuming after step 1 instead.") and "\n" not in message and len(message) < 600
     return bool(messages)

@@ -1,8 +1,7 @@
-"""A run's files: checkpoints are exact, and complete or absent; run.json identifies the run."""
+"""A run's files: checkpoints are exact, and complete or absent."""
 
 import contextlib
 import itertools
-import json
 import pickle
 import shutil
 import threading
@@ -16,20 +15,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 
-from data import DataError, OptionError
+from data import DataError
 from model import EncoderConfig, MaskedLM, ModelError, load_model
 from model.checkpoints.native import fingerprint
 from model.training import run_state
 from model.training.device import Runtime
-from model.training.options import MAY_DIFFER, Options
+from model.training.run_folder import remove_partial_files
 from model.training.run_state import (
     CheckpointWriter,
-    check_same_run,
     newest,
     read,
-    remove_partial_files,
     resume,
-    write_run,
 )
 from tests.model.training.runs import CONFIG, FILES, RUNTIME, WIDER, Run, falls_back, intact, names, same, step_folder
 
@@ -285,19 +281,6 @@ def test_killed_at_any_moment_of_writing_no_partial_checkpoint_is_visible(writte
     assert moment > 20 and {"save_file", "flush", "rename", "write_text", "sha256"} <= set(moments)
 
 
-def test_only_the_temporary_files_of_a_killed_run_are_removed(out):
-    for name in (".step-000000003.partial", ".step-000000001.old"):
-        shutil.copytree(step_folder(out, 1), out / "checkpoints" / name)
-    partial = (".best.safetensors.ab12_x", ".student.safetensors.ab12_x", ".run.json.partial")
-    for name in (".hidden", "checkpoints/notes.txt", *partial):  # the first two are the user's
-        (out / name).write_text("")
-    remove_partial_files(out)
-    assert names(out) == ["notes.txt", "step-000000001", "step-000000002"]
-    assert not list((out / "checkpoints").glob(".*"))
-    assert sorted(path.name for path in out.iterdir()) == [".hidden", "checkpoints"]
-    remove_partial_files(out / "nowhere")
-
-
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "checkpoints").write_text("a file")
     with pytest.raises(DataError, match="checkpoint could not be written"):
@@ -308,68 +291,6 @@ def test_files_have_the_usual_permissions(written, tmp_path):
     (tmp_path / "usual").write_text("")
     usual = (tmp_path / "usual").stat().st_mode & 0o777
     assert {(step_folder(written[0], 2) / name).stat().st_mode & 0o777 for name in FILES} == {usual}
-
-
-OPTIONS = {"lr": 5e-4, "layers": ("alternate",), "weights": (0.5, 0.3, 0.2), "batch_size": 8, "out": "a", "keep": 2}
-RUN = {"options": {**OPTIONS, "dropout": None}, "inputs": {"corpus": ["abc", "def"], "teacher": "123"}}
-
-
-def changed(**options):
-    return {**RUN, "options": {**RUN["options"], **options}}
-
-
-def test_run_json_is_written_once_and_identifies_the_run(tmp_path):
-    check_same_run(tmp_path, RUN, ("out", "keep"))
-    assert not any(tmp_path.iterdir())
-    write_run(tmp_path, RUN)
-    content = (tmp_path / "run.json").read_bytes()
-    check_same_run(tmp_path, RUN, ("out", "keep"))
-    write_run(tmp_path, changed(lr=1))
-    check_same_run(tmp_path, changed(out="b", keep=7), ("out", "keep"))  # these may differ
-    assert (tmp_path / "run.json").read_bytes() == content
-    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
-
-
-def test_every_option_that_differs_is_named(tmp_path):
-    write_run(tmp_path, RUN)
-    for options, names_of_options in (
-        (dict(lr=1e-3, batch_size=4, dropout=0.0, keep=3), "--lr, --batch-size, --dropout"),
-        (dict(weights=(0.5, 0.2, 0.3)), "--weights"),
-        (dict(new_one=1), "--new-one"),  # an option of a later version
-    ):
-        with pytest.raises(OptionError, match=f"with different {names_of_options}. Use the same options"):
-            check_same_run(tmp_path, changed(**options), ("out", "keep"))
-
-
-@pytest.mark.parametrize("field", Options.__dataclass_fields__)
-def test_only_the_options_in_may_differ_may_differ(tmp_path, field):
-    options = dict.fromkeys(Options.__dataclass_fields__, 1)
-    write_run(tmp_path, {"options": options, "inputs": {}})
-    other = {"options": {**options, field: 2}, "inputs": {}}
-    if field in MAY_DIFFER:
-        check_same_run(tmp_path, other, MAY_DIFFER)
-    else:
-        with pytest.raises(OptionError, match=f"with different --{field.replace('_', '-')}\\."):
-            check_same_run(tmp_path, other, MAY_DIFFER)
-
-
-@pytest.mark.parametrize("new", [{"corpus": ["abc", "dee"]}, {"corpus": ["abc"]}, {"teacher": "1"}, {"teacher": None}])
-def test_another_teacher_or_corpus_of_the_same_name_is_refused(tmp_path, new):
-    write_run(tmp_path, RUN)
-    (name,) = new
-    with pytest.raises(OptionError, match=f"a run with another {name}, which has changed since. Restore it"):
-        check_same_run(tmp_path, {**RUN, "inputs": RUN["inputs"] | new}, ())
-
-
-NOT_A_RUN = [b"", b"[]", b"null", b"{}", b'{"options": {}}', b'{"options": [], "inputs": {}}', b"\xff"]
-NOT_A_RUN += [b"[" * 100_000, b'{"options": null, "inputs": null}', json.dumps({**RUN, "inputs": []}).encode()]
-
-
-@pytest.mark.parametrize("content", NOT_A_RUN, ids=lambda content: repr(content[:40]))
-def test_a_damaged_run_json_is_an_error(tmp_path, content):
-    (tmp_path / "run.json").write_bytes(content)
-    with pytest.raises(DataError, match="run.json cannot be read. Choose another --out"):
-        check_same_run(tmp_path, RUN, ())
 
 
 def test_the_fingerprint_of_a_model_depends_on_its_weights_alone(written):

@@ -1,0 +1,158 @@
+"""A run's folder: one run at a time, whose options and inputs stay the same when it resumes.
+
+OUT/run.json holds these; so does every checkpoint, in case that file is lost.
+"""
+
+import contextlib
+import json
+import shlex
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from torch import nn
+
+from data.cli import DataError, OptionError, check, dashed
+from data.locks import locked
+from data.tokenizer import Tokenizer
+
+from ..checkpoints.card import read_provenance
+from ..checkpoints.native import atomic_file, save_model
+from ..config import ModelError
+from .run_state import BEST, FOLDER, METRICS, RUN, STUDENT, list_checkpoints, read_values
+from .state import TrainState
+
+SAME_STEP = ("batch_size", "accumulate")  # may differ if their product does not: a step has the same blocks
+
+
+@contextlib.contextmanager
+def own(out: Path, wait: bool) -> Iterator[None]:
+    """Makes the folder and holds its lock during the block, so that two runs cannot write there.
+
+    wait: for the end of the run that holds it. Raises OptionError if the folder cannot be written, DataError if another
+    run is in it.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise OptionError(f"--out {out} cannot be written: {error.strerror}.") from None
+    with locked(out, wait):
+        yield
+
+
+# ---- what identifies a run -------------------------------------------------------------------------------------
+
+
+def read_run(out: Path, report: Callable[[str], None]) -> dict | None:
+    """{"options": …, "inputs": …} of the folder's run: of run.json, else of its newest readable checkpoint, else None.
+
+    report: called with a sentence if run.json is missing beside a checkpoint, or damaged.
+    """
+    path = out / RUN
+    try:
+        return checked(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        lost = "cannot be read" if path.exists() else "is missing"
+    for checkpoint in list_checkpoints(out / FOLDER):
+        with contextlib.suppress(DataError, KeyError, TypeError):
+            found = checked(read_values(checkpoint)["run"])
+            report(f"{path} {lost}; the options in {checkpoint} take its place.")
+            return found
+    return None
+
+
+def checked(run: dict) -> dict:
+    """Raises KeyError or TypeError for anything but a run's options and inputs."""
+    if type(run["options"]) is not dict or type(run["inputs"]) is not dict:
+        raise TypeError(RUN)
+    return run
+
+
+def check_free(out: Path, resume: bool) -> None:
+    """Raises OptionError if the folder holds files of a run that this one would overwrite, not resume."""
+    if resume and read_run(out, lambda sentence: None) is not None:
+        return
+    names = [name for name in (STUDENT, BEST, METRICS, RUN) if (out / name).exists()]
+    names += [f"{FOLDER}/{path.name}" for path in list_checkpoints(out / FOLDER)]
+    unknown = "" if not resume else f", and no readable {RUN} to resume it"
+    check(not names, f"{out} already holds the {names and names[0]} of a run{unknown}. Choose another --out.")
+
+
+def check_same_run(out: Path, stored: Mapping, run: Mapping, may_differ: tuple[str, ...]) -> None:
+    """Raises OptionError for the folder of another run, naming what differs.
+
+    stored, run: {"options": …, "inputs": …}, of the folder and of the command line; the options in may_differ do not
+    affect the student. A run can be extended to more steps.
+    """
+    run = json.loads(json.dumps(run))
+    old, new = stored["options"], run["options"]
+    differ = [name for name in new if name not in may_differ and old.get(name) != new[name]]
+    with contextlib.suppress(KeyError, TypeError):
+        if old["batch_size"] * old["accumulate"] == new["batch_size"] * new["accumulate"]:
+            differ = [name for name in differ if name not in SAME_STEP]
+        if old["steps"] < new["steps"]:
+            differ = [name for name in differ if name != "steps"]
+    found = f"{out} holds a run with different {', '.join(map(dashed, differ))}."
+    check(not differ, f"{found} Use the same options to resume it, or choose another --out.")
+    for name, value in run["inputs"].items():
+        found = f"{out} holds a run with another {name}, which has changed since."
+        check(stored["inputs"].get(name) == value, f"{found} Restore it, or choose another --out.")
+
+
+def write_run(out: Path, run: Mapping) -> None:
+    """Writes run.json if its content is new.  Raises ModelError if it cannot."""
+    content = (json.dumps(run, indent=1) + "\n").encode()
+    with contextlib.suppress(OSError):
+        if (out / RUN).read_bytes() == content:
+            return
+    with atomic_file(out / RUN) as partial:
+        partial.write_bytes(content)
+
+
+def is_finished(out: Path, steps: int, report: Callable[[str], None]) -> bool:
+    """Whether the folder holds the student after all these steps.
+
+    report: called with a sentence if it is damaged, and a checkpoint can take its place. Raises OptionError if the run
+    has ended after fewer steps, and left no checkpoint from which it could be extended.
+    """
+    path = out / STUDENT
+    if not path.exists():
+        return False
+    has_checkpoint = bool(list_checkpoints(out / FOLDER))
+    try:
+        done = read_provenance(path).get("options", {}).get("steps")
+    except (ModelError, AttributeError) as error:
+        if has_checkpoint:
+            report(f"{error} It is written again from the last checkpoint.")
+            return False
+        raise
+    if type(done) is not int or done >= steps:
+        return True
+    further = f"--student {shlex.quote(str(path))} --steps {steps - done} and another --out"
+    message = f"The run in {out} has ended after {done:,} steps and has no checkpoint from which it could be extended."
+    check(has_checkpoint, f"{message} To train its student further, begin a new run: the same options with {further}.")
+    return False
+
+
+# ---- the files -------------------------------------------------------------------------------------------------
+
+
+def keep_best(
+    out: Path, student: nn.Module, tokenizer: Tokenizer, state: TrainState, loss: float, is_main: bool
+) -> None:
+    """best.safetensors: the student with the lowest validation loss so far."""
+    if state.best_loss is None or loss < state.best_loss:
+        state.best_loss, state.best_step = loss, state.step
+        if is_main:
+            save_model(student, out / BEST, {"step": state.step, "held_out_loss": loss}, tokenizer)
+
+
+def remove_partial_files(out: Path) -> None:
+    """Removes the temporary files of a killed run."""
+    for path in (out / FOLDER).glob(".step-*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for name in (STUDENT, BEST, RUN):
+        for path in out.glob(f".{name}.*"):
+            path.unlink(missing_ok=True)
