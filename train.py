@@ -296,7 +296,7 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
                 state.baseline = {"teacher": before["teacher_accuracy"]} if teacher else {}
                 state.baseline["student before"] = before["accuracy"]
                 state.metrics_bytes = logger.log({"step": 0, "held_out": before})
-            logger.begin(f"step {state.step + 1}")
+            logger.start()
         clock = time.monotonic()
         while state.step < steps and status is None:
             step = state.step + 1
