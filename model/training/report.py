@@ -185,9 +185,3 @@ def next_commands(out: Path, teacher: str | None, is_demo: bool) -> dict[str, li
 def print_next(commands: Mapping[str, Iterable[str]]) -> None:
     for purpose, words in commands.items():
         say(f"\n{purpose}\n  {shlex.join(words)}")
-
-
-def print_extension(before: int, steps: int, lr: float) -> None:
-    """A run that resumes with more steps than it had. lr: the learning rate of its next step."""
-    schedule = f"the learning rate is {lr:.1e} now and decays linearly to 0 at step {steps:,}, no longer {before:,}"
-    print(f"extended  from {before:,} to {steps:,} steps: {schedule}")
