@@ -224,6 +224,8 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
         stored = run_folder.read_run(out, warn)
         if stored is not None:
             run_folder.check_same_run(out, stored, identity, MAY_DIFFER)
+            if not sample:
+                run_folder.write_run(out, stored)  # if it was lost
     world.barrier()
     if run_folder.is_finished(out, steps, warn):
         print(f"\nThe run in {out} is finished. More --steps extend it; another --out begins a new one.")
@@ -275,7 +277,7 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
 
     # ---- the loop
     writer, pending = run_state.CheckpointWriter(out, options.keep, tokenizer), PendingLosses(weights)
-    record, status, first = {}, None, list(islice(micro_batches, 1))
+    record, status, saved, first = {}, None, None, list(islice(micro_batches, 1))
     micro_batches = chain(first, micro_batches)
 
     def time_gradient() -> None:
@@ -295,6 +297,7 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
                 state.baseline["student before"] = before["accuracy"]
                 state.metrics_bytes = logger.log({"step": 0, "held_out": before})
             logger.start()
+            status = stop.now(world) or None  # of a signal; at least one step is done in --max-hours
         clock = time.monotonic()
         while state.step < steps and status is None:
             step = state.step + 1
@@ -331,7 +334,8 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
         writer.wait()
     if status is not None:
         if world.is_main:
-            print(f"Stopped after step {state.step:,}; saved {saved}. The same command resumes.", file=sys.stderr)
+            news = f"saved {saved}" if saved else "nothing new to save"
+            print(f"Stopped after step {state.step:,}; {news}. The same command resumes.", file=sys.stderr)
         return status
 
     # ---- the end
