@@ -210,7 +210,7 @@ def open_or_new(folder: Path, new: dict) -> dict:
         if old.get(key) != new[key]:
             changed = [dashed(name) for name, value in new["options"].items() if old["options"].get(name) != value]
             what = ", ".join(changed) if key == "options" else key
-            raise DataError(f"{folder} holds a corpus prepared with other {what}. Choose another --out, or remove it.")
+            raise DataError(f"{folder} holds a corpus prepared with other {what}. Choose another --out.")
     return old
 
 

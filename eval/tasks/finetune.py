@@ -374,11 +374,11 @@ def finished_runs(folder: Path, about: dict) -> list[dict]:
         runs, seeds = list(stored["runs"]), list(stored["seeds"])
         same &= about["seeds"][: len(runs)] == seeds[: len(runs)] and all(run["seed"] in seeds for run in runs)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise OptionError(f"{path} cannot be read. Choose another --out, or remove it.") from None
+        raise OptionError(f"{path} cannot be read. Choose another --out.") from None
     differing = [name for name in differing if name not in MAY_DIFFER]
     if not same or differing:
         what = dashed(differing[0]) if differing else "model, tokenizer, data or seeds"
-        raise OptionError(f"{path} belongs to a run with other inputs ({what}). Choose another --out, or remove it.")
+        raise OptionError(f"{path} belongs to a run with other inputs ({what}). Choose another --out.")
     if runs:
         say(f"{folder} already has the results of {len(runs)} seed{'s' * (len(runs) > 1)}.")
     return runs[: len(about["seeds"])]
