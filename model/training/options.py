@@ -1,7 +1,7 @@
 """The options of train.py, their defaults and bounds, and which of them may differ when a run resumes."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from data.cache import DEMO
 from data.cli import check, check_bounds, dashed, option
@@ -16,6 +16,7 @@ STEPS = 300  # unless --steps or --epochs is given
 DEMO_TEXT_STEPS = 1000  # at most, with a teacher that is not the demo's: a test of the installation
 COMPILE_STEPS = 1000  # shorter runs end before compilation has paid off
 CHUNK_MB = "{cpu}; on a GPU {cuda}".format(**{name: size >> 20 for name, size in CHUNK_BYTES.items()})
+PER_HOST = ("device", "out", "cache", "teacher", "student", "tokenizer", "corpus")  # compared by what is read there
 SIZE_GROUP = "student size, for --teacher none only (default: DistilCamemBERT's)"
 SIZES = ("num_layers", "hidden_size", "num_heads", "intermediate_size")  # options for --teacher none
 ON_MEMORY = (
@@ -24,7 +25,7 @@ ON_MEMORY = (
 )
 MAY_DIFFER = (  # options that do not affect the student, but for rounding: a run resumes with other values of them
     *("out", "device", "cache", "chunk_mb", "log_every", "eval_every", "checkpoint_every"),
-    *("keep", "resume", "wait", "max_hours", "max_skipped", "plan", "tensorboard"),
+    *("keep", "resume", "wait", "max_hours", "max_skipped", "plan", "tensorboard", "timeout"),
 )
 
 
@@ -94,6 +95,7 @@ class Options:
     keep: int = option(2, "checkpoints to keep", least=1)
     resume: bool = option(True, "resume the run in --out if its options are the same")
     wait: bool = option(False, "wait while another run is in --out, instead of ending with an error")
+    timeout: float = option(300.0, "with torchrun: seconds that a rank may not answer", least=1, most=10**6)
     max_hours: float | None = option(None, "save a checkpoint and exit after this time", type=float, above=0)
     max_skipped: int = option(20, "steps in a row with a non-finite gradient before the run gives up", least=1)
     tensorboard: bool = option(False, "also log to TensorBoard (needs tensorboard)")
@@ -116,6 +118,10 @@ class Options:
         on_demo_text = self.corpus == DEMO and not self.is_demo
         message = f"--steps {self.steps} would train on the demo's invented text. Name a corpus with --corpus."
         check(not on_demo_text or self.steps is None or self.steps <= DEMO_TEXT_STEPS, message)
+
+    def of_all_ranks(self) -> dict[str, object]:
+        """The options that must be the same on every rank, by the names that a person types."""
+        return {dashed(name): value for name, value in asdict(self).items() if name not in PER_HOST}
 
     @property
     def is_demo(self) -> bool:
