@@ -29,17 +29,18 @@ from torch import Tensor, nn
 from data import demo
 from data.blocks import Batch, open_blocks, prefetched, training_batches, validation_batches
 from data.cache import DEMO, prepared_folder, sample_folder
-from data.cli import check, parse_options, run_command, warn
+from data.cli import check, parse_options, run_command, say, warn
 from data.corpus.files import check_corpus
 from data.corpus.shuffle import key_of
 from data.download.models import fetch_models
 from data.masking import CHOSEN, Masking
 from data.tokenizer import Tokenizer
+from data.versions import versions
 from eval.validation import VALIDATION_BLOCKS, encoder_speeds, validate
 from losses import IGNORE_INDEX, DistillationLoss, LossSettings, fused_distillation_loss, mlm_loss
 from model import EncoderConfig, MaskedLM, ModelError, choose_layers, initialise_student, save_model
 from model.checkpoints.load import check_vocabulary, load_checkpoint, load_teacher, load_tokenizer
-from model.checkpoints.native import fingerprint, versions
+from model.checkpoints.native import fingerprint
 from model.training import log, plan, report, run_folder, run_state
 from model.training.curves import draw_curves
 from model.training.device import (
@@ -238,7 +239,7 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
         data = {"tokenizer": tokenizer.sha256(), "corpus": blocks.hashes(), "finished run in --out": finished}
         world.compare({**models, **data, "precision": runtime.precision})
     if finished:
-        print(f"\nThe run in {out} is finished. More --steps extend it; another --out begins a new one.")
+        say(f"\nThe run in {out} is finished. More --steps extend it; another --out begins a new one.")
         return 0
     runtime = replace(runtime, compiled=choose_compiled(options.compile, device, steps >= COMPILE_STEPS))
     weights, chunk_bytes = options.weights if teacher else (0.0, 0.0, 1.0), options.chunk_mb and options.chunk_mb << 20

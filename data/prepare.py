@@ -93,7 +93,7 @@ class Options:
     field: str | None = option(
         None, "text field of JSON, text column of Parquet, Arrow or a table; default: text, else content"
     )
-    min_tokens: int = option(0, "drop documents with fewer tokens", "filtering and splitting", least=0)
+    min_tokens: int = option(0, "drop documents with fewer tokens", "filtering and splitting", least=0, most=10**9)
     max_unknown: float = option(1.0, "drop documents with a larger fraction of <unk> tokens", least=0, most=1)
     duplicates_mb: int = option(
         0, "MB of memory for dropping duplicate paragraphs, 8 bytes each; 0 keeps duplicates", least=0, most=10**6
