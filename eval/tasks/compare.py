@@ -11,6 +11,7 @@ differences are paired: both models are measured on the same resamples, so that 
 models' own intervals overlap.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from data.corpus.shards import MANIFEST
 from data.download.models import fetch_models
 from data.masking import Masking
 from data.tasks import TASKS, read_task
-from data.tasks.contents import check_files, file_and_member
+from data.tasks.contents import check_files
 from losses import IGNORE_INDEX, LossSettings
 from model import MaskedLM, QuestionAnswerer, TokenClassifier
 from model.checkpoints.load import check_vocabulary, load_teacher, load_tokenizer
@@ -220,10 +221,13 @@ def task_of(runs: Sequence[Run], given: str | None) -> str:
 
 def test_of(runs: Sequence[Run], given: tuple[str, ...]) -> tuple[str, ...]:
     """--test, else that of the first model whose files are still there.  Raises DataError."""
-    for test in (given, *(run.options.get("test") for run in runs)):
-        is_paths = isinstance(test, list | tuple) and test and all(isinstance(path, str) for path in test)
-        if is_paths and (test is given or all(os.path.exists(file_and_member(path)[0]) for path in test)):
-            return tuple(test)
+    if given:
+        return given
+    for test in (run.options.get("test") for run in runs):
+        if isinstance(test, list) and test and all(isinstance(path, str) for path in test):
+            with contextlib.suppress(DataError):
+                check_files(test)
+                return tuple(test)
     raise DataError("None of the models names test files that are still there. Name labelled examples with --test.")
 
 
