@@ -66,8 +66,10 @@ TASK_OF_KIND = {TokenClassifier: "ner", QuestionAnswerer: "qa"}
 
 @dataclass(frozen=True)
 class Options(InferenceOptions):
-    runs: tuple[str, ...] = option((), "two or more runs or models", metavar="RUN", nargs="+", positional=True)
-    seed: int = option(0, "of the bootstrap resamples", "output", least=0, most=2**63 - 1)
+    runs: tuple[str, ...] = option(
+        (), "two or more runs or models", "input and output", metavar="RUN", nargs="+", positional=True
+    )
+    seed: int = option(0, "of the bootstrap resamples", least=0, most=2**63 - 1)
     out: str | None = option(None, "JSON file (default: runs/results/compare-TIME.json)", metavar="FILE")
 
     teacher: str | None = option(None, "also the agreement with this masked LM", "masked LMs", metavar="MODEL")
