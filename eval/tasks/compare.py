@@ -32,7 +32,7 @@ from data.corpus.shards import MANIFEST
 from data.download.models import fetch_models
 from data.masking import Masking
 from data.tasks import TASKS, read_task
-from data.tasks.contents import check_files
+from data.tasks.contents import check_files, file_and_member
 from losses import IGNORE_INDEX, LossSettings
 from model import MaskedLM, QuestionAnswerer, TokenClassifier
 from model.checkpoints.load import check_vocabulary, load_teacher, load_tokenizer
@@ -149,7 +149,7 @@ def corpus_of(runs: Sequence[Run]) -> tuple[tuple[str, ...], dict]:
         corpus, block_size = run.options.get("corpus"), run.options.get("block_size")
         if not isinstance(corpus, list) or not corpus or not all(isinstance(path, str) for path in corpus):
             continue
-        if tuple(corpus) == DEMO or all(map(os.path.exists, corpus)):
+        if tuple(corpus) == DEMO or all(os.path.isfile(path) or os.path.isdir(path) for path in corpus):
             valid = type(block_size) is int and 3 <= block_size <= 10**5
             stored = {name: run.options.get(name) for name in ("block_size", "within_documents")}
             return tuple(corpus), stored if valid else {}
@@ -228,8 +228,8 @@ def test_of(runs: Sequence[Run], given: tuple[str, ...]) -> tuple[str, ...]:
     for test in (run.options.get("test") for run in runs):
         if isinstance(test, list) and test and all(isinstance(path, str) for path in test):
             with contextlib.suppress(DataError):
-                check_files(test)
-                return tuple(test)
+                if all(os.path.isfile(file_and_member(path)[0]) for path in test):  # not a device or a pipe
+                    return tuple(test)
     raise DataError("None of the models names test files that are still there. Name labelled examples with --test.")
 
 

@@ -241,7 +241,7 @@ def test_a_value_on_screen(name, value, shown):
 def test_a_corpus_or_test_files_that_are_gone_or_are_none_are_left_to_the_next_run(tmp_path):
     (tmp_path / "here").touch()
     here, gone = [str(tmp_path / "here")], [str(tmp_path / "gone")]
-    bad = [gone, [], "here", None, [1], {}]
+    bad = [gone, [], "here", None, [1], {}, ["/dev/zero"], ["a\0b"], ["x" * 5000], ["-"]]
     runs = [*(run_of({"corpus": each, "test": each}) for each in bad), run_of({"corpus": here, "test": here})]
     assert corpus_of(runs) == (tuple(here), {}) and test_of(runs, ()) == tuple(here)
     assert test_of(runs, ("given",)) == ("given",)
