@@ -137,8 +137,10 @@ def compare_masked_lms(runs: Sequence[Run], options: Options) -> Compared:
     number = sum(len(batch.labels) for batch in batches)
     about = {"corpus": list(corpus), "folder": str(folder), "corpus_hash": hash_json(blocks.hashes())}
     about |= {"block_size": block_size, "blocks": number, "masked_tokens": masked, **of_teacher}
-    about["teacher"] = fingerprint(teacher) if teacher else None
-    said = f"{number:,} held-out blocks of {block_size} tokens of {folder}, {masked:,} tokens masked"
+    about |= {"teacher": fingerprint(teacher) if teacher else None, "runtime": runtime.to_json()}
+    said = (
+        f"{number:,} held-out blocks of {block_size} tokens of {folder}, {masked:,} tokens masked, {runtime.precision}"
+    )
     said += "".join(f"; teacher's accuracy {value:.4f}" for value in of_teacher.values())
     return Compared(metrics, [tokenizer.sha256()] * len(runs), about, [str(folder / MANIFEST)], said)
 
@@ -206,8 +208,9 @@ def compare_fine_tuned(runs: Sequence[Run], options: Options) -> Compared:
         model, task, runtime = open_model(run.path, task_name, options)
         metrics.append(evaluate(model, task, examples, runtime, options))
         tokenizers.append(task.settings.tokenizer.sha256())
-    said = f"{task_name}, {len(examples):,} examples of {', '.join(test)}"
-    return Compared(metrics, tokenizers, {"task": task_name, "test": list(test)}, test, said)
+    said = f"{task_name}, {len(examples):,} examples of {', '.join(test)}, {runtime.precision}"
+    about = {"task": task_name, "test": list(test), "runtime": runtime.to_json()}
+    return Compared(metrics, tokenizers, about, test, said)
 
 
 def task_of(runs: Sequence[Run], given: str | None) -> str:
