@@ -1,6 +1,7 @@
 """The watch of a rank, over a store within this process. Runs of several ranks: tests/test_ranks.py."""
 
 import argparse
+import io
 import re
 import subprocess
 import sys
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this PyTorch ha
 
 
 @pytest.fixture
-def ranks(monkeypatch, capsys):
+def ranks(monkeypatch):
     """Three ranks, of which each has been heard by the others."""
     for name in ("INTERVAL", "SILENT", "LATE", "HELD", "GRACE"):
         monkeypatch.setattr(watch, name, 0.02)
@@ -30,6 +31,7 @@ def ranks(monkeypatch, capsys):
     monkeypatch.setattr(watch.signal, "signal", lambda *arguments: None)
     monkeypatch.setattr(sys, "argv", ["train.py"])
     store = dist.HashStore()
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
     found = [Watch(store, rank, 3) for rank in range(3)]
     hear(found)
     return found
@@ -49,15 +51,15 @@ def ended(rank, error):
     return found.value
 
 
-def test_an_error_is_raised_by_one_rank_and_ends_the_others_with_its_status(ranks, capsys):
+def test_an_error_is_raised_by_one_rank_and_ends_the_others_with_its_status(ranks):
     errors = [DataError("a"), DataError("b"), DataError("c")]
     assert ended(ranks[1], errors[1]) is errors[1]
     for rank in (0, 2):
         assert isinstance(end := ended(ranks[rank], errors[rank]), SystemExit) and end.code == 2
-    assert capsys.readouterr().err == f"{ranks[1].peers.name(1)} ends the run:\n"
+    assert ranks[0].stderr.getvalue() == f"{ranks[1].peers.name(1)} ends the run:\n"
 
 
-def test_a_broken_connection_is_explained_by_the_rank_that_has_died(ranks, capsys):
+def test_a_broken_connection_is_explained_by_the_rank_that_has_died(ranks):
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     ranks[2].me = ranks[2].me._replace(pid=child.pid)
@@ -68,7 +70,7 @@ def test_a_broken_connection_is_explained_by_the_rank_that_has_died(ranks, capsy
     for rank in (1, 0):
         assert ended(ranks[rank], RuntimeError(broken)).code == LOST
     name = f"rank 2 on host {ranks[0].me.host} (process {child.pid})"
-    assert capsys.readouterr().err == f"train.py: {name} has died. It has not answered since step 1,234. Go on.\n"
+    assert ranks[0].stderr.getvalue() == f"train.py: {name} has died. It has not answered since step 1,234. Go on.\n"
 
 
 def test_a_broken_connection_that_no_rank_explains_is_an_error_of_its_own(ranks, monkeypatch):
@@ -89,7 +91,7 @@ def test_a_rank_that_has_left_is_not_taken_for_dead(ranks):
     assert ranks[0]._dead() == []
 
 
-def test_lines_of_standard_error_are_printed_once_and_with_the_name_of_a_rank_that_alone_says_them(ranks, capsys):
+def test_lines_of_standard_error_are_printed_once_and_with_the_name_of_a_rank_that_alone_says_them(ranks):
     for rank in ranks:
         with rank.lines_once():
             print("warning: for all", file=sys.stderr)
@@ -98,7 +100,7 @@ def test_lines_of_standard_error_are_printed_once_and_with_the_name_of_a_rank_th
             print("\r 10 % of a bar", end="", file=sys.stderr)
     for rank in ranks:
         rank.leave()
-    printed = capsys.readouterr().err
+    printed = ranks[0].stderr.getvalue()
     assert printed == f"warning: for all\n\r 10 % of a bar{ranks[1].peers.name(1)}: warning: not for rank 0\n"
 
 
@@ -133,7 +135,7 @@ def test_ranks_compare_what_they_have_read(ranks, read, sentence, monkeypatch):
         assert re.search(sentence, first)
 
 
-def test_what_argparse_says_becomes_an_error_that_one_rank_prints(ranks, capsys):
+def test_what_argparse_says_becomes_an_error_that_one_rank_prints(ranks):
     def parse():
         parser = argparse.ArgumentParser()
         parser.add_argument("--steps", type=int)
@@ -141,7 +143,7 @@ def test_what_argparse_says_becomes_an_error_that_one_rank_prints(ranks, capsys)
 
     with pytest.raises(OptionError, match="^argument --steps: invalid int value: 'x'$"):
         parsed(ranks[0], parse)
-    assert capsys.readouterr() == ("", "") and parsed(ranks[1], lambda: 5) == parsed(None, lambda: 5) == 5
+    assert ranks[0].stderr.getvalue() == "" and parsed(ranks[1], lambda: 5) == parsed(None, lambda: 5) == 5
 
 
 @pytest.mark.parametrize(
