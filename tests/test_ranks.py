@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -129,8 +130,10 @@ class Ranks(Command):
     """Ranks of train.py with an impatient watch."""
 
     def __init__(self, number, place, out, **changed):
+        """only: a rank, with an option and its value that it alone is given; or with an error that it alone meets."""
+        only = changed.pop("only", ())
         options = arguments(place, out=out, **ENDLESS | changed)
-        super().__init__(*TORCHRUN, str(number), "tests/quick_ranks.py", *options)
+        super().__init__(*TORCHRUN, str(number), "tests/quick_ranks.py", len(only), *only, *options)
 
     def of_ours(self):
         """The output without what torchrun itself says of its children."""
@@ -148,7 +151,7 @@ class Ranks(Command):
         assert self.output.count("train.py: ") == 1, self.output
 
 
-@pytest.mark.parametrize("number, victim", [(2, 0), (2, 1), (4, 2)])
+@pytest.mark.parametrize("number, victim", [(2, 0), (4, 2)])
 def test_a_rank_that_is_killed_is_named_once_and_the_run_goes_on_with_fewer_ranks(place, tmp_path, number, victim):
     out = tmp_path / "out"
     with Ranks(number, place, out) as command:
@@ -168,12 +171,94 @@ def test_a_rank_that_is_killed_is_named_once_and_the_run_goes_on_with_fewer_rank
     assert f"resumes after step {step}" in command.output
 
 
-def test_accumulate_must_be_a_multiple_of_the_ranks(place, tmp_path, monkeypatch):
-    @contextlib.contextmanager
-    def three(device):
-        yield distributed.World(0, 3), device
+def test_four_ranks_of_which_one_is_killed_go_on_as_two(place, tmp_path):
+    whole, out, finite = tmp_path / "whole", tmp_path / "out", ENDLESS | LONG | dict(checkpoint_every=3)
+    run_longer(place, whole, **finite)
+    with Ranks(4, place, out, **finite) as command:
+        command.wait_for("step  8/50")
+        os.kill(train_runs.ranks_of(command.pid)[3], signal.SIGKILL)
+        command.end_with(LOST, "rank 3 on host .* has died")
+    step = steps_kept(out)[-1]
+    with Ranks(2, place, out, **finite) as command:
+        assert command.end() == 0 and f"resumed   after step {step}," in command.output, command.output
+    assert_close_runs(out, whole)
 
-    monkeypatch.setattr(distributed, "join_world", three)
-    result = run_longer(place, tmp_path / "out", status=2)
-    assert "--accumulate 2 must be a multiple of the 3 ranks." in result.stderr
+
+def test_a_rank_that_is_stopped_and_continued_does_no_harm(place, tmp_path):
+    victim, whole, out, finite = 0, tmp_path / "whole", tmp_path / "out", ENDLESS | LONG
+    run_longer(place, whole, **finite)
+    with Ranks(2, place, out, **finite) as command:
+        command.wait_for("step  8/50")
+        pid = train_runs.ranks_of(command.pid)[victim]
+        os.kill(pid, signal.SIGSTOP)
+        command.wait_for(
+            f"warning: rank {victim} on host {socket.gethostname()} (process {pid}) has not answered since"
+        )
+        os.kill(pid, signal.SIGCONT)
+        command.wait_for(f"warning: rank {victim} on host {socket.gethostname()} (process {pid}) answers again.")
+        assert command.end() == 0, command.output
+    assert command.output.count("warning: ") == 2, command.output
+    assert_close_runs(out, whole)
+
+
+def test_a_rank_that_stays_away_ends_the_run_by_timeout(place, tmp_path):
+    number, victim = 3, 1
+    with Ranks(number, place, tmp_path / "out", accumulate=6, timeout=4) as command:
+        command.wait_for("step       7/")
+        pid = train_runs.ranks_of(command.pid)[victim]
+        os.kill(pid, signal.SIGSTOP)
+        command.wait_for(f"rank {victim} on host {socket.gethostname()} (process {pid}) has not answered since step")
+        assert "The others wait for it, 4 seconds in all (--timeout)." in command.output
+        command.wait_for(
+            f"train.py: rank {victim} on host {socket.gethostname()} (process {pid}) has not answered since"
+        )
+        os.kill(pid, signal.SIGKILL)  # torchrun would, half a minute later
+        command.end_with(
+            LOST, "The same command resumes after step", "warning: rank", "warning: the corpus is repeated"
+        )
+
+
+@pytest.mark.parametrize("cause", ["an unknown option", "a file"])
+def test_an_error_of_all_ranks_is_printed_once(place, tmp_path, cause):
+    changed, sentence = {
+        "an unknown option": (dict(stepps=5), "train.py: unrecognized arguments: --stepps 5"),
+        "a file": (dict(teacher=tmp_path / "none"), f"train.py: .*{tmp_path}/none"),
+    }[cause]
+    with Ranks(2, place, tmp_path / "out", **changed) as command:
+        command.end_with(2, sentence)
+    assert "ends the run" not in command.output and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "option, content, sentence",
+    [
+        ("--corpus", "corpus", r"Rank 2 on host \S+ and rank 0 on host \S+ have read different things \(corpus: "),
+        ("--out", "out", r"have read different things \(checkpoint: none, not step 5, "),
+        ("--corpus", None, r"rank 2 on host \S+ \(process \d+\) ends the run:\ntrain.py: There is no corpus"),
+    ],
+)
+def test_a_rank_with_other_files_or_options_ends_all(place, tmp_path, option, content, sentence):
+    if content == "corpus":
+        content = tmp_path / "other.txt"
+        content.write_text("\n".join(train_runs.TEXTS[:250]), encoding="utf-8")
+    out = tmp_path / "out"
+    if content == "out":
+        content = tmp_path / "elsewhere"
+        run_longer(place, out, **ENDLESS | dict(steps=5))
+        (out / "student.safetensors").unlink()
+    with Ranks(
+        4, place, out, steps=5 if option == "--out" else 50, only=[2, option, content or tmp_path / "none"]
+    ) as command:
+        command.end_with(2, sentence)
+
+
+def test_an_error_of_one_rank_in_a_step_ends_all(place, tmp_path):
+    with Ranks(2, place, tmp_path / "out", only=[1, "out of memory"]) as command:
+        command.end_with(2, r"rank 1 on host \S+ \(process \d+\) ends the run:\ntrain.py: out of memory: ")
+    assert steps_kept(tmp_path / "out")
+
+
+def test_accumulate_must_be_a_multiple_of_the_ranks(place, tmp_path):
+    with Ranks(3, place, tmp_path / "out") as command:
+        command.end_with(2, "train.py: --accumulate 4 must be a multiple of the 3 ranks.")
     assert not (tmp_path / "out").exists()

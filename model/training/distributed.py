@@ -78,7 +78,7 @@ class World:
         """What this rank has read, or a short hash of it, by its name.  Raises OptionError if a rank's differs."""
         if self.size == 1:
             return
-        values = {"": self.watch.beat.host} | {name: shortened(str(value)) for name, value in read.items()}
+        values = {"": self.watch.me.host} | {name: shortened(str(value)) for name, value in read.items()}
         first, *others = self.watch.share(values, self.barrier)
         for rank, other in enumerate(others, 1):
             pairs = [(name, other[name], first[name]) for name in first if name]
@@ -128,7 +128,8 @@ def meet() -> Iterator[Watch | None]:
     before = signal.signal(signal.SIGTERM, terminate) if on_main_thread else None
     watch.start()
     try:
-        yield watch
+        with watch.lines_once() if size > 1 else contextlib.nullcontext():
+            yield watch
         watch.leave()
     except BaseException as error:
         if size == 1:

@@ -7,6 +7,7 @@ if that rank has died or does not come back in time, and passes on that another 
 
 import atexit
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -15,123 +16,44 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NoReturn, TextIO
 
 import torch.distributed as dist
 
-from data.cli import DataError, OptionError, is_out_of_memory, warn
+from data.cli import DataError, OptionError, is_out_of_memory
 
 from ..config import ModelError
+from .peers import Beat, Peers, has_ended, pid_namespace
 
 INTERVAL = 1.0  # seconds between two beats
 SILENT = 15.0  # seconds without a beat after which the others say so
 LATE = 5.0  # the same after a broken connection, which a rank that is gone explains
-BUSY = 120.0  # seconds that all the others wait for a rank that answers, after which they say so
+HELD = 5.0  # seconds in which rank 0 may say what another rank has to say
 GRACE = 2.5  # seconds for the other ranks to meet the same error, or to notice this rank's
 WRITING = 25.0  # seconds for a checkpoint that is being written; torchrun kills after 30
 LOST = 4  # exit status: another rank has died, or did not answer in time
 BROKEN = re.compile(r"gloo|NCCL|Connection (closed|reset|refused)|Broken pipe", re.IGNORECASE)
 
 
-class Beat(NamedTuple):
-    """What a rank tells the others."""
+class SharedError:
+    """Standard error of a rank, whose lines are kept to be compared with the other ranks'; rank 0 prints them too."""
 
-    host: str
-    pid: int
-    pids: int  # identifies the process ids that this one belongs to: containers of a host have their own
-    count: int = 0
-    step: int = 0  # the last completed one
-    calls: int = 0  # of collectives
-    waits: bool = False  # in a collective
-    left: bool = False  # it has ended, or is about to, and knows why
+    def __init__(self, stream: TextIO, lines: deque[tuple[float, str]], prints: bool):
+        self.stream, self.lines, self.prints, self.rest = stream, lines, prints, ""
 
+    def write(self, text: str) -> int:
+        if self.prints:
+            self.stream.write(text)
+        *whole, rest = (self.rest + text).split("\n")
+        self.lines.extend((time.monotonic(), line) for line in whole if line.strip())
+        self.rest = rest.rpartition("\r")[2]
+        return len(text)
 
-# ---- what the beats tell ---------------------------------------------------------------------------------------
-
-
-class Peers:
-    """When each rank was last heard, by this process's clock: those of two hosts differ."""
-
-    def __init__(self, rank: int, size: int, now: float):
-        self.rank, self.beats = rank, [None] * size
-        self.silent: set[int] = set()  # those of which it was said
-        self._busy = (-1, -1)  # rank and calls, said last
-        self.forget(now)
-
-    def forget(self, now: float) -> None:
-        """Counts from now: this process was stopped itself, so that it heard nobody."""
-        self.heard = [now] * len(self.beats)
-        self.moved = [now] * len(self.beats)
-
-    def hear(self, rank: int, beat: Beat, now: float) -> None:
-        old, self.beats[rank] = self.beats[rank], beat
-        if old is None or old != beat:
-            self.heard[rank] = now
-        if old is None or old._replace(count=0) != beat._replace(count=0):
-            self.moved[rank] = now
-
-    def name(self, rank: int) -> str:
-        beat = self.beats[rank]
-        return f"rank {rank} on host {beat.host} (process {beat.pid})" if beat else f"rank {rank}"
-
-    def silence(self, rank: int) -> str:
-        beat = self.beats[rank]
-        return f"{self.name(rank)} has not {f'answered since step {beat.step:,}' if beat else 'started'}"
-
-    def lost(self, now: float, seconds: float) -> list[int]:
-        """The other ranks that were not heard for so long, and have not said why, longest first."""
-        found = [rank for rank, beat in enumerate(self.beats) if rank != self.rank and not (beat and beat.left)]
-        return sorted((rank for rank in found if now - self.heard[rank] > seconds), key=self.heard.__getitem__)
-
-    def news(self, now: float, silent: float, timeout: float) -> list[tuple[str, str]]:
-        """Sentences that have become true -> each with a key, by which all ranks know that they mean the same."""
-        found, lost = [], self.lost(now, silent)
-        for rank in sorted(self.silent.union(lost)):
-            beat, key = self.beats[rank], f"{rank}/{self.silent_at(rank)}"
-            if rank not in self.silent:
-                self.silent.add(rank)
-                waiting = f"The others wait for it, {timeout:g} seconds in all (--timeout)."
-                found.append((f"silent/{key}", f"{self.silence(rank)}. {waiting}"))
-            elif rank not in lost:
-                self.silent.discard(rank)
-                if beat and not beat.left:
-                    found.append((f"back/{rank}/{beat.pid}/{beat.step}", f"{self.name(rank)} answers again."))
-        idle = [rank for rank, beat in enumerate(self.beats) if not (beat and (beat.waits or beat.left))]
-        if len(idle) == 1 and self.beats[idle[0]] and idle[0] != self.rank and not lost:
-            (rank,) = idle
-            beat, seconds = self.beats[rank], now - self.moved[rank]
-            if seconds > BUSY and self._busy != (rank, beat.calls):
-                self._busy = (rank, beat.calls)
-                busy = f"{self.name(rank)} answers, and has been busy for {seconds / 60:.0f} minutes after step"
-                found.append((f"busy/{rank}/{beat.calls}", f"{busy} {beat.step:,}; the other ranks wait for it."))
-        return found
-
-    def silent_at(self, rank: int) -> int:
-        return self.beats[rank].count if self.beats[rank] else 0
-
-
-def pid_namespace() -> int:
-    with contextlib.suppress(OSError):
-        return os.stat("/proc/self/ns/pid").st_ino
-    return 0
-
-
-def has_ended(pid: int) -> bool:
-    """Whether a process of this host has ended."""
-    try:
-        if Path("/proc/self/stat").exists():
-            return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] in "ZX"
-        os.kill(pid, 0)
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    except OSError:
-        pass
-    return False
-
-
-# ---- the watch of a rank ---------------------------------------------------------------------------------------
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
 
 
 class Watch:
@@ -145,9 +67,11 @@ class Watch:
         """store: shared by all ranks, over a connection of its own. meeting: the one in which process groups form."""
         self.store, self.rank, self.size, self.meeting = store, rank, size, meeting
         self.timeout, self.advice = 300.0, lambda: "The same command starts again."
-        self.beat = Beat(socket.gethostname(), os.getpid(), pid_namespace())
+        self.me = Beat(socket.gethostname(), os.getpid(), pid_namespace())
+        self.step, self.calls, self.waits, self.left = 0, 0, False, False  # of the beats
         self.peers = Peers(rank, size, time.monotonic())
         self.reached = time.monotonic()  # when the store last answered
+        self.stderr, self._lines, self._lock = sys.stderr, deque(), threading.Lock()
         self._stopped, self._ending, self._compared = threading.Event(), threading.Event(), 0
 
     def start(self) -> None:
@@ -158,22 +82,28 @@ class Watch:
         """This rank ends by itself; the others need not look for it."""
         self._ending.set()
         self._stopped.set()
-        self.beat = self.beat._replace(left=True)
+        self.left = True
         with contextlib.suppress(RuntimeError):
-            self._publish()
+            self._publish(held=0.0)
+
+    @contextlib.contextmanager
+    def lines_once(self) -> Iterator[None]:
+        """What all ranks write to standard error in the block, rank 0 alone prints; the rest has a rank's name."""
+        with contextlib.redirect_stderr(SharedError(self.stderr, self._lines, prints=self.rank == 0)):
+            yield
 
     # ---- said by the main thread
 
     def reach(self, step: int) -> None:
         """This rank has completed a step."""
-        self.beat = self.beat._replace(step=step)
+        self.step = step
 
     @contextlib.contextmanager
     def collective(self) -> Iterator[None]:
         """The block waits for the other ranks."""
-        self.beat = self.beat._replace(calls=self.beat.calls + 1, waits=True)
+        self.calls, self.waits = self.calls + 1, True
         yield
-        self.beat = self.beat._replace(waits=False)
+        self.waits = False
 
     def share(self, values: dict[str, str], barrier: Callable[[], None]) -> list[dict[str, str]]:
         """-> every rank's values."""
@@ -192,9 +122,17 @@ class Watch:
         except RuntimeError:
             return True
 
-    def _publish(self) -> None:
-        self.beat = self.beat._replace(count=self.beat.count + 1)
-        self.store.set(f"beat/{self.rank}", json.dumps(self.beat))
+    def _publish(self, held: float = HELD) -> None:
+        """The next beat, and lines of standard error. It is given up if the other thread waits for the store."""
+        if self._lock.acquire(timeout=LATE):
+            try:
+                self.me = self.me._replace(
+                    count=self.me.count + 1, step=self.step, calls=self.calls, waits=self.waits, left=self.left
+                )
+                self.store.set(f"beat/{self.rank}", json.dumps(self.me))
+                self._pass_on_lines(held)
+            finally:
+                self._lock.release()
 
     def _read(self, key: str) -> bytes | None:
         return self.store.get(key) if self.store.check([key]) else None
@@ -212,6 +150,16 @@ class Watch:
                     self._hear(rank)
                 self.reached = time.monotonic()
             self._stopped.wait(INTERVAL)
+
+    def _pass_on_lines(self, held: float) -> None:
+        """Prints this rank's own lines, which rank 0 has not said within so many seconds."""
+        while self._lines and (self.rank == 0 or time.monotonic() - self._lines[0][0] >= held):
+            line = self._lines.popleft()[1]
+            key = hashlib.sha256(line.encode(errors="replace")).hexdigest()
+            if self.rank == 0:
+                self.store.set(f"said/{key}", "")
+            elif not self.store.check([f"said/{key}"]) and self._claim(f"line/{key}"):
+                print(f"{self.peers.name(self.rank)}: {line}", file=self.stderr, flush=True)
 
     def _status(self) -> int | None:
         """The exit status, if a rank has ended the run."""
@@ -238,7 +186,7 @@ class Watch:
                 self._exit(status)
             for key, sentence in self.peers.news(now, min(SILENT, self.timeout), self.timeout):
                 if self._claim(key):
-                    warn(sentence)
+                    self._warn(sentence)
             dead = self._dead()
             late = self.peers.lost(now, self.timeout)
             if dead or late:
@@ -249,7 +197,7 @@ class Watch:
         """The ranks on this host whose processes have ended without a word."""
         found = []
         for rank, beat in enumerate(self.peers.beats):
-            here = beat and (beat.host, beat.pids) == (self.beat.host, self.beat.pids) and not beat.left
+            here = beat and (beat.host, beat.pids) == (self.me.host, self.me.pids) and not beat.left
             if here and rank != self.rank and has_ended(beat.pid):
                 with contextlib.suppress(RuntimeError):
                     self._hear(rank)  # its last beat may have said that it leaves
@@ -261,9 +209,9 @@ class Watch:
         """The process that holds the store, or its host, is gone: no rank can ask another who speaks."""
         seconds, speaks = now - self.reached, os.environ.get("LOCAL_RANK", "0") == "0"
         where = os.environ.get("MASTER_ADDR")
-        host = f"The ranks' store on host {where} has not answered since step {self.beat.step:,}"
+        host = f"The ranks' store on host {where} has not answered since step {self.step:,}"
         if not self.peers.silent and speaks:
-            warn(f"{host}. The ranks wait for it, {self.timeout:g} seconds in all (--timeout).")
+            self._warn(f"{host}. The ranks wait for it, {self.timeout:g} seconds in all (--timeout).")
         self.peers.silent.add(self.rank)
         if seconds > self.timeout:
             if speaks:
@@ -281,7 +229,10 @@ class Watch:
                 self.store.set("end", str(LOST))
 
     def _print(self, sentence: str) -> None:
-        print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr, flush=True)
+        print(f"{Path(sys.argv[0]).name}: {sentence}", file=self.stderr, flush=True)
+
+    def _warn(self, sentence: str) -> None:
+        print(f"warning: {sentence}", file=self.stderr, flush=True)
 
     def _exit(self, status: int) -> None:
         """Ends this process, whose main thread may never return from a collective."""
@@ -334,13 +285,18 @@ class Watch:
             raise SystemExit(self._status() or status) from None
         with contextlib.suppress(RuntimeError):
             self.store.set("end", str(status))
-            names = [f"failed/{rank}" for rank in range(self.size)]
-            while not self.store.check(names) and time.monotonic() - begun < 2 * GRACE:
+            others = [rank for rank in range(self.size) if rank != self.rank]
+            while time.monotonic() - begun < 2 * GRACE and any(map(self._goes_on, others)):
                 time.sleep(INTERVAL / 10)
-            if not self.store.check(names):
-                print(f"{self.peers.name(self.rank)} ends the run:", file=sys.stderr)
+            if self.rank and not self.store.check([f"failed/{rank}" for rank in others]):
+                print(f"{self.peers.name(self.rank)} ends the run:", file=self.stderr, flush=True)
         self._finish(status)
         raise error
+
+    def _goes_on(self, rank: int) -> bool:
+        """Whether another rank has neither met an error nor noticed that the run ends."""
+        beat = self.peers.beats[rank]
+        return not (beat and beat.left) and not self.store.check([f"failed/{rank}"])
 
     def _finish(self, status: int) -> None:
         """The interpreter ends without the destructors of the process groups, which wait for lost ranks."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data import OptionError
-from model.training.distributed import SINGLE, World, join_world
+from model.training.distributed import SINGLE, World, join_world, meet
 
 
 def test_a_single_process():
@@ -21,8 +21,8 @@ def test_a_single_process():
 @pytest.mark.parametrize("variables", [{}, {"WORLD_SIZE": "1"}, {"WORLD_SIZE": "1", "RANK": "0"}])
 def test_without_torchrun_there_is_one_rank_with_the_given_device(monkeypatch, variables):
     monkeypatch.setattr(os, "environ", variables)
-    with join_world("cuda:7") as joined:
-        assert joined == (SINGLE, "cuda:7")
+    with meet() as watch, join_world(watch, "cuda:7") as joined:
+        assert watch is None and joined == (SINGLE, "cuda:7")
     assert not torch.distributed.is_initialized()
 
 
@@ -32,7 +32,7 @@ def test_one_process_of_torchrun_is_a_rank_too(monkeypatch):
         port = str(server.getsockname()[1])
     variables = dict(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     monkeypatch.setattr(os, "environ", {**os.environ, **variables})
-    with join_world("cpu") as (world, device):
+    with meet() as watch, join_world(watch, "cpu") as (world, device):
         assert (world.rank, world.size, device) == (0, 1, "cpu") and world.group is not None
         assert torch.distributed.get_backend() == "gloo"
     assert not torch.distributed.is_initialized()
@@ -41,4 +41,4 @@ def test_one_process_of_torchrun_is_a_rank_too(monkeypatch):
 def test_ranks_that_cannot_connect_are_an_error(monkeypatch):
     monkeypatch.setattr(os, "environ", {"WORLD_SIZE": "2"})  # without RANK, MASTER_ADDR and MASTER_PORT
     with pytest.raises(OptionError, match="cannot connect to one another: .*Start them with torchrun"):
-        join_world("cpu").__enter__()
+        meet().__enter__()
