@@ -16,7 +16,7 @@ import torch
 from model import load_model, save_model
 from model.training.run_state import read
 from tests import train_runs
-from tests.train_runs import AT_ONCE, SIZES, assert_same_run, provenance, steps_kept, untimed_metrics, weights
+from tests.train_runs import AT_ONCE, SIZES, assert_same_run, metrics, provenance, steps_kept, untimed_metrics, weights
 from tests.train_runs import run_longer as run
 
 LONG = dict(steps=50, log_every=1, eval_every=20)  # for runs in a process of their own
@@ -307,14 +307,14 @@ def test_a_lost_or_truncated_student_is_written_again_from_the_last_checkpoint(p
     content = (out / "student.safetensors").read_bytes()
     (out / "student.safetensors").write_bytes(content[:1000])
     result = run(place, out)
-    assert "It is written again from the last checkpoint." in result.stderr and "Written: " in result.stdout
+    assert "It is written again from the last checkpoint." in result.stderr and "Written to " in result.stdout
     assert_same_run(out, whole())
 
 
 def test_smaller_micro_batches_of_the_same_step_resume(place, whole, half):
     """What a run out of memory needs: the same blocks per step, and the same result but for rounding and dropout."""
     run(place, half, batch_size=1, accumulate=4, chunk_mb=1)
-    one, other = untimed_metrics(half), untimed_metrics(whole())
+    one, other = metrics(half), metrics(whole())
     assert [line["tokens"] for line in one] == [line["tokens"] for line in other]
     assert one[-1]["loss"] == pytest.approx(other[-1]["loss"], rel=0.01)
 
