@@ -34,7 +34,7 @@ from data.corpus.shuffle import key_of
 from data.download.models import fetch_models
 from data.masking import CHOSEN, Masking
 from data.tokenizer import Tokenizer
-from eval.validation import encoder_speeds, validate
+from eval.validation import VALIDATION_BLOCKS, encoder_speeds, validate
 from losses import IGNORE_INDEX, DistillationLoss, LossSettings, fused_distillation_loss, mlm_loss
 from model import EncoderConfig, MaskedLM, ModelError, choose_layers, initialise_student, save_model
 from model.checkpoints.load import check_vocabulary, load_checkpoint, load_teacher, load_tokenizer
@@ -56,8 +56,6 @@ from model.training.optim import learning_rate, make_optimiser, optimiser_step
 from model.training.options import COMPILE_STEPS, MAY_DIFFER, ON_MEMORY, SIZES, Options
 from model.training.state import Diverged, PendingLosses
 from model.training.stop import Stop
-
-VALIDATION_BLOCKS = 256  # at most
 
 # ---- teacher and student ---------------------------------------------------------------------------------------
 
@@ -226,6 +224,8 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
         stored = run_folder.read_run(out, warn)
         if stored is not None:
             run_folder.check_same_run(out, stored, identity, MAY_DIFFER)
+            if not sample:
+                run_folder.write_run(out, stored)  # if it was lost
     world.barrier()
     if run_folder.is_finished(out, steps, warn):
         print(f"\nThe run in {out} is finished. More --steps extend it; another --out begins a new one.")
@@ -238,10 +238,11 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
     state = run_state.resume(out, distiller, optimiser, scaler, runtime)
     if world.is_main and not sample:
         run_folder.write_run(out, identity)
+        run_folder.restore_best(out, state)
         run_folder.remove_partial_files(out)
     if world.is_main and stored and stored["options"].get("steps", steps) < steps:
-        next_rate = learning_rate(state.step + 1, steps, options.lr, options.warmup)
-        report.print_extension(stored["options"]["steps"], steps, next_rate)
+        next_lr = learning_rate(state.step + 1, steps, options.lr, options.warmup)
+        report.print_extension(stored["options"]["steps"], steps, next_lr)
     work = work._replace(first=state.step)
     prepare_models(student, teacher, runtime)
     engine = nn.parallel.DistributedDataParallel(distiller) if world.group else distiller
@@ -269,12 +270,14 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
         measured = plan.measure(time_step, validate_now, device, world)
         plan.print_work(work, measured, student, teacher)
         disk = plan.Disk.of(out, distiller, options.keep)
-        plan.print_files(out, disk, measured.memory, options.checkpoint_every, options.keep)
+        size, on_gpu = plan.memory_size(device), device.type == "cuda"
+        plan.print_memory(measured.memory, disk.checkpoint, size, on_gpu, world.size)
+        plan.print_files(out, disk, options.checkpoint_every, options.keep)
         return 0
 
     # ---- the loop
     writer, pending = run_state.CheckpointWriter(out, options.keep, tokenizer), PendingLosses(weights)
-    record, status, first = {}, None, list(islice(micro_batches, 1))
+    record, status, saved, first = {}, None, None, list(islice(micro_batches, 1))
     micro_batches = chain(first, micro_batches)
 
     def time_gradient() -> None:
@@ -294,6 +297,7 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
                 state.baseline["student before"] = before["accuracy"]
                 state.metrics_bytes = logger.log({"step": 0, "held_out": before})
             logger.start()
+            status = stop.now(world) or None  # of a signal; at least one step is done in --max-hours
         clock = time.monotonic()
         while state.step < steps and status is None:
             step = state.step + 1
@@ -330,7 +334,8 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
         writer.wait()
     if status is not None:
         if world.is_main:
-            print(f"Stopped after step {state.step:,}; saved {saved}. The same command resumes.", file=sys.stderr)
+            news = f"saved {saved}" if saved else "nothing new to save"
+            print(f"Stopped after step {state.step:,}; {news}. The same command resumes.", file=sys.stderr)
         return status
 
     # ---- the end

@@ -15,7 +15,10 @@ from typing import NoReturn, TypeVar
 
 T = TypeVar("T")
 MB = 1e6
-NO_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory|ALLOC_FAILED|bad_alloc", re.IGNORECASE)
+NO_MEMORY = re.compile(
+    r"out of memory|not enough memory|can't allocate memory|ALLOC_FAILED|bad_alloc|can't start new thread",
+    re.IGNORECASE,
+)
 
 # ---- errors ----------------------------------------------------------------------------------------------------
 

@@ -211,7 +211,7 @@ def test_what_is_read_before_the_first_step_and_at_the_end(place):
     ):
         assert words in end
     for path in (place / "out").iterdir():
-        assert f"  {path.name} " in end
+        assert f"  {path.name}{'/' * path.is_dir()} " in end
 
 
 def test_validations_between_log_lines(place):

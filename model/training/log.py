@@ -82,7 +82,7 @@ def truncate(path: Path, size: int) -> None:
     if len(content) < size:
         warn(f"{path} is shorter than at the last checkpoint: lines of earlier steps are missing from now on.")
         size = content.rfind(b"\n") + 1
-    if path.exists():
+    if path.exists() and path.stat().st_size > size:
         with path.open("ab") as file:
             file.truncate(size)
 

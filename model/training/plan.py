@@ -1,5 +1,7 @@
 """What a run would do, cost and write: the report of train.py --plan."""
 
+import contextlib
+import os
 import resource
 import shutil
 import statistics
@@ -20,6 +22,7 @@ from .distributed import World
 from .run_state import BEST, FOLDER, METRICS, RUN, STUDENT
 
 TIMED, BUDGET = 5, 60.0  # steps to time; seconds after which only two are
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
 SLOW = 2.0  # seconds
 GB = 1e9
 
@@ -117,6 +120,17 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def memory_size(device: torch.device) -> int:
+    """Bytes for all ranks of this machine: of the GPU, else of main memory or of the container's share of it."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in CGROUP_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # absent, or "max"
+            sizes.append(int(Path(path).read_text()))
+    return min(sizes)
+
+
 def size_of(tensors: Iterable[Tensor]) -> int:
     """Bytes."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
@@ -141,10 +155,18 @@ def print_work(work: Work, measured: Measured, student: nn.Module, teacher: nn.M
     print_line("time", f"{time_text(expected)} {at_these}, with {checks}")
 
 
-def print_files(out: Path, disk: Disk, memory: int, every: int, keep: int) -> None:
+def print_memory(peak: int, checkpoint: int, size: int, on_gpu: bool, ranks: int) -> None:
+    """peak: of one rank; checkpoint: of its copy in main memory; size: of what all ranks of this machine share."""
+    needed = peak if on_gpu else peak * ranks + checkpoint  # each rank on a GPU has its own
+    more = f"{gigabytes(checkpoint)} of main memory more while a checkpoint is written"
+    verdict = "" if needed < size else ", WHICH IS TOO LITTLE: use a smaller --batch-size, a larger --accumulate"
+    where = "the GPU" if on_gpu else "this machine"
+    words = f"{gigabytes(peak)} per rank at the peak of the timed steps, {more}"
+    print_line("memory", f"{words}; {where} has {gigabytes(size)}{verdict}")
+
+
+def print_files(out: Path, disk: Disk, every: int, keep: int) -> None:
     """every: steps between checkpoints, 0: only when stopped."""
-    more = f"{gigabytes(disk.checkpoint)} of main memory more while a checkpoint is written"
-    print_line("memory", f"{gigabytes(memory)} per rank at the peak of the timed steps, {more}")
     room = disk.free > disk.needed
     verdict = "free" if room else "free, WHICH IS TOO LITTLE: make room, or choose another --out"
     print_line("disk", f"{gigabytes(disk.needed)} at most; {gigabytes(disk.free)} are {verdict}")

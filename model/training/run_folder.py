@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import nn
 
-from data.cli import DataError, OptionError, check, dashed
+from data.cli import DataError, OptionError, check, dashed, warn
 from data.locks import locked
 from data.tokenizer import Tokenizer
 
@@ -147,6 +147,20 @@ def keep_best(
         state.best_loss, state.best_step = loss, state.step
         if is_main:
             save_model(student, out / BEST, {"step": state.step, "held_out_loss": loss}, tokenizer)
+
+
+def restore_best(out: Path, state: TrainState) -> None:
+    """Writes a lost best.safetensors again from the checkpoint of the same step.  Warns if there is none."""
+    if state.best_loss is None or (out / BEST).exists():
+        return
+    of_best = out / FOLDER / f"step-{state.best_step:09}" / STUDENT
+    if of_best.exists():
+        with atomic_file(out / BEST) as partial:
+            shutil.copyfile(of_best, partial)
+        warn(f"{out / BEST} is missing, and is written again from {of_best.parent}.")
+    else:
+        warn(f"{out / BEST}, the student of step {state.best_step:,}, is missing. The best of what follows is kept.")
+        state.best_loss = None
 
 
 def remove_partial_files(out: Path) -> None:

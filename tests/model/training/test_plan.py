@@ -66,11 +66,30 @@ def test_what_is_written_and_whether_there_is_room(capsys, monkeypatch, tmp_path
     for free, verdict in ((2.3e9, "2.30 GB are free\n"), (2.1e9, "2.10 GB are free, WHICH IS TOO LITTLE")):
         monkeypatch.setattr(plan.shutil, "disk_usage", lambda path, free=free: usage(free))
         disk = plan.Disk.of(tmp_path / "a" / "b", distiller, keep=2)
-        plan.print_files(tmp_path / "a" / "b", disk, 5 * 10**7, every=500, keep=2)
+        plan.print_files(tmp_path / "a" / "b", disk, every=500, keep=2)
         out = capsys.readouterr().out
         assert f"2.20 GB at most; {verdict}" in out  # 3 × 600 MB, and two students
-        assert "50.0 MB per rank at the peak of the timed steps, 0.60 GB of main memory more" in out
         assert "every 500 steps, 0.60 GB each; the last 2 are kept" in out
+
+
+@pytest.mark.parametrize(
+    ("size", "on_gpu", "ranks", "fits"),
+    [(31, False, 1, True), (29, False, 1, False), (31, False, 2, False), (51, False, 2, True), (21, True, 8, True)],
+)
+def test_whether_the_memory_is_large_enough(capsys, size, on_gpu, ranks, fits):
+    plan.print_memory(20 * 10**9, 10 * 10**9, size * 10**9, on_gpu, ranks)
+    out, where = capsys.readouterr().out, "the GPU" if on_gpu else "this machine"
+    assert "20.00 GB per rank at the peak of the timed steps, 10.00 GB of main memory more" in out
+    assert f"; {where} has {size}.00 GB" in out and ("WHICH IS TOO LITTLE: use a smaller --batch" in out) != fits
+
+
+def test_the_memory_of_a_container_is_its_limit(monkeypatch, tmp_path):
+    whole = plan.memory_size(torch.device("cpu"))
+    (tmp_path / "memory.max").write_text("123456789\n")
+    (tmp_path / "unlimited").write_text("max\n")
+    limits = (tmp_path / "none", tmp_path / "unlimited", tmp_path / "memory.max")
+    monkeypatch.setattr(plan, "CGROUP_LIMITS", limits)
+    assert plan.memory_size(torch.device("cpu")) == 123456789 < whole
 
 
 def test_the_foreseen_checkpoint_is_as_large_as_the_written_one(place):
