@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
@@ -28,17 +29,18 @@ from torch import Tensor, nn
 from data import demo
 from data.blocks import Batch, open_blocks, prefetched, training_batches, validation_batches
 from data.cache import DEMO, prepared_folder, sample_folder
-from data.cli import check, parse_options, run_command, warn
+from data.cli import check, parse_options, run_command, say, warn
 from data.corpus.files import check_corpus
 from data.corpus.shuffle import key_of
 from data.download.models import fetch_models
 from data.masking import CHOSEN, Masking
 from data.tokenizer import Tokenizer
+from data.versions import versions
 from eval.validation import VALIDATION_BLOCKS, encoder_speeds, validate
 from losses import IGNORE_INDEX, DistillationLoss, LossSettings, fused_distillation_loss, mlm_loss
 from model import EncoderConfig, MaskedLM, ModelError, choose_layers, initialise_student, save_model
 from model.checkpoints.load import check_vocabulary, load_checkpoint, load_teacher, load_tokenizer
-from model.checkpoints.native import fingerprint, versions
+from model.checkpoints.native import fingerprint
 from model.training import log, plan, report, run_folder, run_state
 from model.training.curves import draw_curves
 from model.training.device import (
@@ -51,11 +53,12 @@ from model.training.device import (
     set_up_process,
     training_flops,
 )
-from model.training.distributed import SINGLE, World, join_world
+from model.training.distributed import SINGLE, World, join_world, meet, parsed
 from model.training.optim import learning_rate, make_optimiser, optimiser_step
 from model.training.options import COMPILE_STEPS, MAY_DIFFER, ON_MEMORY, SIZES, Options
 from model.training.state import Diverged, PendingLosses
 from model.training.stop import Stop
+from model.training.watch import Watch
 
 # ---- teacher and student ---------------------------------------------------------------------------------------
 
@@ -169,12 +172,16 @@ def backward(
 # ---- the run ---------------------------------------------------------------------------------------------------
 
 
-def train(options: Options) -> int:
+def train(options: Options, watch: Watch | None = None) -> int:
     """A whole run, on each rank -> exit status: 0, or 128 + n if signal n stopped it with a checkpoint.
 
     Raises OptionError, DataError or ModelError if the run cannot start, Diverged if its loss is no longer finite.
     """
-    with join_world(options.device) as (world, device_name):
+    if watch is not None:
+        watch.timeout = options.timeout
+        watch.advice = partial(run_folder.how_to_go_on, Path(options.out), options.accumulate, watch.size)
+    with join_world(watch, options.device) as (world, device_name):
+        world.compare(options.of_all_ranks() | versions())
         rest = options.accumulate % world.size
         check(not rest, f"--accumulate {options.accumulate} must be a multiple of the {world.size} ranks.")
         check_corpus(() if options.corpus == DEMO else options.corpus)
@@ -190,7 +197,7 @@ def train(options: Options) -> int:
 
 def run(options: Options, found: Options, world: World, device: torch.device) -> int:
     """found: the options, with the paths of the models that they name."""
-    stop, out = Stop(options.max_hours), Path(options.out)
+    stop, out = Stop(options.max_hours, world.is_main), Path(options.out)
     set_up_process(device)
     torch.manual_seed(options.seed)
     runtime = Runtime(device, choose_precision(options.precision, device))
@@ -226,9 +233,13 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
             run_folder.check_same_run(out, stored, identity, MAY_DIFFER)
             if not sample:
                 run_folder.write_run(out, stored)  # if it was lost
-    world.barrier()
-    if run_folder.is_finished(out, steps, warn):
-        print(f"\nThe run in {out} is finished. More --steps extend it; another --out begins a new one.")
+    finished = run_folder.is_finished(out, steps, warn)
+    if world.size > 1:
+        models = {"teacher": teacher and fingerprint(teacher), "student": fingerprint(student)}
+        data = {"tokenizer": tokenizer.sha256(), "corpus": blocks.hashes(), "finished run in --out": finished}
+        world.compare({**models, **data, "precision": runtime.precision})
+    if finished:
+        say(f"\nThe run in {out} is finished. More --steps extend it; another --out begins a new one.")
         return 0
     runtime = replace(runtime, compiled=choose_compiled(options.compile, device, steps >= COMPILE_STEPS))
     weights, chunk_bytes = options.weights if teacher else (0.0, 0.0, 1.0), options.chunk_mb and options.chunk_mb << 20
@@ -236,6 +247,8 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
     distiller = Distiller(student.train(), teacher, settings, runtime).to(device)
     optimiser, scaler = make_optimiser(distiller, options.lr, options.weight_decay), runtime.grad_scaler()
     state = run_state.resume(out, distiller, optimiser, scaler, runtime)
+    world.reach(state.step)
+    world.compare({"checkpoint": run_state.checkpoint_hash(out, state.step), "compiled": runtime.compiled})
     if world.is_main and not sample:
         run_folder.write_run(out, identity)
         run_folder.restore_best(out, state)
@@ -306,6 +319,7 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
             grad_norm, skipped = optimiser_step(distiller, optimiser, scaler, lr, options.clip)
             pending.add(sums, skipped)
             state.step = step
+            world.reach(step)
             logger.complete(step)
             is_last = step == steps
             status = None if is_last else stop.now(world)
@@ -357,7 +371,9 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
 
 
 def main() -> int:
-    return train(parse_options(Options, None, "python train.py [OPTIONS]", __doc__))
+    with meet() as watch:
+        options = parsed(watch, lambda: parse_options(Options, None, "python train.py [OPTIONS]", __doc__))
+        return train(options, watch)
 
 
 if __name__ == "__main__":

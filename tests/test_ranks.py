@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import time
@@ -16,6 +17,7 @@ from losses import LossSettings
 from model import initialise_student
 from model.training import distributed
 from model.training.device import Runtime
+from model.training.watch import LOST
 from tests import train_runs
 from tests.helpers import DEVICE, assert_close, relative_norm
 from tests.train_runs import LONGER, Command, arguments, metrics, run_longer, state_dict, steps_kept
@@ -118,17 +120,52 @@ def test_torchrun_with_one_process_equals_a_run_without_it(place, tmp_path):
     assert_close_runs(tmp_path / "one", tmp_path / "out")
 
 
-def test_the_death_of_one_rank_ends_all(place, tmp_path):
-    endless = dict(steps=10**6, log_every=1, checkpoint_every=5, compile="off")
-    with Command(*TWO_RANKS, *arguments(place, out=tmp_path / "out", **LONGER | endless)) as command:
+# ---- errors, deaths and stalls: with a watch that says within two seconds what it otherwise says after fifteen ----
+
+ENDLESS = LONGER | dict(steps=10**6, log_every=1, eval_every=0, checkpoint_every=5, compile="off", accumulate=4)
+
+
+class Ranks(Command):
+    """Ranks of train.py with an impatient watch."""
+
+    def __init__(self, number, place, out, **changed):
+        options = arguments(place, out=out, **ENDLESS | changed)
+        super().__init__(*TORCHRUN, str(number), "tests/quick_ranks.py", *options)
+
+    def of_ours(self):
+        """The output without what torchrun itself says of its children."""
+        launcher = r"(?s)(^[EW]\d{4} .*?$|^Traceback .*ChildFailedError:.*)"
+        return re.sub(launcher, "", self.output, flags=re.MULTILINE)
+
+    def end_with(self, status, *sentences):
+        """All ranks end with this status, or by torchrun's SIGTERM, having said these sentences once each."""
+        assert self.end(60) not in (0, None)
+        found = set(re.findall(r"exitcode +: (-?\d+)", self.output))
+        assert str(status) in found and found <= {str(status), "-9", "-15"}, self.output
+        for sentence in sentences:
+            assert len(re.findall(sentence, self.output)) == 1, (sentence, self.output)
+        assert "Traceback" not in self.of_ours(), self.output
+        assert self.output.count("train.py: ") == 1, self.output
+
+
+@pytest.mark.parametrize("number, victim", [(2, 0), (2, 1), (4, 2)])
+def test_a_rank_that_is_killed_is_named_once_and_the_run_goes_on_with_fewer_ranks(place, tmp_path, number, victim):
+    out = tmp_path / "out"
+    with Ranks(number, place, out) as command:
         command.wait_for("step       7/")
         ranks = train_runs.ranks_of(command.pid)
-        assert sorted(ranks) == [0, 1]
-        os.kill(ranks[1], signal.SIGKILL)
+        assert sorted(ranks) == list(range(number))
+        os.kill(ranks[victim], signal.SIGKILL)
         begun = time.monotonic()
-        assert command.end(60) not in (0, None)
-        assert time.monotonic() - begun < 60 and not any(Path(f"/proc/{pid}").exists() for pid in ranks.values())
-    assert steps_kept(tmp_path / "out")
+        name = (
+            rf"train.py: rank {victim} on host \S+ \(process {ranks[victim]}\) has died. It has not answered since step"
+        )
+        numbers = "1, 2" if number == 2 else "1, 2, 4"
+        rest = rf" \d+\. The same command resumes after step \d+, also with another number of ranks: {numbers}\.$"
+        command.end_with(LOST, "(?m)" + name + rest)
+        assert time.monotonic() - begun < 30 and not any(Path(f"/proc/{pid}").exists() for pid in ranks.values())
+    step = steps_kept(out)[-1]
+    assert f"resumes after step {step}" in command.output
 
 
 def test_accumulate_must_be_a_multiple_of_the_ranks(place, tmp_path, monkeypatch):

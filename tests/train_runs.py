@@ -150,7 +150,10 @@ class Command(subprocess.Popen):
 
     def __init__(self, *words, **settings):
         environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-        settings |= dict(env=environment | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}, cwd=REPOSITORY)
+        settings |= dict(
+            env=environment | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(REPOSITORY)},
+            cwd=REPOSITORY,
+        )
         settings |= dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
         super().__init__([sys.executable, *map(str, words)], **settings)
         self.output = ""

@@ -20,7 +20,7 @@ from data.tokenizer import Tokenizer
 from ..checkpoints.card import read_provenance
 from ..checkpoints.native import atomic_file, save_model
 from ..config import ModelError
-from .run_state import BEST, FOLDER, METRICS, RUN, STUDENT, list_checkpoints, read_values
+from .run_state import BEST, FOLDER, METRICS, RUN, STUDENT, list_checkpoints, read_values, step_of
 from .state import TrainState
 
 SAME_STEP = ("batch_size", "accumulate")  # may differ if their product does not: a step has the same blocks
@@ -134,6 +134,14 @@ def is_finished(out: Path, steps: int, report: Callable[[str], None]) -> bool:
     message = f"The run in {out} has ended after {done:,} steps and has no checkpoint from which it could be extended."
     check(has_checkpoint, f"{message} To train its student further, begin a new run: the same options with {further}.")
     return False
+
+
+def how_to_go_on(out: Path, accumulate: int, ranks: int) -> str:
+    """What to do after a rank was lost."""
+    kept = list_checkpoints(out / FOLDER)
+    start = f"resumes after step {step_of(kept[0]):,}" if kept else "starts again: there is no checkpoint yet"
+    numbers = [str(number) for number in range(1, ranks + 1) if accumulate % number == 0]
+    return f"The same command {start}, also with another number of ranks: {', '.join(numbers)}."
 
 
 # ---- the files -------------------------------------------------------------------------------------------------

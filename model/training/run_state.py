@@ -226,6 +226,11 @@ def read_values(path: Path) -> dict:
     return values
 
 
+def checkpoint_hash(out: Path, step: int) -> str:
+    """Of the checkpoint from which a run resumes after this step.  Raises DataError if it cannot be read."""
+    return f"step {step}, {hash_json(read_values(out / FOLDER / f'step-{step:09}'))[:16]}" if step else "none"
+
+
 def damage(path: Path, error: Exception) -> DataError:
     reason = f"{Path(error.filename).name} is missing" if isinstance(error, FileNotFoundError) else str(error)[:200]
     return DataError(f"The checkpoint {path} is damaged ({reason}).")
