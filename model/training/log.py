@@ -68,6 +68,7 @@ class MetricsLogger:
             self.screen.show(progress_line(record, label, seconds_left), short, is_odd=bool(record["skipped"]))
         if "held_out" in record:
             self.screen.line(held_out_line(record["held_out"], label))
+            self.screen.begin_step()
         for name, value in flatten(record) if self.writer else ():
             self.writer.add_scalar(name, value, record["step"])
         return length

@@ -190,7 +190,10 @@ def print_line(name: str, words: str) -> None:
 def time_text(seconds: float) -> str:
     if seconds < 60:
         return count(round(seconds), "second")
-    return f"{seconds / 3600:,.3g} hours" if seconds >= 3600 else f"{seconds / 60:,.3g} minutes"
+    if seconds < 3600:
+        return f"{seconds / 60:.3g} minutes"
+    hours = seconds / 3600
+    return f"{hours:.3g} hours" if hours < 100 else f"{hours:,.0f} hours"
 
 
 def count(number: int, noun: str) -> str:

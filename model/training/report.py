@@ -22,6 +22,7 @@ from .state import TrainState
 DEMO_QUESTION = "Elle joue de la <mask>."
 QUESTION = "Le camembert est <mask> :)"
 MANY_EPOCHS = 10  # more are a warning
+DAY, YEAR = 86400, 365 * 86400  # seconds
 PURPOSES = {
     STUDENT: "the student at the end, with its tokenizer inside",
     BEST: "the student of step {best_step:,}, the lowest held-out loss",
@@ -100,9 +101,12 @@ def print_extension(before: int, steps: int, lr: float) -> None:
 def print_cost(work: Work, step: float, validation: float, out: Path, distiller: nn.Module, keep: int) -> None:
     """step, validation: their seconds as timed just now.  Warns if the disk is too full."""
     seconds = work.seconds(step, validation)
-    until = time.strftime("%d %B %H:%M" if seconds > 12 * 3600 else "%H:%M", time.localtime(time.time() + seconds))
+    end = ""
+    if seconds < 10 * YEAR:  # what is longer is a mistake, and may have no date
+        format = "%H:%M" if seconds < DAY / 2 else "%d %B %H:%M" if seconds < YEAR / 2 else "%d %B %Y"
+        end = f", until {time.strftime(format, time.localtime(time.time() + seconds))}"
     checks = plan.count(work.validations(), "validation")
-    say(f"time      about {plan.time_text(seconds)}, until {until}: {step:.3g} s a step, {checks}")
+    say(f"time      about {plan.time_text(seconds)}{end}: {step:.3g} s a step, {checks}")
     disk = plan.Disk.of(out, distiller, keep)
     say(f"disk      at most {plan.gigabytes(disk.needed)} in {out}; {plan.gigabytes(disk.free)} are free")
     if disk.needed >= disk.free:

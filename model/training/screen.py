@@ -78,7 +78,7 @@ class Screen:
         if sys.stderr.isatty():
             self.bar = open_bar(self.steps, self.first)
         self.begun = self.last_line = time.monotonic()
-        self.begin(f"step {self.first + 1}")
+        self.begin_step()
 
     def close(self) -> None:
         self.ended.set()
@@ -89,10 +89,14 @@ class Screen:
         """what: the step or validation that runs from now on, for the message that it takes long."""
         self.current = what, time.monotonic()
 
+    def begin_step(self) -> None:
+        """The next one, or after the last one what is still written."""
+        self.begin(f"step {self.step + 1:,}" if self.step < self.steps else "writing the last checkpoint")
+
     def complete(self, step: int) -> None:
         """Shows that a step is done, at once on the bar, in a log if a minute has passed without a line."""
         done, self.step = step - self.step, step
-        self.begin(f"step {step + 1}")
+        self.begin_step()
         self._on_bar("update", done)
         now = time.monotonic()
         if self.has_lines and now - self.last_line >= LINE_SECONDS:

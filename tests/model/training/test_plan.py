@@ -117,7 +117,14 @@ def test_a_step_is_timed_by_its_second_micro_batch_unless_it_is_slow(monkeypatch
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(1.2, "1 second"), (42.4, "42 seconds"), (90, "1.5 minutes"), (3599, "60 minutes"), (5 * 86400, "120 hours")],
+    [
+        (1.2, "1 second"),
+        (42.4, "42 seconds"),
+        (90, "1.5 minutes"),
+        (3599, "60 minutes"),
+        (5 * 86400, "120 hours"),
+        (1.23456e7, "3,429 hours"),
+    ],
 )
 def test_times_in_words(seconds, text):
     assert plan.time_text(seconds) == text

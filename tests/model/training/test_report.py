@@ -1,6 +1,7 @@
 """What is printed before the first step and at the end, and that its commands can be run."""
 
 import importlib
+import re
 import shlex
 from collections import namedtuple
 from pathlib import Path
@@ -64,6 +65,17 @@ def test_hours_and_disk(capsys, monkeypatch, tmp_path, free, warns):
     assert "time      about 1.02 hours, until " in output.out and ": 2 s a step, 1 validation\n" in output.out
     assert f"disk      at most 2.2 MB in {tmp_path}; " in output.out
     assert ("too little room" in output.err) == warns
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [(2.0, r"2 hours, until \d\d:\d\d: "), (400.0, r"400 hours, until \d\d \w+ \d\d:\d\d: "), (1e16, r" hours: ")],
+)
+def test_the_date_when_the_run_ends(capsys, tmp_path, step, expected):
+    distiller = nn.Module()
+    distiller.student = nn.Linear(10, 5)
+    report.print_cost(WORK, step, 0.0, tmp_path, distiller, keep=2)
+    assert re.search(rf"time      about \S*{expected}", capsys.readouterr().out)
 
 
 def test_sizes_beside_the_teacher(capsys):

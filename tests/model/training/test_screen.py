@@ -7,7 +7,9 @@ import time
 import pytest
 
 from model.training import screen
+from model.training.log import MetricsLogger
 from model.training.screen import PlainBar, Screen, duration
+from model.training.state import TrainState
 
 
 class Terminal(io.StringIO):
@@ -146,6 +148,23 @@ def test_a_step_that_takes_long_says_that_it_is_alive_at_growing_intervals(monke
     assert 2 <= len(lines) <= 4  # after 0.1, 0.2, 0.4 and 0.8 s
     assert lines[0] == "          still in the validation after step 4, for 00:00:00 so far"
     assert not shown.thread.is_alive()
+
+
+def test_what_takes_long_is_named_as_what_it_is(tmp_path, capsys):
+    """After a validation the next step, after the last step the checkpoint."""
+    record = {"step": 1, "held_out": {"loss": 1.0, "accuracy": 0.5, "pseudo_perplexity": 2.0}}
+    named = []
+    with MetricsLogger(tmp_path, 2, TrainState(), tensorboard=False, enabled=True) as logger:
+        for act in (
+            logger.start,
+            lambda: logger.complete(1),
+            lambda: logger.begin("the validation after step 1"),
+            lambda: logger.log(record),
+            lambda: logger.complete(2),
+        ):
+            act()
+            named.append(logger.screen.current[0])
+    assert named == ["step 1", "step 2", "the validation after step 1", "step 2", "writing the last checkpoint"]
 
 
 @pytest.mark.parametrize("with_tqdm", [True, False])
