@@ -35,7 +35,7 @@ from data.download.models import fetch_models
 from data.masking import CHOSEN, Masking
 from data.tokenizer import Tokenizer
 from data.versions import versions
-from eval.validation import encoder_speeds, validate
+from eval.validation import VALIDATION_BLOCKS, encoder_speeds, validate
 from losses import IGNORE_INDEX, DistillationLoss, LossSettings, fused_distillation_loss, mlm_loss
 from model import EncoderConfig, MaskedLM, ModelError, choose_layers, initialise_student, save_model
 from model.checkpoints.load import check_vocabulary, load_checkpoint, load_teacher, load_tokenizer
@@ -57,8 +57,6 @@ from model.training.optim import learning_rate, make_optimiser, optimiser_step
 from model.training.options import COMPILE_STEPS, MAY_DIFFER, ON_MEMORY, SIZES, Options
 from model.training.state import Diverged, PendingLosses
 from model.training.stop import Stop
-
-VALIDATION_BLOCKS = 256  # at most
 
 # ---- teacher and student ---------------------------------------------------------------------------------------
 
@@ -297,7 +295,7 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
                 state.baseline = {"teacher": before["teacher_accuracy"]} if teacher else {}
                 state.baseline["student before"] = before["accuracy"]
                 state.metrics_bytes = logger.log({"step": 0, "held_out": before})
-            logger.begin(f"step {state.step + 1}")
+            logger.start()
         clock = time.monotonic()
         while state.step < steps and status is None:
             step = state.step + 1

@@ -15,6 +15,7 @@ from .cli import DataError, note, warn
 LOCK = ".lock"  # in the folder, while it is locked: host and process id of the holder, for messages
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # some network file systems
 POLL = 0.5  # seconds
+LOOK = 0.001  # seconds, until another process has looked at the lock
 
 
 @contextlib.contextmanager
@@ -59,12 +60,45 @@ def lock(handle: int, path: Path) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return False
+        return is_only_looked_at(handle) and lock(handle, path)
     except OSError as error:
         if error.errno not in UNSUPPORTED:
             raise
         warn(f"the file system of {path.parent} has no locks: take care that only one process writes there.")
     return True
+
+
+def is_only_looked_at(handle: int) -> bool:
+    """Whether nobody holds the lock but those who look, as holder_of does, which is over in an instant."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    fcntl.flock(handle, fcntl.LOCK_UN)
+    time.sleep(LOOK)
+    return True
+
+
+def holder_of(folder: str | Path) -> str | None:
+    """The process in a folder, as holder() says it; None if there is none, or where the file system has no locks.
+
+    Looks with a shared lock, released at once, for which a process that starts at that moment waits. Raises OSError.
+    """
+    try:
+        handle = os.open(Path(folder) / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except BlockingIOError:
+        return holder(handle)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        return None
+    finally:
+        os.close(handle)
 
 
 def is_at(handle: int, path: Path) -> bool:

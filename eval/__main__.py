@@ -9,6 +9,8 @@ commands:
   zero-shot        classify texts by labels that an NLI model was not trained on, equation (15)
   fill-mask TEXT   the most likely tokens for each <mask>
   table2           fine-tune teacher and student on all tasks and compare them as in the paper's Table 2
+  compare RUN RUN… two or more students or fine-tuned models on the same data: figures, intervals, options that differ
+  runs FOLDER      a table of the runs below a folder: state, figures, last change, size
   speed            inference speed of student, teacher and their transformers versions
   throughput       speed and memory of the training step, compared with the DistilBERT script's
   gpu              all of it on a GPU in under eight minutes: correctness, accuracy, speed, memory, a profile
@@ -46,6 +48,10 @@ def main(arguments: list[str]) -> int | None:
             from .tasks.fill_mask import main as command
         case ["table2", *rest]:
             from .tasks.table2 import main as command
+        case ["compare", *rest]:
+            from .tasks.compare import main as command
+        case ["runs", *rest]:
+            from .tasks.runs import main as command
         case ["speed", *rest]:
             from .benchmarks.speed import main as command
         case ["gpu", *rest]:

@@ -4,7 +4,7 @@ import contextlib
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from model.training.device import Runtime
 from model.training.distributed import SINGLE, World
 from model.training.state import Diverged
 
+VALIDATION_BLOCKS = 256  # at most, during a run
+
 
 @torch.no_grad()
 def validate(
@@ -26,6 +28,7 @@ def validate(
     settings: LossSettings,
     runtime: Runtime,
     world: World = SINGLE,
+    observe: Callable[[Batch, Tensor, Tensor | None], None] | None = None,
 ) -> dict[str, float]:
     """-> loss and the losses of its terms, accuracy, pseudo_perplexity; teacher_accuracy, teacher_mlm_loss, agreement
 
@@ -33,6 +36,8 @@ def validate(
     or replaced): accuracy is the fraction whose most likely token is the original, agreement the fraction where
     student and teacher predict the same token, pseudo-perplexity is e to the loss of equation (12). Counted over all
     batches of all ranks. Without a teacher its figures are left out; if the widths differ, (11) counts as 0.
+    observe: called with each batch, the student's logits at its N masked tokens, (N, |W|), and the tokens that the
+    teacher predicts there, (N,).
     Raises DataError if no token is masked, Diverged if the outputs are not finite.
     """
     was_training = student.training
@@ -49,6 +54,7 @@ def validate(
             predictions, labels = logits.argmax(dim=-1), batch.labels[masked]
             correct[0] += (predictions == labels).sum().cpu()
             if teacher is None:
+                teacher_predictions = None
                 mlm, count = mlm_loss(logits, labels)
                 zero = torch.zeros_like(mlm)
                 terms = DistillationLoss(zero, zero, mlm, batch.real.sum(), count)
@@ -60,6 +66,8 @@ def validate(
                 correct[1] += (teacher_predictions == labels).sum().cpu()
                 correct[2] += (teacher_predictions == predictions).sum().cpu()
                 terms = all_terms(student, hidden, teacher, teacher_hidden, batch, settings)
+        if observe is not None:
+            observe(batch, logits, teacher_predictions)
         sums += torch.stack([term.cpu().double() for term in terms])
     student.train(was_training)
     terms = DistillationLoss(*world.sum(sums))

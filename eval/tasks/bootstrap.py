@@ -11,6 +11,14 @@ from numpy import ndarray
 
 from data.cli import DataError
 
+PERCENTILES = (2.5, 97.5)
+
+
+class Metric(dict):
+    """{"value", "low", "high"}, and beside it, not in JSON files, the value of every resample, (R,), None if N is 1."""
+
+    resampled: ndarray | None = None
+
 
 def ratio(part: ndarray, whole: ndarray) -> ndarray:
     """part / whole, 0 where whole is 0."""
@@ -49,15 +57,27 @@ def draws(number: int, seed: int, resamples: int = 1000) -> Iterator[ndarray]:
 
 
 def add_intervals(values: dict, resampled: dict | None) -> dict:
-    """values: (), resampled: (R,) or None, both nested alike -> the same dict of {"value", "low", "high"}"""
+    """values: (), resampled: (R,) or None, both nested alike -> the same dict of Metric"""
     report = {}
     for name, value in values.items():
         if isinstance(value, dict):
             report[name] = add_intervals(value, resampled and resampled[name])
         else:
-            low, high = numpy.percentile(resampled[name], (2.5, 97.5)).tolist() if resampled else (None, None)
-            report[name] = {"value": float(value), "low": low, "high": high}
+            report[name] = with_interval(float(value), resampled and resampled[name])
     return report
+
+
+def with_interval(value: float, resampled: ndarray | None) -> Metric:
+    low, high = (None, None) if resampled is None else numpy.percentile(resampled, PERCENTILES).tolist()
+    metric = Metric(value=value, low=low, high=high)
+    metric.resampled = resampled
+    return metric
+
+
+def difference(metric: Metric, first: Metric) -> Metric:
+    """metric − first, with its paired interval: both must be of the same examples, resampled with the same seed."""
+    paired = None if None in (metric["low"], first["low"]) else metric.resampled - first.resampled
+    return with_interval(metric["value"] - first["value"], paired)
 
 
 def scores_by_class(counts: ndarray, names: Sequence[str]) -> dict:

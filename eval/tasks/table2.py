@@ -23,7 +23,7 @@ from torch import nn
 
 import train
 from data import demo
-from data.cli import DataError, check, check_bounds, check_paths, note, option, parse_options, say, warn
+from data.cli import DataError, check, check_bounds, check_paths, option, parse_options, say, warn
 from data.corpus.files import files_below
 from data.demo.tasks import write_tasks
 from data.download.models import fetch_models
@@ -42,9 +42,10 @@ from ..benchmarks.harness import table
 from ..results import command_line, provenance, write_json
 from .baselines import baseline_report
 from .batching import infer
-from .evaluate import TASK_CLASSES, InferenceOptions, open_model, task_settings, training_names
+from .evaluate import InferenceOptions, open_model, task_settings, training_names
 from .finetune import Options as FinetuneOptions
 from .finetune import finetune
+from .table2_chart import draw
 
 MEASURES = {  # rows of the table for each task
     "sentiment": ("accuracy", "macro_f1"),
@@ -300,31 +301,6 @@ def markdown(results: dict[str, dict], about: dict) -> str:
     )
 
 
-def draw(results: dict[str, dict], path: Path) -> None:
-    """Writes a chart of the headline metrics, if matplotlib is installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        note("table2.png needs matplotlib: pip install matplotlib")
-        return
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    axis = figure.subplots()
-    headlines = {task: TASK_CLASSES[task].headline for task in results}
-    names = [f"{task}\n{headline.replace('_', ' ')}" for task, headline in headlines.items()]
-    shown = [name for name in MODELS if all(name in result for result in results.values())]
-    for index, name in enumerate(shown):
-        metrics = [results[task][name]["over_seeds"]["test"][headline] for task, headline in headlines.items()]
-        heights, errors = [100 * m["mean"] for m in metrics], [100 * (m["deviation"] or 0) for m in metrics]
-        at = [number + (index - len(shown) / 2 + 0.5) * 0.27 for number in range(len(results))]
-        bars = axis.bar(at, heights, 0.25, yerr=errors, label=name.replace("distilled", "student, task distilled"))
-        axis.bar_label(bars, fmt="%.1f", fontsize=8)
-    axis.set(xticks=range(len(results)), xticklabels=names, ylabel="percent, test", ylim=(0, 112))
-    axis.legend(ncols=3, loc="upper center", frameon=False)
-    axis.spines[["top", "right"]].set_visible(False)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
-
-
 # ---- the command -----------------------------------------------------------------------------------------------
 
 
@@ -388,6 +364,6 @@ def main(arguments: list[str]) -> None:
     text = markdown(results, about)
     with atomic_file(folder / "table2.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
-    draw(results, folder / "table2.png")
+    draw(results, PAPER, folder / "table2.png", is_demo)
     print(f"\n{text}")
     print(f"Written: {folder / 'table2.md'} and table2.json, in {(time.monotonic() - start) / 60:.1f} minutes.")

@@ -1,5 +1,6 @@
 """curves.png: the losses, the learning rate and the accuracy of a run, from its metrics.jsonl."""
 
+import contextlib
 import json
 import math
 from collections.abc import Callable
@@ -21,11 +22,30 @@ TRAINING, HELD_OUT, TEACHER, BEFORE = "#8ab4d8", "#c2410c", "#15803d", "#737373"
 RATE_POINTS = 2000  # of the learning rate's curve at most
 
 
+def read_lines(path: Path) -> list[dict]:
+    """The lines of metrics.jsonl that can be read: a damaged one costs its point, not the run."""
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            line = json.loads(text)
+            if type(line) is dict and type(line.get("step")) is int:
+                lines.append(line)
+    return lines
+
+
 def series(lines: list[dict], name: str) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
     """A figure's points (step, value) in training, and on held-out text from before the first step to the end."""
     training = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
     held_out = [(line["step"], line["held_out"][name]) for line in lines if name in line.get("held_out", {})]
     return training, held_out
+
+
+def learning_rates(lines: list[dict], steps: int, rate: Callable[[int], float]) -> list[tuple[int, float]]:
+    """(step, learning rate) of the schedule; the logged ones as long as those were of another, before an extension."""
+    logged = [(line["step"], line["learning_rate"]) for line in lines if "learning_rate" in line]
+    extended = max((step for step, value in logged if not math.isclose(value, rate(step), rel_tol=1e-6)), default=0)
+    schedule = [(step, rate(step)) for step in range(extended + 1, steps + 1, math.ceil(steps / RATE_POINTS))]
+    return [point for point in logged if point[0] <= extended] + schedule
 
 
 def draw_curves(folder: Path, steps: int, rate: Callable[[int], float], dropout: float) -> None:
@@ -42,7 +62,7 @@ def draw_curves(folder: Path, steps: int, rate: Callable[[int], float], dropout:
     except ImportError:
         note(f"{CURVES} needs matplotlib: pip install matplotlib")
         return
-    lines = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+    lines = read_lines(folder / METRICS)
     found = {name: series(lines, name) for name in LOSSES}
     if not found["soft_label_loss"][0]:  # masked LM alone
         found = {"mlm_loss": found["mlm_loss"]}
@@ -62,14 +82,14 @@ def draw_curves(folder: Path, steps: int, rate: Callable[[int], float], dropout:
             axis.axhline(teacher[-1][f"teacher_{name}"], color=TEACHER, linestyle="--", label="teacher, held-out text")
         axis.set_title(LOSSES[name])
     draw_accuracy(axes.flat[panels - 2], lines)
-    shown = range(1, steps + 1, math.ceil(steps / RATE_POINTS))
-    axes.flat[panels - 1].plot(shown, [rate(step) for step in shown], color=TRAINING, label="of every step")
+    axes.flat[panels - 1].plot(*zip(*learning_rates(lines, steps, rate)), color=TRAINING, label="of every step")
     axes.flat[panels - 1].set_title("learning rate")
     for axis in axes.flat:
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False)
+        if axis.has_data():
+            axis.legend(frameon=False)
     with atomic_file(folder / CURVES) as partial:
         figure.savefig(partial, dpi=120, format="png")
     pyplot.close(figure)

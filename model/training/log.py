@@ -40,6 +40,11 @@ class MetricsLogger:
             if each is not None:
                 each.close()
 
+    def start(self) -> None:
+        """The steps begin: on a terminal, a bar is drawn."""
+        if self.enabled:
+            self.screen.start()
+
     def begin(self, what: str) -> None:
         """what: the step or validation that runs from now on, for a message if it takes long."""
         if self.enabled:
@@ -49,10 +54,6 @@ class MetricsLogger:
         """Every step, whether it is logged or not."""
         if self.enabled:
             self.screen.complete(step)
-
-    def line(self, text: str) -> None:
-        if self.enabled:
-            self.screen.line(text)
 
     def log(self, record: dict, seconds_left: float = 0.0) -> int:
         """Logs a step, or step 0 with held-out figures alone -> the length of metrics.jsonl in bytes."""

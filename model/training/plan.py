@@ -159,9 +159,7 @@ def print_memory(peak: int, checkpoint: int, size: int, on_gpu: bool, ranks: int
     """peak: of one rank; checkpoint: of its copy in main memory; size: of what all ranks of this machine share."""
     needed = peak if on_gpu else peak * ranks + checkpoint  # each rank on a GPU has its own
     more = f"{gigabytes(checkpoint)} of main memory more while a checkpoint is written"
-    verdict = (
-        "" if needed < size else ", WHICH IS TOO LITTLE: choose a smaller --batch-size, with a larger --accumulate"
-    )
+    verdict = "" if needed < size else ", WHICH IS TOO LITTLE: use a smaller --batch-size, a larger --accumulate"
     where = "the GPU" if on_gpu else "this machine"
     words = f"{gigabytes(peak)} per rank at the peak of the timed steps, {more}"
     print_line("memory", f"{words}; {where} has {gigabytes(size)}{verdict}")

@@ -29,7 +29,7 @@ PURPOSES = {
     CURVES: "the same as a picture",
     "tensorboard": "the same for TensorBoard",
     RUN: "the options, and hashes of the inputs: what this run is",
-    FOLDER: "the last ones: with more --steps, the run goes on from there",
+    FOLDER: "from which more --steps would extend the run; else not needed",
 }
 
 # ---- before the first step -------------------------------------------------------------------------------------
@@ -89,6 +89,12 @@ def print_run(work: Work, blocks: float | None, counted: str, runtime: Runtime, 
     if epochs > MANY_EPOCHS:
         advice = "Add text or choose fewer --steps, unless that is meant."
         warn(f"the corpus is repeated {epochs:,.0f} times; the student may learn it by heart. {advice}")
+
+
+def print_extension(before: int, steps: int, lr: float) -> None:
+    """A run that resumes with more steps than it had. lr: the learning rate of its next step."""
+    schedule = f"the learning rate is {lr:.1e} now and decays linearly to 0 at step {steps:,}, no longer {before:,}"
+    say(f"extended  from {before:,} to {steps:,} steps: {schedule}")
 
 
 def print_cost(work: Work, step: float, validation: float, out: Path, distiller: nn.Module, keep: int) -> None:
@@ -179,9 +185,3 @@ def next_commands(out: Path, teacher: str | None, is_demo: bool) -> dict[str, li
 def print_next(commands: Mapping[str, Iterable[str]]) -> None:
     for purpose, words in commands.items():
         say(f"\n{purpose}\n  {shlex.join(words)}")
-
-
-def print_extension(before: int, steps: int, lr: float) -> None:
-    """A run that resumes with more steps than it had. lr: the learning rate of its next step."""
-    schedule = f"the learning rate is {lr:.1e} now and decays linearly to 0 at step {steps:,}, no longer {before:,}"
-    print(f"extended  from {before:,} to {steps:,} steps: {schedule}")

@@ -65,14 +65,20 @@ class Screen:
     def __init__(self, steps: int, step: int):
         """steps: of the whole run; step: the last completed one."""
         self.steps, self.first, self.step = steps, step, step
-        self.bar = open_bar(steps, step) if sys.stderr.isatty() else None
-        self.has_lines = self.bar is None or not sys.stdout.isatty()  # besides those of the validations
+        self.bar = None
+        self.has_lines = not (sys.stdout.isatty() and sys.stderr.isatty())  # besides those of the validations
         self.lock = threading.RLock()  # a signal's handler may print while this thread holds it
-        self.begun = self.last_line = time.monotonic()
         self.ended = threading.Event()
         self.begin("the start")
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
+
+    def start(self) -> None:
+        """The steps begin."""
+        if sys.stderr.isatty():
+            self.bar = open_bar(self.steps, self.first)
+        self.begun = self.last_line = time.monotonic()
+        self.begin(f"step {self.first + 1}")
 
     def close(self) -> None:
         self.ended.set()

@@ -5,14 +5,14 @@ import sys
 
 import pytest
 
-from model.training.curves import draw_curves, series
+from model.training.curves import draw_curves, learning_rates, read_lines, series
 
 HELD_OUT = dict(loss=2.0, mlm_loss=4.0, accuracy=0.25, teacher_accuracy=0.7, agreement=0.2, teacher_mlm_loss=1.5)
 LOSSES = dict(loss=1.5, soft_label_loss=1.25, cosine_loss=0.5, mlm_loss=3.0)
 
 
 def lines_of(**changed):
-    lines = [{"step": step, **LOSSES, **changed} for step in (10, 20, 30)]
+    lines = [{"step": step, "learning_rate": 0.1 * step, **LOSSES, **changed} for step in (10, 20, 30)]
     lines[-1]["held_out"] = HELD_OUT | {"loss": 1.0, "mlm_loss": 2.0, "accuracy": 0.6, "agreement": 0.65}
     return [{"step": 0, "held_out": HELD_OUT}, *lines]
 
@@ -33,6 +33,20 @@ def test_a_curve_on_held_out_text_begins_before_the_first_step():
     training, held_out = series(lines_of(), "loss")
     assert training == [(10, 1.5), (20, 1.5), (30, 1.5)] and held_out == [(0, 2.0), (30, 1.0)]
     assert series(lines_of(soft_label_loss=None), "soft_label_loss") == ([], [])
+
+
+def test_a_damaged_line_costs_its_point_only(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(
+        b'{"step": 1}\n{"step"\n[2]\n{"st\xffep": 3}\n{"step": "4"}\n{"step": 5}\n'
+    )
+    assert read_lines(tmp_path / "metrics.jsonl") == [{"step": 1}, {"step": 5}]
+
+
+def test_an_extended_run_had_another_schedule_before():
+    lines = [{"step": step, "learning_rate": rate} for step, rate in ((5, 0.5), (10, 0.0), (15, 1.5), (20, 2.0))]
+    found = learning_rates([{"step": 0}, *lines], 20, lambda step: step / 10)
+    assert found == [(5, 0.5), (10, 0.0), *((step, step / 10) for step in range(11, 21))]
+    assert len(learning_rates([], 10**6, float)) == 2000
 
 
 def test_names_before_teacher_and_the_learning_rate_of_every_step(tmp_path, monkeypatch):

@@ -43,6 +43,7 @@ def clock(monkeypatch):
 
 def three_steps(step=0, steps=300):
     shown = Screen(steps, step)
+    shown.start()
     for number in range(step + 1, step + 4):
         shown.complete(number)
         shown.show(f"step {number} with its losses", f"loss {number}.5", is_odd=False)
@@ -61,6 +62,16 @@ def test_on_a_terminal_a_bar_and_a_line_for_each_validation(monkeypatch):
     three_steps(step=100)
     out, err = (stream.getvalue() for stream in streams)
     assert out == "a validation\n" and "103/300" in err and "loss 103.5" in err and "\n" not in err[:-1]
+
+
+def test_before_the_first_step_there_is_no_bar(monkeypatch):
+    """What is printed then would be beside it."""
+    _, stderr = terminal(monkeypatch)
+    shown = Screen(300, 0)
+    shown.begin("the timing of a step")
+    shown.line("the validation before the first step")
+    shown.close()
+    assert stderr.getvalue() == ""
 
 
 def test_without_tqdm_a_plain_bar(monkeypatch, without_tqdm):
@@ -102,6 +113,7 @@ def test_without_a_terminal_there_are_lines_and_no_bar(capsys):
 def test_a_step_that_was_skipped_is_a_line_on_a_terminal_too(monkeypatch):
     stdout, _ = terminal(monkeypatch)
     shown = Screen(10, 0)
+    shown.start()
     shown.show("step 1  skipped 1", "loss 1", is_odd=True)
     shown.close()
     assert stdout.getvalue() == "step 1  skipped 1\n"
@@ -110,6 +122,7 @@ def test_a_step_that_was_skipped_is_a_line_on_a_terminal_too(monkeypatch):
 def test_slow_steps_are_lines_by_time(clock, capsys):
     """25 seconds each: the third and every third after it is a line, without any step being logged."""
     shown = Screen(100, 10)
+    shown.start()
     for step in range(11, 18):
         clock[0] += 25
         shown.complete(step)
@@ -123,6 +136,7 @@ def test_slow_steps_are_lines_by_time(clock, capsys):
 def test_a_step_that_takes_long_says_that_it_is_alive_at_growing_intervals(monkeypatch, capsys):
     monkeypatch.setattr(screen, "SLOW_SECONDS", 0.1)
     shown = Screen(100, 4)
+    shown.start()
     shown.begin("the validation after step 4")
     time.sleep(1.0)
     shown.complete(5)
@@ -142,6 +156,7 @@ def test_a_run_survives_its_terminal(monkeypatch, with_tqdm):
     else:
         monkeypatch.setitem(sys.modules, "tqdm", None)
     shown = Screen(100, 0)
+    shown.start()
     monkeypatch.setattr(sys, "stderr", Closed())
     shown.bar.fp = Closed()  # tqdm keeps its own
     shown.complete(1)
