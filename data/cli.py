@@ -228,9 +228,7 @@ def make_parser(options: type, usage: str, description: str) -> Parser:
     width = min(110, max(60, shutil.get_terminal_size(fallback=(110, 24)).columns))
     layout = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=28, width=width)
     parser = Parser(usage=usage, description=description, allow_abbrev=False, formatter_class=layout)
-    parser.add_argument(
-        "--version", action=Version, nargs=0, default=argparse.SUPPRESS, help="commit, torch and Python"
-    )
+    parser.add_argument("--version", action=Version, nargs=0, default=argparse.SUPPRESS, help=VERSION_HELP)
     group = parser
     for field in dataclasses.fields(options):
         if field.metadata["group"]:

@@ -32,7 +32,7 @@ class Options:
     examples: int = option(3, "number of documents, and of masked blocks, to print", "examples", least=0, most=1000)
     block_size: int = option(64, "tokens per masked block", least=3, most=10**5)
     masking: str = option(STRATEGIES[0], "masking strategy, as in train.py", choices=STRATEGIES)
-    seed: int = option(0, "random seed of the examples and their masks", least=0, most=2**62)
+    seed: int = option(0, "of the examples and their masks", least=0, most=2**62)
 
     def __post_init__(self):
         check_bounds(self)

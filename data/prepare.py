@@ -91,7 +91,7 @@ class Options:
         choices=("auto", "line", "blank", "wrapped"),
     )
     field: str | None = option(
-        None, "text field of JSON, text column of Parquet, Arrow or a table; default: text, else content"
+        None, "text field of JSON, text column of Parquet, Arrow or a table (default: text, else content)"
     )
     min_tokens: int = option(0, "drop documents with fewer tokens", "filtering and splitting", least=0, most=10**9)
     max_unknown: float = option(1.0, "drop documents with a larger fraction of <unk> tokens", least=0, most=1)
@@ -103,7 +103,7 @@ class Options:
         0.01,
         "fraction of documents held out, chosen by a hash of their text; of blocks, where documents are too few",
         least=0,
-        below=1,
+        most=0.9,
     )
     shard_tokens: int = option(1 << 26, "approximate number of training tokens per shard", least=1000, most=10**12)
 

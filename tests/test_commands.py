@@ -1,6 +1,7 @@
 """Every command prints its help and nothing else: no warning that runpy finds its module imported already."""
 
 import ast
+import re
 import subprocess
 import sys
 
@@ -19,6 +20,7 @@ COMMANDS = {
     "-m model.parameters": "model/parameters.py",
     "-m eval": "eval/__main__.py",
 }
+VERSION = r"commit (unknown|[0-9a-f]{12}( \+ changes)?), torch \S+, Python 3\.\S+\n"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
@@ -32,6 +34,12 @@ def test_help(command):
     assert (result.returncode, result.stderr) == (0, "")
     docstring = ast.parse((REPOSITORY / COMMANDS[command]).read_text(encoding="utf-8")).body[0].value.value.strip()
     assert result.stdout.startswith(("usage: ", docstring)) and docstring in result.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_version(command):
+    result = run(*command.split(), "--version")
+    assert (result.returncode, result.stderr) == (0, "") and re.fullmatch(VERSION, result.stdout)
 
 
 def test_no_command_is_missing():

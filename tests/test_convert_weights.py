@@ -114,7 +114,7 @@ WRONG_COMMANDS = {
     "another tokenizer": (["IN", "OUT", "--to", "hf", "--tokenizer", TOKENIZER], "does not match the model"),
     "a name too long": (["IN", "x" * 300], "File name too long"),
     "an empty name": (["IN", ""], "is empty"),
-    "unknown format": (["IN", "OUT", "--to", "onnx"], "invalid choice"),
+    "unknown format": (["IN", "OUT", "--to", "onnx"], "--to must be ours or hf"),
     "OUT missing": (["IN"], "IN and OUT are required"),
     "nothing at all": ([], "IN and OUT are required"),
     "--download without OUT": (["--download", "a/b"], "IN and OUT are required; with --download, OUT only"),

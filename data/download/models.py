@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import TypeVar
 
-from ..cli import DataError, note
+from ..cli import DataError, note, similar_path
 from ..tokenizer import FILE_NAME as TOKENIZER
 from . import hub
 
@@ -30,7 +30,7 @@ def fetch_models(options: T, *names: str) -> T:
         if (remote := parse_name(value)) is None:
             kind = "file" if what == "model" and ("/" in value or value.endswith(FILE_SUFFIXES)) else what
             hint = "" if kind == "file" and "://" not in value else "; on the hub, it is written owner/name"
-            raise DataError(f"There is no {kind} {value}. Check the path{hint}.")
+            raise DataError(f"There is no {kind} {value}.{similar_path(value) or f' Check the path{hint}.'}")
         folder = fetch(value, *remote, what)
         note(f"{value} is not a local path; it was found on the hub, commit {folder.name}.")
         found[name] = str(folder / TOKENIZER) if what == "tokenizer" else f"{remote[0]}@{folder.name}"

@@ -47,6 +47,8 @@ TARGETS = (  # part, row, the row it is compared with, minimum and goal of the s
 )
 SAME_PREDICTIONS = 0.995  # minimum fraction of predictions that are the same in another precision
 
+PARTS_HELP = f"parts of the benchmark to run (default: {', '.join(PARTS)})"
+
 
 @dataclass(frozen=True)
 class Options:
@@ -65,7 +67,7 @@ class Options:
     )
     batch_tokens: int = option(BUDGET, "tokens per batch of this project", least=1, most=10**7)
     repetitions: int = option(5, "rounds, of which the median is reported", least=1, most=1000)
-    only: tuple[str, ...] = option(PARTS, "parts of the benchmark to run", nargs="+", choices=PARTS)
+    only: tuple[str, ...] = option(PARTS, PARTS_HELP, nargs="+", choices=PARTS, metavar="PART")
     small: bool = option(False, "use tiny models, for a quick test of the command")
 
     device: str = option("auto", DEVICE_HELP, "device")

@@ -45,6 +45,8 @@ ASSUMED_UTILISATION = 0.4  # of the GPU's peak
 PARTS = ("step", "loss", "memory")
 COUNTS = dict(nargs="+", type=int, least=1, most=10**6)
 
+PARTS_HELP = f"parts of the benchmark to run (default: {', '.join(PARTS)})"
+
 
 @dataclass(frozen=True)
 class Options:
@@ -62,7 +64,7 @@ class Options:
         None, "memory for the loss's logits, in MiB (default: train.py's)", type=int, least=1, most=10**6
     )
     small: bool = option(False, "use tiny models, for a quick test of the command")
-    only: tuple[str, ...] = option(PARTS, "parts of the benchmark to run", nargs="+", choices=PARTS)
+    only: tuple[str, ...] = option(PARTS, PARTS_HELP, nargs="+", choices=PARTS, metavar="PART")
 
     device: str = option("auto", DEVICE_HELP, "device")
     threads: int = option(0, "CPU threads, 0: PyTorch's default", least=0, most=4096)

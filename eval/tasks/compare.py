@@ -38,6 +38,7 @@ from model import MaskedLM, QuestionAnswerer, TokenClassifier
 from model.checkpoints.load import check_vocabulary, load_teacher, load_tokenizer
 from model.checkpoints.native import fingerprint
 from model.heads import PROBLEM_TYPES
+from model.training.bounds import SEED
 from model.training.device import prepare_models
 from model.training.run_state import hash_json
 
@@ -69,12 +70,12 @@ class Options(InferenceOptions):
     runs: tuple[str, ...] = option(
         (), "two or more runs or models", "input and output", metavar="RUN", nargs="+", positional=True
     )
-    seed: int = option(0, "of the bootstrap resamples", least=0, most=2**63 - 1)
+    seed: int = option(0, "of the bootstrap resamples", **SEED)
     out: str | None = option(None, "JSON file (default: runs/results/compare-TIME.json)", metavar="FILE")
 
     teacher: str | None = option(None, "also the agreement with this masked LM", "masked LMs", metavar="MODEL")
     corpus: tuple[str, ...] = option((), CORPUS_HELP, nargs="+", metavar="PATH")
-    cache: str = option("runs/corpora", "folder where text is prepared", metavar="FOLDER")
+    cache: str = option("runs/corpora", "folder where text given as --corpus is prepared", metavar="FOLDER")
     block_size: int | None = option(None, BLOCK_SIZE_HELP, type=int, least=3, most=10**5)
     blocks: int = option(VALIDATION_BLOCKS, "held-out blocks, at most", least=1, most=10**6)
 

@@ -64,7 +64,9 @@ from .sequences import SequenceTask
 Parts = Mapping[str, Sequence[Example]]  # examples by part
 SEEDS_HELP = "one run per seed, of the new head, data order and dropout"
 NAMES_HELP = "label or entity type in the data = its name, also for labels that are numbers: 0=entailment 1=neutral"
-PROBLEM_TYPE_HELP = "sentiment, nli: what the labels of a text are: one class, several, or a value"
+PROBLEM_TYPE_HELP = "sentiment, nli: {}: what the labels of a text are: one class, several, or a value".format(
+    ", ".join(PROBLEM_TYPES)
+)
 # options that do not affect the result, or whose inputs are compared by content
 BY_CONTENT = ("tokenizer", "model", "teacher", "label_map", "train", "dev", "test")
 MAY_DIFFER = ("out", "device", "log_every", "seeds", "batch_tokens", *BY_CONTENT)
@@ -76,7 +78,7 @@ class Options(InferenceOptions):
     train: tuple[str, ...] = option((), "labelled examples for training", nargs="+", metavar="FILE")
     dev: tuple[str, ...] = option((), "labelled examples for choosing the best epoch", nargs="+", metavar="FILE")
     test: tuple[str, ...] = option((), "labelled examples for evaluating the best epoch", nargs="+", metavar="FILE")
-    problem_type: str = option(PROBLEM_TYPES[0], PROBLEM_TYPE_HELP, choices=PROBLEM_TYPES)
+    problem_type: str = option(PROBLEM_TYPES[0], PROBLEM_TYPE_HELP, choices=PROBLEM_TYPES, metavar="TYPE")
     out: str | None = option(None, "folder for results.json and model.safetensors with its tokenizer", metavar="FOLDER")
     label_map: tuple[str, ...] = option((), NAMES_HELP, nargs="+", metavar="DATA=NAME")
 

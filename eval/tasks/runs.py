@@ -37,7 +37,9 @@ FIGURES = ("accuracy", "macro_f1", "entity_f1", "overlap_f1", "exact_match", "f1
 
 @dataclass(frozen=True)
 class Options:
-    folder: str = option("runs", "searched with its subfolders (default: runs)", positional=True, nargs="?")
+    folder: str = option(
+        "runs", "searched with its subfolders (default: runs)", positional=True, nargs="?", metavar="FOLDER"
+    )
 
     def __post_init__(self):
         check_bounds(self)

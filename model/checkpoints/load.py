@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from data import DataError, Tokenizer
-from data.cli import note
+from data.cli import note, similar_path
 from data.download import hub
 from data.download.models import local_path
 from data.tokenizer import FILE_NAME, is_safetensors, own_tokenizer
@@ -170,7 +170,7 @@ def load_tokenizer(path: str | Path | None, *model_paths: str | Path | None) -> 
 def find_tokenizer(model_path: Path) -> Tokenizer | None:
     """A model's own tokenizer: inside its file or tarball, else beside it; None if there is none.  Raises DataError."""
     if not model_path.exists():
-        raise DataError(f"There is no model {model_path}. Check the path.")
+        raise DataError(f"There is no model {model_path}.{similar_path(model_path) or ' Check the path.'}")
     with unpacked(model_path) as place:
         found = own_tokenizer(place)
     if place != model_path:

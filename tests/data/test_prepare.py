@@ -320,7 +320,7 @@ WRONG_OPTIONS = [
     ("shard-tokens", 999, "--shard-tokens must be at"),
     ("max-unknown", "nan", "--max-unknown must be"),
     ("held-out", -0.1, "--held-out must be"),
-    ("held-out", 1.0, "--held-out must be at least 0 and below 1"),
+    ("held-out", 1.0, "--held-out must be at least 0 and at most 0.9"),
     ("duplicates-mb", 10**7, "--duplicates-mb must be"),
     ("field", "", "--field is empty"),
     ("tokenizer", "nothing", "There is no tokenizer nothing"),

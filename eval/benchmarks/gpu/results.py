@@ -20,6 +20,8 @@ CHECK = "check: "  # how the keys of checks begin
 COMPILE_THREADS = (("TORCHINDUCTOR_COMPILE_THREADS", "4"),)  # of each process, since several compile in parallel
 MAKE_SECONDS = 90  # for a row to compile and warm up
 
+PARTS_HELP = f"parts of the benchmark to run (default: {', '.join(PARTS)})"
+
 
 @dataclass(frozen=True)
 class Options:
@@ -27,7 +29,7 @@ class Options:
 
     out: str = option("runs/gpu", "folder for summary.md, results.jsonl and log.txt", "output", metavar="FOLDER")
 
-    only: tuple[str, ...] = option(PARTS, "parts to run", "benchmark", nargs="+", choices=PARTS)
+    only: tuple[str, ...] = option(PARTS, PARTS_HELP, "benchmark", nargs="+", choices=PARTS, metavar="PART")
     repetitions: int = option(3, "rounds, of which the median is reported", least=1, most=1000)
     small: bool = option(False, "use tiny models and sizes, for a quick test of the command")
 

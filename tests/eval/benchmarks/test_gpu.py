@@ -208,7 +208,7 @@ def test_targets():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only", "nonsense"], "invalid choice: 'nonsense'"),
+        (["--only", "nonsense"], "--only must be"),
         (["--only", "step", "step"], "--only step step has duplicates."),
         (["--device", "nonsense"], "--device nonsense is not available"),
         (["--repetitions", "0"], "--repetitions must be at least 1"),

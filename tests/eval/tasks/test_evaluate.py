@@ -231,7 +231,7 @@ WRONG = {
     "too long": (["--model", "{model}", "--test", "{test}", "--max-length", "65"], "at most 64 tokens"),
     "too short": (["--model", "{model}", "--test", "{test}", "--max-length", "15"], "at least 16"),
     "not a number": (["--model", "{model}", "--test", "{test}", "--max-length", "x"], "invalid int"),
-    "an unknown option": (["--model", "{model}", "--test", "{test}", "--nothing"], "unrecognized"),
+    "an unknown option": (["--model", "{model}", "--test", "{test}", "--nothing"], "There is no option --nothing"),
     "an unknown device": (["--model", "{model}", "--test", "{test}", "--device", "tpux"], "--device tpux"),
     "no tokenizer": (["--model", "{model}", "--test", "{test}", "--tokenizer", "{folder}/none"], "no tokenizer"),
     "tokenizer": (["--model", "{larger}", "--test", "{test}", "--tokenizer", "data/demo"], "does not match the model"),

@@ -306,8 +306,9 @@ def test_no_standard_input(models, monkeypatch):
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        ([], "The task is missing: sentiment, ner, nli, qa"),
-        (["spelling"], "The task is missing"),
+        ([], "The task is missing. The tasks are sentiment, ner, nli, qa"),
+        (["spelling"], "There is no task spelling. The tasks are"),
+        (["sentimant", "x"], "Did you mean sentiment?"),
         (["qa"], "--model is missing"),
         (["qa", "--model", "MODEL", "/none"], "There is no file /none"),
         (["qa", "--model", "MODEL", "."], ". cannot be read"),
