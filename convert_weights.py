@@ -19,17 +19,19 @@ from data.cli import check, check_bounds, note, option, parse_options, run_comma
 from data.download.models import fetch_models, local_path
 from data.tokenizer import FILE_NAME
 from model import Encoder, ModelError, save_model
-from model.checkpoints.card import last_metrics, model_card, read_provenance
+from model.checkpoints.card import model_card
 from model.checkpoints.export import export_huggingface
+from model.checkpoints.licences import LICENCE_NAMES
 from model.checkpoints.load import (
+    as_kind,
     check_vocabulary,
     find_tokenizer,
     load_checkpoint,
     load_tokenizer,
     weights_in,
 )
-from model.checkpoints.names import CLASSES
-from model.checkpoints.native import HEAD_SETTINGS, PRECISIONS, is_finite
+from model.checkpoints.native import PRECISIONS, is_finite
+from model.checkpoints.provenance import last_metrics, provenance_of, read_results
 from model.heads import MaskedLM, QuestionAnswerer, SequenceClassifier, TokenClassifier
 
 KIND_CHOICES = {
@@ -63,9 +65,16 @@ class Options:
     tokenizer: str | None = option(
         None, "SentencePiece model to put into OUT (default: the one inside or beside IN)", metavar="PATH"
     )
+    license: str | None = option(
+        None, "for the model card (--to hf), as the hub writes it: mit, apache-2.0, …", metavar="NAME"
+    )
 
     def __post_init__(self):
         check_bounds(self)
+        listed = "https://huggingface.co/docs/hub/repositories-licenses"
+        is_known = self.license is None or self.license in LICENCE_NAMES
+        check(is_known, f"--license {self.license} is no name that the hub knows, such as mit: see {listed}.")
+        check(self.license is None or self.to == "hf", "--license is for the model card: it needs --to hf.")
         if self.check is not None:
             check(self.target is None and self.download is None, "--check takes no OUT and no --download.")
             written = (self.to, self.kind, self.fresh_head, self.dtype, self.tokenizer)
@@ -101,7 +110,8 @@ def convert(source: Path, origin: str, target: Path, options: Options) -> None:
 
     origin: what the source is called in the provenance: a path, or a repository on the hub.
     """
-    model = load_checkpoint(source, kind=KIND_CHOICES.get(options.kind), fresh_head=options.fresh_head)
+    loaded = load_checkpoint(source)
+    model = as_kind(loaded, KIND_CHOICES.get(options.kind), options.fresh_head, source, note)
     if options.dtype:
         model = model.to(PRECISIONS[options.dtype])
         for name, tensor in model.state_dict().items():
@@ -113,13 +123,16 @@ def convert(source: Path, origin: str, target: Path, options: Options) -> None:
     else:
         note(f"There is no {FILE_NAME} inside or beside {source}: {target} gets none. Name it with --tokenizer.")
     file = weights_in(source, lambda line: None)
-    provenance = read_provenance(file) or {"converted from": origin}
+    provenance = provenance_of(origin) or {"converted from": origin}
+    if options.fresh_head and isinstance(loaded, Encoder):
+        provenance["fresh_head"] = True
     if options.to == "ours":
-        save_model(model, target, {**provenance, "converted from": origin}, tokenizer)
+        save_model(model, target, provenance, tokenizer)
     else:
         metrics = last_metrics(file.parent / "metrics.jsonl")
-        head = getattr(model, HEAD_SETTINGS.get(type(model), ""), None)
-        card = model_card(CLASSES[type(model).__name__], model.config.num_layers, provenance, metrics, head)
+        results = read_results(file.parent / "results.json", provenance)
+        name, has_tokenizer = target.absolute().name, tokenizer is not None
+        card = model_card(model, name, provenance, metrics, results, options.license, has_tokenizer)
         export_huggingface(model, target, tokenizer, card)
     config, dtype = model.config, next(model.parameters()).dtype
     labels = f", labels {', '.join(model.labels)}" if getattr(model, "labels", None) else ""

@@ -41,6 +41,7 @@ from losses import IGNORE_INDEX, DistillationLoss, LossSettings, fused_distillat
 from model import EncoderConfig, MaskedLM, ModelError, choose_layers, initialise_student, save_model
 from model.checkpoints.load import check_vocabulary, load_checkpoint, load_teacher, load_tokenizer
 from model.checkpoints.native import fingerprint
+from model.checkpoints.provenance import origins
 from model.training import log, plan, report, run_folder, run_state
 from model.training.curves import draw_curves
 from model.training.device import (
@@ -266,6 +267,7 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
     flops = training_flops(student.config, teacher and teacher.config, options.block_size, CHOSEN)
     peak = peak_tokens_per_second(runtime, world.size, flops)
     about = {"options": asdict(found), "runtime": runtime.to_json(), "versions": versions()}
+    about |= origins(found, ("teacher", "student"), blocks.manifest["sources"])
 
     def validate_now() -> dict[str, float]:
         begun = time.monotonic()

@@ -49,7 +49,7 @@ def test_the_round_trip(folder, tmp_path):
     assert "2 layers, hidden size 48, vocabulary size 1,005, float32" in run(ours, back, *TO_HF).stdout
     tokenizer = ["sentencepiece.bpe.model", "tokenizer_config.json"]
     assert sorted(os.listdir(back)) == ["README.md", "config.json", "model.safetensors", *tokenizer]
-    assert f"Converted from `{folder}`." in card_of(back)
+    assert f"Converted from `{folder.name}`." in card_of(back) and str(tmp_path) not in card_of(back)
     before, after = load_file(folder / "model.safetensors"), load_file(back / "model.safetensors")
     assert torch.equal(after.pop("lm_head.decoder.bias"), after["lm_head.bias"])  # for transformers 4.46
     assert before.keys() == after.keys()
@@ -98,6 +98,9 @@ def test_the_encoder_alone_and_a_new_head_for_it(folder, tmp_path):
     files.assert_same_outputs(encoder, files.headed_model(MaskedLM).roberta)
     assert "--fresh-head" in run(path, target, "--kind", "masked-lm", status=2).stderr
     run(path, target, "--kind", "masked-lm", "--fresh-head")
+    run(target, tmp_path / "hf", *TO_HF, "--license", "cc-by-4.0")
+    assert "**The head is untrained**" in card_of(tmp_path / "hf")
+    assert "\nlicense: cc-by-4.0\n" in card_of(tmp_path / "hf")
     settings = ("--teacher", path, "--tokenizer", demo.FOLDER, "--out", tmp_path / "run")
     assert "is a bare encoder" in run(*settings, status=2, script="train.py").stderr
 
@@ -105,6 +108,8 @@ def test_the_encoder_alone_and_a_new_head_for_it(folder, tmp_path):
 TOKENIZER = str(demo.FOLDER)
 WRONG_COMMANDS = {
     "no such file": (["nothing.safetensors", "OUT"], "There is no file nothing.safetensors"),
+    "no such licence": (["IN", "OUT", "--to", "hf", "--license", "MIT"], "--license MIT is no name that the hub knows"),
+    "a licence without a card": (["IN", "OUT", "--license", "mit"], "it needs --to hf"),
     "a text as weights": (["LICENSE", "OUT"], "neither a .safetensors file nor"),
     "a pickle that runs code": (["PICKLE", "OUT"], "was refused"),
     "OUT exists": (["IN", "EXISTING"], "already exists"),
@@ -254,14 +259,14 @@ def test_the_card_of_a_fine_tuned_model(fine_tuned, name, tmp_path):
     assert "SequenceClassifier, 6 layers, hidden size 128" in printed
     for source, target in ((place / name, tmp_path / "hf"), (native, tmp_path / "again")):
         run(source, target, *TO_HF)
-        card, data = card_of(target), place / "sentiment"
-        assert f"Fine-tuned from `{demo.TEACHER}` for sentiment classification" in card
-        assert f"```\npython -m eval {commands[name]}\n```" in card
-        assert f"Trained on `{data}/train.jsonl`; best epoch chosen on `{data}/dev.jsonl`." in card
-        assert f"Tested on `{data}/test.jsonl`." in card
+        card = card_of(target)
+        assert "Fine-tuned from `teacher.safetensors` for sentiment classification" in card and "**A demo**" in card
+        shown = [word.rpartition("/")[2] for word in commands[name].split()]
+        assert f"```\npython -m eval {' '.join(shown)}\n```" in card and str(place.parent) not in card
+        assert "Trained on `train.jsonl`; best epoch chosen on `dev.jsonl`." in card
+        assert "Tested on `test.jsonl`." in card
         dev, test = (figures[part]["accuracy"]["value"] for part in ("dev", "test"))
         assert f"| accuracy | {dev:.4f} | {test:.4f} |" in card
-        assert "pipeline_tag: text-classification" in card and "license:  # fill in" in card
+        assert "pipeline_tag: text-classification" in card and "license: unknown" in card
         assert "None" not in card and "train.py" not in card
-        teacher = place / "tuned" / "model.safetensors"
-        assert (f"distilled from `{teacher}`, a teacher of the same task" in card) == (name == "taught")
+        assert ("distilled from `model.safetensors`, a teacher of the same task" in card) == (name == "taught")

@@ -35,6 +35,7 @@ from losses import DIRECTIONS, IGNORE_INDEX, soft_label_loss
 from model import SequenceClassifier, save_model
 from model.checkpoints.load import load_checkpoint, load_teacher
 from model.checkpoints.native import fingerprint
+from model.checkpoints.provenance import origins
 from model.heads import PROBLEM_TYPES
 from model.training.bounds import CLIP, DROPOUT, LR, SEED, TEMPERATURE, WEIGHT_DECAY
 from model.training.device import Runtime
@@ -337,6 +338,7 @@ def finetune(task_name: str, options: Options, command: str, data: Parts | None 
     about["tokenizer"] = settings.tokenizer.sha256()
     digests = {part: hashlib.sha256(json.dumps(examples).encode()).hexdigest() for part, examples in data.items()}
     about |= {"examples": digests, **provenance(command, options, files, options.seeds)}
+    about |= origins(options, ("model", "teacher"))
     runs = finished_runs(folder, about)
     kind = getattr(teacher, "problem_type", options.problem_type)
     check(kind == options.problem_type, f"The teacher is a {kind} model, --problem-type is {options.problem_type}.")

@@ -17,8 +17,8 @@ from data.cli import DataError, OptionError, check, dashed, warn
 from data.locks import locked
 from data.tokenizer import Tokenizer
 
-from ..checkpoints.card import read_provenance
 from ..checkpoints.native import atomic_file, save_model
+from ..checkpoints.provenance import read_provenance
 from ..config import ModelError
 from .run_state import BEST, FOLDER, METRICS, RUN, STUDENT, list_checkpoints, read_values, step_of
 from .state import TrainState
