@@ -189,7 +189,7 @@ def test_epochs_are_steps(place):
     assert (about["steps"], about["epochs"]) == (steps, None) and metrics(place / "out")[-1]["step"] == steps
     run(place, steps=steps, out=place / "as steps")
     train_runs.assert_same_run(place / "out", place / "as steps")
-    planned = run(place, steps=None, epochs=1e-9, out=place / "one", plan=True)
+    planned = run(place, steps=None, epochs=1e-6, out=place / "one", plan=True)
     assert "run       1 step on" in planned.stdout
 
 
