@@ -331,7 +331,7 @@ def test_a_given_student_is_the_start(place):
     assert f"from {place / 'student.safetensors'}" in result.stdout
     before, after = state_dict(place), state_dict(place / "out")
     assert before.keys() == after.keys()
-    assert all(torch.allclose(before[name], after[name], rtol=0, atol=1e-20) for name in before)
+    assert all(torch.allclose(before[name], after[name], rtol=0, atol=1e-10) for name in before)
 
 
 def test_a_teacher_of_another_width_needs_a_projection(place):
