@@ -61,7 +61,7 @@ class Options:
     fresh_head: bool = option(False, "add an untrained head to a bare encoder (--kind masked-lm or question)")
     dtype: str | None = option(None, "precision to write (default: that of IN)", choices=tuple(PRECISIONS))
     tokenizer: str | None = option(
-        None, "SentencePiece model to put into OUT (default: the one inside or beside IN)", metavar="FILE"
+        None, "SentencePiece model to put into OUT (default: the one inside or beside IN)", metavar="PATH"
     )
 
     def __post_init__(self):

@@ -29,17 +29,18 @@ from torch import Tensor, nn
 from data import demo
 from data.blocks import Batch, open_blocks, prefetched, training_batches, validation_batches
 from data.cache import DEMO, prepared_folder, sample_folder
-from data.cli import check, parse_options, run_command, warn
+from data.cli import check, parse_options, run_command, say, warn
 from data.corpus.files import check_corpus
 from data.corpus.shuffle import key_of
 from data.download.models import fetch_models
 from data.masking import CHOSEN, Masking
 from data.tokenizer import Tokenizer
+from data.versions import versions
 from eval.validation import VALIDATION_BLOCKS, encoder_speeds, validate
 from losses import IGNORE_INDEX, DistillationLoss, LossSettings, fused_distillation_loss, mlm_loss
 from model import EncoderConfig, MaskedLM, ModelError, choose_layers, initialise_student, save_model
 from model.checkpoints.load import check_vocabulary, load_checkpoint, load_teacher, load_tokenizer
-from model.checkpoints.native import fingerprint, versions
+from model.checkpoints.native import fingerprint
 from model.training import log, plan, report, run_folder, run_state
 from model.training.curves import draw_curves
 from model.training.device import (
@@ -230,13 +231,15 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
         stored = run_folder.read_run(out, warn)
         if stored is not None:
             run_folder.check_same_run(out, stored, identity, MAY_DIFFER)
+            if not sample:
+                run_folder.write_run(out, stored)  # if it was lost
     finished = run_folder.is_finished(out, steps, warn)
     if world.size > 1:
         models = {"teacher": teacher and fingerprint(teacher), "student": fingerprint(student)}
         data = {"tokenizer": tokenizer.sha256(), "corpus": blocks.hashes(), "finished run in --out": finished}
         world.compare({**models, **data, "precision": runtime.precision})
     if finished:
-        print(f"\nThe run in {out} is finished. More --steps extend it; another --out begins a new one.")
+        say(f"\nThe run in {out} is finished. More --steps extend it; another --out begins a new one.")
         return 0
     runtime = replace(runtime, compiled=choose_compiled(options.compile, device, steps >= COMPILE_STEPS))
     weights, chunk_bytes = options.weights if teacher else (0.0, 0.0, 1.0), options.chunk_mb and options.chunk_mb << 20
@@ -287,7 +290,7 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
 
     # ---- the loop
     writer, pending = run_state.CheckpointWriter(out, options.keep, tokenizer), PendingLosses(weights)
-    record, status, first = {}, None, list(islice(micro_batches, 1))
+    record, status, saved, first = {}, None, None, list(islice(micro_batches, 1))
     micro_batches = chain(first, micro_batches)
 
     def time_gradient() -> None:
@@ -307,6 +310,7 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
                 state.baseline["student before"] = before["accuracy"]
                 state.metrics_bytes = logger.log({"step": 0, "held_out": before})
             logger.start()
+            status = stop.now(world) or None  # of a signal; at least one step is done in --max-hours
         clock = time.monotonic()
         while state.step < steps and status is None:
             step = state.step + 1
@@ -344,7 +348,8 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
         writer.wait()
     if status is not None:
         if world.is_main:
-            print(f"Stopped after step {state.step:,}; saved {saved}. The same command resumes.", file=sys.stderr)
+            news = f"saved {saved}" if saved else "nothing new to save"
+            print(f"Stopped after step {state.step:,}; {news}. The same command resumes.", file=sys.stderr)
         return status
 
     # ---- the end

@@ -1,7 +1,9 @@
 """Command lines, the same for every command: options from a dataclass, errors and exit statuses, a progress line."""
 
 import argparse
+import contextlib
 import dataclasses
+import difflib
 import functools
 import io
 import math
@@ -10,12 +12,42 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import NoReturn, TypeVar
+
+from .streams import discard, set_up_streams
+from .versions import version_line
 
 T = TypeVar("T")
 MB = 1e6
-NO_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory|ALLOC_FAILED|bad_alloc", re.IGNORECASE)
+NO_MEMORY = re.compile(  # in messages of PyTorch, CUDA and Python's threads
+    r"out of memory|not enough memory|can't allocate memory|alloc_failed|bad_alloc|start new thread", re.IGNORECASE
+)
+SYNONYMS = {  # names that other projects give to an option
+    "accumulate": ("gradient-accumulation-steps", "grad-accum"),
+    "batch-size": ("train-batch-size", "per-device-train-batch-size", "micro-batch-size"),
+    "checkpoint-every": ("save-steps",),
+    "clip": ("max-grad-norm", "clip-norm"),
+    "data": ("data-dir",),
+    "dev": ("validation-file", "valid"),
+    "epochs": ("num-train-epochs", "num-epochs"),
+    "eval-every": ("eval-steps",),
+    "log-every": ("logging-steps",),
+    "lr": ("learning-rate", "peak-lr"),
+    "max-length": ("max-seq-length",),
+    "model": ("model-name-or-path",),
+    "out": ("output-dir", "output", "save-dir"),
+    "precision": ("bf16", "fp16", "dtype"),
+    "steps": ("max-steps",),
+    "student": ("student-model",),
+    "teacher": ("teacher-model",),
+    "tokenizer": ("tokenizer-name",),
+    "train": ("train-file",),
+    "warmup": ("warmup-ratio",),
+    "workers": ("num-workers",),
+}
+VERSION_HELP = "print the versions of this project, PyTorch and Python, and exit"
 
 # ---- errors ----------------------------------------------------------------------------------------------------
 
@@ -41,15 +73,13 @@ def run_command(
     is the error's `exit_status`, by default 2. Ctrl-C exits with 130. A closed standard output is no error.
     on_interrupt: what Ctrl-C leaves behind, for its message. on_memory: what to do where memory is too small.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # French and the paper's symbols, whatever the locale
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    set_up_streams()
     status = 0
     try:
         status = main() or 0
         sys.stdout.flush()
     except BrokenPipeError:
-        discard_output()
+        discard(sys.stdout.fileno())
     except (DataError, OptionError, *user_errors) as error:
         print(f"{name}: {error}", file=sys.stderr)
         status = getattr(error, "exit_status", 2)
@@ -86,16 +116,12 @@ def note(sentence: str) -> None:
 
 
 def say(line: str) -> None:
-    """Prints a progress line. If standard output was closed, further output is discarded and the work continues."""
+    """Prints a progress line. If standard output cannot be written, further output is discarded; the work continues."""
     try:
         print(line, flush=True)
-    except BrokenPipeError:
-        discard_output()
-
-
-def discard_output() -> None:
-    """From now on, standard output goes nowhere, also what Python flushes at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError:  # a closed pipe, the terminal of a session that ended, a full disk
+        with contextlib.suppress(io.UnsupportedOperation):
+            discard(sys.stdout.fileno())
 
 
 # ---- options ---------------------------------------------------------------------------------------------------
@@ -112,11 +138,78 @@ def option(default, help: str, group: str | None = None, *, least=None, above=No
     return dataclasses.field(default=default, metadata=dict(help=help, group=group, bounds=bounds, settings=settings))
 
 
+class Version(argparse.Action):
+    def __call__(self, parser, *_):
+        print(version_line())
+        parser.exit()
+
+
 class Parser(argparse.ArgumentParser):
-    """Takes a word with a single dash for a value ("-" in a list of labels, "-1=no"), since only -h has one dash."""
+    """Takes a word with a single dash for a value ("-" in a list of labels, "-1=no"), since only -h has one dash.
+
+    Its messages are the same in every version of Python, and name what a mistyped word was probably meant to be.
+    """
 
     def _parse_optional(self, word: str):
         return super()._parse_optional(word) if word.startswith("--") or word == "-h" else None
+
+    def _check_value(self, action: argparse.Action, value) -> None:
+        if action.choices is not None and value not in action.choices:
+            name = "/".join(action.option_strings) or action.metavar or action.dest
+            choices = [str(choice) for choice in action.choices]
+            self.error(f"{name} must be {any_of(choices)}, not {value!r}.{did_you_mean(str(value), choices)}")
+
+    def parse_args(self, arguments: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
+        """Names unknown options first, since a mistyped one also makes a required one missing."""
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        options = self._option_string_actions
+        for word in words[: words.index("--")] if "--" in words else words:
+            name = word.partition("=")[0]
+            if name.startswith("--") and name not in options and " " not in word:
+                self.error(f"There is no option {name}.{suggested_option(name, options)}")
+        values, rest = self.parse_known_args(words, namespace)
+        if rest:
+            self.error(f"{rest[0]!r} is one word too many.{suggested_option(rest[0], options)}")
+        return values
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"usage: {self.usage}\nerror: {message}\n")
+
+
+def suggested_option(word: str, options: Iterable[str]) -> str:
+    """The sentence that names the option meant by a word with dashes or underscores, as in another project; or ""."""
+    name = re.sub(r"^[-\u2010-\u2015\u2212]+", "", word.partition("=")[0])
+    if name == word:
+        return ""
+    name, names = name.replace("_", "-").lower(), [option.removeprefix("--") for option in options]
+    synonym = next((option for option, others in SYNONYMS.items() if name in others), None)
+    return f" Did you mean --{synonym}?" if synonym in names else did_you_mean(name, names, "--")
+
+
+def did_you_mean(word: str, names: Iterable[str], prefix: str = "") -> str:
+    """The sentence that names the closest of the names, to follow a message; "" if none is close."""
+    names = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.65)
+    close = close or [name for name in names if len(word) > 2 and name.startswith(word.lower())]
+    return f" Did you mean {prefix}{names[close[0]]}?" if close else ""
+
+
+def any_of(names: Sequence[str]) -> str:
+    return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def no_file(path: str | Path) -> str:
+    """The message for a path that does not exist, with a file of nearly the same name beside it."""
+    return f"There is no file {path}.{similar_path(path) or ' Check the path.'}"
+
+
+def similar_path(path: str | Path) -> str:
+    """The sentence that names a file or folder of nearly the same name in the same folder; "" if there is none."""
+    path = Path(path)
+    try:
+        return did_you_mean(path.name, os.listdir(path.parent), "" if path.parent == Path() else f"{path.parent}/")
+    except (OSError, ValueError):  # no folder; a null byte
+        return ""
 
 
 def parse_options(options: type[T], arguments: Sequence[str] | None, usage: str, description: str) -> T:
@@ -125,8 +218,19 @@ def parse_options(options: type[T], arguments: Sequence[str] | None, usage: str,
     Exits with status 2 and a message for an argument that cannot be parsed. Raises OptionError from the dataclass's
     own checks.
     """
-    layout = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=28, width=110)
+    parser = make_parser(options, usage, description)
+    values = vars(parser.parse_args(arguments))
+    return options(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def make_parser(options: type, usage: str, description: str) -> Parser:
+    """The parser of a dataclass of options.  Every option that has a default shows it once in --help."""
+    width = min(110, max(60, shutil.get_terminal_size(fallback=(110, 24)).columns))
+    layout = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=28, width=width)
     parser = Parser(usage=usage, description=description, allow_abbrev=False, formatter_class=layout)
+    parser.add_argument(
+        "--version", action=Version, nargs=0, default=argparse.SUPPRESS, help="commit, torch and Python"
+    )
     group = parser
     for field in dataclasses.fields(options):
         if field.metadata["group"]:
@@ -137,14 +241,17 @@ def parse_options(options: type[T], arguments: Sequence[str] | None, usage: str,
             continue
         if field.type is bool:
             settings["action"] = argparse.BooleanOptionalAction
+            default = "on" if field.default else "off"
         else:
             settings.setdefault("type", field.type if field.type in (int, float) else str)
-            if field.default not in (None, ()) and "default" not in help:
-                default = field.default if isinstance(field.default, tuple) else (field.default,)
-                help += f" (default: {' '.join(map(str, default))})"
-        group.add_argument(dashed(field.name), default=field.default, help=help, **settings)
-    values = vars(parser.parse_args(arguments))
-    return options(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+            if "choices" not in settings and settings["type"] is not str:
+                settings.setdefault("metavar", "N" if settings["type"] is int else "X")
+            default = " ".join(map(str, field.default if isinstance(field.default, tuple) else (field.default,)))
+        if field.default not in (None, ()) and "default" not in help:
+            help += f" (default: {default})"
+        action = group.add_argument(dashed(field.name), default=field.default, help=help, **settings)
+        action.help = help  # Python 3.11 and 3.12 add the default of a bool themselves
+    return parser
 
 
 def dashed(name: str) -> str:
@@ -167,7 +274,12 @@ def check_bounds(options) -> None:
             if value is not None and bounds:
                 words = {"least": "at least", "above": "above", "most": "at most", "below": "below"}
                 wanted = " and ".join(f"{words[word]} {bound:g}" for word, bound in bounds.items())
-                check(within(value, **bounds), f"{dashed(field.name)} must be {wanted}, not {value}.")
+                check(within(value, **bounds), f"{dashed(field.name)} must be {wanted}, not {shown(value)}.")
+
+
+def shown(value: float) -> str:
+    text = str(value)
+    return text if len(text) <= 30 else f"{text[:20]}… ({len(text)} digits)"
 
 
 def check_paths(options, *names: str) -> None:
@@ -176,7 +288,7 @@ def check_paths(options, *names: str) -> None:
         values = getattr(options, name)
         for value in values if isinstance(values, tuple) else (values,):
             if value not in (None, "-") and not os.path.exists(value):
-                raise DataError(f"There is no file {value}. Check the path.")
+                raise DataError(no_file(value))
 
 
 def within(value: float, least=-math.inf, above=-math.inf, most=math.inf, below=math.inf) -> bool:

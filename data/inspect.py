@@ -27,12 +27,12 @@ QUANTILES = (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1)
 @dataclass(frozen=True)
 class Options:
     folder: str = option(None, "output folder of data.prepare", "corpus", positional=True, metavar="FOLDER")
-    tokenizer: str | None = option(None, "tokenizer to check (default: the one in FOLDER)", metavar="FILE")
+    tokenizer: str | None = option(None, "tokenizer to check (default: the one in FOLDER)", metavar="PATH")
     verify: bool = option(False, "compare the hash of every file with the manifest")
     examples: int = option(3, "number of documents, and of masked blocks, to print", "examples", least=0, most=1000)
     block_size: int = option(64, "tokens per masked block", least=3, most=10**5)
     masking: str = option(STRATEGIES[0], "masking strategy, as in train.py", choices=STRATEGIES)
-    seed: int = option(0, "random seed of the examples and their masks", least=0, most=2**63 - 1)
+    seed: int = option(0, "random seed of the examples and their masks", least=0, most=2**62)
 
     def __post_init__(self):
         check_bounds(self)

@@ -93,7 +93,7 @@ class Options:
     field: str | None = option(
         None, "text field of JSON, text column of Parquet, Arrow or a table; default: text, else content"
     )
-    min_tokens: int = option(0, "drop documents with fewer tokens", "filtering and splitting", least=0)
+    min_tokens: int = option(0, "drop documents with fewer tokens", "filtering and splitting", least=0, most=10**9)
     max_unknown: float = option(1.0, "drop documents with a larger fraction of <unk> tokens", least=0, most=1)
     duplicates_mb: int = option(
         0, "MB of memory for dropping duplicate paragraphs, 8 bytes each; 0 keeps duplicates", least=0, most=10**6
@@ -210,7 +210,7 @@ def open_or_new(folder: Path, new: dict) -> dict:
         if old.get(key) != new[key]:
             changed = [dashed(name) for name, value in new["options"].items() if old["options"].get(name) != value]
             what = ", ".join(changed) if key == "options" else key
-            raise DataError(f"{folder} holds a corpus prepared with other {what}. Choose another --out, or remove it.")
+            raise DataError(f"{folder} holds a corpus prepared with other {what}. Choose another --out.")
     return old
 
 

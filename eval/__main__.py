@@ -18,10 +18,13 @@ commands:
 python -m eval COMMAND --help lists the options. table2 without options runs on an embedded demo.
 """
 
+import re
 import sys
 from functools import partial
 
-from data.cli import OptionError, run_command
+from data.cli import OptionError, did_you_mean, run_command
+from data.tasks import TASKS
+from data.versions import version_line
 from model import ModelError
 from model.training.state import Diverged
 
@@ -56,8 +59,15 @@ def main(arguments: list[str]) -> int | None:
         case ["-h" | "--help", *_]:
             print(__doc__)
             return 0
+        case ["--version", *_]:
+            print(version_line())
+            return 0
+        case [word, *_]:
+            commands = re.findall(r"^  ([a-z][\w-]+) ", __doc__, re.MULTILINE)
+            meant = did_you_mean(word, [*commands, *TASKS])
+            raise OptionError(f"There is no command {word}.{meant}" + f"\n\n{__doc__}" * (not meant))
         case _:
-            raise OptionError(f"There is no command {arguments[0]}.\n\n{__doc__}" if arguments else __doc__)
+            raise OptionError(__doc__)
     return command(rest)
 
 

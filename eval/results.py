@@ -11,7 +11,8 @@ from pathlib import Path
 
 from data.cli import OptionError
 from data.tasks.contents import file_and_member
-from model.checkpoints.native import atomic_file, sha256, versions
+from data.versions import versions
+from model.checkpoints.native import atomic_file, sha256
 
 
 def provenance(command: str, options, files: Iterable[str | Path], seeds: Sequence[int]) -> dict:

@@ -4,17 +4,24 @@ python -m model.parameters                      the two models of Table 1
 python -m model.parameters student.safetensors  a model: any checkpoint, or owner/name on the Hugging Face hub
 """
 
-import sys
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from data.cli import run_command
+from data.cli import option, parse_options, run_command
 
 from .checkpoints.load import load_checkpoint
 from .config import EncoderConfig, ModelError, count_layer_parameters, count_parameters
 from .encoder import Encoder
 from .heads import MaskedLM
+
+
+@dataclass(frozen=True)
+class Options:
+    model: str | None = option(
+        None, "model: path, or owner/name on the hub", "input", positional=True, nargs="?", metavar="MODEL"
+    )
 
 
 def parameter_report(model: nn.Module) -> str:
@@ -66,12 +73,9 @@ def size(module: nn.Module) -> int:
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
-    if len(arguments) > 1 or any(argument.startswith("-") for argument in arguments):
-        print(__doc__)
-        sys.exit(0 if arguments in (["-h"], ["--help"]) else 2)
-    if arguments:
-        print(parameter_report(load_checkpoint(arguments[0])))
+    options = parse_options(Options, None, "python -m model.parameters [MODEL]", __doc__)
+    if options.model is not None:
+        print(parameter_report(load_checkpoint(options.model)))
         return
     with torch.device("meta"):  # shapes only: no memory, no random numbers
         print("CamemBERT, the teacher of Table 1")

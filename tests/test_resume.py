@@ -1,6 +1,7 @@
 """Runs that are stopped, killed or out of disk space resume and end with the same bits as an undisturbed run."""
 
 import json
+import os
 import random
 import re
 import resource
@@ -372,6 +373,18 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(place, whole, tm
     assert f"Stopped after step {step}; saved {out}/checkpoints/step-{step:09}. The same command" in process.output
     run(place, out, **LONG)
     assert_same_run(out, whole(**LONG))
+
+
+def test_a_signal_before_the_first_step_ends_the_run_before_it(place, half, monkeypatch):
+    def signalled(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)  # it is noted by another thread
+
+    monkeypatch.setattr("model.training.report.print_cost", signalled)
+    before = steps_kept(half)
+    result = run(place, half, status=143)
+    assert "Stopped after step 3; nothing new to save. The same command resumes." in result.stderr
+    assert steps_kept(half) == before
 
 
 def assert_same_bits_when_killed(place, whole, out, words, delays, **options):

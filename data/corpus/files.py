@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..archives import DAMAGE, open_members
-from ..cli import DataError, OptionError
+from ..cli import DataError, OptionError, similar_path
 from ..download.datasets import PREFIX, RemoteText, dataset_files, parse_dataset
 from ..formats import JSON_LINES, RefusedError, is_description
 from .parts import (
@@ -36,7 +36,12 @@ def check_corpus(paths: Iterable[str | Path]) -> None:
         if path.startswith(PREFIX):
             parse_dataset(path)
         elif path != STDIN and not os.path.lexists(path) and not glob.glob(path, recursive=True):
-            raise DataError(f"There is no corpus {path}. Check the path; on the hub, it is written {PREFIX}owner/name.")
+            raise no_corpus(path)
+
+
+def no_corpus(path: str) -> DataError:
+    meant = similar_path(path) or " Check the path."
+    return DataError(f"There is no corpus {path}.{meant} On the hub, it is written {PREFIX}owner/name.")
 
 
 def corpus_files(paths: Iterable[str | Path]) -> list[Candidate]:
@@ -62,9 +67,7 @@ def corpus_files(paths: Iterable[str | Path]) -> list[Candidate]:
             found = sorted(file for file in glob.glob(path, recursive=True) if not os.path.isdir(file))
             found = [Candidate(file, True) for file in found]
             if not found:
-                raise DataError(
-                    f"There is no corpus {path}. Check the path; on the hub, it is written {PREFIX}owner/name."
-                )
+                raise no_corpus(path)
         for file in found:
             if file.name != STDIN and not os.path.isfile(file.name):
                 raise DataError(f"{file.name} is not a file. Give files or folders, or pipe its text into -.")

@@ -1,17 +1,24 @@
 """Writes the corpus of the demo's teacher and trains its tokenizer:  python -m data.demo FOLDER"""
 
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import sentencepiece
 
+from ..cli import option, parse_options, run_command
 from ..tokenizer import FILE_NAME
 from . import teacher_texts
 
 PIECES = 1000
 
 
-def main(folder: Path) -> None:
+@dataclass(frozen=True)
+class Options:
+    folder: str = option(None, "folder for corpus.txt and the tokenizer", "output", positional=True, metavar="FOLDER")
+
+
+def main() -> None:
+    folder = Path(parse_options(Options, None, "python -m data.demo FOLDER", __doc__).folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "corpus.txt").write_text("".join(text + "\n" for text in teacher_texts()), encoding="utf-8")
     with (folder / FILE_NAME).open("wb") as model:  # unigram as CamemBERT's, despite the file name
@@ -20,7 +27,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        print(__doc__)
-        sys.exit(0 if sys.argv[1:] in (["-h"], ["--help"]) else 2)
-    main(Path(sys.argv[1]))
+    run_command("data.demo", main)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..archives import DAMAGE, Member, is_hidden, open_members
-from ..cli import DataError
+from ..cli import DataError, no_file
 from ..formats import (
     ARROW_FILE,
     ARROW_STREAM,
@@ -118,7 +118,7 @@ def file_and_member(path: str) -> tuple[str, str]:
         return path, ""
     found = next((each for each in (Path(path), *Path(path).parents) if os.path.exists(each)), None)
     if found is None or os.path.isdir(found):
-        raise DataError(f"There is no file {path}. Check the path.")
+        raise DataError(no_file(path))
     inside = Path(path).relative_to(found).as_posix()
     return str(found), "" if inside == "." else inside
 

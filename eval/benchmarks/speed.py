@@ -27,7 +27,7 @@ from model import Encoder, EncoderConfig, ModelError, SequenceClassifier, encode
 from model.checkpoints.export import huggingface_config, to_huggingface
 from model.checkpoints.load import check_vocabulary, load_checkpoint, load_tokenizer
 from model.checkpoints.native import PRECISIONS
-from model.training.device import Runtime, choose_device, choose_precision
+from model.training.device import DEVICE_HELP, Runtime, choose_device, choose_precision
 
 from ..results import check_writable, command_line, provenance, write_json
 from ..tasks.batching import BUDGET, infer
@@ -52,8 +52,8 @@ SAME_PREDICTIONS = 0.995  # minimum fraction of predictions that are the same in
 class Options:
     """Every option with its default."""
 
-    teacher: str | None = option(None, "model: path or owner/name (default: random weights)", "input", metavar="PATH")
-    student: str | None = option(None, "model: path or owner/name (default: random weights)", metavar="PATH")
+    teacher: str | None = option(None, "model: path or owner/name (default: random weights)", "input", metavar="MODEL")
+    student: str | None = option(None, "model: path or owner/name (default: random weights)", metavar="MODEL")
     text: str | None = option(None, "text file, one line per sequence (default: the demo's text)", metavar="FILE")
     tokenizer: str | None = option(None, "SentencePiece model (default: the student's, or the demo's)", metavar="PATH")
     lines: int = option(256, "number of lines of the text to use, evenly spread", least=1, most=10**6)
@@ -68,7 +68,7 @@ class Options:
     only: tuple[str, ...] = option(PARTS, "parts of the benchmark to run", nargs="+", choices=PARTS)
     small: bool = option(False, "use tiny models, for a quick test of the command")
 
-    device: str = option("auto", "auto (CUDA if available, else CPU), cpu, cuda, cuda:1, …", "device")
+    device: str = option("auto", DEVICE_HELP, "device")
     threads: int = option(0, "CPU threads, 0: PyTorch's default", least=0, most=4096)
 
     log: bool = option(False, f"append the tables to eval/{LOG.name}", "output")

@@ -24,7 +24,15 @@ from losses import IGNORE_INDEX, LossSettings, distillation_loss, fused_distilla
 from losses.fused import Decoder
 from model import MaskedLM
 from model.checkpoints.native import PRECISIONS
-from model.training.device import GPU_PEAKS, Runtime, choose_device, prepare_models, set_up_process, training_flops
+from model.training.device import (
+    DEVICE_HELP,
+    GPU_PEAKS,
+    Runtime,
+    choose_device,
+    prepare_models,
+    set_up_process,
+    training_flops,
+)
 from model.training.optim import make_optimiser, optimiser_step
 from model.training.options import Options as TrainOptions
 
@@ -56,7 +64,7 @@ class Options:
     small: bool = option(False, "use tiny models, for a quick test of the command")
     only: tuple[str, ...] = option(PARTS, "parts of the benchmark to run", nargs="+", choices=PARTS)
 
-    device: str = option("auto", "auto (CUDA if available, else CPU), cpu, cuda, cuda:1, …", "device")
+    device: str = option("auto", DEVICE_HELP, "device")
     threads: int = option(0, "CPU threads, 0: PyTorch's default", least=0, most=4096)
     compile: bool = option(True, "use torch.compile in the rows of this project")
 

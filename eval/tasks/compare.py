@@ -11,6 +11,7 @@ differences are paired: both models are measured on the same resamples, so that 
 models' own intervals overlap.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -65,8 +66,10 @@ TASK_OF_KIND = {TokenClassifier: "ner", QuestionAnswerer: "qa"}
 
 @dataclass(frozen=True)
 class Options(InferenceOptions):
-    runs: tuple[str, ...] = option((), "two or more runs or models", metavar="RUN", nargs="+", positional=True)
-    seed: int = option(0, "of the bootstrap resamples", "output", least=0, most=2**63 - 1)
+    runs: tuple[str, ...] = option(
+        (), "two or more runs or models", "input and output", metavar="RUN", nargs="+", positional=True
+    )
+    seed: int = option(0, "of the bootstrap resamples", least=0, most=2**63 - 1)
     out: str | None = option(None, "JSON file (default: runs/results/compare-TIME.json)", metavar="FILE")
 
     teacher: str | None = option(None, "also the agreement with this masked LM", "masked LMs", metavar="MODEL")
@@ -134,8 +137,10 @@ def compare_masked_lms(runs: Sequence[Run], options: Options) -> Compared:
     number = sum(len(batch.labels) for batch in batches)
     about = {"corpus": list(corpus), "folder": str(folder), "corpus_hash": hash_json(blocks.hashes())}
     about |= {"block_size": block_size, "blocks": number, "masked_tokens": masked, **of_teacher}
-    about["teacher"] = fingerprint(teacher) if teacher else None
-    said = f"{number:,} held-out blocks of {block_size} tokens of {folder}, {masked:,} tokens masked"
+    about |= {"teacher": fingerprint(teacher) if teacher else None, "runtime": runtime.to_json()}
+    said = (
+        f"{number:,} held-out blocks of {block_size} tokens of {folder}, {masked:,} tokens masked, {runtime.precision}"
+    )
     said += "".join(f"; teacher's accuracy {value:.4f}" for value in of_teacher.values())
     return Compared(metrics, [tokenizer.sha256()] * len(runs), about, [str(folder / MANIFEST)], said)
 
@@ -146,7 +151,7 @@ def corpus_of(runs: Sequence[Run]) -> tuple[tuple[str, ...], dict]:
         corpus, block_size = run.options.get("corpus"), run.options.get("block_size")
         if not isinstance(corpus, list) or not corpus or not all(isinstance(path, str) for path in corpus):
             continue
-        if tuple(corpus) == DEMO or all(map(os.path.exists, corpus)):
+        if tuple(corpus) == DEMO or all(os.path.isfile(path) or os.path.isdir(path) for path in corpus):
             valid = type(block_size) is int and 3 <= block_size <= 10**5
             stored = {name: run.options.get(name) for name in ("block_size", "within_documents")}
             return tuple(corpus), stored if valid else {}
@@ -203,8 +208,9 @@ def compare_fine_tuned(runs: Sequence[Run], options: Options) -> Compared:
         model, task, runtime = open_model(run.path, task_name, options)
         metrics.append(evaluate(model, task, examples, runtime, options))
         tokenizers.append(task.settings.tokenizer.sha256())
-    said = f"{task_name}, {len(examples):,} examples of {', '.join(test)}"
-    return Compared(metrics, tokenizers, {"task": task_name, "test": list(test)}, test, said)
+    said = f"{task_name}, {len(examples):,} examples of {', '.join(test)}, {runtime.precision}"
+    about = {"task": task_name, "test": list(test), "runtime": runtime.to_json()}
+    return Compared(metrics, tokenizers, about, test, said)
 
 
 def task_of(runs: Sequence[Run], given: str | None) -> str:
@@ -220,10 +226,13 @@ def task_of(runs: Sequence[Run], given: str | None) -> str:
 
 def test_of(runs: Sequence[Run], given: tuple[str, ...]) -> tuple[str, ...]:
     """--test, else that of the first model whose files are still there.  Raises DataError."""
-    for test in (given, *(run.options.get("test") for run in runs)):
-        is_paths = isinstance(test, list | tuple) and test and all(isinstance(path, str) for path in test)
-        if is_paths and (test is given or all(os.path.exists(file_and_member(path)[0]) for path in test)):
-            return tuple(test)
+    if given:
+        return given
+    for test in (run.options.get("test") for run in runs):
+        if isinstance(test, list) and test and all(isinstance(path, str) for path in test):
+            with contextlib.suppress(DataError):
+                if all(os.path.isfile(file_and_member(path)[0]) for path in test):  # not a device or a pipe
+                    return tuple(test)
     raise DataError("None of the models names test files that are still there. Name labelled examples with --test.")
 
 

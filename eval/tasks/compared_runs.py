@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from data.cli import DataError, OptionError, check, dashed, note, warn
 from data.download.models import local_path
-from model import ModelError, SequenceClassifier
+from model import Encoder, ModelError, SequenceClassifier
 from model.checkpoints.load import WEIGHTS, load_checkpoint
-from model.checkpoints.native import KINDS, fingerprint
+from model.checkpoints.native import fingerprint
 from model.training.run_state import NAME, RUN, hash_json, step_of
 
 from .run_folders import (
@@ -60,7 +60,7 @@ def open_run(name: str) -> Run:
             warn(f"{error} The checkpoint before it is taken.")
     if path != name:
         note(f"{name} is not finished: its checkpoint {Path(path).name} is compared.")
-    check(type(model) is not KINDS["Encoder"], f"{name} is a bare encoder: it has no head that could be compared.")
+    check(not isinstance(model, Encoder), f"{name} is a bare encoder: it has no head that could be compared.")
     stored, options, facts = stored_about(local_path(path))
     problem_type = model.problem_type if isinstance(model, SequenceClassifier) else None
     parameters = sum(each.numel() for each in model.parameters())
@@ -80,11 +80,10 @@ def stored_about(place: Path) -> tuple[dict, dict, dict]:
     facts = {"precision": dict_in(stored, "runtime").get("precision")}
     facts |= {name: dict_in(stored, "versions").get(name) for name in ("python", "torch")}
     facts["step"] = step_of(place) if NAME.fullmatch(place.name) else stored.get("step")
-    inputs = dict_in(identity, "inputs") | {name: stored.get(name) for name in ("model", "teacher", "tokenizer")}
-    inputs["examples"] = stored.get("examples")
-    inputs = {HASH + name: value for name, value in inputs.items()}
-    inputs = {name: value if isinstance(value, str) else hash_json(value) for name, value in inputs.items() if value}
-    return stored, dict_in(stored, "options") or dict_in(identity, "options"), known(facts) | inputs
+    made_from = {name: stored.get(name) for name in ("model", "teacher", "tokenizer", "examples")}  # by finetune
+    inputs = known(dict_in(identity, "inputs")) | known(made_from)
+    hashes = {HASH + name: each if isinstance(each, str) else hash_json(each) for name, each in inputs.items()}
+    return stored, dict_in(stored, "options") or dict_in(identity, "options"), known(facts) | hashes
 
 
 def known(values: dict) -> dict:

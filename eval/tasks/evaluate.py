@@ -12,18 +12,19 @@ from datetime import datetime
 import torch
 from torch import Tensor, nn
 
-from data.cli import check, check_bounds, option, parse_options, warn
+from data.cli import OptionError, check, check_bounds, did_you_mean, option, parse_options, warn
 from data.download.models import fetch_models
 from data.features import join_words
-from data.tasks import Example, TextExample, labels_of, read_task
+from data.tasks import TASKS, Example, TextExample, labels_of, read_task
 from data.tasks.contents import check_files
 from data.tasks.sequences import UNDECIDED
 from data.tasks.tags import OUTSIDE, types_of
 from model import EncoderConfig, QuestionAnswerer, SequenceClassifier
-from model.checkpoints.load import check_vocabulary, load_teacher, load_tokenizer
+from model.checkpoints.load import TOKENIZER_HELP, check_vocabulary, load_teacher, load_tokenizer
 from model.checkpoints.native import PRECISIONS, fingerprint
 from model.heads import PROBLEM_TYPES
-from model.training.device import Runtime, choose_device, choose_precision
+from model.training.bounds import SEED
+from model.training.device import DEVICE_HELP, PRECISION_HELP, Runtime, choose_device, choose_precision
 
 from ..results import check_writable, command_line, format_metrics, provenance, write_json
 from .batching import BUDGET, Report, TaskSettings, infer
@@ -40,7 +41,6 @@ LABEL_MAP_HELP = "data's label or entity type = model's; probabilities of severa
 LABEL_MAP_HINT = "Map the labels with --label-map DATA=MODEL: the name in the data = the model's name."
 THRESHOLD_HELP = "qa: no answer where the logits of <s> exceed the best span's by more (default: the model's, if any)"
 SURROGATE = re.compile("[\ud800-\udfff]")
-TOKENIZER_HELP = "SentencePiece model, or a model that has it (default: inside or beside the model)"
 MODEL_HELP = "fine-tuned model: path, or owner/name on the hub"
 
 
@@ -49,24 +49,26 @@ class InferenceOptions:
     """Tokenisation and device, the same for every command."""
 
     tokenizer: str | None = option(None, TOKENIZER_HELP, "tokenisation", metavar="PATH")
-    max_length: int | None = option(None, "tokens per window (default: the model's maximum)", type=int, least=16)
+    max_length: int | None = option(
+        None, "tokens per window (default: the model's maximum)", type=int, least=16, most=10**5
+    )
     windows: bool = option(False, "sentiment: average over all windows of a long text, instead of truncating it")
     doc_stride: int = option(128, "qa: tokens shared by neighbouring windows of a context", least=0, most=10**4)
     max_answer: int = option(30, "qa: maximum number of tokens of an answer", least=1, most=10**4)
-    no_answer_threshold: float | None = option(None, THRESHOLD_HELP, type=float, least=-1e30, most=1e30)
+    no_answer_threshold: float | None = option(None, THRESHOLD_HELP, type=float, least=-1e9, most=1e9)
     language: str = option("fr", "qa: language whose articles are ignored in the metrics", choices=("fr", "en"))
-    device: str = option("auto", "auto (CUDA if available, else CPU), cpu, cuda, cuda:1, …", "device")
-    precision: str = option("auto", "auto: bf16 if supported, else fp16 (CUDA) or fp32", choices=("auto", *PRECISIONS))
+    device: str = option("auto", DEVICE_HELP, "device")
+    precision: str = option("auto", PRECISION_HELP, choices=("auto", *PRECISIONS))
     batch_tokens: int = option(BUDGET, "tokens per inference batch", least=1, most=10**7)
 
 
 @dataclass(frozen=True)
 class Options(InferenceOptions):
-    model: str | None = option(None, MODEL_HELP, "input and output", metavar="PATH")
+    model: str | None = option(None, MODEL_HELP, "input and output", metavar="MODEL")
     test: tuple[str, ...] = option((), "labelled examples", nargs="+", metavar="FILE")
     label_map: tuple[str, ...] = option((), LABEL_MAP_HELP, nargs="+", metavar="DATA=MODEL")
     as_text: bool = option(False, "ner: find the entities in the words joined to running text, as predict does")
-    seed: int = option(0, "of the bootstrap resamples", least=0, most=2**63 - 1)
+    seed: int = option(0, "of the bootstrap resamples", **SEED)
     out: str | None = option(None, "JSON file (default: runs/results/TASK-TIME.json)", metavar="FILE")
 
     def __post_init__(self):
@@ -76,6 +78,14 @@ class Options(InferenceOptions):
 
 
 # ---- shared by several commands --------------------------------------------------------------------------------
+
+
+def check_task(arguments: Sequence[str], usage: str) -> None:
+    """For arguments that do not begin with a task.  Raises OptionError unless they ask for help or the version."""
+    if not {"-h", "--help", "--version"} & set(arguments):
+        word = arguments[0] if arguments and not arguments[0].startswith("-") else None
+        wrong = f"There is no task {word}.{did_you_mean(word, TASKS)}" if word else "The task is missing."
+        raise OptionError(f"{wrong} The tasks are {', '.join(TASKS)}.\n\nusage: {usage}")
 
 
 def task_settings(
@@ -229,7 +239,7 @@ def write_result(out: str, task_name: str, model: nn.Module, metrics: dict, comm
 
 def main(task_name: str, arguments: list[str]) -> None:
     """The command `python -m eval TASK`.  Raises OptionError, DataError, ModelError."""
-    usage = f"python -m eval {task_name} --model PATH --test FILE… [OPTIONS]"
+    usage = f"python -m eval {task_name} --model MODEL --test FILE… [OPTIONS]"
     options = fetch_models(parse_options(Options, arguments, usage, __doc__), "model", "tokenizer")
     check_files(options.test)
     check(task_name == "ner" or not options.as_text, "--as-text is only for ner.")

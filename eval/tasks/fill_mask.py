@@ -8,15 +8,15 @@ from data import demo
 from data.cli import check, check_bounds, option, parse_options
 from data.download.models import fetch_models
 from model import MaskedLM
-from model.checkpoints.load import check_vocabulary, load_checkpoint, load_tokenizer
+from model.checkpoints.load import TOKENIZER_HELP, check_vocabulary, load_checkpoint, load_tokenizer
 
-from .evaluate import SURROGATE, TOKENIZER_HELP
+from .evaluate import SURROGATE
 
 
 @dataclass(frozen=True)
 class Options:
     text: tuple[str, ...] = option((), "texts with at least one <mask>", "input", positional=True, nargs="+")
-    model: str = option("demo", "masked LM: path, or owner/name on the hub; or demo", metavar="PATH")
+    model: str = option("demo", "masked LM: path, or owner/name on the hub; or demo", metavar="MODEL")
     tokenizer: str | None = option(None, TOKENIZER_HELP, metavar="PATH")
     top: int = option(5, "tokens per mask", least=1, most=10**5)
 

@@ -36,6 +36,7 @@ from model import SequenceClassifier, save_model
 from model.checkpoints.load import load_checkpoint, load_teacher
 from model.checkpoints.native import fingerprint
 from model.heads import PROBLEM_TYPES
+from model.training.bounds import CLIP, DROPOUT, LR, SEED, TEMPERATURE, WEIGHT_DECAY
 from model.training.device import Runtime
 from model.training.optim import learning_rate, make_optimiser, optimiser_step
 from model.training.state import Diverged
@@ -48,6 +49,7 @@ from .evaluate import (
     InferenceOptions,
     Task,
     check_labels,
+    check_task,
     choose_runtime,
     make_task,
     predict,
@@ -70,7 +72,7 @@ MAY_DIFFER = ("out", "device", "log_every", "seeds", "batch_tokens", *BY_CONTENT
 
 @dataclass(frozen=True)
 class Options(InferenceOptions):
-    model: str | None = option(None, "masked LM: path, or owner/name on the hub", "input and output", metavar="PATH")
+    model: str | None = option(None, "masked LM: path, or owner/name on the hub", "input and output", metavar="MODEL")
     train: tuple[str, ...] = option((), "labelled examples for training", nargs="+", metavar="FILE")
     dev: tuple[str, ...] = option((), "labelled examples for choosing the best epoch", nargs="+", metavar="FILE")
     test: tuple[str, ...] = option((), "labelled examples for evaluating the best epoch", nargs="+", metavar="FILE")
@@ -78,20 +80,20 @@ class Options(InferenceOptions):
     out: str | None = option(None, "folder for results.json and model.safetensors with its tokenizer", metavar="FOLDER")
     label_map: tuple[str, ...] = option((), NAMES_HELP, nargs="+", metavar="DATA=NAME")
 
-    teacher: str | None = option(None, "model fine-tuned on this task, to distil", "task distillation", metavar="PATH")
+    teacher: str | None = option(None, "model fine-tuned on this task, to distil", "task distillation", metavar="MODEL")
     soft_weight: float = option(0.7, "weight of the teacher's soft labels; the labels have the rest", least=0, most=1)
-    temperature: float = option(2.0, "of the softmaxes of teacher and student", above=0)
+    temperature: float = option(2.0, "of the softmaxes of teacher and student", **TEMPERATURE)
     direction: str = option(DIRECTIONS[1], "student-teacher is D_KL(student || teacher)", choices=DIRECTIONS)
 
     epochs: int = option(3, "passes over the training examples", "optimisation", least=1, most=10**4)
     step_tokens: int = option(1024, "tokens per optimiser step", least=16, most=10**7)
-    lr: float = option(5e-5, "peak learning rate", above=0, most=1e30)
+    lr: float = option(5e-5, "peak learning rate", **LR)
     warmup: float = option(0.1, "warm-up fraction; the learning rate then decays linearly", least=0, most=1)
-    weight_decay: float = option(0.01, "of AdamW, on matrices only", least=0)
-    clip: float = option(1.0, "maximum gradient norm", above=0)
-    dropout: float | None = option(None, "in training (default: the model's)", type=float, least=0, below=1)
-    seeds: tuple[int, ...] = option((0,), SEEDS_HELP, nargs="+", type=int, least=0, most=2**62)
-    log_every: int = option(50, "steps between progress lines", least=1)
+    weight_decay: float = option(0.01, "of AdamW, on matrices only", **WEIGHT_DECAY)
+    clip: float = option(1.0, "maximum gradient norm", **CLIP)
+    dropout: float | None = option(None, "in training (default: the model's)", type=float, **DROPOUT)
+    seeds: tuple[int, ...] = option((0,), SEEDS_HELP, nargs="+", type=int, **SEED)
+    log_every: int = option(50, "steps between progress lines", least=1, most=10**9)
     steps: int | None = option(None, "optimiser steps per seed (default: from --epochs)", type=int, least=1, most=10**9)
 
     def __post_init__(self):
@@ -374,11 +376,11 @@ def finished_runs(folder: Path, about: dict) -> list[dict]:
         runs, seeds = list(stored["runs"]), list(stored["seeds"])
         same &= about["seeds"][: len(runs)] == seeds[: len(runs)] and all(run["seed"] in seeds for run in runs)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise OptionError(f"{path} cannot be read. Choose another --out, or remove it.") from None
+        raise OptionError(f"{path} cannot be read. Choose another --out.") from None
     differing = [name for name in differing if name not in MAY_DIFFER]
     if not same or differing:
         what = dashed(differing[0]) if differing else "model, tokenizer, data or seeds"
-        raise OptionError(f"{path} belongs to a run with other inputs ({what}). Choose another --out, or remove it.")
+        raise OptionError(f"{path} belongs to a run with other inputs ({what}). Choose another --out.")
     if runs:
         say(f"{folder} already has the results of {len(runs)} seed{'s' * (len(runs) > 1)}.")
     return runs[: len(about["seeds"])]
@@ -387,9 +389,9 @@ def finished_runs(folder: Path, about: dict) -> list[dict]:
 def main(arguments: list[str]) -> None:
     """The command `python -m eval finetune`.  Raises OptionError, DataError, ModelError, Diverged."""
     task_name, rest = (arguments[0], arguments[1:]) if arguments[:1] and arguments[0] in TASKS else ("TASK", arguments)
-    usage = f"python -m eval finetune {task_name} --model PATH --train FILE… --dev FILE… --out FOLDER [OPTIONS]"
-    if task_name == "TASK" and not {"-h", "--help"} & set(rest):
-        raise OptionError(f"The task is missing: {', '.join(TASKS)}.\n\nusage: {usage}")
+    usage = f"python -m eval finetune {task_name} --model MODEL --train FILE… --dev FILE… --out FOLDER [OPTIONS]"
+    if task_name == "TASK":
+        check_task(rest, usage)
     options = fetch_models(parse_options(Options, rest, usage, __doc__), "model", "teacher", "tokenizer")
     check_files((*options.train, *options.dev, *options.test))
     result = finetune(task_name, options, command_line("finetune", arguments))

@@ -27,11 +27,12 @@ from data.archives import DAMAGE, Member, open_members
 from data.cli import DataError, check, check_bounds, check_paths, option, parse_options, warn
 from data.download.models import fetch_models
 from data.formats import ARROW_FILE, ARROW_STREAM, ENCODINGS, JSON, PARQUET, REFUSED, refusal
+from data.streams import print_json
 from data.tasks import TASKS, Example, PairExample, QuestionExample, TextExample, WordsExample
 from data.tasks.contents import contradicts_name
 from data.tasks.rows import short
 
-from .evaluate import MODEL_HELP, SURROGATE, InferenceOptions, Task, open_model, predict
+from .evaluate import MODEL_HELP, SURROGATE, InferenceOptions, Task, check_task, open_model, predict
 from .multi_label import LabelsPrediction
 from .ner import EntityPrediction, TagPrediction
 from .qa import AnswerSpan, QaTask
@@ -47,7 +48,7 @@ CHUNK_LINES, CHUNK_BYTES = 2048, 1 << 22  # read before a chunk is predicted, so
 @dataclass(frozen=True)
 class Options(InferenceOptions):
     file: str | None = option(None, FILE_HELP, "input", positional=True, nargs="?", metavar="FILE")
-    model: str | None = option(None, MODEL_HELP, metavar="PATH")
+    model: str | None = option(None, MODEL_HELP, metavar="MODEL")
 
     def __post_init__(self):
         check_bounds(self)
@@ -204,16 +205,16 @@ def run(task_name: str, options: Options, lines: Iterable[bytes]) -> None:
         examples = [example for _, example in chunk]
         predictions = predict(model, task, examples, runtime, options.batch_tokens)
         for (number, example), prediction in zip(chunk, predictions):
-            print(json.dumps({"line": number, **to_json(prediction, example, task)}, ensure_ascii=False))
+            print_json({"line": number, **to_json(prediction, example, task)})
         sys.stdout.flush()
 
 
 def main(arguments: list[str]) -> None:
     """The command `python -m eval predict`.  Raises OptionError, DataError, ModelError."""
     task = arguments[0] if arguments and arguments[0] in TASKS else None
-    usage = f"python -m eval predict {task or 'TASK'} --model PATH [FILE] [OPTIONS]"
-    named = task is not None or "-h" in arguments or "--help" in arguments
-    check(named, f"The task is missing: {', '.join(TASKS)}.\n\nusage: {usage}")
+    usage = f"python -m eval predict {task or 'TASK'} --model MODEL [FILE] [OPTIONS]"
+    if task is None:
+        check_task(arguments, usage)
     options = parse_options(Options, arguments[1:] if task else arguments, usage, __doc__)
     options = fetch_models(options, "model", "tokenizer")
     check_paths(options, "file")

@@ -27,7 +27,10 @@ def read_end(path: Path, most: int) -> bytes:
 def read_json(path: Path) -> dict:
     """The object in a JSON file; {} if there is no such file.  Raises DataError if it is damaged or cannot be read."""
     try:
-        values = json.loads(read_end(path, MOST_JSON))
+        content = read_end(path, MOST_JSON + 1)
+        if len(content) > MOST_JSON:
+            raise ValueError("it is too long")
+        values = json.loads(content)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:

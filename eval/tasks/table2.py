@@ -34,6 +34,7 @@ from data.tasks.read import read_file
 from data.tasks.sequences import Labels
 from model.checkpoints.load import load_checkpoint
 from model.checkpoints.native import atomic_file
+from model.training.bounds import DROPOUT, LR, SEED
 from model.training.device import Runtime
 from model.training.options import Options as TrainOptions
 
@@ -84,21 +85,21 @@ def finetune_help(name: str) -> str:
 
 @dataclass(frozen=True)
 class Options(InferenceOptions):
-    teacher: str = option("demo", "masked LM: path, or owner/name on the hub", "input and output", metavar="PATH")
-    student: str | None = option(None, "masked LM distilled from it (default: the demo's)", metavar="PATH")
+    teacher: str = option("demo", "masked LM: path, or owner/name on the hub", "input and output", metavar="MODEL")
+    student: str | None = option(None, "masked LM distilled from it (default: the demo's)", metavar="MODEL")
     data: str | None = option(None, "folder with one subfolder per task (default: the demo's)", metavar="FOLDER")
     out: str = option("runs/table2", "folder for the table, its chart and the fine-tuned models", metavar="FOLDER")
     tasks: tuple[str, ...] = option(TASKS, "tasks to compare on", nargs="+", choices=TASKS)
-    distil: bool = option(True, "also fine-tune the student with task distillation (default: on)")
-    limit: int | None = option(None, "maximum number of training examples per task", type=int, least=1)
+    distil: bool = option(True, "also fine-tune the student with task distillation ")
+    limit: int | None = option(None, "maximum number of training examples per task", type=int, least=1, most=10**9)
     label_map: tuple[str, ...] = option((), TASK_NAMES_HELP, nargs="+", metavar="TASK:DATA=NAME")
-    split_seed: int = option(0, "of the random split and of --limit's sample", least=0, most=2**62)
+    split_seed: int = option(0, "of the random split and of --limit's sample", **SEED)
 
     epochs: int | None = option(None, finetune_help("epochs"), "fine-tuning", type=int, least=1, most=10**4)
     step_tokens: int | None = option(None, finetune_help("step_tokens"), type=int, least=16, most=10**7)
-    lr: float | None = option(None, finetune_help("lr"), type=float, above=0, most=1e30)
-    dropout: float | None = option(None, finetune_help("dropout"), type=float, least=0, below=1)
-    seeds: tuple[int, ...] = option((0,), "one fine-tuning per seed", nargs="+", type=int, least=0, most=2**62)
+    lr: float | None = option(None, finetune_help("lr"), type=float, **LR)
+    dropout: float | None = option(None, finetune_help("dropout"), type=float, **DROPOUT)
+    seeds: tuple[int, ...] = option((0,), "one fine-tuning per seed", nargs="+", type=int, **SEED)
 
     def __post_init__(self):
         check_bounds(self)

@@ -5,7 +5,6 @@ The input is one text per line, or JSON lines with "text"; the output is one JSO
 texts are evaluated instead.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +15,10 @@ from torch import Tensor
 
 from data.cli import OptionError, check, check_bounds, check_paths, option, parse_options, warn
 from data.download.models import fetch_models
+from data.streams import print_json
 from data.tasks import PairExample, read_task
 from data.tasks.contents import check_files
+from model.training.bounds import SEED
 
 from ..results import check_writable, command_line
 from .batching import infer
@@ -32,13 +33,13 @@ CHUNK = 512  # texts whose pairs with all hypotheses are tokenised and predicted
 @dataclass(frozen=True)
 class Options(InferenceOptions):
     file: str | None = option(None, FILE_HELP, "input", positional=True, nargs="?", metavar="FILE")
-    model: str | None = option(None, "model fine-tuned on NLI: path, or owner/name on the hub", metavar="PATH")
+    model: str | None = option(None, "model fine-tuned on NLI: path, or owner/name on the hub", metavar="MODEL")
     labels: tuple[str, ...] = option((), "at least two labels, worded to fit the template", nargs="+", metavar="LABEL")
     template: str = option("Ce texte parle de {}.", "hypothesis, with {} for the label")
     printed: bool = option(False, "equation (15) as printed: softmax over entailment probabilities instead of logits")
     test: tuple[str, ...] = option((), "labelled texts in sentiment's formats", "evaluation", nargs="+", metavar="FILE")
     names: tuple[str, ...] = option((), "--labels' names in --test in order (default: same)", nargs="+", metavar="NAME")
-    seed: int = option(0, "of the bootstrap resamples", least=0, most=2**63 - 1)
+    seed: int = option(0, "of the bootstrap resamples", **SEED)
     out: str | None = option(None, "JSON file (default: runs/results/zero-shot-TIME.json)", metavar="FILE")
 
     def __post_init__(self):
@@ -117,13 +118,13 @@ def classify(options: Options) -> None:
         for chunk in read_chunks(lines, "sentiment"):
             for (number, _), row in zip(chunk, zero_shot.scores([example.text for _, example in chunk])):
                 scores = {label: round(score, 6) for label, score in zip(labels, row.tolist())}
-                print(json.dumps({"line": number, "label": labels[row.argmax()], "scores": scores}, ensure_ascii=False))
+                print_json({"line": number, "label": labels[row.argmax()], "scores": scores})
             sys.stdout.flush()
 
 
 def main(arguments: list[str]) -> None:
     """The command `python -m eval zero-shot`.  Raises OptionError, DataError, ModelError."""
-    usage = "python -m eval zero-shot [FILE | --test FILE…] --model PATH --labels LABEL LABEL… [OPTIONS]"
+    usage = "python -m eval zero-shot [FILE | --test FILE…] --model MODEL --labels LABEL LABEL… [OPTIONS]"
     options = fetch_models(parse_options(Options, arguments, usage, __doc__), "model", "tokenizer")
     check_paths(options, "file")
     check_files(options.test)

@@ -23,6 +23,7 @@ from .huggingface import Report
 from .native import check_file, is_native, load_model, read_metadata, read_safetensors
 
 # in the order in which a folder's files are preferred; the last is that of a run of train.py
+TOKENIZER_HELP = "SentencePiece model, or a model that has it (default: inside or beside the model)"
 WEIGHTS = (*hub.WEIGHTS, "model.pt", "student.safetensors")
 
 

@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import json
 import os
-import platform
 import shlex
 import shutil
 import tempfile
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from data.cli import no_file
 from data.formats import LFS_START, lfs_pointer
 from data.tokenizer import DIGEST, FILE_NAME, Tokenizer
 
@@ -189,7 +189,7 @@ def check_file(path: Path) -> None:
         if path.is_dir():
             raise ModelError(f"{path} is a folder; a file is needed.")
         if not path.is_file():
-            raise ModelError(f"There is no file {path}. Check the path.")
+            raise ModelError(no_file(path))
         with path.open("rb") as file:
             start = file.read(len(LFS_START))
         if not start:
@@ -246,10 +246,6 @@ def apply_umask(path: Path) -> None:
 
 
 # ---- provenance ------------------------------------------------------------------------------------------------
-
-
-def versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "torch": torch.__version__}
 
 
 def sha256(path: Path) -> str:

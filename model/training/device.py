@@ -17,6 +17,8 @@ from ..heads import MaskedLM
 from .optim import FixedScale
 from .stop import shielded
 
+DEVICE_HELP = "auto (CUDA if available, else CPU), cpu, cuda, cuda:1, …"
+PRECISION_HELP = "auto: bf16 if the hardware supports it, else fp16 on CUDA, else fp32"
 GPU_PEAKS = {  # floating-point operations per second of dense matrix products, from the data sheets: fp32, bf16/fp16
     "H200 NVL": (60e12, 835e12),
     "H200": (67e12, 989e12),

@@ -9,7 +9,10 @@ from data.masking import STRATEGIES
 from losses import DIRECTIONS, LossSettings
 from losses.fused import CHUNK_BYTES
 
+from ..checkpoints.load import TOKENIZER_HELP
 from ..checkpoints.native import PRECISIONS
+from .bounds import CLIP, DROPOUT, LR, SEED, TEMPERATURE, WEIGHT_DECAY
+from .device import DEVICE_HELP, PRECISION_HELP
 
 DEFAULTS = LossSettings()
 STEPS = 300  # unless --steps or --epochs is given
@@ -36,34 +39,42 @@ class Options:
     teacher: str = option(
         "demo", "model to distil: path, or owner/name; demo; none: masked LM", "input and output", metavar="MODEL"
     )
-    tokenizer: str | None = option(None, "SentencePiece model (default: the model's own)", metavar="PATH")
+    tokenizer: str | None = option(None, TOKENIZER_HELP, metavar="PATH")
     corpus: tuple[str, ...] = option(DEMO, "prepared folder, text, hub:owner/dataset", nargs="+", metavar="PATH")
     cache: str = option("runs/corpora", "folder where text given as --corpus is prepared", metavar="FOLDER")
     out: str = option("runs/student", "folder for the student, metrics.jsonl and checkpoints", metavar="FOLDER")
 
     student: str | None = option(
-        None, "masked LM to start from (default: --layers of the teacher)", "student and loss", metavar="PATH"
+        None, "masked LM to start from (default: --layers of the teacher)", "student and loss", metavar="MODEL"
     )
     layers: tuple[str, ...] = option(
         ("alternate",),
         "teacher layers to copy: alternate (0, 2, …), distilbert (0, 2, 4, 7, 9, 11), indices",
         nargs="+",
     )
-    dropout: float | None = option(None, "of the student (default: the teacher's)", type=float, least=0, below=1)
+    dropout: float | None = option(None, "of the student (default: the teacher's)", type=float, **DROPOUT)
     direction: str = option(
         DEFAULTS.direction,
         "of the KL divergence of equation (10), as printed D_KL(student || teacher)",
         choices=DIRECTIONS,
     )
-    temperature: float = option(DEFAULTS.temperature, "of the softmaxes of equation (10)", above=0)
+    temperature: float = option(DEFAULTS.temperature, "of the softmaxes of equation (10)", **TEMPERATURE)
     weights: tuple[float, ...] = option(
-        DEFAULTS.weights, "of the losses in equation (13)", nargs=3, type=float, metavar=("SOFT", "COS", "MLM"), least=0
+        DEFAULTS.weights,
+        "of the losses in equation (13)",
+        nargs=3,
+        type=float,
+        metavar=("SOFT", "COS", "MLM"),
+        least=0,
+        most=1000,
     )
 
     steps: int | None = option(
         None, f"optimiser steps (default: {STEPS})", "optimisation", type=int, least=1, most=10**9
     )
-    epochs: float | None = option(None, "instead of --steps: passes over the corpus", type=float, above=0, most=10**6)
+    epochs: float | None = option(
+        None, "instead of --steps: passes over the corpus", type=float, least=1e-6, most=10**6
+    )
     batch_size: int = option(8, "blocks per micro-batch", least=1, most=10**6)
     accumulate: int = option(1, "micro-batches per optimiser step, over all ranks", least=1, most=10**6)
     block_size: int = option(128, "tokens per block", least=3, most=10**5)
@@ -71,16 +82,14 @@ class Options:
     masking: str = option(
         STRATEGIES[0], "what is masked: single tokens, whole words, or rare tokens more often", choices=STRATEGIES
     )
-    lr: float = option(5e-4, "peak learning rate", above=0, most=1e30)
+    lr: float = option(5e-4, "peak learning rate", **LR)
     warmup: float = option(0.05, "warm-up fraction; the learning rate then decays linearly", least=0, most=1)
-    weight_decay: float = option(0.0, "of AdamW, on matrices only", least=0)
-    clip: float = option(5.0, "maximum gradient norm", above=0)
-    seed: int = option(0, "of initial values, data order, masks and dropout", least=0, most=2**63 - 1)
+    weight_decay: float = option(0.0, "of AdamW, on matrices only", **WEIGHT_DECAY)
+    clip: float = option(5.0, "maximum gradient norm", **CLIP)
+    seed: int = option(0, "of initial values, data order, masks and dropout", **SEED)
 
-    device: str = option("auto", "auto (CUDA if available, else CPU), cpu, cuda, cuda:1, …", "device")
-    precision: str = option(
-        "auto", "auto: bf16 if the hardware supports it, else fp16 on CUDA, else fp32", choices=("auto", *PRECISIONS)
-    )
+    device: str = option("auto", DEVICE_HELP, "device")
+    precision: str = option("auto", PRECISION_HELP, choices=("auto", *PRECISIONS))
     compile: str = option(
         "auto", f"torch.compile; auto: for runs of at least {COMPILE_STEPS:,} steps", choices=("auto", "on", "off")
     )
@@ -88,16 +97,22 @@ class Options:
         None, f"memory for the loss's logits, in MiB (default: {CHUNK_MB})", type=int, least=1, most=10**6
     )
 
-    log_every: int = option(10, "steps between progress lines", "checkpoints and logging", least=1)
-    eval_every: int = option(0, "steps between validations, 0: only at the end", least=0)
-    checkpoint_every: int = option(1000, "steps between checkpoints, 0: only when the run is stopped", least=0)
+    log_every: int = option(10, "steps between progress lines", "checkpoints and logging", least=1, most=10**9)
+    eval_every: int = option(0, "steps between validations, 0: only at the end", least=0, most=10**9)
+    checkpoint_every: int = option(
+        1000, "steps between checkpoints, 0: only when the run is stopped", least=0, most=10**9
+    )
     plan: bool = option(False, "print what the run will do, cost and write, from a few timed steps; do not train")
-    keep: int = option(2, "checkpoints to keep", least=1)
+    keep: int = option(2, "checkpoints to keep", least=1, most=10**4)
     resume: bool = option(True, "resume the run in --out if its options are the same")
     wait: bool = option(False, "wait while another run is in --out, instead of ending with an error")
     timeout: float = option(300.0, "with torchrun: seconds that a rank may not answer", least=1, most=10**6)
-    max_hours: float | None = option(None, "save a checkpoint and exit after this time", type=float, above=0)
-    max_skipped: int = option(20, "steps in a row with a non-finite gradient before the run gives up", least=1)
+    max_hours: float | None = option(
+        None, "save a checkpoint and exit after this time", type=float, least=1e-7, most=10**5
+    )
+    max_skipped: int = option(
+        20, "steps in a row with a non-finite gradient before the run gives up", least=1, most=10**6
+    )
     tensorboard: bool = option(False, "also log to TensorBoard (needs tensorboard)")
 
     num_layers: int | None = option(None, "layers", SIZE_GROUP, type=int, least=1, most=1000)
@@ -110,7 +125,7 @@ class Options:
         check(self.steps is None or self.epochs is None, "--epochs is another way to say --steps: give one of them.")
         if self.steps is None and self.epochs is None:
             object.__setattr__(self, "steps", STEPS)
-        check(sum(self.weights) > 0, "--weights needs at least one weight above 0.")
+        check(max(self.weights) >= 1e-3, "--weights needs at least one weight of 0.001 or more.")
         for name in SIZES:
             allowed = self.teacher == "none" or getattr(self, name) is None
             check(allowed, f"{dashed(name)} needs --teacher none; otherwise the teacher determines it.")

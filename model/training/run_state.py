@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from data.cli import DataError, is_out_of_memory, warn
+from data.cli import DataError, is_out_of_memory, note, warn
 from data.tokenizer import Tokenizer
 
 from ..checkpoints.native import (
@@ -152,6 +152,8 @@ def resume(
     """
     checkpoint = newest(out, warn)
     if checkpoint is None:
+        if (out / METRICS).exists():
+            note(f"{out} has no checkpoint: the run begins again with its first step.")
         return TrainState()
     values = restore(checkpoint, distiller, optimiser, scaler)
     state = TrainState.from_json(values)

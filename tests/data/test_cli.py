@@ -175,3 +175,33 @@ def test_a_terminal_gets_one_line_that_is_redrawn(monkeypatch, capsys, clock):
     output = capsys.readouterr().err
     assert output.count("\r") == 2 and output.count("\n") == 1 and output.endswith("\n")
     assert all(len(line.rstrip("\n")) == 39 for line in output.split("\r")[1:])
+
+
+MEMORY_ERRORS = [
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+    RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+    RuntimeError("std::bad_alloc"),
+    RuntimeError("can't start new thread"),
+]
+
+
+@pytest.mark.parametrize("error", MEMORY_ERRORS, ids=lambda error: str(error)[:20])
+def test_out_of_memory_is_one_sentence_with_what_to_do(error, capsys):
+    def fail():
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        run_command("test", fail, on_memory="Use less.")
+    message = capsys.readouterr().err
+    assert caught.value.code == 2 and message.startswith("test: out of memory: ") and message.endswith(". Use less.\n")
+    assert message.count("\n") == 1
+
+
+def test_another_runtime_error_is_a_fault_of_this_program():
+    def fail():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        run_command("test", fail)

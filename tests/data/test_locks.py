@@ -14,7 +14,7 @@ import time
 import pytest
 
 from data import DataError
-from data.locks import LOCK, locked
+from data.locks import LOCK, holder_of, locked
 from tests.helpers import REPOSITORY
 
 HOLD = """
@@ -98,3 +98,61 @@ def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, caps
     monkeypatch.setattr(fcntl, "flock", unsupported)
     with locked(tmp_path):
         assert "has no locks" in capsys.readouterr().err
+
+
+def test_who_holds_the_lock(tmp_path, other):
+    for _ in range(2):
+        assert holder_of(tmp_path) == f" (host {socket.gethostname()}, process {other.pid})"
+    other.kill()
+    other.wait()
+    assert holder_of(tmp_path) is None and (tmp_path / LOCK).exists()
+
+
+def test_looking_makes_and_follows_no_file(tmp_path):
+    assert holder_of(tmp_path) is None and not list(tmp_path.iterdir())
+    (tmp_path / LOCK).symlink_to("elsewhere")
+    with pytest.raises(OSError):
+        holder_of(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / LOCK).unlink()
+    (tmp_path / "pipe").rename(tmp_path / LOCK)
+    assert holder_of(tmp_path) is None  # does not wait for a writer
+
+
+def test_a_process_that_starts_while_another_looks_is_not_refused(tmp_path):
+    (tmp_path / LOCK).touch()
+    looking = os.open(tmp_path / LOCK, os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    threading.Timer(0.05, os.close, [looking]).start()
+    with locked(tmp_path):
+        assert holder_of(tmp_path) == f" (host {socket.gethostname()}, process {os.getpid()})"
+
+
+def test_those_who_start_and_those_who_look_at_once(tmp_path):
+    """Each of those that start gets the lock or is refused by another that has it, never by one that looks."""
+    stop, got, refused = threading.Event(), [], []
+
+    def look():
+        while not stop.is_set():
+            holder_of(tmp_path)
+
+    watchers = [threading.Thread(target=look) for _ in range(3)]
+    for thread in watchers:
+        thread.start()
+    for _ in range(100):
+        try:
+            with locked(tmp_path):
+                got.append(1)
+        except DataError as error:
+            refused.append(str(error))
+    stop.set()
+    for thread in watchers:
+        thread.join()
+    assert (len(got), refused) == (100, [])
+
+
+def test_looking_where_there_are_no_locks(tmp_path, monkeypatch):
+    (tmp_path / LOCK).touch()
+    monkeypatch.setattr(fcntl, "flock", lambda *arguments: (_ for _ in ()).throw(OSError(errno.ENOLCK, "none")))
+    assert holder_of(tmp_path) is None

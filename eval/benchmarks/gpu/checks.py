@@ -21,13 +21,13 @@ import torch
 from safetensors import safe_open
 
 from data.cli import first_line
+from data.versions import REPOSITORY
 from model.training.device import Runtime, choose_device
 
 from ..harness import free_memory, table
 from ..throughput import matrix_product
 from .results import Options, Results, seconds_per_run
 
-REPOSITORY = Path(__file__).parents[3]
 PRODUCTS = (  # rows, inner, columns; the last two are the step's own: feed-forward and decoder
     *((4096, 4096, 4096), (8192, 8192, 8192), (16384, 4096, 4096)),
     *((16384, 768, 3072), (16384, 768, 32064)),

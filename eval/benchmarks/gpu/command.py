@@ -22,10 +22,11 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from data.cli import parse_options, say
+from data.versions import REPOSITORY, commit
 
 from ...results import check_writable
 from ..harness import heading
-from .checks import REPOSITORY, correctness, demo, environment
+from .checks import correctness, demo, environment
 from .inference import inference
 from .loss import loss
 from .results import CHECK, RECORDS, Options, Results, read_records
@@ -73,9 +74,7 @@ def driver_and_commit() -> str:
     driver = output_of(
         "nvidia-smi", "--query-gpu=name,driver_version,memory.total,clocks.max.sm", "--format=csv,noheader"
     )
-    commit, changes = output_of("git", "rev-parse", "--short", "HEAD"), output_of("git", "status", "--porcelain")
-    state = f"{commit}{' with uncommitted changes' if changes else ''}" if commit else "unknown"
-    return f"NVIDIA driver: {driver or 'none'}. Commit: {state}."
+    return f"NVIDIA driver: {driver or 'none'}. Commit: {commit(REPOSITORY) or 'unknown'}."
 
 
 def output_of(*command: str) -> str:

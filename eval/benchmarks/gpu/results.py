@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from data.cli import check, check_bounds, option
+from model.training.device import DEVICE_HELP
 
 from ..harness import Failure, Row, Run, synchronise
 
@@ -30,7 +31,7 @@ class Options:
     repetitions: int = option(3, "rounds, of which the median is reported", least=1, most=1000)
     small: bool = option(False, "use tiny models and sizes, for a quick test of the command")
 
-    device: str = option("auto", "auto (CUDA if available, else CPU), cpu, cuda, cuda:1, …", "device")
+    device: str = option("auto", DEVICE_HELP, "device")
     threads: int = option(0, "CPU threads, 0: PyTorch's default", least=0, most=4096)
 
     def __post_init__(self):
