@@ -337,14 +337,15 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
                 if validates:
                     logger.begin(f"the validation after step {step}")
                     record["held_out"] = validate_now()
-                    run_folder.keep_best(out, student, tokenizer, state, record["held_out"]["loss"], world.is_main)
+                    own = about if world.is_main else {}
+                    run_folder.keep_best(out, student, tokenizer, state, record["held_out"], own)
                 state.metrics_bytes = logger.log(
                     record, work._replace(first=step).seconds(state.seconds / step, state.validation_seconds)
                 )
                 state.new_line()
             if saves and world.is_main:
                 values = {**about, "run": identity, **state.to_json()}
-                saved = writer.save(step, student, *run_state.gather(distiller, optimiser, scaler, values))
+                saved = writer.save(step, student, *run_state.gather(distiller, optimiser, scaler, values), about)
             if logs or saves:
                 clock = time.monotonic()
         writer.wait()
@@ -357,10 +358,10 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
     # ---- the end
     results = record["held_out"] if record else validate_now()  # if it was killed after the last step
     if world.is_main:
-        accuracy = {**state.baseline, "student after": results["accuracy"]}
-        about |= {"held_out_accuracy": accuracy, "held_out": results}
-        save_model(student, out / run_state.STUDENT, about, tokenizer)
-        report.print_accuracy(accuracy, results, on_demo_text=options.corpus == DEMO and not options.is_demo)
+        figures = run_folder.figures(state, results)
+        save_model(student, out / run_state.STUDENT, {**about, "step": steps, **figures}, tokenizer)
+        on_demo_text = options.corpus == DEMO and not options.is_demo
+        report.print_accuracy(figures["held_out_accuracy"], results, on_demo_text)
         draw_curves(
             out, steps, lambda step: learning_rate(step, steps, options.lr, options.warmup), student.config.dropout
         )

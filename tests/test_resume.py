@@ -13,6 +13,7 @@ from unittest import mock
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from model import load_model, save_model
 from model.training.run_state import read
@@ -450,3 +451,9 @@ def test_out_of_memory_ends_with_a_cure_and_the_last_checkpoint_stays(place, hal
         assert message.startswith("train.py: out of memory: ") and message.count("\n") == 1
         assert "smaller --batch-size with a larger --accumulate" in message and "smaller --chunk-mb" in message
         assert {path: before[path] for path in before if "checkpoints" in str(path)}.items() <= content(half).items()
+
+
+def test_the_student_in_a_checkpoint_says_how_it_was_made(half):
+    with safe_open(half / "checkpoints" / "step-000000003" / "student.safetensors", "pt") as file:
+        about = json.loads(file.metadata()["provenance"])
+    assert about["step"] == 3 and about["options"]["steps"] == 8

@@ -233,8 +233,10 @@ def distillation(provenance: Mapping, metrics: Mapping) -> list[str]:
     if all(type(size) is int and 0 < size < 2**40 for size in sizes):
         precision = as_dict(provenance.get("runtime")).get("precision")
         computed = f", computed in {text(precision)}" if isinstance(precision, str) else ""
-        tokens = math.prod(sizes[1:])
-        lines += [f"{sizes[0]:,} steps of {tokens:,} tokens, {sizes[0] * tokens:,} in all{computed}.", ""]
+        tokens, steps, done = math.prod(sizes[1:]), sizes[0], provenance.get("step")
+        before = f"Step {done:,} of " if type(done) is int and 0 <= done < steps else ""
+        trained = (done if before else steps) * tokens
+        lines += [f"{before}{steps:,} steps of {tokens:,} tokens, {trained:,} in all{computed}.", ""]
     if metrics and metrics.get("step") == options.get("steps"):  # not those of another run in the same folder
         lines += [f"Training losses at step {text(metrics.get('step'))}:", ""]
         lines += table(("loss", "mean"), ((word, number(metrics.get(key))) for key, word in LOSSES.items()))

@@ -104,7 +104,7 @@ class Options:
     )
     plan: bool = option(False, "print what the run will do, cost and write, from a few timed steps; do not train")
     keep: int = option(2, "checkpoints to keep", least=1, most=10**4)
-    resume: bool = option(True, "resume the run in --out if its options are the same")
+    resume: bool = option(True, "resume the run in --out, if its options are the same; more --steps extend it")
     wait: bool = option(False, "wait while another run is in --out, instead of ending with an error")
     timeout: float = option(300.0, "with torchrun: seconds that a rank may not answer", least=1, most=10**6)
     max_hours: float | None = option(

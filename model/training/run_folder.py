@@ -148,13 +148,21 @@ def how_to_go_on(out: Path, accumulate: int, ranks: int) -> str:
 
 
 def keep_best(
-    out: Path, student: nn.Module, tokenizer: Tokenizer, state: TrainState, loss: float, is_main: bool
+    out: Path, student: nn.Module, tokenizer: Tokenizer, state: TrainState, held_out: Mapping, about: Mapping
 ) -> None:
-    """best.safetensors: the student with the lowest validation loss so far."""
-    if state.best_loss is None or loss < state.best_loss:
-        state.best_loss, state.best_step = loss, state.step
-        if is_main:
-            save_model(student, out / BEST, {"step": state.step, "held_out_loss": loss}, tokenizer)
+    """best.safetensors: the student with the lowest validation loss so far.
+
+    held_out: of the validation after this step; about: provenance, {} on ranks that write nothing.
+    """
+    if state.best_loss is None or held_out["loss"] < state.best_loss:
+        state.best_loss, state.best_step = held_out["loss"], state.step
+        if about:
+            save_model(student, out / BEST, {**about, "step": state.step, **figures(state, held_out)}, tokenizer)
+
+
+def figures(state: TrainState, held_out: Mapping) -> dict:
+    """Of a student's validation, for its provenance."""
+    return {"held_out_accuracy": {**state.baseline, "student after": held_out["accuracy"]}, "held_out": dict(held_out)}
 
 
 def restore_best(out: Path, state: TrainState) -> None:

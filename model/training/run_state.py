@@ -60,10 +60,20 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
-    def save(self, step: int, student: nn.Module, tensors: Mapping[str, Tensor], values: Mapping) -> Path:
-        """Copies the state and starts writing it -> its path.  Raises DataError if the one before failed."""
+    def save(
+        self,
+        step: int,
+        student: nn.Module,
+        tensors: Mapping[str, Tensor],
+        values: Mapping,
+        about: Mapping | None = None,
+    ) -> Path:
+        """Copies the state and starts writing it -> its path.  Raises DataError if the one before failed.
+
+        about: provenance of the student.
+        """
         self.wait()
-        weights, metadata = contents(student, tokenizer=self.tokenizer)
+        weights, metadata = contents(student, about and {**about, "step": step}, self.tokenizer)
         copies = ({name: copy_to_cpu(tensor) for name, tensor in each.items()} for each in (weights, tensors))
         path = self.folder / f"step-{step:09}"
         self._thread = threading.Thread(target=self._write, args=(path, *copies, metadata, dict(values)))
