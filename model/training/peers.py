@@ -47,7 +47,7 @@ class Peers:
         return f"rank {rank} on host {beat.host} (process {beat.pid})" if beat else f"rank {rank}"
 
     def silence(self, rank: int) -> str:
-        """A rank also answered in the last step that this one has completed, though its beat of then is not there yet."""
+        """It also answered in the last step that this rank has completed, though its beat of then is not there yet."""
         step = max((beat.step for beat in (self.beats[rank], self.beats[self.rank]) if beat), default=0)
         return f"{self.name(rank)} has not {f'answered since step {step:,}' if self.beats[rank] else 'started'}"
 
