@@ -12,6 +12,8 @@ python train.py --teacher none --tokenizer sentencepiece.bpe.model --corpus text
 import os
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages for a CPU's large tensors; read when torch is imported
+if "WORLD_SIZE" in os.environ:
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no C++ stack traces of a lost store
 
 import contextlib
 import sys

@@ -47,8 +47,9 @@ class Peers:
         return f"rank {rank} on host {beat.host} (process {beat.pid})" if beat else f"rank {rank}"
 
     def silence(self, rank: int) -> str:
-        beat = self.beats[rank]
-        return f"{self.name(rank)} has not {f'answered since step {beat.step:,}' if beat else 'started'}"
+        """It also answered in the last step that this rank has completed, though its beat of then is not there yet."""
+        step = max((beat.step for beat in (self.beats[rank], self.beats[self.rank]) if beat), default=0)
+        return f"{self.name(rank)} has not {f'answered since step {step:,}' if self.beats[rank] else 'started'}"
 
     def lost(self, now: float, seconds: float) -> list[int]:
         """The other ranks that were not heard for so long, and have not said why, longest first."""

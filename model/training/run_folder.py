@@ -139,7 +139,7 @@ def is_finished(out: Path, steps: int, report: Callable[[str], None]) -> bool:
 def how_to_go_on(out: Path, accumulate: int, ranks: int) -> str:
     """What to do after a rank was lost."""
     kept = list_checkpoints(out / FOLDER)
-    start = f"resumes after step {step_of(kept[0]):,}" if kept else "starts again: there is no checkpoint yet"
+    start = f"resumes after step {step_of(kept[0]):,}" if kept else "begins again (there is no checkpoint yet)"
     numbers = [str(number) for number in range(1, ranks + 1) if accumulate % number == 0]
     return f"The same command {start}, also with another number of ranks: {', '.join(numbers)}."
 

@@ -222,6 +222,7 @@ class Watch:
         """Says once, for all ranks, which one is lost, and how to go on."""
         finish_writing()
         if self._claim("end"):
+            self.peers.hear(self.rank, self.me._replace(step=self.step), time.monotonic())
             what = f"{self.peers.name(rank)} has died. It" if rank in dead else self.peers.name(rank)
             since = self.peers.silence(rank).removeprefix(self.peers.name(rank))
             self._print(f"{what}{since}. {self.advice()}")

@@ -30,7 +30,7 @@ def watch(beats, until, rank=0, size=3):
 
 def test_a_silent_rank_is_named_once_and_again_when_it_answers():
     def beats(rank, now):
-        return None if rank == 1 and 10 < now < 40 else beat(rank, now, step=now // 2)
+        return None if rank == 1 and 10 < now < 40 else beat(rank, now, step=min(now, 10) // 2)
 
     found, said = watch(beats, 60)
     name = "rank 1 on host host1 (process 101)"
