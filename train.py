@@ -32,6 +32,7 @@ from data.cli import check, parse_options, run_command, warn
 from data.corpus.files import check_corpus
 from data.corpus.shuffle import key_of
 from data.download.models import fetch_models
+from data.locks import own
 from data.masking import CHOSEN, Masking
 from data.tokenizer import Tokenizer
 from eval.validation import encoder_speeds, validate
@@ -185,7 +186,7 @@ def train(options: Options) -> int:
         if not world.is_main:
             with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
                 return run(options, found, world, choose_device(device_name))
-        with contextlib.nullcontext() if options.plan else run_folder.own(Path(options.out), options.wait):
+        with contextlib.nullcontext() if options.plan else own(Path(options.out), options.wait):
             run_folder.check_free(Path(options.out), options.resume)
             return run(options, found, world, choose_device(device_name))
 
