@@ -178,6 +178,7 @@ def new_manifest(tokenizer: Tokenizer, sources: list[Source], notes: list[str], 
         "notes": notes[:MAX_NOTES],
         "counts": {},
         "damaged": [],
+        "lost_lines": {},
         "shards": {TRAIN: [], HELD_OUT: []},
         "token_counts": [0] * len(tokenizer),
         **({"hub": origins} if origins else {}),
@@ -284,7 +285,7 @@ def write_shards(folder: Path, manifest: dict, sources: list[Source], tokenizer:
                 if len(sources) == 1 and part.origin.name == sources[0].label and part.origin.kind:
                     check_field(options.field, [part.origin.kind])  # of standard input
                 add_notes(manifest, part.origin, position)
-                add_lost_lines(manifest.setdefault("lost_lines", {}), part, position)
+                add_lost_lines(manifest["lost_lines"], part, position)
                 if seen:
                     part = drop_duplicates(part, seen, dtype)
                 position = part.origin.end
@@ -374,7 +375,7 @@ def print_summary(manifest: dict) -> None:
         print(f"note      {note}")
     for damage in manifest["damaged"]:
         warn(format_damage(damage))
-    for name, (lost, lines) in manifest.get("lost_lines", {}).items():
+    for name, (lost, lines) in manifest["lost_lines"].items():
         found = f"{lost:,} of the {lines:,} lines of {name} ({lost / lines:.1%}) are not UTF-8, and were dropped."
         warn(
             f"{found} If the file is in another encoding, convert it: {CONVERT} {shlex.quote(name)} > NEW, and use NEW."

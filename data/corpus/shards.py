@@ -19,7 +19,7 @@ FORMAT = "distilcamembert-corpus-2"
 MANIFEST, UNFINISHED = "manifest.json", "manifest.unfinished.json"
 TRAIN, HELD_OUT = "train", "held-out"
 MANIFEST_TYPES = dict(tokenizer=dict, dtype=str, options=dict, sources=list, counts=dict, damaged=list, shards=dict)
-MANIFEST_TYPES |= {"token_counts": list, "read_as": dict, "notes": list, "hold_out": str}
+MANIFEST_TYPES |= {"token_counts": list, "read_as": dict, "notes": list, "hold_out": str, "lost_lines": dict}
 DOCUMENTS, BLOCKS = "documents", "blocks"  # what is held out; of few documents, blocks, which blocks.py chooses
 
 
@@ -70,6 +70,7 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> dict | None:
         return None
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest.setdefault("lost_lines", {})  # earlier ones do not have it
         types = MANIFEST_TYPES | ({"position": list} if name == UNFINISHED else {})
         if manifest["format"] != FORMAT and str(manifest["format"]).startswith(FORMAT.rstrip("0123456789")):
             raise DataError(
@@ -79,7 +80,7 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> dict | None:
             return manifest
     except DataError:
         raise
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # DataError is a ValueError
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):  # DataError is a ValueError
         pass
     raise DataError(f"{path} is not the manifest of a corpus. If it is damaged, remove {folder} and prepare it again.")
 

@@ -318,12 +318,6 @@ def finetune(task_name: str, options: Options, command: str, data: Parts | None 
     holds are not run again. Raises OptionError if it belongs to other inputs; DataError, also while another command is
     in the folder, ModelError, Diverged.
     """
-    with own(Path(options.out), options.wait):
-        return finetune_seeds(task_name, options, command, data)
-
-
-def finetune_seeds(task_name: str, options: Options, command: str, data: Parts | None) -> dict:
-    """finetune, in a folder that is locked."""
     folder = Path(options.out)
     task_class, runtime = TASK_CLASSES[task_name], choose_runtime(options)
     if task_class.model is SequenceClassifier:
@@ -345,32 +339,33 @@ def finetune_seeds(task_name: str, options: Options, command: str, data: Parts |
     about["tokenizer"] = settings.tokenizer.sha256()
     digests = {part: hashlib.sha256(json.dumps(examples).encode()).hexdigest() for part, examples in data.items()}
     about |= {"examples": digests, **provenance(command, options, files, options.seeds)}
-    runs = finished_runs(folder, about)
     kind = getattr(teacher, "problem_type", options.problem_type)
     check(kind == options.problem_type, f"The teacher is a {kind} model, --problem-type is {options.problem_type}.")
     labels = choose_labels(task_class, settings, data, getattr(teacher, "labels", None))
     task = task_class(settings, labels)
     counts = ", ".join(f"{len(examples):,} {part}" for part, examples in data.items())
     classes = ", ".join(labels) or "start, end"
-    say(f"{task_name}: {counts} examples; labels {classes}; {runtime.device}, {runtime.precision}")
-    if not runs:
-        write_json(folder / "results.json", {**about, "runs": []})  # from now on the folder belongs to this run
-    for seed in options.seeds[len(runs) :]:
-        torch.manual_seed(seed)
-        model = make_model(source, task, options.dropout).to(runtime.device)
-        run = train_one_seed(model, teacher, task, data, runtime, options, seed)
-        if "test" in data:
-            tuned = make_task(task_name, settings, model)  # with the threshold that was chosen on dev
-            predictions = predict(model.eval(), tuned, data["test"], runtime, options.batch_tokens)
-            run["test"] = tuned.metrics(predictions, data["test"], seed)
-            warn_of_one_answer(tuned, predictions, "--test")
-        value = run["dev"][task.headline]["value"]
-        if value > max((r["dev"][task.headline]["value"] for r in runs), default=-math.inf):
-            save_model(model, folder / "model.safetensors", {**about, "run": run}, settings.tokenizer)
-        runs.append(run)
-        over_seeds = {part: mean_and_deviation(runs, part) for part in ("dev", "test") if part in data}
-        write_json(folder / "results.json", {**about, "runs": runs, "over_seeds": over_seeds})
-    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    with own(folder, options.wait):
+        runs = finished_runs(folder, about)
+        say(f"{task_name}: {counts} examples; labels {classes}; {runtime.device}, {runtime.precision}")
+        if not runs:
+            write_json(folder / "results.json", {**about, "runs": []})  # from now on the folder belongs to this run
+        for seed in options.seeds[len(runs) :]:
+            torch.manual_seed(seed)
+            model = make_model(source, task, options.dropout).to(runtime.device)
+            run = train_one_seed(model, teacher, task, data, runtime, options, seed)
+            if "test" in data:
+                tuned = make_task(task_name, settings, model)  # with the threshold that was chosen on dev
+                predictions = predict(model.eval(), tuned, data["test"], runtime, options.batch_tokens)
+                run["test"] = tuned.metrics(predictions, data["test"], seed)
+                warn_of_one_answer(tuned, predictions, "--test")
+            value = run["dev"][task.headline]["value"]
+            if value > max((r["dev"][task.headline]["value"] for r in runs), default=-math.inf):
+                save_model(model, folder / "model.safetensors", {**about, "run": run}, settings.tokenizer)
+            runs.append(run)
+            over_seeds = {part: mean_and_deviation(runs, part) for part in ("dev", "test") if part in data}
+            write_json(folder / "results.json", {**about, "runs": runs, "over_seeds": over_seeds})
+        return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
 def finished_runs(folder: Path, about: dict) -> list[dict]:

@@ -137,7 +137,8 @@ def test_a_damaged_manifest_is_an_error(out, text, small_parts, name):
     other = json.loads(whole)
     damaged = [b"", whole[:-9], b"[" * 99_999, b"[]", b"{}", b"3", b"\xff", whole.replace(b"corpus-2", b"corpus-1")]
     for key in other:
-        damaged.append(json.dumps({each: value for each, value in other.items() if each != key}).encode())
+        if key != "lost_lines":  # which earlier corpora do not have
+            damaged.append(json.dumps({each: value for each, value in other.items() if each != key}).encode())
         damaged.append(json.dumps(other | {key: 3}).encode())
     for content in damaged:
         (out / name).write_bytes(content)

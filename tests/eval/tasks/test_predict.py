@@ -19,7 +19,7 @@ from eval.tasks.evaluate import TASK_CLASSES, predict
 from eval.tasks.predict import Lines, Options, parse_line, read_chunks, run
 from model import EncoderConfig, QuestionAnswerer, SequenceClassifier, TokenClassifier
 from model.checkpoints.load import load_checkpoint
-from tests.eval.tasks.shared import ON_CPU, RUNTIME, TOKENIZER, check_error, ignore, pipe, save, succeeded, write
+from tests.eval.tasks.shared import ON_CPU, RUNTIME, TOKENIZER, check_error, ignore, pipe, save, write
 from tests.helpers import REPOSITORY, run_command
 
 pytestmark = pytest.mark.filterwarnings("ignore:'eval")
