@@ -35,6 +35,7 @@ from data.cli import check, parse_options, run_command, say, warn
 from data.corpus.files import check_corpus
 from data.corpus.shuffle import key_of
 from data.download.models import fetch_models
+from data.locks import own
 from data.masking import CHOSEN, Masking
 from data.tokenizer import Tokenizer
 from data.versions import versions
@@ -193,7 +194,7 @@ def train(options: Options, watch: Watch | None = None) -> int:
         if not world.is_main:
             with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
                 return run(options, found, world, choose_device(device_name))
-        with contextlib.nullcontext() if options.plan else run_folder.own(Path(options.out), options.wait):
+        with contextlib.nullcontext() if options.plan else own(Path(options.out), options.wait):
             run_folder.check_free(Path(options.out), options.resume)
             return run(options, found, world, choose_device(device_name))
 

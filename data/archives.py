@@ -13,6 +13,7 @@ import gzip
 import io
 import lzma
 import re
+import shutil
 import struct
 import tarfile
 import tempfile
@@ -21,7 +22,7 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-from .cli import DataError
+from .cli import MB, DataError
 from .formats import (
     BOOK,
     BZIP2,
@@ -74,9 +75,9 @@ class Stream(io.BufferedIOBase):
     Damage (a truncated archive, a wrong checksum) is one of DAMAGE; read1() raises it after all bytes before it.
     """
 
-    def __init__(self, source):
-        """source: anything with read1()."""
-        self.source, self.head, self.damage = source, bytearray(), None
+    def __init__(self, source, size: int = 0):
+        """source: anything with read1(). size: in bytes, as an archive declares it; 0 if unknown."""
+        self.source, self.size, self.head, self.damage = source, size, bytearray(), None
 
     def readable(self) -> bool:
         return True
@@ -136,7 +137,7 @@ def unwrapped(stream: Stream, name: str, layers: tuple[str, ...]) -> Iterator[Me
         yield Member(name, layers, DEEP, stream)
     elif form == TAR:
         for member, content in tar_members(stream):
-            yield from unwrapped(Stream(content), f"{name}/{printable(member)}", (*layers, form))
+            yield from unwrapped(Stream(content, content.left), f"{name}/{printable(member)}", (*layers, form))
     elif form == ZIP:
         yield from zip_members(stream, name, layers)
     else:
@@ -277,7 +278,7 @@ def zip_members(stream: Stream, name: str, layers: tuple[str, ...]) -> Iterator[
             else:
                 with zip_errors():
                     content = archive.open(info)
-                yield from unwrapped(Stream(content), label, (*layers, ZIP))
+                yield from unwrapped(Stream(content, info.file_size), label, (*layers, ZIP))
 
 
 @contextlib.contextmanager
@@ -318,16 +319,22 @@ def printable(name: str) -> str:
 def random_access(stream: Stream, name: str) -> Iterator[BinaryIO]:
     """The stream's bytes as a file that can be read at any place: the file itself, or a copy of a stream.
 
-    stream: at its beginning. Raises DataError above SPOOL_BYTES.
+    stream: at its beginning. Raises DataError above SPOOL_BYTES or the free space, where possible before anything is
+    written.
     """
     if isinstance(stream.source, io.BufferedReader) and stream.source.seekable():
         stream.source.seek(0)
         yield stream.source
         return
+    place = tempfile.gettempdir()
+    limit = min(SPOOL_BYTES, shutil.disk_usage(place).free)
+    too_large = (
+        f"{name} is too large to be read from a stream or an archive: {limit / MB:,.1f} MB can be copied to {place}"
+    )
     with tempfile.TemporaryFile() as copy:
         while chunk := stream.read1(CHUNK):
+            if max(stream.size, copy.tell() + len(chunk)) > limit:
+                raise DataError(f"{too_large}. Unpack it first.")
             copy.write(chunk)
-            if copy.tell() > SPOOL_BYTES:
-                raise DataError(f"{name} is too large to be read from a stream or an archive. Unpack it first.")
         copy.seek(0)
         yield copy

@@ -26,7 +26,8 @@ SAMPLE_BYTES = 4_000_000
 def prepared_folder(paths: Sequence[str], tokenizer: Tokenizer, cache: str) -> Path:
     """The folder of the prepared corpus: the path itself, or, for text, a folder in the cache.
 
-    paths: as data.prepare takes them, or DEMO. Text is prepared unless an earlier run has done so.  Raises DataError.
+    paths: as data.prepare takes them, or DEMO. Text is prepared unless an earlier run has done so; while another
+    process does, this one waits, and does it itself if that fails.  Raises DataError.
     """
     if is_prepared(paths):
         return Path(paths[0])
@@ -35,7 +36,7 @@ def prepared_folder(paths: Sequence[str], tokenizer: Tokenizer, cache: str) -> P
     files = text_files(paths)
     folder = cache_folder(files, tokenizer, cache, is_demo)
     if not (folder / MANIFEST).exists():
-        settings = dict(tokenizer=str(tokenizer.path), out=str(folder), workers=1, held_out=HELD_OUT)
+        settings = dict(tokenizer=str(tokenizer.path), out=str(folder), workers=1, wait=True, held_out=HELD_OUT)
         print_summary(prepare(Options(tuple(paths), **settings), tokenizer, files))
     return folder
 

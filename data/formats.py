@@ -29,6 +29,7 @@ RARE_ZIP = "compressed in a way that is rare in zip archives"
 BOOK, NUMPY, ENCRYPTED, DEEP = "an EPUB or OpenDocument", "a NumPy file", "encrypted", "an archive nested too deeply"
 LFS_START, LFS_POINTER = b"version https://git-lfs.github.com/spec/", "a Git LFS pointer, not the file itself"
 UNPACK, EXTRACT = "Unpack it first.", "Extract its text first, for example with"
+CONVERT = "iconv -f WINDOWS-1252 -t UTF-8"
 REFUSED = {  # form -> what to do
     "a PDF document": f"{EXTRACT} pdftotext.",
     "a PostScript document": f"{EXTRACT} ps2ascii.",
@@ -66,7 +67,7 @@ REFUSED = {  # form -> what to do
     "a program": "Give a text file.",
     "an image": "Give a text file.",
     "audio or video": "Give a text file.",
-    NOT_UTF8: "Convert it, for example with iconv -f WINDOWS-1252 -t UTF-8.",
+    NOT_UTF8: f"Convert it, for example with {CONVERT}.",
     BINARY: "Give text in UTF-8, JSON lines or Parquet, compressed or not. Parts of a split file: cat them into -.",
 }
 MAGIC = {  # first bytes -> form

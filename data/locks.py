@@ -6,16 +6,36 @@ import fcntl
 import json
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from .cli import DataError, note, warn
+from .cli import DataError, OptionError, note, warn
 
 LOCK = ".lock"  # in the folder, while it is locked: host and process id of the holder, for messages
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # some network file systems
 POLL = 0.5  # seconds
 LOOK = 0.001  # seconds, until another process has looked at the lock
+
+
+WAIT_HELP = "wait while another process writes to --out, instead of failing"
+
+
+@contextlib.contextmanager
+def own(out: Path, wait: bool) -> Iterator[None]:
+    """Makes an output folder and holds its lock during the block, so that two commands cannot write there.
+
+    wait: for the end of the command that holds it. Raises OptionError if the folder cannot be written, DataError if
+    another command is in it.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise OptionError(f"--out {out} cannot be written: {error.strerror}.") from None
+    with locked(out, wait):
+        yield
 
 
 @contextlib.contextmanager
@@ -40,6 +60,8 @@ def take(path: Path, wait: bool) -> int:
     waiting = False
     while True:
         with contextlib.ExitStack() as stack:
+            if path.is_symlink():
+                raise DataError(f"{path} is a symbolic link. Remove it: it would be written through.")
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             stack.callback(os.close, handle)
             if not lock(handle, path):

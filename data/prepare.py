@@ -15,21 +15,21 @@ and options alone: neither the number of workers nor interruptions change a byte
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import re
-import shutil
+import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy
 
 from .cli import DataError, OptionError, Progress, check_bounds, dashed, option, parse_options, run_command, warn
+from .corpus.documents import NOT_UTF8
 from .corpus.duplicates import SeenHashes, drop_duplicates
-from .corpus.encode import Rules, encode_parts
+from .corpus.encode import EncodedPart, Rules, encode_parts
 from .corpus.files import Candidate, check_field, corpus_files, find_sources
 from .corpus.layout import BLANK, BLANK_WRAPPED, LINE, WRAPPED
 from .corpus.parts import Part, Position, Source, read_parts
@@ -47,6 +47,9 @@ from .corpus.shards import (
 )
 from .download.datasets import FETCHED, fetched, remove_fetched
 from .download.models import fetch_models
+from .formats import CONVERT
+from .locks import WAIT_HELP, locked
+from .outputs import remove_tree, write_file
 from .tokenizer import FILE_NAME, Tokenizer
 
 SEEN = "seen-{:05}.u8"  # the table of seen hashes after each shard
@@ -55,6 +58,7 @@ UNFINISHED_FILES = re.compile(
     rf"{re.escape(UNFINISHED)}|{re.escape(FILE_NAME)}"
 )  # in the output folder
 MAX_NOTES = 20
+MAX_LOST = 0.01  # fraction of a file's lines that may be dropped, not being UTF-8, without a warning
 MIN_HELD_OUT = 5  # documents; where fewer are expected to be held out, blocks are
 LAYOUTS = {  # how the layouts of plain text are printed
     LINE: "one document per line",
@@ -83,6 +87,7 @@ class Options:
     )
     out: str = option(None, "output folder for the shards and manifest.json", metavar="FOLDER", required=True)
     workers: int = option(os.cpu_count() or 1, "number of processes; does not affect the output", least=1, most=1024)
+    wait: bool = option(False, WAIT_HELP)
     documents: str = option(
         "auto",
         "what separates documents in plain text: line ends or blank lines; wrapped joins lines of a fixed width to "
@@ -112,7 +117,7 @@ class Options:
 
     def stored(self) -> dict:
         """The options that affect the shards, for the manifest."""
-        others = ("inputs", "tokenizer", "out", "workers")
+        others = ("inputs", "tokenizer", "out", "workers", "wait")
         return {name: value for name, value in asdict(self).items() if name not in others}
 
 
@@ -120,7 +125,7 @@ def prepare(options: Options, tokenizer: Tokenizer | None = None, files: Sequenc
     """Prepares the corpus, resuming after the finished shards of an earlier run -> the manifest.
 
     files: those of the inputs, if they are known.
-    Raises DataError for inputs that cannot be read, a full disk, or a folder that holds anything else.
+    Raises DataError for inputs that cannot be read, a full disk, or a folder that holds anything else or is in use.
     """
     notes, files = [], corpus_files(options.inputs) if files is None else files
     sources = find_sources(files, options.field, options.documents, notes.append)
@@ -130,7 +135,7 @@ def prepare(options: Options, tokenizer: Tokenizer | None = None, files: Sequenc
     folder = Path(options.out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with lock(folder):
+        with locked(folder, options.wait):
             manifest = open_or_new(folder, new_manifest(tokenizer, sources, notes, options))
             try:
                 copy_tokenizer(folder, tokenizer)
@@ -148,26 +153,11 @@ def prepare(options: Options, tokenizer: Tokenizer | None = None, files: Sequenc
     return manifest
 
 
-@contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Raises DataError while another process is preparing a corpus in the folder."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise DataError(f"Another process is preparing a corpus in {folder}.") from None
-    finally:
-        os.close(handle)
-
-
 def copy_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     """Copies it beside the shards, completely or not at all."""
     copy = folder / FILE_NAME
     if not copy.exists() or copy.read_bytes() != tokenizer.content:
-        partial = copy.with_name(f".{FILE_NAME}.partial")
-        partial.write_bytes(tokenizer.content)
-        partial.replace(copy)
+        write_file(copy, tokenizer.content)
 
 
 # ---- the manifest ----------------------------------------------------------------------------------------------
@@ -188,6 +178,7 @@ def new_manifest(tokenizer: Tokenizer, sources: list[Source], notes: list[str], 
         "notes": notes[:MAX_NOTES],
         "counts": {},
         "damaged": [],
+        "lost_lines": {},
         "shards": {TRAIN: [], HELD_OUT: []},
         "token_counts": [0] * len(tokenizer),
         **({"hub": origins} if origins else {}),
@@ -264,7 +255,7 @@ def remove_unfinished(folder: Path) -> None:
     (folder / UNFINISHED).unlink(missing_ok=True)
     for path in folder.glob("seen-*.u8"):
         path.unlink()
-    shutil.rmtree(folder / FETCHED, ignore_errors=True)
+    remove_tree(folder / FETCHED)
 
 
 # ---- the shards ------------------------------------------------------------------------------------------------
@@ -294,6 +285,7 @@ def write_shards(folder: Path, manifest: dict, sources: list[Source], tokenizer:
                 if len(sources) == 1 and part.origin.name == sources[0].label and part.origin.kind:
                     check_field(options.field, [part.origin.kind])  # of standard input
                 add_notes(manifest, part.origin, position)
+                add_lost_lines(manifest["lost_lines"], part, position)
                 if seen:
                     part = drop_duplicates(part, seen, dtype)
                 position = part.origin.end
@@ -340,9 +332,7 @@ def load_seen(folder: Path, shards: int, megabytes: int) -> SeenHashes:
 
 def save_seen(folder: Path, number: int, seen: SeenHashes) -> None:
     """After the shard of this number; completely, or not at all."""
-    partial = folder / f".{SEEN.format(number)}.partial"
-    seen.table.tofile(partial)
-    partial.replace(folder / SEEN.format(number))
+    write_file(folder / SEEN.format(number), seen.table.data)
 
 
 def add_notes(manifest: dict, part: Part, begin: Position) -> None:
@@ -352,6 +342,15 @@ def add_notes(manifest: dict, part: Part, begin: Position) -> None:
     manifest["notes"] += part.notes[: MAX_NOTES - len(manifest["notes"])]
     if part.kind and part.end[:2] != begin[:2]:  # the last one of a file
         manifest["read_as"][part.kind] = manifest["read_as"].get(part.kind, 0) + 1
+
+
+def add_lost_lines(lost_lines: dict[str, list[int]], part: EncodedPart, begin: Position) -> None:
+    """Adds a part to {file: [lines that are not UTF-8, lines]}, where files that have lost few do not stay."""
+    lost, lines = lost_lines.pop(part.origin.name, (0, 0))
+    lost, lines = lost + part.counts[NOT_UTF8], lines + part.lines
+    is_last = part.origin.end[:2] != begin[:2]
+    if not is_last or (lost > MAX_LOST * lines and len(lost_lines) < MAX_NOTES):
+        lost_lines[part.origin.name] = [lost, lines]
 
 
 # ---- the command -----------------------------------------------------------------------------------------------
@@ -376,6 +375,11 @@ def print_summary(manifest: dict) -> None:
         print(f"note      {note}")
     for damage in manifest["damaged"]:
         warn(format_damage(damage))
+    for name, (lost, lines) in manifest["lost_lines"].items():
+        found = f"{lost:,} of the {lines:,} lines of {name} ({lost / lines:.1%}) are not UTF-8, and were dropped."
+        warn(
+            f"{found} If the file is in another encoding, convert it: {CONVERT} {shlex.quote(name)} > NEW, and use NEW."
+        )
 
 
 def format_counts(counts: dict) -> str:

@@ -12,6 +12,7 @@ from .layout import BLANK_WRAPPED, LINE, WRAPPED, join_wrapped
 from .parts import ROWS, Part
 from .rows import text_of
 
+NOT_UTF8 = "lines that are not UTF-8"  # in the counts
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # Unicode's category Cc without tab and line ends
 BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 IS_CONTROL = numpy.array([byte < 0x80 and bool(CONTROL.match(chr(byte))) for byte in range(256)])  # ASCII only
@@ -64,7 +65,7 @@ def decode(content: bytes, counts: Counter) -> str:
             try:
                 lines.append(line.decode())
             except UnicodeDecodeError:
-                counts["lines that are not UTF-8"] += 1
+                counts[NOT_UTF8] += 1
         text = "\n".join(lines)
     return text.replace("\n\ufeff", "\n").removeprefix("\ufeff") if "\ufeff" in text else text
 

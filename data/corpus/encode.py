@@ -44,6 +44,7 @@ class EncodedPart(NamedTuple):
     hashes: numpy.ndarray  # text_hash of each paragraph, 0 for each </s>; empty without hash_paragraphs
     counts: Counter
     origin: Part  # without its content
+    lines: int  # of plain text or JSON lines
 
 
 def encode_part(part: Part, tokenizer: Tokenizer, rules: Rules) -> EncodedPart:
@@ -76,7 +77,12 @@ def encode_part(part: Part, tokenizer: Tokenizer, rules: Rules) -> EncodedPart:
             hashes += [text_hash(paragraph) for paragraph in paragraphs] + [0]
     types = ((lengths, numpy.int64), (held_out, bool), (segments, numpy.int64), (hashes, numpy.uint64))
     arrays = (numpy.array(values, kind) for values, kind in types)
-    return EncodedPart(b"".join(ids), *arrays, counts, part._replace(content=b""))
+    return EncodedPart(b"".join(ids), *arrays, counts, part._replace(content=b""), count_lines(part))
+
+
+def count_lines(part: Part) -> int:
+    """0 for rows, which have no lines."""
+    return len(part.content.splitlines()) if isinstance(part.content, bytes) else 0
 
 
 def text_hash(text: str) -> int:

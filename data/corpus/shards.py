@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy
 
 from ..cli import DataError
+from ..outputs import new_file, write_file
 
 FORMAT = "distilcamembert-corpus-2"
 MANIFEST, UNFINISHED = "manifest.json", "manifest.unfinished.json"
 TRAIN, HELD_OUT = "train", "held-out"
 MANIFEST_TYPES = dict(tokenizer=dict, dtype=str, options=dict, sources=list, counts=dict, damaged=list, shards=dict)
-MANIFEST_TYPES |= {"token_counts": list, "read_as": dict, "notes": list, "hold_out": str}
+MANIFEST_TYPES |= {"token_counts": list, "read_as": dict, "notes": list, "hold_out": str, "lost_lines": dict}
 DOCUMENTS, BLOCKS = "documents", "blocks"  # what is held out; of few documents, blocks, which blocks.py chooses
 
 
@@ -28,9 +29,9 @@ class ShardWriter:
     def __init__(self, folder: Path, name: str):
         self.name, self.tokens, self.ends = name, 0, []
         self.paths = [folder / f"{name}.bin", folder / f"{name}.ends"]
-        self.partial = [path.with_name(f".{path.name}.partial") for path in self.paths]
+        self.partial = folder / f".{name}.bin.partial"
         self.hash = hashlib.sha256()
-        self.file = self.partial[0].open("wb")
+        self.file = new_file(self.partial)
 
     def add(self, ids: bytes, lengths: numpy.ndarray, itemsize: int) -> None:
         """Appends documents.  lengths: tokens of each document; itemsize: bytes per token."""
@@ -42,32 +43,24 @@ class ShardWriter:
     def finish(self) -> dict:
         """Flushes both files to disk and gives them their final names -> the shard's entry in the manifest."""
         ends = numpy.concatenate(self.ends).astype("<u8").tobytes() if self.ends else b""
-        self.partial[1].write_bytes(ends)
+        self.file.flush()
+        os.fsync(self.file.fileno())
         self.file.close()
-        for partial, path in zip(self.partial, self.paths):
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-            partial.replace(path)
+        write_file(self.paths[1], ends)
+        self.partial.replace(self.paths[0])
         hashes = {"sha256": self.hash.hexdigest(), "ends_sha256": hashlib.sha256(ends).hexdigest()}
         return {"name": self.name, "tokens": self.tokens, "documents": len(ends) // 8} | hashes
 
     def abandon(self) -> None:
-        """Removes the temporary files."""
+        """Removes the temporary file."""
         with contextlib.suppress(OSError):  # closing writes the buffer, for which a full disk has no space
             self.file.close()
-        for path in self.partial:
-            path.unlink(missing_ok=True)
+        self.partial.unlink(missing_ok=True)
 
 
 def write_manifest(folder: Path, manifest: dict, name: str) -> None:
     """Completely, or not at all."""
-    partial = folder / f".{name}.partial"
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=1)  # as ASCII: file names need not be UTF-8
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(folder / name)
+    write_file(folder / name, f"{json.dumps(manifest, indent=1)}\n".encode())  # ASCII: file names need not be UTF-8
 
 
 def read_manifest(folder: Path, name: str = MANIFEST) -> dict | None:
@@ -77,6 +70,7 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> dict | None:
         return None
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest.setdefault("lost_lines", {})  # earlier ones do not have it
         types = MANIFEST_TYPES | ({"position": list} if name == UNFINISHED else {})
         if manifest["format"] != FORMAT and str(manifest["format"]).startswith(FORMAT.rstrip("0123456789")):
             raise DataError(
@@ -86,7 +80,7 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> dict | None:
             return manifest
     except DataError:
         raise
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # DataError is a ValueError
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):  # DataError is a ValueError
         pass
     raise DataError(f"{path} is not the manifest of a corpus. If it is damaged, remove {folder} and prepare it again.")
 

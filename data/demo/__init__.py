@@ -18,11 +18,11 @@ teacher has seen no texts of more than 128 tokens. Four rare letters (ù, û, ï
 because SentencePiece covers 99.95 % of the characters by default; "Où" has one of them.
 """
 
-import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..outputs import write_file
 from .world import corpus
 
 FOLDER = Path(__file__).parent
@@ -41,9 +41,7 @@ def write_texts(folder: str | Path) -> str:
     path = Path(folder) / f"demo-{zlib.crc32(content):08x}.txt"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_bytes(content)
-        partial.replace(path)
+        write_file(path, content)
     return str(path)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import sentencepiece
 
 from ..cli import option, parse_options, run_command
+from ..outputs import new_file, write_file
 from ..tokenizer import FILE_NAME
 from . import teacher_texts
 
@@ -20,8 +21,8 @@ class Options:
 def main() -> None:
     folder = Path(parse_options(Options, None, "python -m data.demo FOLDER", __doc__).folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "corpus.txt").write_text("".join(text + "\n" for text in teacher_texts()), encoding="utf-8")
-    with (folder / FILE_NAME).open("wb") as model:  # unigram as CamemBERT's, despite the file name
+    write_file(folder / "corpus.txt", "".join(text + "\n" for text in teacher_texts()).encode())
+    with new_file(folder / FILE_NAME) as model:  # unigram as CamemBERT's, despite the file name
         settings = dict(vocab_size=PIECES, model_type="unigram", num_threads=1)
         sentencepiece.SentencePieceTrainer.train(sentence_iterator=teacher_texts(), model_writer=model, **settings)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
+from ..outputs import make_folder, write_file
 from ..tasks import Example
 from . import world
 
@@ -23,10 +24,10 @@ def write_tasks(folder: str | Path, counts: dict[str, int]) -> None:
     suffixes = {"sentiment": "jsonl", "ner": "conllu", "nli": "tsv", "qa": "json"}
     for task, count in counts.items():
         task_folder = Path(folder) / task
-        task_folder.mkdir(parents=True, exist_ok=True)
+        make_folder(task_folder)
         for part, share in SIZES.items():
             examples = makers[task](round(count * share), SEEDS[part])
-            (task_folder / f"{part}.{suffixes[task]}").write_text(writers[task](examples), encoding="utf-8")
+            write_file(task_folder / f"{part}.{suffixes[task]}", writers[task](examples).encode())
 
 
 def json_lines(examples: Iterable[Example]) -> str:

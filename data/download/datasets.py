@@ -21,6 +21,7 @@ from urllib.parse import quote
 
 from ..cli import MB, DataError, note
 from ..formats import is_description
+from ..outputs import write_file
 from . import transfer
 from .hub import (
     MAX_TEXT_BYTES,
@@ -106,7 +107,7 @@ def dataset_files(name: str) -> list[RemoteText]:
         files = retried(lambda: choose_files(hub, folder, revision), attempts)
         with contextlib.suppress(OSError):  # works without a cache, too
             cached.parent.mkdir(parents=True, exist_ok=True)
-            cached.write_text(json.dumps(files), encoding="ascii")
+            write_file(cached, json.dumps(files).encode())
         return files
 
     files = ask(name, revision, read_listing(cached), request)

@@ -8,17 +8,18 @@ huggingface_hub as an option would be a second code path to test.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 from urllib.parse import quote
 
 from ..cli import DataError, note
+from ..locks import locked
+from ..outputs import make_folder, write_file
 from ..tokenizer import FILE_NAME as TOKENIZER
 from . import transfer
 
@@ -81,7 +82,9 @@ def download(repository: str, cache: Path | None = None, revision: str = "main",
     hub = Hub(endpoint(), repository, token())
     folder = (cache or default_cache()) / repository.replace("/", "--")
     try:
-        with lock(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        is_writable = os.access(folder, os.W_OK)  # a complete copy in a read-only cache can be used, too
+        with locked(folder, wait=True) if is_writable else contextlib.nullcontext():
             known = read_complete(folder, what, revision)
             return ask(repository, revision, known, lambda attempts: snapshot(hub, what, revision, folder, attempts))
     except OSError as error:
@@ -133,22 +136,6 @@ def ask(what: str, revision: str, known: T | None, request: Callable[[int], T]) 
         return known
 
 
-@contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Makes the folder; waits while another process downloads into it.  Raises OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            note(f"waiting for another process that downloads into {folder}.")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
 def complete_file(folder: Path, what: str, revision: str) -> Path:
     """The file with the commit of a revision whose download is complete."""
     return folder / "complete" / f"{what}@{quote(revision, safe='')}"
@@ -166,10 +153,8 @@ def read_complete(folder: Path, what: str, revision: str) -> Path | None:
 def write_complete(folder: Path, what: str, revision: str, commit: str) -> None:
     if read_complete(folder, what, revision) != folder / commit:  # the cache may be read-only
         path = complete_file(folder, what, revision)
-        path.parent.mkdir(exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(commit, encoding="ascii")
-        partial.replace(path)
+        make_folder(path.parent)
+        write_file(path, commit.encode())
 
 
 # ---- files -----------------------------------------------------------------------------------------------------

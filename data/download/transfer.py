@@ -10,6 +10,7 @@ from typing import BinaryIO
 from urllib.parse import unquote, urljoin, urlsplit
 
 from ..cli import MB, DataError, Progress
+from ..outputs import is_own_file, make_folder
 
 TIMEOUT = 30.0  # seconds without data
 REDIRECTS, MAX_REDIRECTS = (301, 302, 303, 307, 308), 10
@@ -41,7 +42,7 @@ def download_file(url: str, path: Path, size: int, digest: str, token: str = "",
     """
     if path.is_file() and is_complete(path, size, digest):
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     # The name includes the hash, so that a download never resumes from a part of other content.
     partial = path.with_name(f"{path.name}.{digest[:12]}.partial")
     resume(url, partial, size, token, shown)
@@ -61,6 +62,8 @@ def download_file(url: str, path: Path, size: int, digest: str, token: str = "",
 
 def resume(url: str, partial: Path, size: int, token: str, shown: bool) -> None:
     """Downloads what the partial file lacks.  Raises TemporaryError, DataError, OSError."""
+    if not is_own_file(partial):
+        partial.unlink(missing_ok=True)
     offset = partial.stat().st_size if partial.exists() else 0
     if offset >= size:  # complete, or too long; the hash decides
         return

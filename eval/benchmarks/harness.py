@@ -25,6 +25,7 @@ from typing import NamedTuple
 import torch
 
 from data.cli import OptionError, first_line
+from data.outputs import open_to_append
 from model import EncoderConfig
 from model.training.device import Runtime, choose_device
 
@@ -296,6 +297,6 @@ def heading(command: str, options, arguments: Sequence[str] | None) -> list[str]
 
 
 def append_to_log(log: Path, report: Sequence[str]) -> None:
-    with log.open("a", encoding="utf-8") as file:
-        file.write("\n" + "\n\n".join(report) + "\n")
+    with open_to_append(log) as file:
+        file.write(("\n" + "\n\n".join(report) + "\n").encode())
     print(f"\nAppended to {log}.")

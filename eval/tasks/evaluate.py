@@ -28,6 +28,7 @@ from model.training.device import DEVICE_HELP, PRECISION_HELP, Runtime, choose_d
 
 from ..results import check_writable, command_line, format_metrics, provenance, write_json
 from .batching import BUDGET, Report, TaskSettings, infer
+from .checks import warn_of_one_answer
 from .multi_label import MultiLabelTask
 from .ner import NerTask
 from .qa import QaTask
@@ -227,7 +228,9 @@ def evaluate(model: nn.Module, task: Task, examples: Sequence[Example], runtime:
     if groups is not None:
         outputs = [merge_logits(output, groups) for output in outputs]
     metrics = task.text_metrics if options.as_text else task.metrics
-    return metrics(task.decode(outputs, features, given), examples, options.seed)
+    predictions = task.decode(outputs, features, given)
+    warn_of_one_answer(task, predictions, "--test")
+    return metrics(predictions, examples, options.seed)
 
 
 def write_result(out: str, task_name: str, model: nn.Module, metrics: dict, command: str, options) -> None:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from data.cli import DataError, OptionError, check, check_bounds, dashed, option, parse_options, say, warn
 from data.download.models import fetch_models
 from data.features import budget_batches
+from data.locks import WAIT_HELP, own
 from data.tasks import TASKS, Example, labels_of, read_task
 from data.tasks.contents import check_files
 from data.tasks.parts import PARTS
@@ -44,6 +45,7 @@ from model.training.state import Diverged
 
 from ..results import command_line, provenance, write_json
 from .batching import Feature, Outputs, TaskSettings, infer, packed_outputs
+from .checks import warn_of_one_answer, warn_of_shared_examples
 from .evaluate import (
     SEQUENCE_TASKS,
     TASK_CLASSES,
@@ -70,7 +72,7 @@ PROBLEM_TYPE_HELP = "sentiment, nli: {}: what the labels of a text are: one clas
 )
 # options that do not affect the result, or whose inputs are compared by content
 BY_CONTENT = ("tokenizer", "model", "teacher", "label_map", "train", "dev", "test")
-MAY_DIFFER = ("out", "device", "log_every", "seeds", "batch_tokens", *BY_CONTENT)
+MAY_DIFFER = ("out", "wait", "device", "log_every", "seeds", "batch_tokens", *BY_CONTENT)
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class Options(InferenceOptions):
     test: tuple[str, ...] = option((), "labelled examples for evaluating the best epoch", nargs="+", metavar="FILE")
     problem_type: str = option(PROBLEM_TYPES[0], PROBLEM_TYPE_HELP, choices=PROBLEM_TYPES, metavar="TYPE")
     out: str | None = option(None, "folder for results.json and model.safetensors with its tokenizer", metavar="FOLDER")
+    wait: bool = option(False, WAIT_HELP)
     label_map: tuple[str, ...] = option((), NAMES_HELP, nargs="+", metavar="DATA=NAME")
 
     teacher: str | None = option(None, "model fine-tuned on this task, to distil", "task distillation", metavar="MODEL")
@@ -230,7 +233,7 @@ def train_one_seed(
     teacher_outputs = infer(teacher, texts, runtime, options.batch_tokens) if teacher else None
     soft_labels = SoftLabels(options.soft_weight, options.temperature, options.direction)
     optimiser, scaler = make_optimiser(model, options.lr, options.weight_decay), runtime.grad_scaler()
-    best, best_weights, step = None, None, 0
+    best, best_weights, best_predictions, step = None, None, None, 0
     for epoch, batches in enumerate(epochs, 1):
         model.train()
         losses, tokens, start = [], 0, time.monotonic()
@@ -260,11 +263,12 @@ def train_one_seed(
         value = metrics[task.headline]["value"]
         say(f"seed {seed}  epoch {epoch}  dev {task.headline} {value:.4f}")
         if best is None or value > best["dev"][task.headline]["value"]:
-            best = {"seed": seed, "epoch": epoch, "dev": metrics}
+            best, best_predictions = {"seed": seed, "epoch": epoch, "dev": metrics}, predictions
             if isinstance(task, QaTask):
                 model.no_answer_threshold = task.settings.no_answer_threshold
             best_weights = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
     model.load_state_dict(best_weights)
+    warn_of_one_answer(task, best_predictions, "--dev")
     return best
 
 
@@ -316,7 +320,8 @@ def finetune(task_name: str, options: Options, command: str, data: Parts | None 
     """Fine-tunes one model per seed -> what it writes to results.json.  command: for the provenance
 
     data: the examples of train, dev and test, by default read from the files. Seeds that results.json in --out already
-    holds are not run again. Raises OptionError if it belongs to other inputs; DataError, ModelError, Diverged.
+    holds are not run again. Raises OptionError if it belongs to other inputs; DataError, also while another command is
+    in the folder, ModelError, Diverged.
     """
     folder = Path(options.out)
     task_class, runtime = TASK_CLASSES[task_name], choose_runtime(options)
@@ -334,36 +339,39 @@ def finetune(task_name: str, options: Options, command: str, data: Parts | None 
         given = {part: getattr(options, part) for part in PARTS if getattr(options, part)}
         reading = {"problem_type": options.problem_type, "label_map": training_names(options.label_map)}
         data = {part: read_task(task_name, paths, warn, part=part, **reading) for part, paths in given.items()}
+        warn_of_shared_examples(data)
     about = {"task": task_name, "model": fingerprint(source), "teacher": fingerprint(teacher) if teacher else None}
     about["tokenizer"] = settings.tokenizer.sha256()
     digests = {part: hashlib.sha256(json.dumps(examples).encode()).hexdigest() for part, examples in data.items()}
     about |= {"examples": digests, **provenance(command, options, files, options.seeds)}
     about |= origins(options, ("model", "teacher"))
-    runs = finished_runs(folder, about)
     kind = getattr(teacher, "problem_type", options.problem_type)
     check(kind == options.problem_type, f"The teacher is a {kind} model, --problem-type is {options.problem_type}.")
     labels = choose_labels(task_class, settings, data, getattr(teacher, "labels", None))
     task = task_class(settings, labels)
     counts = ", ".join(f"{len(examples):,} {part}" for part, examples in data.items())
     classes = ", ".join(labels) or "start, end"
-    say(f"{task_name}: {counts} examples; labels {classes}; {runtime.device}, {runtime.precision}")
-    if not runs:
-        write_json(folder / "results.json", {**about, "runs": []})  # from now on the folder belongs to this run
-    for seed in options.seeds[len(runs) :]:
-        torch.manual_seed(seed)
-        model = make_model(source, task, options.dropout).to(runtime.device)
-        run = train_one_seed(model, teacher, task, data, runtime, options, seed)
-        if "test" in data:
-            tuned = make_task(task_name, settings, model)  # with the threshold that was chosen on dev
-            predictions = predict(model.eval(), tuned, data["test"], runtime, options.batch_tokens)
-            run["test"] = tuned.metrics(predictions, data["test"], seed)
-        value = run["dev"][task.headline]["value"]
-        if value > max((r["dev"][task.headline]["value"] for r in runs), default=-math.inf):
-            save_model(model, folder / "model.safetensors", {**about, "run": run}, settings.tokenizer)
-        runs.append(run)
-        over_seeds = {part: mean_and_deviation(runs, part) for part in ("dev", "test") if part in data}
-        write_json(folder / "results.json", {**about, "runs": runs, "over_seeds": over_seeds})
-    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    with own(folder, options.wait):
+        runs = finished_runs(folder, about)
+        say(f"{task_name}: {counts} examples; labels {classes}; {runtime.device}, {runtime.precision}")
+        if not runs:
+            write_json(folder / "results.json", {**about, "runs": []})  # from now on the folder belongs to this run
+        for seed in options.seeds[len(runs) :]:
+            torch.manual_seed(seed)
+            model = make_model(source, task, options.dropout).to(runtime.device)
+            run = train_one_seed(model, teacher, task, data, runtime, options, seed)
+            if "test" in data:
+                tuned = make_task(task_name, settings, model)  # with the threshold that was chosen on dev
+                predictions = predict(model.eval(), tuned, data["test"], runtime, options.batch_tokens)
+                run["test"] = tuned.metrics(predictions, data["test"], seed)
+                warn_of_one_answer(tuned, predictions, "--test")
+            value = run["dev"][task.headline]["value"]
+            if value > max((r["dev"][task.headline]["value"] for r in runs), default=-math.inf):
+                save_model(model, folder / "model.safetensors", {**about, "run": run}, settings.tokenizer)
+            runs.append(run)
+            over_seeds = {part: mean_and_deviation(runs, part) for part in ("dev", "test") if part in data}
+            write_json(folder / "results.json", {**about, "runs": runs, "over_seeds": over_seeds})
+        return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
 def finished_runs(folder: Path, about: dict) -> list[dict]:
@@ -376,12 +384,12 @@ def finished_runs(folder: Path, about: dict) -> list[dict]:
     try:
         stored, new = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(about))
         same = all(stored[key] == new[key] for key in ("task", "model", "teacher", "tokenizer", "examples"))
-        differing = [name for name, value in new["options"].items() if stored["options"][name] != value]
+        options = {name: value for name, value in new["options"].items() if name not in MAY_DIFFER}
+        differing = [name for name, value in options.items() if stored["options"][name] != value]
         runs, seeds = list(stored["runs"]), list(stored["seeds"])
         same &= about["seeds"][: len(runs)] == seeds[: len(runs)] and all(run["seed"] in seeds for run in runs)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise OptionError(f"{path} cannot be read. Choose another --out.") from None
-    differing = [name for name in differing if name not in MAY_DIFFER]
     if not same or differing:
         what = dashed(differing[0]) if differing else "model, tokenizer, data or seeds"
         raise OptionError(f"{path} belongs to a run with other inputs ({what}). Choose another --out.")

@@ -9,8 +9,8 @@ A multi-label model (multi_label_classification) gives the labels above 0.5, a r
 A model fine-tuned on unanswerable questions, too, gives no_answer_score: the logits of <s> minus those of the best
 answer. Where it exceeds the threshold (--no-answer-threshold), "answer" is null, and "score" is the probability of no
 answer against the best answer.
-An invalid line is reported with its number and skipped. The input may be compressed; it is processed in chunks, so it
-may be of any length.
+An invalid line is reported with its number and skipped; the exit status is then 1, or 2 if no line is valid. The
+input may be compressed; it is processed in chunks, so it may be of any length.
 """
 
 import codecs
@@ -32,6 +32,7 @@ from data.tasks import TASKS, Example, PairExample, QuestionExample, TextExample
 from data.tasks.contents import contradicts_name
 from data.tasks.rows import short
 
+from .checks import Answers
 from .evaluate import MODEL_HELP, SURROGATE, InferenceOptions, Task, check_task, open_model, predict
 from .multi_label import LabelsPrediction
 from .ner import EntityPrediction, TagPrediction
@@ -142,17 +143,31 @@ def get_text(values: dict, name: str) -> str:
     return values[name]
 
 
-def read_chunks(lines: Iterable[bytes], task: str) -> Iterator[list[tuple[int, Example]]]:
-    """Chunks of examples with their line numbers, at least one example each.
+@dataclass
+class Lines:
+    """Counts of the input."""
 
-    Warns of every line that is skipped, and at the end of their number.  Raises DataError if all lines are skipped.
+    read: int = 0
+    skipped: int = 0
+
+    @property
+    def exit_status(self) -> int:
+        """1 if lines were left out. If all were, read_chunks raises DataError, whose status is 2."""
+        return int(self.skipped > 0)
+
+
+def read_chunks(lines: Iterable[bytes], task: str, counts: Lines) -> Iterator[list[tuple[int, Example]]]:
+    """Chunks of examples with their line numbers, at least one example each.  counts: updated
+
+    Warns of every line that is skipped, and at the end of their number.  Raises DataError if all lines are.
     """
-    chunk, size, number, skipped = [], 0, 0, 0
+    chunk, size = [], 0
     for number, line in enumerate(lines, 1):
+        counts.read = number
         try:
             chunk.append((number, parse_line(task, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)))
         except ValueError as error:
-            skipped += 1
+            counts.skipped += 1
             warn(f"line {number} skipped: {error}.")
         size += len(line)
         if chunk and (len(chunk) >= CHUNK_LINES or size >= CHUNK_BYTES):
@@ -160,9 +175,9 @@ def read_chunks(lines: Iterable[bytes], task: str) -> Iterator[list[tuple[int, E
             chunk, size = [], 0
     if chunk:
         yield chunk
-    if skipped:
-        warn(f"{skipped:,} of {number:,} lines skipped.")
-    if skipped and skipped == number:
+    if counts.skipped:
+        warn(f"{counts.skipped:,} of {counts.read:,} lines skipped.")
+    if counts.skipped and counts.skipped == counts.read:
         raise DataError("No line is valid. See --help for the format of a line.")
 
 
@@ -198,19 +213,26 @@ def answer_to_json(prediction: AnswerSpan, task: QaTask) -> dict:
     return {"answer": answer, "start": start, "end": end, "score": round(score, 6), "no_answer_score": number}
 
 
-def run(task_name: str, options: Options, lines: Iterable[bytes]) -> None:
-    """Prints a JSON line per input line.  Raises ModelError, OptionError, and DataError if no line is valid."""
+def run(task_name: str, options: Options, lines: Iterable[bytes]) -> int:
+    """Prints a JSON line per valid input line -> the exit status, 1 if lines were left out.
+
+    Raises ModelError, OptionError, and DataError if no line is valid.
+    """
     model, task, runtime = open_model(options.model, task_name, options)
-    for chunk in read_chunks(lines, task_name):
+    counts, answers = Lines(), Answers()
+    for chunk in read_chunks(lines, task_name, counts):
         examples = [example for _, example in chunk]
         predictions = predict(model, task, examples, runtime, options.batch_tokens)
+        answers.add(task, predictions)
         for (number, example), prediction in zip(chunk, predictions):
             print_json({"line": number, **to_json(prediction, example, task)})
         sys.stdout.flush()
+    answers.warn_if_one("the input")
+    return counts.exit_status
 
 
-def main(arguments: list[str]) -> None:
-    """The command `python -m eval predict`.  Raises OptionError, DataError, ModelError."""
+def main(arguments: list[str]) -> int:
+    """The command `python -m eval predict` -> its exit status.  Raises OptionError, DataError, ModelError."""
     task = arguments[0] if arguments and arguments[0] in TASKS else None
     usage = f"python -m eval predict {task or 'TASK'} --model MODEL [FILE] [OPTIONS]"
     if task is None:
@@ -219,4 +241,4 @@ def main(arguments: list[str]) -> None:
     options = fetch_models(options, "model", "tokenizer")
     check_paths(options, "file")
     with open_lines(options.file) as lines:
-        run(task, options, lines)
+        return run(task, options, lines)

@@ -27,6 +27,8 @@ from data.cli import DataError, check, check_bounds, check_paths, option, parse_
 from data.corpus.files import files_below
 from data.demo.tasks import write_tasks
 from data.download.models import fetch_models
+from data.locks import WAIT_HELP, own
+from data.outputs import make_folder
 from data.tasks import TASKS, Example, QuestionExample
 from data.tasks.contents import is_about, open_member
 from data.tasks.parts import PARTS, in_other_languages, parts_of_files
@@ -42,6 +44,7 @@ from ..benchmarks.harness import table
 from ..results import command_line, provenance, write_json
 from .baselines import baseline_report
 from .batching import infer
+from .checks import warn_of_shared_examples
 from .evaluate import InferenceOptions, open_model, task_settings, training_names
 from .finetune import Options as FinetuneOptions
 from .finetune import finetune
@@ -89,6 +92,7 @@ class Options(InferenceOptions):
     student: str | None = option(None, "masked LM distilled from it (default: the demo's)", metavar="MODEL")
     data: str | None = option(None, "folder with one subfolder per task (default: the demo's)", metavar="FOLDER")
     out: str = option("runs/table2", "folder for the table, its chart and the fine-tuned models", metavar="FOLDER")
+    wait: bool = option(False, WAIT_HELP)
     tasks: tuple[str, ...] = option(TASKS, "tasks to compare on", nargs="+", choices=TASKS)
     distil: bool = option(True, "also fine-tune the student with task distillation ")
     limit: int | None = option(None, "maximum number of training examples per task", type=int, least=1, most=10**9)
@@ -204,6 +208,7 @@ def read_parts(task: str, folder: Path, options: Options) -> TaskData:
         )
     if not parts["train"]:
         raise DataError(f"{folder} has too few examples: none is left to train on.")
+    warn_of_shared_examples(parts)
     if options.limit and len(parts["train"]) > options.limit:
         parts["train"] = random.Random(options.split_seed).sample(parts["train"], options.limit)
     return TaskData(task, {part: parts[part] for part in PARTS}, tuple(files))
@@ -309,6 +314,7 @@ def demo_student(folder: Path) -> str:
     path = folder / "student" / "student.safetensors"
     if not path.exists():
         say("Distilling the demo's student with train.py:")
+        make_folder(path.parent)
         train.train(TrainOptions(out=str(path.parent), cache=str(folder / "corpora"), log_every=50))
     return str(path)
 
@@ -316,9 +322,10 @@ def demo_student(folder: Path) -> str:
 def compare(data: TaskData, teacher: str, student: str, options: Options, command: str) -> dict:
     """Fine-tunes teacher and student on a task -> the baseline, their results, and their milliseconds per text."""
     folder = Path(options.out) / data.task
+    make_folder(folder)
     shared = {f.name: getattr(options, f.name) for f in fields(InferenceOptions)}
     shared |= DEMO_SETTINGS if options.teacher == "demo" else {}
-    given = {name: getattr(options, name) for name in ("epochs", "step_tokens", "lr", "dropout", "seeds")}
+    given = {name: getattr(options, name) for name in ("epochs", "step_tokens", "lr", "dropout", "seeds", "wait")}
     shared |= {name: value for name, value in given.items() if value is not None}
     shared["label_map"] = pairs_for(data.task, options.label_map)
     say(f"\n--- {data.task}")
@@ -343,7 +350,13 @@ def main(arguments: list[str]) -> None:
     usage = "python -m eval table2 [--teacher PATH --student PATH --data FOLDER] [OPTIONS]"
     options = fetch_models(parse_options(Options, arguments, usage, __doc__), "teacher", "student", "tokenizer")
     check_paths(options, "data")
-    folder, command, start = Path(options.out), command_line("table2", arguments), time.monotonic()
+    with own(Path(options.out), options.wait):
+        make_table(options, command_line("table2", arguments))
+
+
+def make_table(options: Options, command: str) -> None:
+    """In a folder that is locked."""
+    folder, start = Path(options.out), time.monotonic()
     is_demo = options.teacher == "demo"
     data = folder / "data" if is_demo else Path(options.data)
     if is_demo:

@@ -2,7 +2,7 @@
 
 --template makes a hypothesis of each label; the scores are the softmax of the entailment logits over the hypotheses.
 The input is one text per line, or JSON lines with "text"; the output is one JSON line for each. With --test, labelled
-texts are evaluated instead.
+texts are evaluated instead. An invalid line is skipped; the exit status is then 1, or 2 if no line is valid.
 """
 
 import sys
@@ -23,7 +23,7 @@ from model.training.bounds import SEED
 from ..results import check_writable, command_line
 from .batching import infer
 from .evaluate import SURROGATE, InferenceOptions, open_model, write_result
-from .predict import FILE_HELP, open_lines, read_chunks
+from .predict import FILE_HELP, Lines, open_lines, read_chunks
 from .sequences import classification_report
 
 ENTAILMENT = ("entailment", "implication")
@@ -110,25 +110,26 @@ def measure(options: Options, command: str) -> None:
     write_result(out, "zero-shot", zero_shot.model, metrics, command, options)
 
 
-def classify(options: Options) -> None:
-    """Prints a JSON line per input line."""
-    labels = options.labels
+def classify(options: Options) -> int:
+    """Prints a JSON line per valid input line -> the exit status, 1 if lines were left out."""
+    labels, counts = options.labels, Lines()
     with open_lines(options.file) as lines:
         zero_shot = ZeroShot(options)
-        for chunk in read_chunks(lines, "sentiment"):
+        for chunk in read_chunks(lines, "sentiment", counts):
             for (number, _), row in zip(chunk, zero_shot.scores([example.text for _, example in chunk])):
                 scores = {label: round(score, 6) for label, score in zip(labels, row.tolist())}
                 print_json({"line": number, "label": labels[row.argmax()], "scores": scores})
             sys.stdout.flush()
+    return counts.exit_status
 
 
-def main(arguments: list[str]) -> None:
-    """The command `python -m eval zero-shot`.  Raises OptionError, DataError, ModelError."""
+def main(arguments: list[str]) -> int:
+    """The command `python -m eval zero-shot` -> its exit status.  Raises OptionError, DataError, ModelError."""
     usage = "python -m eval zero-shot [FILE | --test FILE…] --model MODEL --labels LABEL LABEL… [OPTIONS]"
     options = fetch_models(parse_options(Options, arguments, usage, __doc__), "model", "tokenizer")
     check_paths(options, "file")
     check_files(options.test)
     if options.test:
         measure(options, command_line("zero-shot", arguments))
-    else:
-        classify(options)
+        return 0
+    return classify(options)

@@ -204,9 +204,12 @@ def check_file(path: Path) -> None:
 def atomic_file(path: str | Path, as_folder: bool = False) -> Iterator[Path]:
     """Yields a temporary file or folder beside `path`; on success it is flushed and renamed to `path`, else removed.
 
-    Raises ModelError if it cannot be written, also for a folder that exists and is not empty.
+    A link at this name is replaced, not written through. Raises ModelError if it cannot be written, also for a folder
+    that exists and is not empty, and for a name of a device.
     """
     path = Path(path)
+    if not as_folder and path.exists() and not path.is_file():
+        raise ModelError(f"{path} cannot be written: it is no plain file.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if as_folder:

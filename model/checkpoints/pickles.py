@@ -22,6 +22,7 @@ MODULES = {"torch", "torch._utils", "torch.serialization", "torch.storage", "tor
 OTHER_CLASSES = {"collections OrderedDict", "argparse Namespace"}  # the second is fairseq's
 MEMO = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET", "DUP", "MARK"}
 TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
+MAX_PICKLE = 10**8  # bytes of the pickle in a zip file, which is read into memory; the tensors are beside it
 MAX_DEPTH = 4  # of tuples directly inside one another; torch.save writes none
 LEGACY_PICKLES = 5  # at the start of torch.save's old format, before the raw values
 MAX_NESTING = 3  # of the dictionaries in which training scripts save the weights
@@ -101,6 +102,8 @@ def check_pickle(path: Path) -> None:
             raise ModelError(f"{path} declares more bytes than it holds and was refused. Download it again.")
         for entry in entries:
             if entry.filename.endswith(".pkl"):
+                if entry.file_size > MAX_PICKLE:
+                    raise ModelError(f"{path} describes its tensors in {entry.file_size:,} bytes: it was refused.")
                 check_stream(io.BytesIO(archive.read(entry)), path)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from data.cli import note, warn
+from data.outputs import make_folder, open_to_append
 from losses import DistillationLoss
 
 from .run_state import METRICS
@@ -59,7 +60,7 @@ class MetricsLogger:
         """Logs a step, or step 0 with held-out figures alone -> the length of metrics.jsonl in bytes."""
         if not self.enabled:
             return 0
-        with self.path.open("ab") as file:
+        with open_to_append(self.path) as file:
             file.write((json.dumps(record) + "\n").encode())
             length = file.tell()
         label = self.screen.label(record["step"])
@@ -84,7 +85,7 @@ def truncate(path: Path, size: int) -> None:
         warn(f"{path} is shorter than at the last checkpoint: lines of earlier steps are missing from now on.")
         size = content.rfind(b"\n") + 1
     if path.exists() and path.stat().st_size > size:
-        with path.open("ab") as file:
+        with open_to_append(path) as file:
             file.truncate(size)
 
 
@@ -95,6 +96,7 @@ def open_tensorboard(folder: Path, step: int):
     except ImportError:
         note("--tensorboard needs tensorboard: pip install tensorboard")
         return None
+    make_folder(folder / "tensorboard")
     return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
 

@@ -7,14 +7,13 @@ import contextlib
 import json
 import shlex
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import nn
 
-from data.cli import DataError, OptionError, check, dashed, warn
-from data.locks import locked
+from data.cli import DataError, check, dashed, warn
+from data.outputs import check_folder, remove_tree
 from data.tokenizer import Tokenizer
 
 from ..checkpoints.native import atomic_file, save_model
@@ -24,22 +23,6 @@ from .run_state import BEST, FOLDER, METRICS, RUN, STUDENT, list_checkpoints, re
 from .state import TrainState
 
 SAME_STEP = ("batch_size", "accumulate")  # may differ if their product does not: a step has the same blocks
-
-
-@contextlib.contextmanager
-def own(out: Path, wait: bool) -> Iterator[None]:
-    """Makes the folder and holds its lock during the block, so that two runs cannot write there.
-
-    wait: for the end of the run that holds it. Raises OptionError if the folder cannot be written, DataError if another
-    run is in it.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-    except OSError as error:
-        raise OptionError(f"--out {out} cannot be written: {error.strerror}.") from None
-    with locked(out, wait):
-        yield
 
 
 # ---- what identifies a run -------------------------------------------------------------------------------------
@@ -71,7 +54,11 @@ def checked(run: dict) -> dict:
 
 
 def check_free(out: Path, resume: bool) -> None:
-    """Raises OptionError if the folder holds files of a run that this one would overwrite, not resume."""
+    """Raises OptionError if the folder holds files of a run that this one would overwrite, not resume.
+
+    Raises DataError if its checkpoints would be written through a link.
+    """
+    check_folder(out / FOLDER)
     if resume and read_run(out, lambda sentence: None) is not None:
         return
     names = [name for name in (STUDENT, BEST, METRICS, RUN) if (out / name).exists()]
@@ -182,7 +169,7 @@ def restore_best(out: Path, state: TrainState) -> None:
 def remove_partial_files(out: Path) -> None:
     """Removes the temporary files of a killed run."""
     for path in (out / FOLDER).glob(".step-*"):
-        shutil.rmtree(path, ignore_errors=True)
+        remove_tree(path)
     for name in (STUDENT, BEST, RUN):
         for path in out.glob(f".{name}.*"):
             path.unlink(missing_ok=True)

@@ -9,7 +9,6 @@ import hashlib
 import json
 import re
 import shlex
-import shutil
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from data.cli import DataError, is_out_of_memory, note, warn
+from data.outputs import remove_tree
 from data.tokenizer import Tokenizer
 
 from ..checkpoints.native import (
@@ -95,7 +95,7 @@ class CheckpointWriter:
     def _write(self, path: Path, student: dict, tensors: dict, metadata: dict, values: dict) -> None:
         partial = path.with_name(f".{path.name}.partial")
         try:
-            shutil.rmtree(partial, ignore_errors=True)
+            remove_tree(partial)
             partial.mkdir(parents=True)
             save_file(student, partial / STUDENT, metadata=metadata)
             save_file(tensors, partial / TENSORS)
@@ -108,13 +108,15 @@ class CheckpointWriter:
             for later in list_checkpoints(self.folder):  # damaged ones that this run has skipped
                 if step_of(later) >= step_of(path):
                     remove(later)
+            if path.is_symlink():  # to a folder that is not there
+                path.unlink()
             partial.rename(path)
             flush(self.folder)
             for old in list_checkpoints(self.folder)[self.keep :]:
                 remove(old)
         except Exception as error:  # reported by wait(): an exception in a thread would go unnoticed
             self._error = error
-            shutil.rmtree(partial, ignore_errors=True)
+            remove_tree(partial)
 
 
 def make_room(error: Exception) -> str:
@@ -130,9 +132,9 @@ def copy_to_cpu(tensor: Tensor) -> Tensor:
 def remove(path: Path) -> None:
     """Renames a checkpoint before deleting it, so that a half-deleted one is never taken for a complete one."""
     hidden = path.with_name(f".{path.name}.old")
-    shutil.rmtree(hidden, ignore_errors=True)
+    remove_tree(hidden)
     path.rename(hidden)
-    shutil.rmtree(hidden, ignore_errors=True)
+    remove_tree(hidden)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

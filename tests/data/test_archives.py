@@ -1,12 +1,14 @@
 """The files in a file, however they are packed; hostile archives do no harm."""
 
 import bz2
+import contextlib
 import gzip
 import io
 import lzma
 import random
 import tarfile
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 
@@ -191,7 +193,7 @@ def test_what_needs_random_access_is_copied_up_to_a_limit(monkeypatch):
     (member,) = open_members(Pipe(gzip.compress(packed)), "x")
     assert len(member.stream.read()) == 1 << 17
     monkeypatch.setattr(archives, "SPOOL_BYTES", 1 << 16)
-    with pytest.raises(DataError, match="x is too large to be read from a stream or an archive. Unpack it first"):
+    with pytest.raises(DataError, match="x is too large to be read from a stream .*: 0.1 MB can be copied to .*Unpack"):
         list(open_members(Pipe(packed), "x"))
     stream = archives.Stream(io.BufferedReader(io.BytesIO(packed)))
     assert stream.peek(4) == b"PK\x03\x04"
@@ -211,3 +213,30 @@ def test_peeking_changes_nothing_and_damage_comes_after_all_bytes_before_it():
         assert found.startswith(first) and whole.startswith(found) and len(whole) - len(found) < 1000
         with pytest.raises(EOFError):  # again
             stream.read()
+
+
+@pytest.mark.parametrize("free", [1 << 16, 10**12])
+def test_a_declared_size_is_refused_before_anything_is_copied(monkeypatch, free):
+    """Of a zip in a tar, above the limit or the free space; a stream of unknown size is copied up to it."""
+    packed = pack_zip({"a": random.Random(0).randbytes(1 << 17)})
+    monkeypatch.setattr(archives, "SPOOL_BYTES", 1 << 16 if free > 1 << 16 else 1 << 40)
+    monkeypatch.setattr(archives.shutil, "disk_usage", lambda place: SimpleNamespace(free=free))
+    written = []
+    monkeypatch.setattr(archives.tempfile, "TemporaryFile", lambda: contextlib.closing(Counted(written)))
+    for name, content in {"x/a": pack_tar({"a": packed}), "x": packed}.items():
+        written.clear()
+        with pytest.raises(DataError, match=f"{name} is too large to be read from a stream .*: 0.1 MB can be copied"):
+            list(open_members(Pipe(content), "x"))
+        assert sum(written) <= (0 if name == "x/a" else 1 << 16)
+
+
+class Counted(io.BytesIO):
+    """Notes how many bytes are written."""
+
+    def __init__(self, written):
+        super().__init__()
+        self.written = written
+
+    def write(self, content):
+        self.written.append(len(content))
+        return super().write(content)

@@ -2,6 +2,10 @@
 
 import json
 import os
+import socket
+import subprocess
+import sys
+import threading
 
 import pytest
 
@@ -10,6 +14,7 @@ from data.blocks import open_blocks
 from data.cache import DEMO, prepared_folder, sample_folder
 from tests.data.prepared import TOKENIZER, lines, write
 from tests.data.stored import part_documents, states
+from tests.helpers import REPOSITORY
 
 
 def test_a_corpus_is_prepared_into_the_cache_once(tmp_path, text, capsys):
@@ -66,3 +71,37 @@ def test_a_sample_estimates_the_size_of_a_corpus(tmp_path, suffix):
     assert not folder.exists()
     whole = len(open_blocks(prepared_folder(paths, TOKENIZER, cache), TOKENIZER, 32)[0])
     assert estimate == pytest.approx(whole, rel=0.05)
+
+
+SLOW = """
+import sys, time
+import data.prepare
+from data import Tokenizer, demo
+from data.cache import prepared_folder
+write = data.prepare.write_manifest
+def slow(*arguments):
+    print("begun", flush=True)
+    time.sleep(float(sys.argv[3]))
+    write(*arguments)
+data.prepare.write_manifest = slow
+print(prepared_folder([sys.argv[1]], Tokenizer(demo.FOLDER), sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("seconds", [1, 60])
+def test_a_second_run_waits_for_the_one_that_prepares(tmp_path, text, capsys, seconds):
+    """Then it uses the result, or, if the first is killed, prepares itself."""
+    cache = str(tmp_path / "cache")
+    command = [sys.executable, "-c", SLOW, text, cache, str(seconds)]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as first:
+        assert first.stdout.readline() == b"begun\n"
+        if seconds == 60:
+            threading.Timer(1, first.kill).start()
+        folder = prepared_folder([str(text)], TOKENIZER, cache)
+        first.kill()
+    said = capsys.readouterr().err
+    assert (
+        f"note: {folder} is in use by another process (host {socket.gethostname()}, process {first.pid}). Wait" in said
+    )
+    assert ("prepared " in said) == (seconds == 60)
+    assert not list(folder.glob(".*")) and len(list(folder.glob("*.bin"))) == 2

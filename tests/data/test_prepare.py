@@ -56,6 +56,7 @@ def test_the_manifest(out, text, small_parts):
         "notes": [],
         "counts": {},
         "damaged": [],
+        "lost_lines": {},
         "token_counts": token_counts(part_documents(out)),
     }
 

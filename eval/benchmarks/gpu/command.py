@@ -22,6 +22,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from data.cli import parse_options, say
+from data.outputs import open_to_append, write_file
 from data.versions import REPOSITORY, commit
 
 from ...results import check_writable
@@ -139,7 +140,7 @@ def part_process(part: Part, options: Options, deadline: float) -> None:
     """The process of a part; it and the programs that it starts print into the log."""
     os.setpgid(0, 0)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    with (Path(options.out) / LOG).open("a", encoding="utf-8") as log:
+    with open_to_append(Path(options.out) / LOG) as log:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(log.fileno(), stream.fileno())
     print(f"\n==== {part.name} ====", flush=True)
@@ -174,6 +175,4 @@ def write_summary(folder: Path, report: Sequence[str], parts: Sequence[Part], ou
         checks = [text for key, text in texts.items() if key.startswith(CHECK)]
         lines += [f"### {part.name}: {outcome}", *(text for text in texts.values() if text not in checks)]
         lines += ["\n".join(checks)] if checks else []
-    temporary = folder / f"{SUMMARY}.partial"
-    temporary.write_text("\n\n".join(lines) + "\n", encoding="utf-8")
-    temporary.replace(folder / SUMMARY)
+    write_file(folder / SUMMARY, ("\n\n".join(lines) + "\n").encode())

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from data.cli import check, check_bounds, option
+from data.outputs import open_to_append
 from model.training.device import DEVICE_HELP
 
 from ..harness import Failure, Row, Run, synchronise
@@ -67,8 +68,8 @@ class Results:
         return found[-1] if found else None
 
     def _append(self, values: dict) -> None:
-        with (self.folder / RECORDS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"part": self.part, **values}, ensure_ascii=False) + "\n")
+        with open_to_append(self.folder / RECORDS) as file:
+            file.write((json.dumps({"part": self.part, **values}, ensure_ascii=False) + "\n").encode())
 
 
 def read_records(folder: Path) -> list[dict]:

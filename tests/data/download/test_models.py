@@ -175,7 +175,7 @@ def test_two_processes_do_not_download_into_the_same_file(fake, tmp_path, monkey
         thread.join()
     assert results[0] == results[1] and tree(results[0]) == FILES
     assert [request.name for request in fake.gets("model.safetensors")] == ["model.safetensors"] * 2  # hub, CDN
-    assert "waiting for another process" in capsys.readouterr().err
+    assert "Waiting for its end" in capsys.readouterr().err
 
 
 # ---- commands --------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Transfers that break, stall or send something else: a download resumes, or nothing wrong is kept."""
 
 import hashlib
+import os
 import re
 import shutil
 import socket
@@ -146,3 +147,12 @@ def test_too_little_space_is_reported_before_the_download(fake, tmp_path, monkey
 def test_a_cache_that_cannot_be_written_is_an_error(fake, tmp_path):
     (tmp_path / "file").write_text("x")
     assert_refused(tmp_path / "file", f"{tmp_path}/file.* cannot be written")
+
+
+@pytest.mark.parametrize("kind", [os.symlink, os.link])
+def test_a_download_does_not_resume_into_a_link(fake, tmp_path, kind):
+    folder, target = tmp_path / "almanach--camembert-base" / COMMIT, tmp_path / "elsewhere"
+    folder.mkdir(parents=True)
+    target.write_bytes(b"precious")
+    kind(target, folder / f"model.safetensors.{hashlib.sha256(WEIGHTS).hexdigest()[:12]}.partial")
+    assert tree(download(REPOSITORY, tmp_path)) == FILES and target.read_bytes() == b"precious"

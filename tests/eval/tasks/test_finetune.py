@@ -2,12 +2,14 @@
 
 import json
 import random
+import threading
 
 import pytest
 import torch
 
 import eval.tasks.finetune as module
 from data import DataError, Tokenizer
+from data.locks import locked
 from data.tasks import read_task
 from eval.tasks.batching import TaskSettings
 from eval.tasks.evaluate import TASK_CLASSES, predict
@@ -382,3 +384,28 @@ def test_more_seeds_are_added_to_a_result(place, tmp_path):
     found = results(tmp_path / "out")
     assert found["seeds"] == [5, 6] and found["runs"][:1] == first and len(found["runs"]) == 2
     assert command(*arguments, "--seeds", "6", "5").returncode == 2
+
+
+def test_a_folder_in_use_is_refused_or_waited_for(place, tmp_path):
+    """The second of two then has the results of the first."""
+    out, arguments = tmp_path / "out", inputs(place, "sentiment", tmp_path / "out")
+    out.mkdir()
+    with locked(out):
+        refused = command(*arguments, "--epochs", 1)
+        assert refused.returncode == 2 and f"{out} is in use by another process (host" in refused.stderr
+        assert [path.name for path in out.iterdir()] == [".lock"]
+    first = succeeded(command(*arguments, "--epochs", 1))
+    lock = locked(out)
+    lock.__enter__()
+    threading.Timer(1.0, lock.__exit__, (None, None, None)).start()
+    waited = succeeded(command(*arguments, "--epochs", 1, "--wait"))
+    assert "Waiting for its end." in waited.stderr and "already has the results of 1 seed" in waited.stdout
+    assert waited.stdout.splitlines()[-3:] == first.stdout.splitlines()[-3:]
+
+
+def test_one_file_for_train_and_dev_is_said(place, tmp_path):
+    path = place / "sentiment.train"
+    arguments = ("sentiment", "--model", place / "lm.safetensors", "--train", path, "--dev", path, *SETTINGS)
+    result = succeeded(command(*arguments, "--out", tmp_path / "out", "--steps", 1, "--lr", 0.0001))
+    assert "warning: all examples of --dev are also in --train. Is it one file?" in result.stderr
+    assert "warning: all 60 predictions on --dev are the same: " in result.stderr

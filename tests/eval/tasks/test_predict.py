@@ -16,10 +16,10 @@ from data import DataError
 from data.tasks import PairExample, QuestionExample, TextExample, WordsExample
 from eval.tasks.batching import TaskSettings
 from eval.tasks.evaluate import TASK_CLASSES, predict
-from eval.tasks.predict import Options, parse_line, read_chunks, run
+from eval.tasks.predict import Lines, Options, parse_line, read_chunks, run
 from model import EncoderConfig, QuestionAnswerer, SequenceClassifier, TokenClassifier
 from model.checkpoints.load import load_checkpoint
-from tests.eval.tasks.shared import ON_CPU, RUNTIME, TOKENIZER, check_error, ignore, pipe, save, succeeded, write
+from tests.eval.tasks.shared import ON_CPU, RUNTIME, TOKENIZER, check_error, ignore, pipe, save, write
 from tests.helpers import REPOSITORY, run_command
 
 pytestmark = pytest.mark.filterwarnings("ignore:'eval")
@@ -49,8 +49,9 @@ def command(models, task, *arguments):
     return run_command("-m eval", "predict", task, "--model", models[task], *ON_CPU, *arguments)
 
 
-def answers(result):
-    return [json.loads(line) for line in succeeded(result).stdout.split("\n")[:-1]]  # splitlines would split at U+2028
+def answers(result, status: int = 0):
+    assert result.returncode == status, result.stderr
+    return [json.loads(line) for line in result.stdout.split("\n")[:-1]]  # splitlines would split at U+2028
 
 
 def input_line(form, **values):
@@ -212,7 +213,7 @@ VALID = {"sentiment": b"Oui.", "nli": b"Oui.\tNon.", "ner": b"Brest", "qa": b"Qu
 def test_invalid_lines_are_skipped(models, tmp_path, task):
     lines = [line for invalid, _ in INVALID[task] for line in (VALID[task], invalid)]
     result = command(models, task, write(tmp_path / "lines", *lines))
-    assert [values["line"] for values in answers(result)] == list(range(1, len(lines), 2))
+    assert [values["line"] for values in answers(result, status=1)] == list(range(1, len(lines), 2))
     warnings = result.stderr.splitlines()
     assert len(warnings) == len(INVALID[task]) + 1
     for number, (warning, (_, sentence)) in enumerate(zip(warnings, INVALID[task])):
@@ -234,7 +235,7 @@ def test_empty_input(models, tmp_path):
 
 def test_line_endings_and_the_byte_order_mark():
     lines = [b'\xef\xbb\xbf{"text": "a"}\r\n', b"\xef\xbb\xbfb\r\n", b" c\n", b"d\r"]
-    (chunk,) = read_chunks(lines, "sentiment")
+    (chunk,) = read_chunks(lines, "sentiment", Lines())
     assert [example.text for _, example in chunk] == ["a", "\ufeffb", " c", "d"]
     assert parse_line("sentiment", b'\t{"text": "e"}').text == "e"
     assert parse_line("ner", b'{"text": "f", "words": ["g"]}') == WordsExample(("g",), ())
@@ -243,11 +244,11 @@ def test_line_endings_and_the_byte_order_mark():
 def test_the_size_of_chunks(monkeypatch, capsys):
     monkeypatch.setattr(module, "CHUNK_BYTES", 10)
     lines = [b"0123456789\n", b"a\n", b"b\n", b"\xff" * 20, b"c\n"]
-    found = [[number for number, _ in chunk] for chunk in read_chunks(lines, "sentiment")]
+    found = [[number for number, _ in chunk] for chunk in read_chunks(lines, "sentiment", Lines())]
     assert found == [[1], [2, 3], [5]]
     assert "1 of 5 lines skipped" in capsys.readouterr().err
     with pytest.raises(DataError, match="No line is valid"):
-        list(read_chunks([b"\xff"], "sentiment"))
+        list(read_chunks([b"\xff"], "sentiment", Lines()))
 
 
 @pytest.mark.parametrize("name", [(), ("-",)])

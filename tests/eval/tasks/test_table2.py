@@ -12,6 +12,7 @@ import eval.tasks.table2 as module
 from data import demo
 from data.demo import world
 from data.demo.tasks import write_tasks
+from data.locks import locked
 from data.tasks import TASKS
 from eval.tasks.finetune import __doc__ as finetune_doc
 from eval.tasks.finetune import finetune
@@ -231,3 +232,16 @@ def test_error_messages(data, tmp_path, arguments, sentence):
     result = run_command("-m eval", "table2", "--out", tmp_path / "out", *arguments)
     assert result.returncode == 2 and sentence in result.stderr and result.stderr.startswith("python -m eval: ")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_in_use_is_refused_and_no_link_in_it_is_followed(models, data, tmp_path):
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    for folder in (out, elsewhere):
+        folder.mkdir()
+    with locked(out):
+        refused = command(models, data, out)
+        assert refused.returncode == 2 and "is in use by another process (host" in refused.stderr
+    (out / "sentiment").symlink_to(elsewhere)
+    refused = command(models, data, out)
+    assert refused.returncode == 2 and "sentiment is a symbolic link, through which nothing" in refused.stderr
+    assert not list(elsewhere.iterdir())

@@ -182,3 +182,18 @@ def test_the_file_has_the_usual_permissions(path):
     umask = os.umask(0)
     os.umask(umask)
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_a_link_is_replaced_and_a_device_is_not_written(path, tmp_path):
+    target = tmp_path / "elsewhere"
+    target.write_bytes(b"precious")
+    for make in (os.symlink, os.link):
+        path.unlink()
+        make(target, path)
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(b"new")
+        assert target.read_bytes() == b"precious" and path.read_bytes() == b"new" and not path.is_symlink()
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ModelError, match="fifo cannot be written: it is no plain file"), atomic_file(tmp_path / "fifo"):
+        pass
+    assert (tmp_path / "fifo").is_fifo()

@@ -12,7 +12,7 @@ from model.checkpoints import tarball
 from model.checkpoints.tarball import is_tarball, open_tarball
 from tests.model.checkpoints.files import assert_refused
 
-CONTENT = os.urandom(3000)
+CONTENT = b"PK" + os.urandom(2998)
 
 
 def member(name, content=CONTENT, **changes):
@@ -104,6 +104,7 @@ HOSTILE = {
     "without an end": (build(MODEL, end=b""), "damaged or truncated"),
     "half a header": (build(MODEL)[:-1024] + MODEL[0].tobuf()[:300], "damaged or truncated"),
     "garbage after": (build(MODEL, end=b"garbage!" * 64), "damaged or truncated"),
+    "a web page as model.pt": (build(member("model.pt", b"<html>")), "contains a model.pt that is no PyTorch file"),
     "a million files": (build(*[member(f"{i}", b"") for i in range(1001)], MODEL), "more than 1000 files"),
 }
 
@@ -138,6 +139,26 @@ def test_a_bomb_is_stopped(out, monkeypatch, bomb):
     assert not os.listdir(out)
 
 
+def test_nothing_is_written_before_all_is_checked(tmp_path, out, monkeypatch):
+    """Of what an archive declares and of the first bytes of its model, before its other files are unpacked."""
+    bombs = {
+        "no PyTorch file": build(member("dict.txt"), member("model.pt", bytes(10**6))),
+        "more than 1000 files": build(MODEL, *[member(f"{i}", b"") for i in range(1001)]),
+        "contains model.pt twice": build(MODEL, MODEL),
+        "more than the limit of 1,000 bytes": build(member("x", CONTENT, size=10**5)),
+        "contains no model.pt": build(member("dict.txt")),
+        "or no tar archive. If it is one compressed file, run gunzip": b"PK" + bytes(5000),
+    }
+    monkeypatch.setattr(tarball, "SMALL", 1000)
+    monkeypatch.setattr(tarball, "MAX_RATIO", 0)
+    for sentence, content in bombs.items():
+        if "limit" not in sentence:
+            monkeypatch.setattr(tarball, "SMALL", 10**8)
+        refused(gzip.compress(content), out, sentence)
+        assert not os.listdir(out)
+        monkeypatch.setattr(tarball, "SMALL", 1000)
+
+
 def test_memory_stays_flat(out, monkeypatch):
     """No read asks for more than a chunk, whatever size the headers give, extended headers too."""
     sizes = []
@@ -148,7 +169,7 @@ def test_memory_stays_flat(out, monkeypatch):
             return super().read(size)
 
     monkeypatch.setattr(gzip, "open", Watched)
-    big = bytes(5 << 20)
+    big = b"PK" + bytes(5 << 20)
     members = member("x", big, type=tarfile.XHDTYPE), member("y", big, type=tarfile.GNUTYPE_LONGNAME), member("z", big)
     unpack(gzip.compress(build(*members, member("model.pt", big))), out)
     assert (out / "model.pt").read_bytes() == big
@@ -158,7 +179,7 @@ def test_memory_stays_flat(out, monkeypatch):
 def test_a_full_disk_is_an_error(out, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(tarball.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 2999}))
-        refused(build(MODEL), out, "more than the limit of 2,999 bytes")
+        refused(build(MODEL), out, "unpacks to 3,000 bytes in .*, where 2,999 are free. Free some space")
     with pytest.raises(ModelError, match="cannot be unpacked into .*nowhere"):
         open_tarball(out.parent / "x.tar", out.parent / "nowhere")
 

@@ -1,6 +1,7 @@
 """Lines of logged steps, metrics.jsonl and TensorBoard. The screen: test_screen.py."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -106,3 +107,16 @@ def test_tensorboard(tmp_path):
     with logger(tmp_path, tensorboard=True) as metrics:
         metrics.log({**RECORD, "held_out": {"loss": 1.0, "accuracy": 0.5, "pseudo_perplexity": 2.0}}, 0.0)
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("kind", [os.symlink, os.link])
+def test_the_metrics_of_another_run_are_not_written_through_a_link(tmp_path, kind):
+    """As `cp -al` makes of a run's folder."""
+    other, out = tmp_path / "other.jsonl", tmp_path / "out"
+    out.mkdir()
+    other.write_bytes(b"1234\n5678\n")
+    kind(other, out / "metrics.jsonl")
+    with logger(out, TrainState(metrics_bytes=5)) as metrics:
+        metrics.log(RECORD, 60.0)
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    assert other.read_bytes() == b"1234\n5678\n" and lines[0] == "1234" and json.loads(lines[1]) == RECORD

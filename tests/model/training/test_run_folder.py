@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from data import OptionError
+from data import DataError, OptionError
 from model.training.options import MAY_DIFFER, Options
 from model.training.run_folder import check_free, check_same_run, read_run, remove_partial_files, write_run
 from model.training.run_state import CheckpointWriter
@@ -123,3 +123,23 @@ def test_only_the_temporary_files_of_a_killed_run_are_removed(out):
     assert not list((out / "checkpoints").glob(".*"))
     assert sorted(path.name for path in out.iterdir()) == [".hidden", "checkpoints"]
     remove_partial_files(out / "nowhere")
+
+
+def test_checkpoints_are_not_written_or_removed_through_links(tmp_path):
+    elsewhere, out = tmp_path / "elsewhere", tmp_path / "out"
+    run = Run(0).train(1)
+    run.save(CheckpointWriter(elsewhere, 2))
+    before = sorted(elsewhere.rglob("*"))
+    (out / "checkpoints").mkdir(parents=True)
+    (out / "checkpoints" / ".step-000000009.partial").symlink_to(elsewhere)
+    remove_partial_files(out)
+    (step,) = names(elsewhere)
+    for link in (step, "step-000000002"):  # to a folder; to none
+        (out / "checkpoints" / link).symlink_to(elsewhere / "checkpoints" / link)
+    run.train(1).save(CheckpointWriter(out, 1))
+    assert sorted(elsewhere.rglob("*")) == before
+    assert [path.name for path in (out / "checkpoints").iterdir() if not path.is_symlink()] == ["step-000000002"]
+    shutil.rmtree(out / "checkpoints")
+    (out / "checkpoints").symlink_to(elsewhere / "checkpoints")
+    with pytest.raises(DataError, match="checkpoints is a symbolic link, through which nothing is written"):
+        check_free(out, resume=True)
