@@ -24,6 +24,7 @@ from .tokenizer import Tokenizer
 
 AHEAD = 64  # micro-batches whose order is computed together, for little more than the cost of one
 PREFETCHED = 4  # micro-batches made ahead for a GPU
+RESTORE = "Copy it again; or the command of data.prepare that made the corpus makes it again, to the same bytes."
 GROUP = 1 << 16  # documents per index entry of within_documents
 
 
@@ -89,8 +90,8 @@ class Blocks:
             if path.stat().st_size == count * dtype.itemsize:
                 return numpy.memmap(path, dtype, mode="r") if count else numpy.empty(0, dtype)
         except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}. Prepare the corpus again.") from None
-        raise DataError(f"{path} does not have the size given in {MANIFEST}. Copy or prepare the corpus again.")
+            raise DataError(f"{path} cannot be read: {error.strerror}. {RESTORE}") from None
+        raise DataError(f"{path} does not have the size given in {MANIFEST}. {RESTORE}")
 
     def __len__(self) -> int:
         return self.length

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import demo
-from .cli import MB, DataError, note
+from .cli import MB, DataError, note, warn
 from .corpus.documents import documents
 from .corpus.files import Candidate, corpus_files, find_sources
 from .corpus.parts import STDIN, errors_in, read_parts
-from .corpus.shards import FORMAT, MANIFEST
+from .corpus.shards import FORMAT, MANIFEST, lost_file, read_manifest
 from .prepare import Options, check_has_text, prepare, print_summary
 from .tokenizer import Tokenizer
 
@@ -35,7 +35,13 @@ def prepared_folder(paths: Sequence[str], tokenizer: Tokenizer, cache: str) -> P
     paths = [demo.write_texts(cache)] if is_demo else paths
     files = text_files(paths)
     folder = cache_folder(files, tokenizer, cache, is_demo)
-    if not (folder / MANIFEST).exists():
+    try:
+        manifest = read_manifest(folder)
+    except DataError as error:
+        warn(f"{error} This one is in the cache, and is prepared again now.")
+        (folder / MANIFEST).unlink()
+        manifest = None
+    if manifest is None or lost_file(folder, manifest):
         settings = dict(tokenizer=str(tokenizer.path), out=str(folder), workers=1, wait=True, held_out=HELD_OUT)
         print_summary(prepare(Options(tuple(paths), **settings), tokenizer, files))
     return folder

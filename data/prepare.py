@@ -42,6 +42,7 @@ from .corpus.shards import (
     TRAIN,
     UNFINISHED,
     ShardWriter,
+    lost_file,
     read_manifest,
     write_manifest,
 )
@@ -136,7 +137,12 @@ def prepare(options: Options, tokenizer: Tokenizer | None = None, files: Sequenc
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder, options.wait):
-            manifest = open_or_new(folder, new_manifest(tokenizer, sources, notes, options))
+            new = new_manifest(tokenizer, sources, notes, options)
+            manifest = open_or_new(folder, new)
+            if lost := lost_file(folder, manifest):
+                warn(f"{lost} is missing or damaged: the corpus is prepared again, to the same bytes.")
+                remove_all(folder)
+                manifest = new
             try:
                 copy_tokenizer(folder, tokenizer)
                 if "position" in manifest:
@@ -215,10 +221,7 @@ def finish(folder: Path, manifest: dict) -> None:
         check_field(manifest["options"]["field"], manifest["read_as"])
         check_has_text(manifest)
     except (DataError, OptionError):
-        for path in folder.iterdir():
-            if UNFINISHED_FILES.fullmatch(path.name):
-                path.unlink()
-        remove_unfinished(folder)
+        remove_all(folder)
         raise
     if is_too_few(manifest):
         manifest["hold_out"] = BLOCKS
@@ -248,6 +251,15 @@ def is_too_few(manifest: dict) -> bool:
     documents = {name: sum(shard["documents"] for shard in part) for name, part in manifest["shards"].items()}
     share = manifest["options"]["held_out"]
     return share > 0 and (share * sum(documents.values()) < MIN_HELD_OUT or not all(documents.values()))
+
+
+def remove_all(folder: Path) -> None:
+    """Removes all that belongs to the corpus."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if UNFINISHED_FILES.fullmatch(path.name):
+            path.unlink()
+    remove_unfinished(folder)
 
 
 def remove_unfinished(folder: Path) -> None:

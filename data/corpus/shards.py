@@ -85,6 +85,17 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> dict | None:
     raise DataError(f"{path} is not the manifest of a corpus. If it is damaged, remove {folder} and prepare it again.")
 
 
+def lost_file(folder: Path, manifest: dict) -> Path | None:
+    """A file of the manifest's shards that is missing or has another size; None if all are there."""
+    size = numpy.dtype(manifest["dtype"]).itemsize
+    for shard in (shard for part in manifest["shards"].values() for shard in part):
+        for suffix, wanted in ((".bin", size * shard["tokens"]), (".ends", 8 * shard["documents"])):
+            path = folder / f"{shard['name']}{suffix}"
+            if not path.is_file() or path.stat().st_size != wanted:
+                return path
+    return None
+
+
 def open_manifest(folder: Path) -> dict:
     """The manifest of a finished corpus.  Raises DataError if there is none."""
     manifest = read_manifest(folder)

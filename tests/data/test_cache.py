@@ -29,6 +29,19 @@ def test_a_corpus_is_prepared_into_the_cache_once(tmp_path, text, capsys):
         prepared_folder(["-"], TOKENIZER, str(tmp_path / "cache"))
 
 
+@pytest.mark.parametrize("name", ["train-00000.bin", "train-00000.ends", "manifest.json", "held-out-00000.bin"])
+@pytest.mark.parametrize("content", [None, b"{"])
+def test_what_is_lost_or_damaged_in_the_cache_is_prepared_again(tmp_path, text, name, content):
+    cache = str(tmp_path / "cache")
+    folder = prepared_folder([str(text)], TOKENIZER, cache)
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    assert prepared_folder([str(text)], TOKENIZER, cache) == folder
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+
+
 def test_a_prepared_corpus_is_its_own_sample(tmp_path, text):
     cache = str(tmp_path / "cache")
     folder = prepared_folder([str(text)], TOKENIZER, cache)

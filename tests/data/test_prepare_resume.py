@@ -152,6 +152,20 @@ def test_a_damaged_manifest_is_an_error(out, text, small_parts, name):
     make(out, text, shard_tokens=1000)
 
 
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("name", ["train-00001.bin", "held-out-00000.ends"])
+def test_a_lost_or_truncated_shard_is_made_again_with_the_same_bytes(out, text, small_parts, name, finished):
+    make(out, text, shard_tokens=1000)
+    whole = tree(out)
+    for damage in (Path.unlink, lambda path: path.write_bytes(b"x")):
+        if not finished:
+            unfinish(out, 2)
+        damage(out / name)
+        result = command(out, text, "--held-out", 0, "--shard-tokens", 1000)
+        assert f"warning: {out / name} is missing or damaged: the corpus is prepared again" in result.stderr
+        assert result.returncode == 0 and tree(out) == whole
+
+
 def test_a_damaged_table_of_seen_hashes_is_an_error(out, text, small_parts):
     make(out, text, shard_tokens=1000, duplicates_mb=1)
     unfinish(out, 2)
