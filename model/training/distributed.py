@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import io
 import os
+import queue
 import signal
 import threading
 import time
@@ -21,12 +22,13 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from data.cli import OptionError, check
+from data.cli import OptionError, check, first_line, warn
 
-from .watch import Watch
+from .store import Store
+from .watch import SILENT, Watch
 
 T = TypeVar("T")
-CONNECTING = timedelta(minutes=10)
+CONNECTING = timedelta(minutes=5)
 COLLECTIVE = timedelta(days=7)  # rank 0 may prepare a large corpus; the watch ends a wait for a rank that is lost
 
 
@@ -72,14 +74,17 @@ class World:
     def reach(self, step: int) -> None:
         """This rank has completed a step, which the others name if it does not answer any more."""
         if self.watch is not None:
-            self.watch.reach(step)
+            self.watch.step = step
 
     def compare(self, read: Mapping[str, object]) -> None:
         """What this rank has read, or a short hash of it, by its name.  Raises OptionError if a rank's differs."""
         if self.size == 1:
             return
         values = {"": self.watch.me.host} | {name: shortened(str(value)) for name, value in read.items()}
-        first, *others = self.watch.share(values, self.barrier)
+        found = [None] * self.size
+        self.barrier()
+        dist.all_gather_object(found, values, group=self.group)
+        first, *others = found
         for rank, other in enumerate(others, 1):
             pairs = [(name, other[name], first[name]) for name in first if name]
             differ = [f"{name}: {its}, not {main}" for name, its, main in pairs if its != main]
@@ -116,23 +121,16 @@ def meet() -> Iterator[Watch | None]:
     if alone or not dist.is_available():
         yield None
         return
-    try:
-        store, rank, size = next(dist.rendezvous("env://", timeout=CONNECTING))
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        own = dist.TCPStore(address, port, is_master=False, timeout=CONNECTING, wait_for_workers=False)
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise cannot_connect(error) from None
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun keeps the store when it starts them again
-    watch = Watch(dist.PrefixStore(f"watch/{attempt}", own), rank, size, store)
+    watch = connect()
     on_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, terminate) if on_main_thread else None
     watch.start()
     try:
-        with watch.lines_once() if size > 1 else contextlib.nullcontext():
+        with watch.lines_once() if watch.size > 1 else contextlib.nullcontext():
             yield watch
         watch.leave()
     except BaseException as error:
-        if size == 1:
+        if watch.size == 1:
             watch.leave()
             raise
         watch.end(error)
@@ -145,8 +143,53 @@ def terminate(number: int, frame: object) -> None:
     raise SystemExit(128 + number)
 
 
+def connect() -> Watch:
+    """Connects to the store: of torchrun, or of rank 0 if the ranks are started by hand.  Raises OptionError."""
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in names if not os.environ.get(name)]
+    check(not missing, f"This is one of several ranks, but not set: {', '.join(missing)}. Start them with torchrun.")
+    by_torchrun, address = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True", os.environ["MASTER_ADDR"]
+    holder = f"torchrun on host {address}" if by_torchrun else None
+    try:
+        rank, size, port = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+        check(0 <= rank < size, f"RANK {rank} must be from 0 to {size - 1}, below WORLD_SIZE.")
+        meeting = open_store(address, port, rank == 0 and not by_torchrun, holder or "rank 0")
+        store = open_store(address, port, False, holder or "rank 0")
+    except (RuntimeError, ValueError) as error:
+        raise cannot_connect(error) from None
+    attempt = f"attempt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"  # torchrun keeps its store for the next
+    watch = Watch(Store(dist.PrefixStore(f"{attempt}/watch", store)), rank, size, holder)
+    watch.meeting = dist.PrefixStore(attempt, meeting)
+    return watch
+
+
+def open_store(address: str, port: int, is_master: bool, holder: str) -> "dist.Store":
+    """A connection to the store, or the store itself.  Raises RuntimeError."""
+    found, settings = queue.SimpleQueue(), dict(timeout=CONNECTING, wait_for_workers=False)
+
+    def connect() -> None:
+        try:
+            found.put(dist.TCPStore(address, port, is_master=is_master, **settings))
+        except (RuntimeError, ValueError) as error:
+            found.put(error)
+
+    threading.Thread(target=connect, daemon=True).start()  # another server at this port would be asked for ever
+    limit = CONNECTING.total_seconds()
+    try:
+        try:
+            store = found.get(timeout=SILENT)
+        except queue.Empty:
+            warn(f"{holder} at {address}:{port} does not answer. This rank waits for it, {limit:g} seconds in all.")
+            store = found.get(timeout=limit - SILENT)
+    except queue.Empty:
+        raise RuntimeError(f"{holder} at {address}:{port} does not answer") from None
+    if isinstance(store, Exception):
+        raise store
+    return store
+
+
 def cannot_connect(error: Exception) -> OptionError:
-    return OptionError(f"The ranks cannot connect to one another: {error}. Start them with torchrun.")
+    return OptionError(f"The ranks cannot connect to one another: {first_line(error)}. Start them with torchrun.")
 
 
 def parsed(watch: Watch | None, parse: Callable[[], T]) -> T:

@@ -46,17 +46,18 @@ class Peers:
         beat = self.beats[rank]
         return f"rank {rank} on host {beat.host} (process {beat.pid})" if beat else f"rank {rank}"
 
-    def silence(self, rank: int) -> str:
-        """It also answered in the last step that this rank has completed, though its beat of then is not there yet."""
-        step = max((beat.step for beat in (self.beats[rank], self.beats[self.rank]) if beat), default=0)
-        return f"{self.name(rank)} has not {f'answered since step {step:,}' if self.beats[rank] else 'started'}"
+    def since(self, rank: int, own_step: int) -> str:
+        """A rank also answered in the last step that this one has completed, though its beat of then is not there."""
+        if (beat := self.beats[rank]) is None:
+            return "has not started"
+        return f"has not answered since step {max(beat.step, own_step):,}"
 
     def lost(self, now: float, seconds: float) -> list[int]:
         """The other ranks that were not heard for so long, and have not said why, longest first."""
         found = [rank for rank, beat in enumerate(self.beats) if rank != self.rank and not (beat and beat.left)]
         return sorted((rank for rank in found if now - self.heard[rank] > seconds), key=self.heard.__getitem__)
 
-    def news(self, now: float, silent: float, timeout: float) -> list[tuple[str, str]]:
+    def news(self, now: float, step: int, silent: float, timeout: float) -> list[tuple[str, str]]:
         """Sentences that have become true -> each with a key, by which all ranks know that they mean the same."""
         found, lost = [], self.lost(now, silent)
         for rank in sorted(self.silent.union(lost)):
@@ -64,7 +65,7 @@ class Peers:
             if rank not in self.silent:
                 self.silent.add(rank)
                 waiting = f"The others wait for it, {timeout:g} seconds in all (--timeout)."
-                found.append((f"silent/{key}", f"{self.silence(rank)}. {waiting}"))
+                found.append((f"silent/{key}", f"{self.name(rank)} {self.since(rank, step)}. {waiting}"))
             elif rank not in lost:
                 self.silent.discard(rank)
                 if beat and not beat.left:

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn, TextIO
 
@@ -27,6 +27,7 @@ from data.cli import DataError, OptionError, is_out_of_memory
 
 from ..config import ModelError
 from .peers import Beat, Peers, has_ended, pid_namespace
+from .store import ANSWER, Store
 
 INTERVAL = 1.0  # seconds between two beats
 SILENT = 15.0  # seconds without a beat after which the others say so
@@ -63,20 +64,21 @@ class Watch:
     set once the options are known.
     """
 
-    def __init__(self, store: "dist.Store", rank: int, size: int, meeting: "dist.Store | None" = None):
-        """store: shared by all ranks, over a connection of its own. meeting: the one in which process groups form."""
-        self.store, self.rank, self.size, self.meeting = store, rank, size, meeting
+    def __init__(self, store: Store, rank: int, size: int, holder: str | None = None):
+        """holder: of the store, for messages; None if it is rank 0."""
+        self.store, self.rank, self.size, self.holder = store, rank, size, holder
+        self.meeting: dist.Store | None = None  # another connection, through which process groups form
         self.timeout, self.advice = 300.0, lambda: "The same command starts again."
         self.me = Beat(socket.gethostname(), os.getpid(), pid_namespace())
         self.step, self.calls, self.waits, self.left = 0, 0, False, False  # of the beats
         self.peers = Peers(rank, size, time.monotonic())
-        self.reached = time.monotonic()  # when the store last answered
         self.stderr, self._lines, self._lock = sys.stderr, deque(), threading.Lock()
-        self._stopped, self._ending, self._compared = threading.Event(), threading.Event(), 0
+        self._stopped, self._ending = threading.Event(), threading.Event()
+        self._reached, self._unanswered = time.monotonic(), None  # when the store last answered, first did not
+        self._said_unanswered = False
 
     def start(self) -> None:
-        for work in (self._exchange, self._judge):
-            threading.Thread(target=work, daemon=True).start()
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def leave(self) -> None:
         """This rank ends by itself; the others need not look for it."""
@@ -92,12 +94,6 @@ class Watch:
         with contextlib.redirect_stderr(SharedError(self.stderr, self._lines, prints=self.rank == 0)):
             yield
 
-    # ---- said by the main thread
-
-    def reach(self, step: int) -> None:
-        """This rank has completed a step."""
-        self.step = step
-
     @contextlib.contextmanager
     def collective(self) -> Iterator[None]:
         """The block waits for the other ranks."""
@@ -105,51 +101,28 @@ class Watch:
         yield
         self.waits = False
 
-    def share(self, values: dict[str, str], barrier: Callable[[], None]) -> list[dict[str, str]]:
-        """-> every rank's values."""
-        self._compared += 1
-        key = f"compared/{self._compared}"
-        self.store.set(f"{key}/{self.rank}", json.dumps(values))
-        barrier()
-        return [json.loads(self.store.get(f"{key}/{rank}")) for rank in range(self.size)]
-
     # ---- the store
 
     def _claim(self, key: str) -> bool:
-        """Whether this is the first rank that asks, and is to speak for all; without a store, each speaks."""
-        try:
-            return self.store.add(f"claim/{key}", 1) == 1
-        except RuntimeError:
-            return True
+        """Whether this rank is to speak for all: the first that asks. Without the store, one rank of each host."""
+        with contextlib.suppress(RuntimeError):
+            if self._unanswered is None:
+                return self.store.is_first(key)
+        before = self.peers.beats[0 if self.holder else 1 : self.rank]  # rank 0 is not there if it holds the store
+        return not any(self._is_here(beat) and not has_ended(beat.pid) for beat in before)
 
-    def _publish(self, held: float = HELD) -> None:
-        """The next beat, and lines of standard error. It is given up if the other thread waits for the store."""
-        if self._lock.acquire(timeout=LATE):
-            try:
-                self.me = self.me._replace(
-                    count=self.me.count + 1, step=self.step, calls=self.calls, waits=self.waits, left=self.left
-                )
-                self.store.set(f"beat/{self.rank}", json.dumps(self.me))
-                self._pass_on_lines(held)
-            finally:
-                self._lock.release()
-
-    def _read(self, key: str) -> bytes | None:
-        return self.store.get(key) if self.store.check([key]) else None
+    def _publish(self, held: float) -> None:
+        """The next beat, and lines of standard error."""
+        with self._lock:
+            self.me = self.me._replace(
+                count=self.me.count + 1, step=self.step, calls=self.calls, waits=self.waits, left=self.left
+            )
+            self.store.set(f"beat/{self.rank}", json.dumps(self.me))
+            self._pass_on_lines(held)
 
     def _hear(self, rank: int) -> None:
-        if value := self._read(f"beat/{rank}"):
+        if value := self.store.read(f"beat/{rank}"):
             self.peers.hear(rank, Beat(*json.loads(value)), time.monotonic())
-
-    def _exchange(self) -> None:
-        """A thread of its own: an operation of the store does not return if the store's host is gone."""
-        while not self._stopped.is_set():
-            with contextlib.suppress(RuntimeError):
-                self._publish()
-                for rank in range(self.size):
-                    self._hear(rank)
-                self.reached = time.monotonic()
-            self._stopped.wait(INTERVAL)
 
     def _pass_on_lines(self, held: float) -> None:
         """Prints this rank's own lines, which rank 0 has not said within so many seconds."""
@@ -158,79 +131,93 @@ class Watch:
             key = hashlib.sha256(line.encode(errors="replace")).hexdigest()
             if self.rank == 0:
                 self.store.set(f"said/{key}", "")
-            elif not self.store.check([f"said/{key}"]) and self._claim(f"line/{key}"):
+            elif not self.store.has(f"said/{key}") and self._claim(f"line/{key}"):
                 print(f"{self.peers.name(self.rank)}: {line}", file=self.stderr, flush=True)
 
     def _status(self) -> int | None:
         """The exit status, if a rank has ended the run."""
         with contextlib.suppress(RuntimeError):
-            value = self._read("end")
+            value = self.store.read("end")
             return None if value is None else int(value)
         return None
 
     # ---- the judgement
 
-    def _judge(self) -> None:
-        last = time.monotonic()
-        while not self._stopped.wait(INTERVAL / 2):
-            now = time.monotonic()
-            if now - last > SILENT / 3:
-                self.peers.forget(now)
-                self.reached = now
-            last = now
-            if now - self.reached > SILENT:
-                self._without_store(now)
-                continue
-            if (status := self._status()) is not None:
-                time.sleep(GRACE / 2)  # for the main thread, which may have met the same error
-                self._exit(status)
-            for key, sentence in self.peers.news(now, min(SILENT, self.timeout), self.timeout):
-                if self._claim(key):
-                    self._warn(sentence)
-            dead = self._dead()
-            late = self.peers.lost(now, self.timeout)
-            if dead or late:
-                self._say_lost(dead, (dead or late)[0])
+    def _watch(self) -> None:
+        while not self._stopped.wait(INTERVAL):
+            try:
+                self._publish(HELD)
+                for rank in range(self.size):
+                    self._hear(rank)
+                self._store_answers()
+                silent = min(SILENT, self.timeout)
+                for key, sentence in self.peers.news(time.monotonic(), self.step, silent, self.timeout):
+                    if self._claim(key):
+                        self._warn(sentence)
+                if (status := self._status()) is not None:
+                    time.sleep(GRACE / 2)  # for the main thread, which may have met the same error
+                    self._exit(status)
+            except RuntimeError:
+                self._store_does_not_answer()
+            if lost := self._lost(self.timeout):
+                self._say_lost(lost)
                 self._exit(LOST)
+
+    def _store_answers(self) -> None:
+        now = time.monotonic()
+        if now - self._reached > SILENT / 3:  # nobody was heard, or this process was stopped itself
+            self.peers.forget(now)
+        self._reached, self._unanswered = now, None
+        if self._said_unanswered:
+            self._said_unanswered = False
+            if self._claim(f"store/{self.step}"):
+                self._warn(f"{self._holder()} answers again.")
+
+    def _store_does_not_answer(self) -> None:
+        now = time.monotonic()
+        self._unanswered = self._unanswered or now - ANSWER
+        if now - self._unanswered > min(SILENT, self.timeout) and not self._said_unanswered:
+            self._said_unanswered = True
+            if self._claim("store"):
+                self._warn(f"{self._store_lost()}. The run ends after {self.timeout:g} seconds of this (--timeout).")
+
+    def _holder(self) -> str:
+        return self.holder or self.peers.name(0)
+
+    def _store_lost(self) -> str:
+        return f"{self._holder()} has not answered since step {self.step:,}"
+
+    def _lost(self, seconds: float) -> str | None:
+        """A sentence about a rank that has died, or that was not heard for so long; None if all are there."""
+        if dead := self._dead():
+            return f"{self.peers.name(dead[0])} has died. It {self.peers.since(dead[0], self.step)}"
+        now = time.monotonic()
+        if self._unanswered is not None:  # so that nothing is known of the others
+            return self._store_lost() if now - self._unanswered > seconds else None
+        late = self.peers.lost(now, seconds)
+        return f"{self.peers.name(late[0])} {self.peers.since(late[0], self.step)}" if late else None
+
+    def _is_here(self, beat: Beat | None) -> bool:
+        return beat is not None and (beat.host, beat.pids) == (self.me.host, self.me.pids)
 
     def _dead(self) -> list[int]:
         """The ranks on this host whose processes have ended without a word."""
         found = []
         for rank, beat in enumerate(self.peers.beats):
-            here = beat and (beat.host, beat.pids) == (self.me.host, self.me.pids) and not beat.left
-            if here and rank != self.rank and has_ended(beat.pid):
+            if rank != self.rank and self._is_here(beat) and not beat.left and has_ended(beat.pid):
                 with contextlib.suppress(RuntimeError):
                     self._hear(rank)  # its last beat may have said that it leaves
                 if not self.peers.beats[rank].left:
                     found.append(rank)
         return found
 
-    def _without_store(self, now: float) -> None:
-        """The process that holds the store, or its host, is gone: no rank can ask another who speaks."""
-        seconds, speaks = now - self.reached, os.environ.get("LOCAL_RANK", "0") == "0"
-        where = os.environ.get("MASTER_ADDR")
-        host = f"The ranks' store on host {where} has not answered since step {self.step:,}"
-        if not self.peers.silent and speaks:
-            self._warn(f"{host}. The ranks wait for it, {self.timeout:g} seconds in all (--timeout).")
-        self.peers.silent.add(self.rank)
-        if seconds > self.timeout:
-            if speaks:
-                self._print(f"{host}. {self.advice()}")
-            self._exit(LOST)
-
-    def _say_lost(self, dead: list[int], rank: int) -> None:
+    def _say_lost(self, sentence: str) -> None:
         """Says once, for all ranks, which one is lost, and how to go on."""
         finish_writing()
         if self._claim("end"):
-            self.peers.hear(self.rank, self.me._replace(step=self.step), time.monotonic())
-            what = f"{self.peers.name(rank)} has died. It" if rank in dead else self.peers.name(rank)
-            since = self.peers.silence(rank).removeprefix(self.peers.name(rank))
-            self._print(f"{what}{since}. {self.advice()}")
+            print(f"{Path(sys.argv[0]).name}: {sentence}. {self.advice()}", file=self.stderr, flush=True)
             with contextlib.suppress(RuntimeError):
                 self.store.set("end", str(LOST))
-
-    def _print(self, sentence: str) -> None:
-        print(f"{Path(sys.argv[0]).name}: {sentence}", file=self.stderr, flush=True)
 
     def _warn(self, sentence: str) -> None:
         print(f"warning: {sentence}", file=self.stderr, flush=True)
@@ -265,10 +252,8 @@ class Watch:
         begun = time.monotonic()
         while time.monotonic() - begun < seconds:
             status = self._status()
-            dead = self._dead() if status is None else []
-            lost = dead or (self.peers.lost(time.monotonic(), LATE) if status is None else [])
-            if lost:
-                self._say_lost(dead, lost[0])
+            if status is None and (lost := self._lost(LATE)):
+                self._say_lost(lost)
                 status = LOST
             if status is not None:
                 self._finish(status)
@@ -289,7 +274,7 @@ class Watch:
             others = [rank for rank in range(self.size) if rank != self.rank]
             while time.monotonic() - begun < 2 * GRACE and any(map(self._goes_on, others)):
                 time.sleep(INTERVAL / 10)
-            if self.rank and not self.store.check([f"failed/{rank}" for rank in others]):
+            if self.rank and not self.store.has(*(f"failed/{rank}" for rank in others)):
                 print(f"{self.peers.name(self.rank)} ends the run:", file=self.stderr, flush=True)
         self._finish(status)
         raise error
@@ -297,7 +282,7 @@ class Watch:
     def _goes_on(self, rank: int) -> bool:
         """Whether another rank has neither met an error nor noticed that the run ends."""
         beat = self.peers.beats[rank]
-        return not (beat and beat.left) and not self.store.check([f"failed/{rank}"])
+        return not (beat and beat.left) and not self.store.has(f"failed/{rank}")
 
     def _finish(self, status: int) -> None:
         """The interpreter ends without the destructors of the process groups, which wait for lost ranks."""
