@@ -251,6 +251,8 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
     distiller = Distiller(student.train(), teacher, settings, runtime).to(device)
     optimiser, scaler = make_optimiser(distiller, options.lr, options.weight_decay), runtime.grad_scaler()
     state = run_state.resume(out, distiller, optimiser, scaler, runtime)
+    if state.schedules[-1:] != (steps,):
+        state.schedules += (steps,)
     world.reach(state.step)
     world.compare({"checkpoint": run_state.checkpoint_hash(out, state.step), "compiled": runtime.compiled})
     if world.is_main and not sample:
@@ -270,6 +272,7 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
     flops = training_flops(student.config, teacher and teacher.config, options.block_size, CHOSEN)
     peak = peak_tokens_per_second(runtime, world.size, flops)
     about = {"options": asdict(found), "runtime": runtime.to_json(), "versions": versions()}
+    about["schedules"] = list(state.schedules)
     about |= origins(found, ("teacher", "student"), blocks.manifest["sources"])
 
     def validate_now() -> dict[str, float]:

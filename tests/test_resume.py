@@ -291,6 +291,7 @@ def test_a_finished_run_is_extended(place, whole, tmp_path):
     for _ in range(9):
         run(place, other, steps=12, max_hours=AT_ONCE)
     assert_same_run(other, out)
+    assert [provenance(each)["schedules"] for each in (whole(), out, other)] == [[8], [8, 12], [8, 12]]
     assert_refused(place, other, "with different --steps")
     assert "is finished" in run(place, other, steps=12).stdout
 

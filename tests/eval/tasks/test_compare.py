@@ -110,10 +110,19 @@ def test_an_unfinished_run_is_compared_at_its_newest_complete_checkpoint(place, 
         "out": str(place / "stopped"),
         "max_hours": train_runs.AT_ONCE,
     }
-    assert found.differing == {"--max-hours": [train_runs.AT_ONCE, None]} and "| --max-hours |" in found.stdout
+    assert found.differing == {"--max-hours": [train_runs.AT_ONCE, None], "step": [1, 4]}
+    assert "| --max-hours |" in found.stdout
     facts = [run["facts"] for run in found.runs]
     assert facts[0]["hash of teacher"] == facts[1]["hash of teacher"] and len(facts[0]["hash of corpus"]) == 64
     assert "another corpus" not in found.stderr
+
+
+def test_an_extended_run_differs_from_one_with_the_same_options(tmp_path):
+    facts = []
+    for schedules in ([8], [4, 8]):
+        save_model(MaskedLM(CONFIG), tmp_path / "model", {"schedules": schedules})
+        facts.append(SimpleNamespace(options={}, facts=stored_about(tmp_path / "model")[2]))
+    assert differing(facts) == {"schedules": [[8], [4, 8]]}
 
 
 def test_a_corpus_that_is_given(place, data, tmp_path):
