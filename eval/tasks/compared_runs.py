@@ -45,11 +45,12 @@ def open_run(name: str) -> Run:
     """Reads a model and what is stored beside it.  Raises OptionError, ModelError, DataError."""
     place = local_path(name)
     paths = [name]
-    if place.is_dir() and not any((place / each).is_file() for each in WEIGHTS):
-        if (place / TABLE).is_file():
+    if place.is_dir():
+        has_weights = any((place / each).is_file() for each in WEIGHTS)
+        if (place / TABLE).is_file() and not has_weights:
             examples = " ".join(str(place / "nli" / each) for each in ("teacher", "student"))
             raise OptionError(f"{name} is a folder of table2. Name the models of one task in it, such as {examples}.")
-        paths = [str(path) for path in complete_checkpoints(place)] or paths
+        paths = [name] * has_weights + [str(path) for path in complete_checkpoints(place)] or paths
     for path in paths:
         try:
             model = load_checkpoint(path)
@@ -57,7 +58,7 @@ def open_run(name: str) -> Run:
         except ModelError as error:
             if path == paths[-1]:
                 raise
-            warn(f"{error} The checkpoint before it is taken.")
+            warn(f"{error} A checkpoint of the run is taken instead.")
     if path != name:
         note(f"{name} is not finished: its checkpoint {Path(path).name} is compared.")
     check(not isinstance(model, Encoder), f"{name} is a bare encoder: it has no head that could be compared.")

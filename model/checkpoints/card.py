@@ -141,15 +141,18 @@ def evaluations(model: nn.Module, pipeline: str, provenance: Mapping) -> list[di
         task = {"type": pipeline, "name": "Masked language modelling"}
         return [{"task": task, "dataset": {**dataset, "split": "validation"}, "metrics": metrics}]
     name, of_task = TASKS.get(line(provenance["task"]), (None, None))
-    results = []
+    results, options = [], as_dict(provenance.get("options"))
+    train, dev = (as_list(options.get(part)) for part in ("train", "dev"))
     for part, figures in parts(provenance).items() if of_task == pipeline else ():
-        files = as_list(as_dict(provenance.get("options")).get(part)) or [part]
+        files = as_list(options.get(part)) or [part]
         metrics = [
             {"type": METRICS.get(key, key), "name": key.replace("_", " "), "value": value}
             for key, value in ((key, as_dict(figure).get("value")) for key, figure in figures.items())
             if is_figure(value) and line(key)
         ]
         dataset = {"name": ", ".join(map(line, map(shown, files))), "type": "local", "split": SPLITS[part]}
+        if train and train == dev:  # table2 splits the examples itself
+            dataset["name"] = f"{part} part of {', '.join(map(line, map(shown, train)))}"
         if metrics:
             results.append({"task": {"type": pipeline, "name": name}, "dataset": dataset, "metrics": metrics})
     return results

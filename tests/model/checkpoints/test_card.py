@@ -208,6 +208,7 @@ def test_a_model_of_table2_whose_examples_were_split():
     options = {**FINE_TUNED["options"], "train": files, "dev": files}
     card = card_of("sequence", {**FINE_TUNED, "options": options})
     assert "Trained and evaluated on parts of `a.tsv`, `b.tsv`, `dev.tsv`." in card and "Trained on" not in card
+    assert [each.dataset_name for each in front(card).eval_results] == ["dev part of a.tsv, b.tsv, dev.tsv"] * 2
 
 
 # ---- what is exported is not what was measured -------------------------------------------------------------------
