@@ -408,4 +408,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_command("data.prepare", main, on_interrupt="the same command resumes after the last finished shard")
+    again = "the same command resumes after the last finished shard"
+    on_memory = f"Use fewer --workers or a smaller --duplicates-mb; with the same options, {again}."
+    run_command("data.prepare", main, on_interrupt=again, on_memory=on_memory)
