@@ -47,11 +47,13 @@ def locked(folder: str | Path, wait: bool = False) -> Iterator[None]:
     path = Path(folder) / LOCK
     handle = take(path, wait)
     try:
-        os.truncate(handle, 0)
-        os.pwrite(handle, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk: the lock holds without them
+            os.truncate(handle, 0)
+            os.pwrite(handle, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
         yield
     finally:
-        path.unlink(missing_ok=True)  # before it is released: take() notices that its file has lost its name
+        with contextlib.suppress(OSError):  # a folder that cannot be written any more
+            path.unlink()  # before it is released: take() notices that its file has lost its name
         os.close(handle)
 
 
