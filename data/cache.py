@@ -1,5 +1,6 @@
 """Text that train.py is given as its corpus: prepared once into a cache, or a sample of it for an estimate."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ from .corpus.documents import documents
 from .corpus.files import Candidate, corpus_files, find_sources
 from .corpus.parts import STDIN, errors_in, read_parts
 from .corpus.shards import FORMAT, MANIFEST, lost_file, read_manifest
+from .locks import locked
 from .prepare import Options, check_has_text, prepare, print_summary
 from .tokenizer import Tokenizer
 
@@ -35,16 +37,24 @@ def prepared_folder(paths: Sequence[str], tokenizer: Tokenizer, cache: str) -> P
     paths = [demo.write_texts(cache)] if is_demo else paths
     files = text_files(paths)
     folder = cache_folder(files, tokenizer, cache, is_demo)
-    try:
-        manifest = read_manifest(folder)
-    except DataError as error:
-        warn(f"{error} This one is in the cache, and is prepared again now.")
-        (folder / MANIFEST).unlink()
-        manifest = None
-    if manifest is None or lost_file(folder, manifest):
+    if not is_complete(folder):
         settings = dict(tokenizer=str(tokenizer.path), out=str(folder), workers=1, wait=True, held_out=HELD_OUT)
         print_summary(prepare(Options(tuple(paths), **settings), tokenizer, files))
     return folder
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether the cache has the corpus with all its shards.  A damaged manifest is removed, after a warning."""
+    with contextlib.suppress(DataError):
+        manifest = read_manifest(folder)
+        return manifest is not None and lost_file(folder, manifest) is None
+    with locked(folder, wait=True):  # another process may have mended it meanwhile
+        try:
+            read_manifest(folder)
+        except DataError as error:
+            warn(f"{error} This one is in the cache, and is prepared again now.")
+            (folder / MANIFEST).unlink()
+    return False
 
 
 def is_prepared(paths: Sequence[str]) -> bool:

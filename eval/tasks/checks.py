@@ -51,7 +51,7 @@ class Answers:
         """source: of the texts, for the message."""
         if self.count >= LEAST_ANSWERS and len(self.different) == 1 and (answer := next(iter(self.different))):
             found = f"all {self.count:,} predictions on {source} are the same: {answer}."
-            warn(f"{found} The model may have learnt nothing, or --model, --label-map or the input may be wrong.")
+            warn(f"{found} The model may have learnt nothing, or the model, the labels or the input may be wrong.")
 
 
 def answer_of(task: SequenceTask | QaTask, prediction) -> str | None:

@@ -1,5 +1,6 @@
 """Text given to train.py as its corpus: prepared once, or sampled for an estimate."""
 
+import contextlib
 import json
 import os
 import socket
@@ -9,6 +10,7 @@ import threading
 
 import pytest
 
+import data.cache
 from data import DataError
 from data.blocks import open_blocks
 from data.cache import DEMO, prepared_folder, sample_folder
@@ -40,6 +42,27 @@ def test_what_is_lost_or_damaged_in_the_cache_is_prepared_again(tmp_path, text, 
         (folder / name).write_bytes(content)
     assert prepared_folder([str(text)], TOKENIZER, cache) == folder
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+
+
+def test_a_damaged_manifest_that_another_process_has_mended_meanwhile_stays(tmp_path, text, monkeypatch):
+    cache = str(tmp_path / "cache")
+    folder = prepared_folder([str(text)], TOKENIZER, cache)
+    good = (folder / "manifest.json").read_bytes()
+    (folder / "manifest.json").write_bytes(b"{")
+    taken = data.cache.locked
+
+    @contextlib.contextmanager
+    def mended(*arguments, **settings):
+        with taken(*arguments, **settings):
+            (folder / "manifest.json").write_bytes(good)
+            yield
+
+    monkeypatch.setattr(data.cache, "locked", mended)
+    before = states(folder)
+    prepared_folder([str(text)], TOKENIZER, cache)
+    assert {name: state for name, state in states(folder).items() if name != "manifest.json"} == {
+        name: state for name, state in before.items() if name != "manifest.json"
+    }
 
 
 def test_a_prepared_corpus_is_its_own_sample(tmp_path, text):
