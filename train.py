@@ -224,7 +224,7 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
     work = plan.Work(0, steps, blocks_per_step, options.block_size, options.eval_every)
     folder = None if sample and sample.temporary else corpus
     report.print_corpus(None if options.corpus == DEMO else options.corpus, folder, len(held_out))
-    report.print_run(work, available, sample.counted if sample else "counted", runtime, world.size)
+    report.print_run(work, available, sample.estimate if sample else "", runtime, world.size)
     masking = Masking(tokenizer, options.masking, numpy.array(blocks.manifest["token_counts"]))
     validation = validation_batches(held_out, Masking(tokenizer), VALIDATION_BLOCKS)[world.rank :: world.size]
 

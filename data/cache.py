@@ -93,7 +93,7 @@ class Sample(NamedTuple):
 
     folder: Path
     share: float | None  # of the corpus's bytes; None if the text is not from the corpus
-    counted: str  # how the size of the corpus was found, for a message
+    estimate: str  # from what the size of the corpus was found, for a message; "" if it was counted
     temporary: tempfile.TemporaryDirectory | None = None  # removed with this object
 
 
@@ -104,22 +104,22 @@ def sample_folder(paths: Sequence[str], tokenizer: Tokenizer, cache: str) -> Sam
     Raises DataError.
     """
     if is_prepared(paths):
-        return Sample(Path(paths[0]), 1.0, "counted")
+        return Sample(Path(paths[0]), 1.0, "")
     temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     place = Path(temporary.name)
     files = text_files([demo.write_texts(place)] if paths == DEMO else paths)
     folder = cache_folder(files, tokenizer, cache, paths == DEMO)
     if (folder / MANIFEST).exists():
-        return Sample(folder, 1.0, "counted")
+        return Sample(folder, 1.0, "")
     if any(file.remote for file in files):
         size = sum(file.remote.size if file.remote else os.path.getsize(file.name) for file in files)
-        path, share, counted = demo.write_texts(place), None, f"{size / MB:,.1f} MB in {len(files):,} files"
+        path, share, estimate = demo.write_texts(place), None, f"{size / MB:,.1f} MB in {len(files):,} files"
     else:
         path, done, total = write_sample(files, place)
-        share, counted = done / max(total, 1), f"estimated from {done / MB:,.1f} of {total / MB:,.1f} MB"
+        share, estimate = done / max(total, 1), f"estimated from {done / MB:,.1f} of {total / MB:,.1f} MB"
     settings = dict(tokenizer=str(tokenizer.path), out=str(place / "tokens"), workers=1, held_out=HELD_OUT)
     prepare(Options((str(path),), **settings), tokenizer)
-    return Sample(place / "tokens", share, f"{counted}; to be prepared into {folder}", temporary)
+    return Sample(place / "tokens", share, f"{estimate}; to be prepared into {folder}", temporary)
 
 
 def write_sample(files: Sequence[Candidate], place: Path) -> tuple[Path, float, int]:

@@ -195,6 +195,11 @@ def did_you_mean(word: str, names: Iterable[str], prefix: str = "") -> str:
     return f" Did you mean {prefix}{names[close[0]]}?" if close else ""
 
 
+def count(number: int, noun: str) -> str:
+    """1 validation, 2 validations."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def any_of(names: Sequence[str]) -> str:
     return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
@@ -272,7 +277,10 @@ def check_bounds(options) -> None:
             check(value != "", f"{dashed(field.name)} is empty.")
             if value is not None and bounds:
                 words = {"least": "at least", "above": "above", "most": "at most", "below": "below"}
-                wanted = " and ".join(f"{words[word]} {bound:g}" for word, bound in bounds.items())
+                wanted = " and ".join(
+                    f"{words[word]} {f'{bound:,}' if isinstance(bound, int) else f'{bound:g}'}"
+                    for word, bound in bounds.items()
+                )
                 check(within(value, **bounds), f"{dashed(field.name)} must be {wanted}, not {shown(value)}.")
 
 

@@ -381,11 +381,14 @@ def print_summary(manifest: dict) -> None:
         parts = {"corpus": parts[TRAIN] + parts[HELD_OUT]}
     for part, shards in parts.items():
         tokens, count = sum(shard["tokens"] for shard in shards), sum(shard["documents"] for shard in shards)
-        print(f"{part:9} {tokens:,} tokens in {count:,} documents, {len(shards)} shards")
+        kept = f"{count:,} document{'s' * (count != 1)}, {len(shards)} shard{'s' * (len(shards) != 1)}"
+        print(f"{part:9} {tokens:,} tokens in {kept}")
     if manifest["hold_out"] == BLOCKS:
         share = manifest["options"]["held_out"]
         print(f"held-out  {share:.1%} of the blocks, as the documents are too few to hold out whole ones")
-    kinds = (f"{LAYOUTS.get(kind, kind)} ({count} files)" for kind, count in manifest["read_as"].items())
+    kinds = (
+        f"{LAYOUTS.get(kind, kind)} ({count:,} file{'s' * (count != 1)})" for kind, count in manifest["read_as"].items()
+    )
     print(f"read as   {', '.join(kinds)}")
     if manifest["counts"]:
         print(f"note      {format_counts(manifest['counts'])}")

@@ -73,6 +73,9 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+    except RuntimeError:  # its message lists every kind of device that PyTorch ever had
+        raise OptionError(f"--device must be auto, cpu, cuda, cuda:1, …, not {name!r}.") from None
+    try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         if is_out_of_memory(error):  # a GPU that others have filled

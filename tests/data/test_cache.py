@@ -69,7 +69,7 @@ def test_a_prepared_corpus_is_its_own_sample(tmp_path, text):
     cache = str(tmp_path / "cache")
     folder = prepared_folder([str(text)], TOKENIZER, cache)
     for paths in ([str(text)], [str(folder)]):
-        assert sample_folder(paths, TOKENIZER, cache)[:3] == (folder, 1.0, "counted")
+        assert sample_folder(paths, TOKENIZER, cache)[:3] == (folder, 1.0, "")
 
 
 @pytest.mark.parametrize("content", [b'{"data": {"text": "a"}}\n' * 3, b"%PDF-1.7\n"])
@@ -83,10 +83,10 @@ def test_a_corpus_without_text_has_no_sample_but_the_reason(tmp_path, content):
 
 def test_a_plan_names_the_folder_of_the_demos_text(tmp_path):
     cache = str(tmp_path / "cache")
-    planned = sample_folder(DEMO, TOKENIZER, cache).counted
+    planned = sample_folder(DEMO, TOKENIZER, cache).estimate
     folder = prepared_folder(DEMO, TOKENIZER, cache)
     assert planned.endswith(f"to be prepared into {folder}")
-    assert sample_folder(DEMO, TOKENIZER, cache)[:3] == (folder, 1.0, "counted")
+    assert sample_folder(DEMO, TOKENIZER, cache)[:3] == (folder, 1.0, "")
 
 
 @pytest.mark.parametrize("suffix", ["txt", "jsonl"])
@@ -101,7 +101,7 @@ def test_a_sample_estimates_the_size_of_a_corpus(tmp_path, suffix):
     sample = sample_folder(paths, TOKENIZER, cache)
     assert not os.path.exists(cache) and 0 < sample.share < 0.9
     estimate = len(open_blocks(sample.folder, TOKENIZER, 32)[0]) / sample.share
-    assert "estimated from" in sample.counted and f"to be prepared into {cache}" in sample.counted
+    assert "estimated from" in sample.estimate and f"to be prepared into {cache}" in sample.estimate
     folder = sample.folder
     del sample
     assert not folder.exists()
