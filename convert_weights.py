@@ -19,7 +19,7 @@ from data.cli import check, check_bounds, note, option, parse_options, run_comma
 from data.download.models import fetch_models, local_path
 from data.tokenizer import FILE_NAME
 from model import Encoder, ModelError, save_model
-from model.checkpoints.card import model_card
+from model.checkpoints.card import is_rounded, model_card
 from model.checkpoints.export import export_huggingface
 from model.checkpoints.licences import LICENCE_NAMES
 from model.checkpoints.load import (
@@ -31,7 +31,7 @@ from model.checkpoints.load import (
     weights_in,
 )
 from model.checkpoints.native import PRECISIONS, is_finite
-from model.checkpoints.provenance import last_metrics, provenance_of, read_results
+from model.checkpoints.provenance import provenance_of, read_metrics, read_results
 from model.heads import MaskedLM, QuestionAnswerer, SequenceClassifier, TokenClassifier
 
 KIND_CHOICES = {
@@ -111,6 +111,7 @@ def convert(source: Path, origin: str, target: Path, options: Options) -> None:
     origin: what the source is called in the provenance: a path, or a repository on the hub.
     """
     loaded = load_checkpoint(source)
+    was_rounded = is_rounded(loaded)
     model = as_kind(loaded, KIND_CHOICES.get(options.kind), options.fresh_head, source, note)
     if options.dtype:
         model = model.to(PRECISIONS[options.dtype])
@@ -126,10 +127,12 @@ def convert(source: Path, origin: str, target: Path, options: Options) -> None:
     provenance = provenance_of(origin) or {"converted from": origin}
     if options.fresh_head and isinstance(loaded, Encoder):
         provenance["fresh_head"] = True
+    if was_rounded or is_rounded(model):
+        provenance["rounded"] = True
     if options.to == "ours":
         save_model(model, target, provenance, tokenizer)
     else:
-        metrics = last_metrics(file.parent / "metrics.jsonl")
+        metrics = read_metrics(file.parent / "metrics.jsonl", provenance)
         results = read_results(file.parent / "results.json", provenance)
         name, has_tokenizer = target.absolute().name, tokenizer is not None
         card = model_card(model, name, provenance, metrics, results, options.license, has_tokenizer)

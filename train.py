@@ -59,7 +59,7 @@ from model.training.device import (
 )
 from model.training.distributed import SINGLE, World, join_world, meet, parsed
 from model.training.optim import learning_rate, make_optimiser, optimiser_step
-from model.training.options import COMPILE_STEPS, MAY_DIFFER, ON_MEMORY, SIZES, Options
+from model.training.options import COMPILE_STEPS, ON_MEMORY, SIZES, Options
 from model.training.state import Diverged, PendingLosses
 from model.training.stop import Stop
 from model.training.watch import Watch
@@ -194,8 +194,9 @@ def train(options: Options, watch: Watch | None = None) -> int:
         if not world.is_main:
             with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
                 return run(options, found, world, choose_device(device_name))
-        with contextlib.nullcontext() if options.plan else own(Path(options.out), options.wait):
-            run_folder.check_free(Path(options.out), options.resume)
+        out = Path(options.out)
+        with contextlib.nullcontext() if options.plan else own(out, options.wait):
+            run_folder.check_free(out, options.resume)
             return run(options, found, world, choose_device(device_name))
 
 
@@ -223,25 +224,21 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
     work = plan.Work(0, steps, blocks_per_step, options.block_size, options.eval_every)
     folder = None if sample and sample.temporary else corpus
     report.print_corpus(None if options.corpus == DEMO else options.corpus, folder, len(held_out))
-    report.print_run(work, available, sample.counted if sample else "counted", runtime, world.size)
+    report.print_run(work, available, sample.estimate if sample else "", runtime, world.size)
     masking = Masking(tokenizer, options.masking, numpy.array(blocks.manifest["token_counts"]))
     validation = validation_batches(held_out, Masking(tokenizer), VALIDATION_BLOCKS)[world.rank :: world.size]
 
     # ---- a new run, or one to resume
-    if world.is_main:
-        inputs = {"teacher": fingerprint(teacher) if teacher else None}
-        inputs |= {"corpus": blocks.hashes()} if sample is None or sample.share == 1 else {}
-        identity = {"options": asdict(options), "inputs": inputs}
-        stored = run_folder.read_run(out, warn)
-        if stored is not None:
-            run_folder.check_same_run(out, stored, identity, MAY_DIFFER)
-            if not sample:
-                run_folder.write_run(out, stored)  # if it was lost
+    inputs = {"teacher": teacher and fingerprint(teacher), "tokenizer": tokenizer.sha256(), "corpus": blocks.hashes()}
+    inputs["student"] = fingerprint(student) if options.student else None  # of which the run began
+    if sample and sample.share != 1:
+        del inputs["corpus"]
+    identity = {"options": asdict(options), "inputs": inputs}
+    stored = run_folder.find_run(out, identity) if world.is_main else None
+    if stored and not sample:
+        run_folder.write_run(out, stored)  # if it was lost
     finished = run_folder.is_finished(out, steps, warn)
-    if world.size > 1:
-        models = {"teacher": teacher and fingerprint(teacher), "student": fingerprint(student)}
-        data = {"tokenizer": tokenizer.sha256(), "corpus": blocks.hashes(), "finished run in --out": finished}
-        world.compare({**models, **data, "precision": runtime.precision})
+    world.compare({**inputs, "finished run in --out": finished, "precision": runtime.precision})
     if finished:
         say(f"\nThe run in {out} is finished. More --steps extend it; another --out begins a new one.")
         return 0
@@ -251,8 +248,11 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
     distiller = Distiller(student.train(), teacher, settings, runtime).to(device)
     optimiser, scaler = make_optimiser(distiller, options.lr, options.weight_decay), runtime.grad_scaler()
     state = run_state.resume(out, distiller, optimiser, scaler, runtime)
+    if state.schedules[-1:] != (steps,):
+        state.schedules += (steps,)
     world.reach(state.step)
-    world.compare({"checkpoint": run_state.checkpoint_hash(out, state.step), "compiled": runtime.compiled})
+    if world.size > 1:
+        world.compare({"checkpoint": run_state.checkpoint_hash(out, state.step), "compiled": runtime.compiled})
     if world.is_main and not sample:
         run_folder.write_run(out, identity)
         run_folder.restore_best(out, state)
@@ -270,6 +270,7 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
     flops = training_flops(student.config, teacher and teacher.config, options.block_size, CHOSEN)
     peak = peak_tokens_per_second(runtime, world.size, flops)
     about = {"options": asdict(found), "runtime": runtime.to_json(), "versions": versions()}
+    about["schedules"] = list(state.schedules)
     about |= origins(found, ("teacher", "student"), blocks.manifest["sources"])
 
     def validate_now() -> dict[str, float]:
@@ -340,8 +341,9 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
                 if validates:
                     logger.begin(f"the validation after step {step}")
                     record["held_out"] = validate_now()
-                    own = about if world.is_main else {}
-                    run_folder.keep_best(out, student, tokenizer, state, record["held_out"], own)
+                    run_folder.keep_best(
+                        out, student, tokenizer, state, record["held_out"], about if world.is_main else {}
+                    )
                 state.metrics_bytes = logger.log(
                     record, work._replace(first=step).seconds(state.seconds / step, state.validation_seconds)
                 )

@@ -19,7 +19,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
 
 from .cli import MB, DataError
@@ -44,6 +44,7 @@ from .formats import (
 
 CHUNK = 1 << 16
 SPOOL_BYTES = 8 << 30
+MAX_RATIO, SMALL = 100, 10**8  # of a copied stream to its compressed bytes, if it has more bytes than SMALL
 MAX_LAYERS = 6  # of archives and compressions in one another
 MAX_HEADER = 1 << 20  # bytes of an extended tar header
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.HeaderError)
@@ -75,9 +76,12 @@ class Stream(io.BufferedIOBase):
     Damage (a truncated archive, a wrong checksum) is one of DAMAGE; read1() raises it after all bytes before it.
     """
 
-    def __init__(self, source, size: int = 0):
-        """source: anything with read1(). size: in bytes, as an archive declares it; 0 if unknown."""
-        self.source, self.size, self.head, self.damage = source, size, bytearray(), None
+    def __init__(self, source, size: int = 0, packed: Callable[[], int] | None = None):
+        """source: anything with read1(). size: in bytes, as an archive declares it; 0 if unknown.
+        packed: the compressed bytes that were read for it so far, None if it is not compressed.
+        """
+        self.source, self.size, self.packed, self.taken = source, size, packed, 0
+        self.head, self.damage = bytearray(), None
 
     def readable(self) -> bool:
         return True
@@ -111,7 +115,9 @@ class Stream(io.BufferedIOBase):
         """At most `size` bytes; none at the end or at damage, which is kept."""
         if self.damage is None:
             try:
-                return self.source.read1(size)
+                found = self.source.read1(size)
+                self.taken += len(found)
+                return found
             except DAMAGE as error:
                 if isinstance(error, OSError) and error.errno is not None:
                     raise  # from the disk
@@ -141,7 +147,8 @@ def unwrapped(stream: Stream, name: str, layers: tuple[str, ...]) -> Iterator[Me
     elif form == ZIP:
         yield from zip_members(stream, name, layers)
     else:
-        yield from unwrapped(Stream(inner_stream(stream, form, name)), name, (*layers, form))
+        packed = None if form in ENCODINGS else lambda: stream.taken
+        yield from unwrapped(Stream(inner_stream(stream, form, name), packed=packed), name, (*layers, form))
 
 
 def inner_stream(stream: Stream, form: str, name: str):
@@ -278,7 +285,8 @@ def zip_members(stream: Stream, name: str, layers: tuple[str, ...]) -> Iterator[
             else:
                 with zip_errors():
                     content = archive.open(info)
-                yield from unwrapped(Stream(content, info.file_size), label, (*layers, ZIP))
+                found = Stream(content, info.file_size, packed=lambda size=info.compress_size: size)
+                yield from unwrapped(found, label, (*layers, ZIP))
 
 
 @contextlib.contextmanager
@@ -320,7 +328,7 @@ def random_access(stream: Stream, name: str) -> Iterator[BinaryIO]:
     """The stream's bytes as a file that can be read at any place: the file itself, or a copy of a stream.
 
     stream: at its beginning. Raises DataError above SPOOL_BYTES or the free space, where possible before anything is
-    written.
+    written, and for what unpacks to more than MAX_RATIO times its size: Parquet and zip archives hardly compress.
     """
     if isinstance(stream.source, io.BufferedReader) and stream.source.seekable():
         stream.source.seek(0)
@@ -335,6 +343,10 @@ def random_access(stream: Stream, name: str) -> Iterator[BinaryIO]:
         while chunk := stream.read1(CHUNK):
             if max(stream.size, copy.tell() + len(chunk)) > limit:
                 raise DataError(f"{too_large}. Unpack it first.")
+            if stream.packed and max(stream.size, copy.tell()) > max(SMALL, MAX_RATIO * stream.packed()):
+                raise DataError(
+                    f"{name} unpacks to more than {MAX_RATIO} times its size. Unpack it first, if you trust it."
+                )
             copy.write(chunk)
         copy.seek(0)
         yield copy

@@ -1,5 +1,6 @@
 """Text that train.py is given as its corpus: prepared once into a cache, or a sample of it for an estimate."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ from .corpus.documents import documents
 from .corpus.files import Candidate, corpus_files, find_sources
 from .corpus.parts import STDIN, errors_in, read_parts
 from .corpus.shards import FORMAT, MANIFEST, lost_file, read_manifest
+from .locks import locked
 from .prepare import Options, check_has_text, prepare, print_summary
 from .tokenizer import Tokenizer
 
@@ -35,16 +37,24 @@ def prepared_folder(paths: Sequence[str], tokenizer: Tokenizer, cache: str) -> P
     paths = [demo.write_texts(cache)] if is_demo else paths
     files = text_files(paths)
     folder = cache_folder(files, tokenizer, cache, is_demo)
-    try:
-        manifest = read_manifest(folder)
-    except DataError as error:
-        warn(f"{error} This one is in the cache, and is prepared again now.")
-        (folder / MANIFEST).unlink()
-        manifest = None
-    if manifest is None or lost_file(folder, manifest):
+    if not is_complete(folder):
         settings = dict(tokenizer=str(tokenizer.path), out=str(folder), workers=1, wait=True, held_out=HELD_OUT)
         print_summary(prepare(Options(tuple(paths), **settings), tokenizer, files))
     return folder
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether the cache has the corpus with all its shards.  A damaged manifest is removed, after a warning."""
+    with contextlib.suppress(DataError):
+        manifest = read_manifest(folder)
+        return manifest is not None and lost_file(folder, manifest) is None
+    with locked(folder, wait=True):  # another process may have mended it meanwhile
+        try:
+            read_manifest(folder)
+        except DataError as error:
+            warn(f"{error} This one is in the cache, and is prepared again now.")
+            (folder / MANIFEST).unlink()
+    return False
 
 
 def is_prepared(paths: Sequence[str]) -> bool:
@@ -83,7 +93,7 @@ class Sample(NamedTuple):
 
     folder: Path
     share: float | None  # of the corpus's bytes; None if the text is not from the corpus
-    counted: str  # how the size of the corpus was found, for a message
+    estimate: str  # from what the size of the corpus was found, for a message; "" if it was counted
     temporary: tempfile.TemporaryDirectory | None = None  # removed with this object
 
 
@@ -94,22 +104,22 @@ def sample_folder(paths: Sequence[str], tokenizer: Tokenizer, cache: str) -> Sam
     Raises DataError.
     """
     if is_prepared(paths):
-        return Sample(Path(paths[0]), 1.0, "counted")
+        return Sample(Path(paths[0]), 1.0, "")
     temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     place = Path(temporary.name)
     files = text_files([demo.write_texts(place)] if paths == DEMO else paths)
     folder = cache_folder(files, tokenizer, cache, paths == DEMO)
     if (folder / MANIFEST).exists():
-        return Sample(folder, 1.0, "counted")
+        return Sample(folder, 1.0, "")
     if any(file.remote for file in files):
         size = sum(file.remote.size if file.remote else os.path.getsize(file.name) for file in files)
-        path, share, counted = demo.write_texts(place), None, f"{size / MB:,.1f} MB in {len(files):,} files"
+        path, share, estimate = demo.write_texts(place), None, f"{size / MB:,.1f} MB in {len(files):,} files"
     else:
         path, done, total = write_sample(files, place)
-        share, counted = done / max(total, 1), f"estimated from {done / MB:,.1f} of {total / MB:,.1f} MB"
+        share, estimate = done / max(total, 1), f"estimated from {done / MB:,.1f} of {total / MB:,.1f} MB"
     settings = dict(tokenizer=str(tokenizer.path), out=str(place / "tokens"), workers=1, held_out=HELD_OUT)
     prepare(Options((str(path),), **settings), tokenizer)
-    return Sample(place / "tokens", share, f"{counted}; to be prepared into {folder}", temporary)
+    return Sample(place / "tokens", share, f"{estimate}; to be prepared into {folder}", temporary)
 
 
 def write_sample(files: Sequence[Candidate], place: Path) -> tuple[Path, float, int]:

@@ -21,8 +21,9 @@ from .versions import version_line
 
 T = TypeVar("T")
 MB = 1e6
-NO_MEMORY = re.compile(  # in messages of PyTorch, CUDA and Python's threads
-    r"out of memory|not enough memory|can't allocate memory|alloc_failed|bad_alloc|start new thread", re.IGNORECASE
+NO_MEMORY = re.compile(  # in messages of PyTorch, CUDA, the kernel and Python's threads
+    r"out of memory|not enough memory|can('t|not) allocate memory|alloc_failed|bad_alloc|start new thread",
+    re.IGNORECASE,
 )
 SYNONYMS = {  # names that other projects give to an option
     "accumulate": ("gradient-accumulation-steps", "grad-accum"),
@@ -83,13 +84,13 @@ def run_command(
     except (DataError, OptionError, *user_errors) as error:
         print(f"{name}: {error}", file=sys.stderr)
         status = getattr(error, "exit_status", 2)
-    except OSError as error:  # a full disk, a folder without permission
-        print(f"{name}: {error.filename or 'a file'}: {error.strerror or error}.", file=sys.stderr)
-        status = 2
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+    except (MemoryError, RuntimeError, OSError) as error:
+        if is_out_of_memory(error):
+            print(f"{name}: out of memory: {first_line(error)}. {on_memory}".rstrip(), file=sys.stderr)
+        elif isinstance(error, OSError):  # a full disk, a folder without permission
+            print(f"{name}: {error.filename or 'a file'}: {error.strerror or error}.", file=sys.stderr)
+        else:
             raise
-        print(f"{name}: out of memory: {first_line(error)}. {on_memory}".rstrip(), file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted{on_interrupt and '; '}{on_interrupt}.", file=sys.stderr)
@@ -98,8 +99,8 @@ def run_command(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of the machine or of a GPU: Python's and NumPy's MemoryError, and PyTorch's RuntimeErrors of this kind."""
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error))))
+    """Of the machine or of a GPU: a MemoryError, or an error of PyTorch, safetensors or the kernel that says so."""
+    return isinstance(error, MemoryError) or bool(NO_MEMORY.search(str(error)))
 
 
 def first_line(error: BaseException) -> str:
@@ -194,6 +195,11 @@ def did_you_mean(word: str, names: Iterable[str], prefix: str = "") -> str:
     return f" Did you mean {prefix}{names[close[0]]}?" if close else ""
 
 
+def count(number: int, noun: str) -> str:
+    """1 validation, 2 validations."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def any_of(names: Sequence[str]) -> str:
     return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
@@ -271,7 +277,10 @@ def check_bounds(options) -> None:
             check(value != "", f"{dashed(field.name)} is empty.")
             if value is not None and bounds:
                 words = {"least": "at least", "above": "above", "most": "at most", "below": "below"}
-                wanted = " and ".join(f"{words[word]} {bound:g}" for word, bound in bounds.items())
+                wanted = " and ".join(
+                    f"{words[word]} {f'{bound:,}' if isinstance(bound, int) else f'{bound:g}'}"
+                    for word, bound in bounds.items()
+                )
                 check(within(value, **bounds), f"{dashed(field.name)} must be {wanted}, not {shown(value)}.")
 
 

@@ -47,11 +47,14 @@ def locked(folder: str | Path, wait: bool = False) -> Iterator[None]:
     path = Path(folder) / LOCK
     handle = take(path, wait)
     try:
-        os.truncate(handle, 0)
-        os.pwrite(handle, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk: the lock holds without them
+            os.truncate(handle, 0)
+            os.pwrite(handle, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
         yield
     finally:
-        path.unlink(missing_ok=True)  # before it is released: take() notices that its file has lost its name
+        with contextlib.suppress(OSError):  # a folder that cannot be written any more
+            if is_at(handle, path):  # not if the folder was moved meanwhile, and another is in its place
+                path.unlink()  # before it is released: take() notices that its file has lost its name
         os.close(handle)
 
 
@@ -73,6 +76,9 @@ def take(path: Path, wait: bool) -> int:
                 waiting = True
                 time.sleep(POLL)
             elif is_at(handle, path):
+                if os.fstat(handle).st_nlink > 1:  # a hard link: the file has another name, and stays as it is
+                    path.unlink()
+                    continue
                 stack.pop_all()
                 return handle
 
@@ -85,6 +91,7 @@ def lock(handle: int, path: Path) -> bool:
         return is_only_looked_at(handle) and lock(handle, path)
     except OSError as error:
         if error.errno not in UNSUPPORTED:
+            error.filename = str(path)
             raise
         warn(f"the file system of {path.parent} has no locks: take care that only one process writes there.")
     return True

@@ -22,7 +22,7 @@ def new_file(path: Path) -> BinaryIO:
 
 def write_file(path: Path, content: bytes | memoryview) -> None:
     """Writes a file completely, or not at all.  Raises OSError."""
-    partial = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.partial")  # of two processes, each its own
+    partial = path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.partial")  # of two processes, each its own
     try:
         with partial.open("xb") as file:
             file.write(content)

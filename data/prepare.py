@@ -27,12 +27,11 @@ from pathlib import Path
 import numpy
 
 from .cli import DataError, OptionError, Progress, check_bounds, dashed, option, parse_options, run_command, warn
-from .corpus.documents import NOT_UTF8
 from .corpus.duplicates import SeenHashes, drop_duplicates
 from .corpus.encode import EncodedPart, Rules, encode_parts
 from .corpus.files import Candidate, check_field, corpus_files, find_sources
 from .corpus.layout import BLANK, BLANK_WRAPPED, LINE, WRAPPED
-from .corpus.parts import Part, Position, Source, read_parts
+from .corpus.parts import NOT_UTF8, Part, Position, Source, read_parts
 from .corpus.shards import (
     BLOCKS,
     DOCUMENTS,
@@ -48,7 +47,7 @@ from .corpus.shards import (
 )
 from .download.datasets import FETCHED, fetched, remove_fetched
 from .download.models import fetch_models
-from .formats import CONVERT
+from .formats import COMPRESSED, CONVERT, promised
 from .locks import WAIT_HELP, locked
 from .outputs import remove_tree, write_file
 from .tokenizer import FILE_NAME, Tokenizer
@@ -139,7 +138,7 @@ def prepare(options: Options, tokenizer: Tokenizer | None = None, files: Sequenc
         with locked(folder, options.wait):
             new = new_manifest(tokenizer, sources, notes, options)
             manifest = open_or_new(folder, new)
-            if lost := lost_file(folder, manifest):
+            if lost := lost_file(folder, manifest) or lost_seen(folder, manifest, options.duplicates_mb):
                 warn(f"{lost} is missing or damaged: the corpus is prepared again, to the same bytes.")
                 remove_all(folder)
                 manifest = new
@@ -332,14 +331,21 @@ def write_shards(folder: Path, manifest: dict, sources: list[Source], tokenizer:
 
 
 def load_seen(folder: Path, shards: int, megabytes: int) -> SeenHashes:
-    """The hashes of the paragraphs in so many finished shards.  Raises DataError if their file is damaged."""
+    """The hashes of the paragraphs in so many finished shards."""
     seen = SeenHashes(megabytes)
     if shards:
-        path = folder / SEEN.format(shards - 1)
-        if not path.is_file() or path.stat().st_size != seen.table.nbytes:
-            raise DataError(f"{path} is missing or damaged. Remove {folder} and prepare the corpus again.")
-        seen.table[:] = numpy.fromfile(path, numpy.uint64)
+        seen.table[:] = numpy.fromfile(folder / SEEN.format(shards - 1), numpy.uint64)
     return seen
+
+
+def lost_seen(folder: Path, manifest: dict, megabytes: int) -> Path | None:
+    """The file that load_seen() is going to read, if it is missing or has another size."""
+    shards = len(manifest["shards"][TRAIN])
+    if "position" not in manifest or not megabytes or not shards:
+        return None
+    path = folder / SEEN.format(shards - 1)
+    is_whole = path.is_file() and path.stat().st_size == SeenHashes(megabytes).table.nbytes
+    return None if is_whole else path
 
 
 def save_seen(folder: Path, number: int, seen: SeenHashes) -> None:
@@ -375,11 +381,14 @@ def print_summary(manifest: dict) -> None:
         parts = {"corpus": parts[TRAIN] + parts[HELD_OUT]}
     for part, shards in parts.items():
         tokens, count = sum(shard["tokens"] for shard in shards), sum(shard["documents"] for shard in shards)
-        print(f"{part:9} {tokens:,} tokens in {count:,} documents, {len(shards)} shards")
+        kept = f"{count:,} document{'s' * (count != 1)}, {len(shards)} shard{'s' * (len(shards) != 1)}"
+        print(f"{part:9} {tokens:,} tokens in {kept}")
     if manifest["hold_out"] == BLOCKS:
         share = manifest["options"]["held_out"]
         print(f"held-out  {share:.1%} of the blocks, as the documents are too few to hold out whole ones")
-    kinds = (f"{LAYOUTS.get(kind, kind)} ({count} files)" for kind, count in manifest["read_as"].items())
+    kinds = (
+        f"{LAYOUTS.get(kind, kind)} ({count:,} file{'s' * (count != 1)})" for kind, count in manifest["read_as"].items()
+    )
     print(f"read as   {', '.join(kinds)}")
     if manifest["counts"]:
         print(f"note      {format_counts(manifest['counts'])}")
@@ -389,9 +398,10 @@ def print_summary(manifest: dict) -> None:
         warn(format_damage(damage))
     for name, (lost, lines) in manifest["lost_lines"].items():
         found = f"{lost:,} of the {lines:,} lines of {name} ({lost / lines:.1%}) are not UTF-8, and were dropped."
-        warn(
-            f"{found} If the file is in another encoding, convert it: {CONVERT} {shlex.quote(name)} > NEW, and use NEW."
-        )
+        cure = f"convert it: {CONVERT} {shlex.quote(name)} > NEW, and use NEW"
+        if not os.path.isfile(name) or {*promised(name)}.intersection(COMPRESSED):  # in an archive, on the hub
+            cure = f"unpack it, convert it with {CONVERT}, and use that"
+        warn(f"{found} If the file is in another encoding, {cure}.")
 
 
 def format_counts(counts: dict) -> str:
@@ -408,4 +418,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_command("data.prepare", main, on_interrupt="the same command resumes after the last finished shard")
+    again = "the same command resumes after the last finished shard"
+    on_memory = f"Use fewer --workers or a smaller --duplicates-mb; with the same options, {again}."
+    run_command("data.prepare", main, on_interrupt=again, on_memory=on_memory)

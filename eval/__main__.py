@@ -28,6 +28,8 @@ from data.versions import version_line
 from model import ModelError
 from model.training.state import Diverged
 
+ON_MEMORY = "Use smaller batches (--batch-tokens, --step-tokens or --batch-size), if this command has them."
+
 
 def main(arguments: list[str]) -> int | None:
     """Runs a command with the rest of the arguments -> its exit status.  Raises OptionError for an unknown command."""
@@ -72,4 +74,4 @@ def main(arguments: list[str]) -> int | None:
 
 
 if __name__ == "__main__":
-    run_command("python -m eval", partial(main, sys.argv[1:]), ModelError, Diverged)
+    run_command("python -m eval", partial(main, sys.argv[1:]), ModelError, Diverged, on_memory=ON_MEMORY)

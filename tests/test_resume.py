@@ -291,6 +291,7 @@ def test_a_finished_run_is_extended(place, whole, tmp_path):
     for _ in range(9):
         run(place, other, steps=12, max_hours=AT_ONCE)
     assert_same_run(other, out)
+    assert [provenance(each)["schedules"] for each in (whole(), out, other)] == [[8], [8, 12], [8, 12]]
     assert_refused(place, other, "with different --steps")
     assert "is finished" in run(place, other, steps=12).stdout
 
@@ -311,6 +312,42 @@ def test_a_lost_or_truncated_student_is_written_again_from_the_last_checkpoint(p
     result = run(place, out)
     assert "It is written again from the last checkpoint." in result.stderr and "is finished" not in result.stdout
     assert_same_run(out, whole())
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 100], ids=["empty", "no .safetensors"])
+def test_a_damaged_student_is_not_a_finished_run(place, whole, tmp_path, content):
+    out = shutil.copytree(whole(), tmp_path / "out")
+    (out / "student.safetensors").write_bytes(content)
+    assert "It is written again from the last checkpoint." in run(place, out).stderr
+    assert_same_run(out, whole())
+
+
+def test_a_damaged_best_student_is_written_again(place, whole, half):
+    best = half / "best.safetensors"
+    run(place, half, max_hours=AT_ONCE)  # the first validation
+    content = weights(half, "best")
+    best.write_bytes(best.read_bytes()[:2000])
+    result = run(place, half, max_hours=AT_ONCE)
+    assert f"warning: {best} is damaged, and is written again from" in result.stderr
+    assert weights(half, "best") == content
+
+
+def test_a_checkpoint_that_cannot_be_read_at_the_moment_is_not_damaged(place, half, monkeypatch):
+    """It would be skipped, and deleted with the next checkpoint."""
+    locked, full = PermissionError(13, "Permission denied", "state.json"), MEMORY_ERRORS[2]
+    for name, error, message in (
+        ("model.training.run_state.sha256", locked, "train.py: state.json: Permission denied."),
+        ("model.training.run_state.read_safetensors", MemoryError(), "train.py: out of memory: "),
+        ("torch.optim.AdamW.load_state_dict", full, "train.py: out of memory: "),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(name, mock.Mock(side_effect=error))
+            assert_refused(place, half, message)
+
+
+def test_inputs_may_be_named_otherwise(place, half):
+    names = dict(teacher=f"{place}/./teacher.safetensors", corpus=f"{place}/../{place.name}/corpus.txt")
+    assert "resumed   after step 3" in run(place, half, **names, max_hours=AT_ONCE).stdout
 
 
 def test_smaller_micro_batches_of_the_same_step_resume(place, whole, half):

@@ -201,7 +201,7 @@ def test_what_is_read_before_the_first_step_and_at_the_end(place):
         "run       6 steps on cpu, fp32, ",
     ):
         assert words in block
-    assert re.search(r"tokens    64 a step, 384 in all: [\d.]+ epochs of \d+ blocks of 32, counted", block)
+    assert re.search(r"tokens    64 a step, 384 in all: [\d.]+ epochs of \d+ blocks of 32\n", block)
     assert re.search(r"time      about \d+ seconds?, until \d\d:\d\d: \S+ s a step, 3 validations\ndisk   ", block)
     best = provenance(place / "out", "best")["step"]
     for words in (

@@ -20,10 +20,18 @@ def replace_corpus(content, encoding="utf-8"):
     return lambda folder: (folder / "corpus.txt").write_text(content, encoding)
 
 
-OUT_OF_BOUNDS = {"steps": (-1, "at least 1"), "batch_size": (0, "at least 1"), "accumulate": (0, "at least 1")}
+OUT_OF_BOUNDS = {
+    "steps": (-1, "at least 1 and at most 1,000,000,000, not -1"),
+    "batch_size": (0, "at least 1"),
+    "accumulate": (0, "at least 1"),
+}
 OUT_OF_BOUNDS |= {"block_size": (1, "at least 3"), "lr": ("nan", "at least"), "temperature": (0, "at least 0.01")}
 OUT_OF_BOUNDS |= {"warmup": (1.5, "at least 0 and at most 1"), "dropout": (1, "at least 0 and at most 0.9")}
-OUT_OF_BOUNDS |= {"weights": ([-1, 1, 1], "at least 0"), "chunk_mb": (0, "at least 1"), "seed": (2**64, "")}
+OUT_OF_BOUNDS |= {
+    "weights": ([-1, 1, 1], "at least 0"),
+    "chunk_mb": (0, "at least 1"),
+    "seed": (2**64, "at least 0 and at most 4,611,686,018,427,387,904, not"),
+}
 OUT_OF_BOUNDS |= {"epochs": (0, "at least")}
 OUT_OF_BOUNDS |= {"num_layers": (10**9, ""), "hidden_size": (10**9, ""), "num_heads": (0, "at least 1")}
 WRONG_OPTIONS = {
@@ -60,7 +68,7 @@ WRONG_OPTIONS = {
     "769 / 12": (SIZES | dict(hidden_size=769, num_heads=12), "769 must be divisible by num_heads 12"),
     "a size with a teacher": (dict(hidden_size=64), "--hidden-size needs --teacher none"),
     "a device of another PyTorch": (dict(device="hpu"), "--device hpu is not available"),
-    "an unknown device": (dict(device="abacus"), "--device abacus is not available"),
+    "an unknown device": (dict(device="abacus"), "--device must be auto, cpu, cuda, cuda:1, …, not 'abacus'"),
     "an unknown precision": (dict(precision="fp8"), "--precision must be auto, fp32, bf16 or fp16"),
     "an unknown direction": (dict(direction="reverse"), "--direction must be"),
     "an unknown option": (dict(colour="red"), "There is no option --colour"),

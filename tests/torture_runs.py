@@ -38,7 +38,6 @@ limit = pages * resource.getpagesize() + int(sys.argv.pop(1)) * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 run_command("train.py", train.main, ModelError, train.Diverged, on_memory=train.ON_MEMORY)
 """
-STEP = re.compile(r"step +(\d+)/")
 
 
 def start(place: Path, out: Path, chance: random.Random, **options) -> Command:
@@ -133,39 +132,35 @@ def lost(place: Path) -> None:
 
 
 def ranks(place: Path, number: int = 20) -> None:
-    """A rank is killed, or stopped for a while or for ever: the rest says so and ends, and the command goes on."""
-    chance = random.Random(2)
-    settings = LONGER | dict(
-        accumulate=4, steps=60 * number, log_every=1, checkpoint_every=2, eval_every=0, compile="off"
-    )
+    """A rank is killed, or stopped for a while or for ever: the others say so and end, and the command goes on."""
+    chance, counts = random.Random(2), dict(killed=0, stopped=0, continued=0)
+    settings = LONGER | dict(accumulate=4, steps=60 * number, log_every=1, checkpoint_every=2, eval_every=0)
     whole, out = place / "whole-of-ranks", place / "ranks"
     train_runs.run(place, out=whole, **settings)
-    done = 0
-    counts = dict(killed=0, stopped=0, resumed=0)
-    while not (out / "student.safetensors").exists():
+    while sum(counts.values()) < number:
         size = chance.choice([2, 4])
-        words = arguments(place, out=out, timeout=60, **settings)
-        with Command(*TORCHRUN, size, "train.py", *words) as command:
-            if done < number:
-                command.wait_for("step ")
-                time.sleep(chance.uniform(0, 3))
-                victim = chance.choice(sorted(ranks_of(command.pid).items()))
-                how = chance.choice(["killed", "stopped", "resumed"])
-                counts[how] += 1
-                done += 1
-                os.kill(victim[1], signal.SIGKILL if how == "killed" else signal.SIGSTOP)
-                if how == "resumed":
-                    time.sleep(chance.uniform(0, 40))
-                    os.kill(victim[1], signal.SIGCONT)
-                    time.sleep(5)
-                    command.send_signal(signal.SIGTERM)
-            status = command.end(600)
-        own = [line for line in command.output.splitlines() if "torch" not in line and "elastic" not in line]
-        print(f"{done}: {size} ranks, rank {victim[0]} {how}: status {status}; steps {steps_kept(out)}", flush=True)
-        print(
-            "\n".join(f"    {line}" for line in own if "has not answered" in line or "answers again" in line),
-            flush=True,
-        )
+        with Command(*TORCHRUN, size, "train.py", *arguments(place, out=out, timeout=40, **settings)) as command:
+            command.wait_for("step ")
+            time.sleep(chance.uniform(0, 3))
+            rank, pid = chance.choice(sorted(ranks_of(command.pid).items()))
+            how, begun = chance.choice(list(counts)), time.monotonic()
+            os.kill(pid, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+            counts[how] += 1
+            command.wait_for("has died." if how == "killed" else "has not answered since step")
+            said = time.monotonic() - begun
+            if how == "continued":
+                os.kill(pid, signal.SIGCONT)
+                command.wait_for("answers again")
+                command.send_signal(signal.SIGTERM)
+            elif how == "stopped":
+                command.wait_for("The same command resumes after step")
+                os.kill(pid, signal.SIGKILL)  # torchrun would, half a minute later
+            assert command.end(120) != 0
+        assert f"rank {rank} on host" in command.output and said < 30, command.output
+        assert ("Stopped after step" in command.output) == (how == "continued"), command.output
+        print(f"{counts}: rank {rank} of {size}, said after {said:.0f} s; step {steps_kept(out)[-1]}", flush=True)
+    with Command(*TORCHRUN, 2, "train.py", *arguments(place, out=out, **settings)) as command:
+        assert command.end(600) == 0, command.output
     print(f"ranks: {counts}, {weights(out)}", flush=True)
     assert_close_runs(out, whole)
 

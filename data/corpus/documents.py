@@ -9,10 +9,9 @@ import numpy
 
 from ..formats import JSON_LINES
 from .layout import BLANK_WRAPPED, LINE, WRAPPED, join_wrapped
-from .parts import ROWS, Part
-from .rows import text_of
+from .parts import NOT_UTF8, ROWS, Part
+from .rows import text_of, without_surrogates
 
-NOT_UTF8 = "lines that are not UTF-8"  # in the counts
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # Unicode's category Cc without tab and line ends
 BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 IS_CONTROL = numpy.array([byte < 0x80 and bool(CONTROL.match(chr(byte))) for byte in range(256)])  # ASCII only
@@ -94,4 +93,4 @@ def json_texts(text: str, field: str | None, counts: Counter) -> Iterator[str]:
         if value is None:
             counts["JSON lines without a text"] += 1
         else:
-            yield normalise_line_ends(value)
+            yield normalise_line_ends(value if value.isascii() else without_surrogates(value))

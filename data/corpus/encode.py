@@ -20,7 +20,7 @@ import numpy
 from ..cli import DataError
 from ..tokenizer import Tokenizer
 from .documents import documents
-from .parts import Part
+from .parts import NOT_UTF8, Part
 
 
 class Rules(NamedTuple):
@@ -44,7 +44,7 @@ class EncodedPart(NamedTuple):
     hashes: numpy.ndarray  # text_hash of each paragraph, 0 for each </s>; empty without hash_paragraphs
     counts: Counter
     origin: Part  # without its content
-    lines: int  # of plain text or JSON lines
+    lines: int  # or rows
 
 
 def encode_part(part: Part, tokenizer: Tokenizer, rules: Rules) -> EncodedPart:
@@ -81,8 +81,10 @@ def encode_part(part: Part, tokenizer: Tokenizer, rules: Rules) -> EncodedPart:
 
 
 def count_lines(part: Part) -> int:
-    """0 for rows, which have no lines."""
-    return len(part.content.splitlines()) if isinstance(part.content, bytes) else 0
+    """Also rows: those with a text, and those whose text is not UTF-8."""
+    if isinstance(part.content, bytes):
+        return len(part.content.splitlines())
+    return len(part.content) + part.counts.get(NOT_UTF8, 0)
 
 
 def text_hash(text: str) -> int:

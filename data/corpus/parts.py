@@ -36,6 +36,7 @@ PART_BYTES = 4 << 20  # a part ends with the first document that ends after this
 MAX_DOCUMENT_BYTES = 16 << 20  # longer documents are split
 ROWS = (JSON, PARQUET, ARROW_FILE, ARROW_STREAM, TABLE)  # of which the text of each row is read
 NO_END = -1
+NOT_UTF8 = "lines that are not UTF-8"  # in the counts; also rows
 LINE_END = re.compile(rb"\n|\r(?!\n)")
 BLANK_LINE = re.compile(rb"(?>\r\n|\n|\r)[ \t]*(?>\r\n|\n|\r)")
 
@@ -310,7 +311,7 @@ def split_document(buffer: bytearray) -> int:
 
 
 def row_parts(
-    file: BinaryIO, kind: Kind, texts: Iterable[str | None], begin: Position, end: Position
+    file: BinaryIO, kind: Kind, texts: Iterable[str | bytes | None], begin: Position, end: Position
 ) -> Iterator[Part]:
     """From an offset in rows.  texts: of each row, see row_texts.  Raises OSError, DataError."""
     rows, row, size, counts, damage = [], 0, 0, Counter(), ""
@@ -321,6 +322,8 @@ def row_parts(
                 continue
             if value is None:
                 counts["rows without a text"] += 1
+            elif isinstance(value, bytes):
+                counts[NOT_UTF8] += 1
             else:
                 rows.append(value)
                 size += len(value)
@@ -333,8 +336,8 @@ def row_parts(
     yield Part(kind.name, rows, end, disk_offset(file, row), dict(counts), damage)
 
 
-def row_texts(member: Member, kind: Kind, field: str | None) -> Iterator[str | None]:
-    """The text of each row, None for a row without.  Raises DataError, RefusedError, and DAMAGE."""
+def row_texts(member: Member, kind: Kind, field: str | None) -> Iterator[str | bytes | None]:
+    """The text of each row, as rows.py has it.  Raises DataError, RefusedError, and DAMAGE."""
     if kind.name == JSON:
         return json_rows(member.stream, field)
     return table_rows(member, kind.table, field) if kind.table else arrow_rows(member, field)

@@ -1,6 +1,7 @@
 """Files of rows to the text of each row: Parquet, Arrow, tables (CSV, tab-separated), JSON arrays and objects.
 
-Each reader yields one value a row, None for a row without a text, and raises one of archives.DAMAGE at damage.
+Each reader yields one value a row: None for a row without a text, bytes for one whose text is not UTF-8. At damage it
+raises one of archives.DAMAGE.
 """
 
 import codecs
@@ -23,7 +24,7 @@ CHUNK_BYTES = 1 << 20
 SPACE_AND_COMMA = re.compile(r"[\s,]*")
 COLUMN_NAME = re.compile(r"[^\W\d][\w.:-]{0,39}( [\w.-]{1,40})?")
 ESCAPED_QUOTE = re.compile(r'\\"(?![",;\t|\r\n])')  # where quotes are doubled, only the end of a cell follows \"
-SURROGATE = re.compile("[\ud800-\udfff]")
+BYTE = re.compile("[\udc80-\udcff]")  # one that is not UTF-8, as "surrogateescape" escapes it
 DELIMITERS, SAMPLE_ROWS = ",\t;|", 200
 
 
@@ -35,21 +36,31 @@ def text_of(value, field: str | None) -> str | None:
     if type(value) is not dict:
         return None
     text = next((value[name] for name in ([field] if field else FIELDS) if name in value), None)
-    return text.encode("utf-8", "replace").decode() if type(text) is str else None  # it may hold half a surrogate pair
+    return text if type(text) is str else None
 
 
-def json_rows(stream: Stream, field: str | None) -> Iterator[str | None]:
+def without_surrogates(text: str) -> str:
+    """JSON may hold half a surrogate pair, \\ud800, which is no character."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def json_rows(stream: Stream, field: str | None) -> Iterator[str | bytes | None]:
     """The text of each value; without a field, strings are texts themselves."""
     for value in json_values(stream):
-        yield text_of({FIELDS[0]: value} if type(value) is str and not field else value, field)
+        text = text_of({FIELDS[0]: value} if type(value) is str and not field else value, field)
+        if text is None or text.isascii():
+            yield text
+        else:
+            yield b"" if BYTE.search(text) else without_surrogates(text)
 
 
 def json_values(stream: Stream) -> Iterator:
     """The elements of arrays, and the other values outside them, one after the other, whatever their line ends.
 
-    Memory holds one value, of at most MAX_VALUE characters.  Raises EOFError for what is not JSON.
+    Memory holds one value, of at most MAX_VALUE characters. Bytes that are not UTF-8 are escaped, see BYTE.
+    Raises EOFError for what is not JSON.
     """
-    decoder, decode = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8")("replace").decode
+    decoder, decode = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
     text, place, in_array, at_end, size = "\ufeff", 1, False, False, CHUNK_BYTES
     while True:
         place = SPACE_AND_COMMA.match(text, place).end()
@@ -81,7 +92,7 @@ def json_values(stream: Stream) -> Iterator:
 # ---- Parquet and Arrow -----------------------------------------------------------------------------------------
 
 
-def arrow_rows(member: Member, field: str | None) -> Iterator[str | None]:
+def arrow_rows(member: Member, field: str | None) -> Iterator[str | bytes | None]:
     """The text column of Parquet or Arrow.  Raises RefusedError, EOFError, DataError if pyarrow is missing."""
     with open_columns(member) as (schema, batches):
         name = find_column(schema.names, field, member.name)
@@ -108,13 +119,13 @@ def check_offsets(column) -> None:
     (column.view(binary) if binary else column).validate(full=True)
 
 
-def column_values(column) -> Iterator[str | None]:
-    """The values of an Arrow column that are strings; None for others, and for those that are not UTF-8."""
+def column_values(column) -> Iterator[str | bytes | None]:
+    """The values of an Arrow column that are strings; None for others, bytes for those that are not UTF-8."""
     try:
         yield from (value if isinstance(value, str) else None for value in column.to_pylist())
     except UnicodeDecodeError:
         if len(column) == 1:
-            yield None
+            yield b""
         else:
             for index in range(len(column)):
                 yield from column_values(column[index : index + 1])
@@ -198,7 +209,7 @@ def is_header(row: list[str]) -> bool:
     return all(map(COLUMN_NAME.fullmatch, names)) and len(set(names)) == len(names)
 
 
-def table_rows(member: Member, table: Table, field: str | None) -> Iterator[str | None]:
+def table_rows(member: Member, table: Table, field: str | None) -> Iterator[str | bytes | None]:
     """The text column of a table.  Raises RefusedError, EOFError."""
     if table.columns is None:
         rows = sample_rows(table, member.stream.peek().decode(errors="replace"), is_whole=False)
@@ -216,11 +227,7 @@ def table_rows(member: Member, table: Table, field: str | None) -> Iterator[str 
     try:
         next(rows)
         for row in filter(None, rows):
-            yield row[index] if len(row) == len(table.columns) and is_unicode(row[index]) else None
+            text = row[index] if len(row) == len(table.columns) else None
+            yield b"" if text and BYTE.search(text) else text
     except csv.Error as error:
         raise EOFError(f"line {rows.line_num}: {error}") from None
-
-
-def is_unicode(text: str) -> bool:
-    """Whether it has no bytes that are not UTF-8, escaped as halves of surrogate pairs."""
-    return text.isascii() or not SURROGATE.search(text)

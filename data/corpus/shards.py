@@ -82,7 +82,7 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> dict | None:
         raise
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):  # DataError is a ValueError
         pass
-    raise DataError(f"{path} is not the manifest of a corpus. If it is damaged, remove {folder} and prepare it again.")
+    raise DataError(f"{path} is not the manifest of a corpus. If it is damaged, remove it, and run data.prepare again.")
 
 
 def lost_file(folder: Path, manifest: dict) -> Path | None:

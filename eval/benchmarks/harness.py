@@ -11,7 +11,9 @@ import multiprocessing
 import os
 import platform
 import re
+import shutil
 import statistics
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -266,6 +268,18 @@ def table(*rows: list[str]) -> str:
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
+
+
+def table_on_screen(*rows: list[str]) -> str:
+    """The same; on a terminal that is narrower than the table, a paragraph for each row."""
+    text, (_, *names) = table(*rows), rows[0]
+    if not sys.stdout.isatty() or text.index("\n") <= shutil.get_terminal_size().columns:
+        return text
+    width = max(map(len, names))
+    return "\n\n".join(
+        "\n".join([first, *(f"  {name:<{width}}  {cell}" for name, cell in zip(names, cells))])
+        for first, *cells in rows[1:]
+    )
 
 
 def ratio(numerator: Row, denominator: Row) -> float:

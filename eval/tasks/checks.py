@@ -13,7 +13,7 @@ from .qa import AnswerSpan, QaTask
 from .regression import ValuePrediction
 from .sequences import LabelPrediction, SequenceTask
 
-SHARED = 0.01  # fraction of a part whose texts may be in another part before it is said; real data sets repeat some
+SHARED = 0.1  # fraction of a part whose texts may be in another part before it is said; real data sets repeat some
 LEAST_ANSWERS = 10  # predictions of which it is said that they are all the same
 
 
@@ -27,7 +27,7 @@ def warn_of_shared_examples(data: Mapping[str, Sequence[Example]]) -> None:
             count = "all" if shared == len(texts[second]) else f"{shared:,} of {len(texts[second]):,}"
             same = " Is it one file?" if texts[first] == texts[second] else ""
             found = f"{count} examples of --{second} are also in --{first}.{same}"
-            warn(f"{found} The figures on --{second} say little about texts that the model has not seen.")
+            warn(f"{found} The figures on --{second} are too good for texts that the model has not seen.")
 
 
 def text_of(example: Example) -> Hashable:
@@ -51,7 +51,7 @@ class Answers:
         """source: of the texts, for the message."""
         if self.count >= LEAST_ANSWERS and len(self.different) == 1 and (answer := next(iter(self.different))):
             found = f"all {self.count:,} predictions on {source} are the same: {answer}."
-            warn(f"{found} The model may have learnt nothing, or --model, --label-map or the input may be wrong.")
+            warn(f"{found} The model may have learnt nothing, or the model, the labels or the input may be wrong.")
 
 
 def answer_of(task: SequenceTask | QaTask, prediction) -> str | None:

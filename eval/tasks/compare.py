@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from numpy import ndarray
 from torch import Tensor
 
+from data import demo
 from data.blocks import Batch, open_blocks, validation_batches
 from data.cache import DEMO, prepared_folder
 from data.cli import DataError, check, check_bounds, dashed, option, parse_options, say, warn
@@ -42,7 +43,7 @@ from model.training.bounds import SEED
 from model.training.device import prepare_models
 from model.training.run_state import hash_json
 
-from ..benchmarks.harness import table
+from ..benchmarks.harness import table_on_screen
 from ..results import check_writable, command_line, provenance, write_json
 from ..validation import VALIDATION_BLOCKS, validate
 from .bootstrap import Metric, bootstrap, difference, ratio
@@ -73,7 +74,7 @@ class Options(InferenceOptions):
     seed: int = option(0, "of the bootstrap resamples", **SEED)
     out: str | None = option(None, "JSON file (default: runs/results/compare-TIME.json)", metavar="FILE")
 
-    teacher: str | None = option(None, "also the agreement with this masked LM", "masked LMs", metavar="MODEL")
+    teacher: str | None = option(None, "also the agreement with this masked LM; or demo", "masked LMs", metavar="MODEL")
     corpus: tuple[str, ...] = option((), CORPUS_HELP, nargs="+", metavar="PATH")
     cache: str = option("runs/corpora", "folder where text given as --corpus is prepared", metavar="FOLDER")
     block_size: int | None = option(None, BLOCK_SIZE_HELP, type=int, least=3, most=10**5)
@@ -107,7 +108,8 @@ def compare_masked_lms(runs: Sequence[Run], options: Options) -> Compared:
     for name in ("task", "test", "label_map"):
         check(not getattr(options, name), f"{dashed(name)} is for fine-tuned models; these are masked LMs.")
     runtime = choose_runtime(options)
-    tokenizer = load_tokenizer(options.tokenizer, *(run.path for run in runs), options.teacher)
+    named = demo.TEACHER if options.teacher == "demo" else options.teacher
+    tokenizer = load_tokenizer(options.tokenizer, *(run.path for run in runs), named)
     corpus, stored = (options.corpus, {}) if options.corpus else corpus_of(runs)
     if corpus != DEMO:
         check_corpus(corpus)
@@ -116,7 +118,7 @@ def compare_masked_lms(runs: Sequence[Run], options: Options) -> Compared:
     blocks, held_out = open_blocks(folder, tokenizer, block_size, stored.get("within_documents") is True)
     batches = validation_batches(held_out, Masking(tokenizer), options.blocks)
     warn_of_other_corpora(runs, hash_json(blocks.hashes()))
-    teacher = options.teacher and load_teacher(options.teacher, MaskedLM, runtime.device)
+    teacher = named and load_teacher(named, MaskedLM, runtime.device)
     if teacher:
         check_vocabulary(teacher.config, tokenizer)
     metrics, of_teacher = [], {}
@@ -272,12 +274,13 @@ def lines_of(runs: Sequence[Run], compared: Compared, found: Sequence[dict[str, 
         lines.append(f"{number}  {printable(run.name)}: {run.kind.__name__}, {run.parameters:,} parameters{same}")
     rows = [[printable(name), *(cell(name, value) for value in values)] for name, values in differing(runs).items()]
     header = ["differs", *map(str, range(1, len(runs) + 1))]
-    lines += ["", table(header, *rows) if rows else "No stored option differs."]
+    lines += ["", table_on_screen(header, *rows) if rows else "No stored option differs."]
     lines += ["", f"Measured on {printable(compared.said)}."]
     for name in [name for name, metric in compared.metrics[0].items() if isinstance(metric, Metric)]:
         lines.append(f"\n{name.replace('_', ' ')}")
-        for number, metrics in enumerate(compared.metrics, 1):
-            line = f"  {number}  {interval(metrics[name]):<28}" if name in metrics else f"  {number}  –"
+        cells = [interval(metrics[name]) if name in metrics else "–" for metrics in compared.metrics]
+        for number, shown in enumerate(cells, 1):
+            line = f"  {number}  {shown:<{max(map(len, cells))}}"
             if number > 1 and (change := found[number - 2].get(name)):
                 line += f"  difference to 1: {interval(change, '+')}{' *' * is_clear(change)}"
             lines.append(line.rstrip())

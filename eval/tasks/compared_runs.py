@@ -9,6 +9,7 @@ from data.download.models import local_path
 from model import Encoder, ModelError, SequenceClassifier
 from model.checkpoints.load import WEIGHTS, load_checkpoint
 from model.checkpoints.native import fingerprint
+from model.checkpoints.provenance import read_provenance
 from model.training.run_state import NAME, RUN, hash_json, step_of
 
 from .run_folders import (
@@ -17,7 +18,6 @@ from .run_folders import (
     dict_in,
     is_number,
     printable,
-    provenance_of,
     read_json,
     run_folder_of,
 )
@@ -45,11 +45,12 @@ def open_run(name: str) -> Run:
     """Reads a model and what is stored beside it.  Raises OptionError, ModelError, DataError."""
     place = local_path(name)
     paths = [name]
-    if place.is_dir() and not any((place / each).is_file() for each in WEIGHTS):
-        if (place / TABLE).is_file():
+    if place.is_dir():
+        has_weights = any((place / each).is_file() for each in WEIGHTS)
+        if (place / TABLE).is_file() and not has_weights:
             examples = " ".join(str(place / "nli" / each) for each in ("teacher", "student"))
             raise OptionError(f"{name} is a folder of table2. Name the models of one task in it, such as {examples}.")
-        paths = [str(path) for path in complete_checkpoints(place)] or paths
+        paths = [name] * has_weights + [str(path) for path in complete_checkpoints(place)] or paths
     for path in paths:
         try:
             model = load_checkpoint(path)
@@ -57,7 +58,7 @@ def open_run(name: str) -> Run:
         except ModelError as error:
             if path == paths[-1]:
                 raise
-            warn(f"{error} The checkpoint before it is taken.")
+            warn(f"{error} A checkpoint of the run is taken instead.")
     if path != name:
         note(f"{name} is not finished: its checkpoint {Path(path).name} is compared.")
     check(not isinstance(model, Encoder), f"{name} is a bare encoder: it has no head that could be compared.")
@@ -71,7 +72,8 @@ def open_run(name: str) -> Run:
 def stored_about(place: Path) -> tuple[dict, dict, dict]:
     """-> the provenance in the model's file, the options of the command that made it, and the other facts"""
     file = next((place / each for each in WEIGHTS if (place / each).is_file()), place) if place.is_dir() else place
-    stored, identity, folder = provenance_of(file), {}, run_folder_of(place)
+    stored = read_provenance(file) if file.is_file() else {}
+    identity, folder = {}, run_folder_of(place)
     if folder is not None:
         try:
             identity = read_json(folder / RUN)
@@ -79,6 +81,7 @@ def stored_about(place: Path) -> tuple[dict, dict, dict]:
             warn(f"{error} The options of {place} are unknown.")
     facts = {"precision": dict_in(stored, "runtime").get("precision")}
     facts |= {name: dict_in(stored, "versions").get(name) for name in ("python", "torch")}
+    facts["schedules"] = stored.get("schedules")  # several if the run was extended
     facts["step"] = step_of(place) if NAME.fullmatch(place.name) else stored.get("step")
     made_from = {name: stored.get(name) for name in ("model", "teacher", "tokenizer", "examples")}  # by finetune
     inputs = known(dict_in(identity, "inputs")) | known(made_from)

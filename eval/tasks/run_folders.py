@@ -6,8 +6,6 @@ import stat
 from pathlib import Path
 
 from data.cli import DataError
-from model import ModelError
-from model.checkpoints.native import read_metadata
 from model.training.run_state import FOLDER, RUN, STUDENT, TENSORS, VALUES, list_checkpoints
 
 RESULTS, MODEL, TABLE = "results.json", "model.safetensors", "table2.json"
@@ -53,15 +51,6 @@ def read_records(path: Path) -> list[dict]:
         except (ValueError, RecursionError):  # the first line is cut where the file is long
             continue
     return [record for record in records if isinstance(record, dict) and is_number(record.get("step"))]
-
-
-def provenance_of(path: Path) -> dict:
-    """How the model in a file of this project was made; {} for a file of another kind or a model that does not say."""
-    try:
-        values = json.loads(read_metadata(path).get("provenance", "null"))
-    except (ModelError, ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}
 
 
 def dict_in(values: dict, *path: str) -> dict:

@@ -17,7 +17,7 @@ from model import ModelError
 from model.checkpoints.native import read_metadata
 from model.training.run_state import FOLDER, METRICS, RUN, STUDENT, list_checkpoints, step_of
 
-from ..benchmarks.harness import table
+from ..benchmarks.harness import table_on_screen
 from .run_folders import (
     MODEL,
     RESULTS,
@@ -115,13 +115,27 @@ def describe(folder: Folder) -> Row | None:
             return describe_finetuning(path, names, running)
         if names & {RUN, STUDENT} or {METRICS, FOLDER} <= names:
             return describe_training(path, names, running)
-    except (DataError, ModelError, OSError) as error:
-        return Row("", running or f"damaged: {printable(error)}")
+    except (DataError, OSError) as error:
+        return Row("", running or f"damaged: {sentence(error, path)}")
     return Row("", f"{running}, nothing written yet") if running and not folder.others else None
 
 
+def sentence(error: Exception, folder: Path) -> str:
+    """An error's message, with the names of files alone: the folder stands beside it."""
+    return printable(str(error).replace(f"{folder}{os.sep}", ""))
+
+
+def is_complete(path: Path) -> bool:
+    """Whether a file of weights was written to its end."""
+    try:
+        read_metadata(path)
+    except ModelError:
+        return False
+    return True
+
+
 def describe_training(path: Path, names: frozenset[str], running: str | None) -> Row:
-    """A run of train.py.  Raises DataError or ModelError if it is damaged."""
+    """A run of train.py."""
     records = read_records(path / METRICS) if METRICS in names else []
     held_out = next((record for record in reversed(records) if dict_in(record, "held_out")), {})
     shown = {"loss": "{:.4f}", "accuracy": "{:.1%}", "pseudo_perplexity": "{:.2f}"}
@@ -133,30 +147,31 @@ def describe_training(path: Path, names: frozenset[str], running: str | None) ->
     try:
         options = dict_in(read_json(path / RUN), "options")
     except DataError as error:
-        options, damage = {}, printable(error)
+        options, damage = {}, sentence(error, path)
     if RUN in names and not options and not damage:
-        damage = f"{path / RUN} holds no options"
+        damage = f"{RUN} holds no options"
     kind = "masked LM" if options.get("teacher") == "none" else "distillation" if options else "training"
     of_all = f" of {options['steps']:,}" if is_number(options.get("steps")) else ""
     last = records[-1]["step"] if records else 0
     if running:
         return Row(kind, f"{running}, step {last:,}{of_all}", figures)
-    if STUDENT in names:
-        read_metadata(path / STUDENT)  # raises if it is not complete
+    if STUDENT in names and is_complete(path / STUDENT):
         return Row(kind, f"finished{f', {damage}' * bool(damage)}", figures)
+    lost = f"{STUDENT} is not complete" if STUDENT in names else ""
     checkpoints = complete_checkpoints(path)
     if checkpoints:
-        state = f"stopped, resumes after step {step_of(checkpoints[0]):,}{of_all}"
+        state = f"stopped, resumes after step {step_of(checkpoints[0]):,}{of_all}{f', {lost}' * bool(lost)}"
         return Row(kind, f"damaged: {damage}" if damage else state, figures)
+    damage = damage or lost
     if list_checkpoints(path / FOLDER):
-        damage = damage or f"no checkpoint in {path / FOLDER} has all of its files"
+        damage = damage or f"no checkpoint in {FOLDER} has all of its files"
     if damage:
         return Row(kind, f"damaged: {damage}", figures)
     return Row(kind, f"stopped at step {last:,}{of_all}, before a checkpoint" if records else "not started", figures)
 
 
 def describe_finetuning(path: Path, names: frozenset[str], running: str | None) -> Row | None:
-    """A folder of finetune, None for another results.json.  Raises DataError or ModelError if it is damaged."""
+    """A folder of finetune, None for another results.json.  Raises DataError if it is damaged."""
     values = read_json(path / RESULTS)
     runs, seeds = values.get("runs"), values.get("seeds")
     if not (isinstance(runs, list) and isinstance(seeds, list) and isinstance(values.get("task"), str)):
@@ -170,8 +185,9 @@ def describe_finetuning(path: Path, names: frozenset[str], running: str | None) 
     if not runs:
         return Row(kind, "not started", figures)
     if MODEL not in names:
-        raise DataError(f"{path / MODEL} is missing.")
-    read_metadata(path / MODEL)
+        raise DataError(f"{MODEL} is missing.")
+    if not is_complete(path / MODEL):
+        raise DataError(f"{MODEL} is not complete.")
     return Row(kind, f"finished, {done}" if len(runs) >= len(seeds) else f"stopped after {done}", figures)
 
 
@@ -215,4 +231,4 @@ def main(arguments: list[str]) -> None:
     rows = [cells(folder, row) for folder in folders_below(root) if (row := describe(folder))]
     if not rows:
         raise DataError(f"There is no run below {root}.")
-    print(table(["run", "kind", "state", "figures", "updated", "size"], *rows))
+    print(table_on_screen(["run", "kind", "state", "figures", "updated", "size"], *rows))

@@ -28,7 +28,7 @@ from data.corpus.files import files_below
 from data.demo.tasks import write_tasks
 from data.download.models import fetch_models
 from data.locks import WAIT_HELP, own
-from data.outputs import make_folder
+from data.outputs import check_folder, make_folder
 from data.tasks import TASKS, Example, QuestionExample
 from data.tasks.contents import is_about, open_member
 from data.tasks.parts import PARTS, in_other_languages, parts_of_files
@@ -314,7 +314,7 @@ def demo_student(folder: Path) -> str:
     path = folder / "student" / "student.safetensors"
     if not path.exists():
         say("Distilling the demo's student with train.py:")
-        make_folder(path.parent)
+        check_folder(path.parent)
         train.train(TrainOptions(out=str(path.parent), cache=str(folder / "corpora"), log_every=50))
     return str(path)
 
@@ -350,21 +350,26 @@ def main(arguments: list[str]) -> None:
     usage = "python -m eval table2 [--teacher PATH --student PATH --data FOLDER] [OPTIONS]"
     options = fetch_models(parse_options(Options, arguments, usage, __doc__), "teacher", "student", "tokenizer")
     check_paths(options, "data")
+    all_data = read_tasks(Path(options.data), options) if options.data else None
     with own(Path(options.out), options.wait):
-        make_table(options, command_line("table2", arguments))
+        make_table(all_data, options, command_line("table2", arguments))
 
 
-def make_table(options: Options, command: str) -> None:
-    """In a folder that is locked."""
-    folder, start = Path(options.out), time.monotonic()
-    is_demo = options.teacher == "demo"
-    data = folder / "data" if is_demo else Path(options.data)
-    if is_demo:
-        write_tasks(data, DEMO_COUNTS)
-    tasks = [task for task in options.tasks if (data / task).is_dir()]
+def read_tasks(folder: Path, options: Options) -> list[TaskData]:
+    """Raises DataError if there are none."""
+    tasks = [task for task in options.tasks if (folder / task).is_dir()]
     if not tasks:
-        raise DataError(f"{data} has no subfolder {', '.join(options.tasks)}.")
-    all_data = [read_parts(task, data / task, options) for task in tasks]
+        raise DataError(f"{folder} has no subfolder {', '.join(options.tasks)}.")
+    return [read_parts(task, folder / task, options) for task in tasks]
+
+
+def make_table(all_data: list[TaskData] | None, options: Options, command: str) -> None:
+    """The command in a locked folder.  all_data: None for the demo's, which is written there"""
+    folder, start = Path(options.out), time.monotonic()
+    is_demo = all_data is None
+    if is_demo:
+        write_tasks(folder / "data", DEMO_COUNTS)
+        all_data = read_tasks(folder / "data", options)
     teacher, student = (str(demo.TEACHER), demo_student(folder)) if is_demo else (options.teacher, options.student)
     for path in (teacher, student):  # before anything is fine-tuned
         task_settings(options, path, load_checkpoint(path).config)

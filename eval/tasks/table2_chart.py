@@ -72,7 +72,7 @@ def chart(results: Mapping[str, dict], paper: Mapping[tuple[str, str], Sequence[
     figure.suptitle("Table 2: teacher and student fine-tuned on each task", fontsize=13, fontweight="bold")
     data = DEMO if is_demo else "the data given"
     axis.set_title(
-        f"Solid bars: this project on {data}, with {what_errors_are(results, shown)}.\n"
+        f"Solid bars: this project on {data}; error bars: {what_errors_are(results, shown)}.\n"
         "Hatched bars: the paper's figures, of other models on other data; it does not say how its F1 is averaged.\n"
         "Compare teacher with student within each group, not the groups with one another.",
         fontsize=9,

@@ -22,9 +22,10 @@ from model.training.bounds import SEED
 
 from ..results import check_writable, command_line
 from .batching import infer
+from .checks import Answers, warn_of_one_answer
 from .evaluate import SURROGATE, InferenceOptions, open_model, write_result
 from .predict import FILE_HELP, Lines, open_lines, read_chunks
-from .sequences import classification_report
+from .sequences import LabelPrediction, classification_report
 
 ENTAILMENT = ("entailment", "implication")
 CHUNK = 512  # texts whose pairs with all hypotheses are tokenised and predicted together
@@ -106,20 +107,24 @@ def measure(options: Options, command: str) -> None:
     zero_shot = ZeroShot(options)
     scores = zero_shot.scores([example.text for example in examples])
     predicted = [names[i] for i in scores.argmax(dim=-1)]
+    answers = [LabelPrediction(name, row) for name, row in zip(predicted, scores)]
+    warn_of_one_answer(zero_shot.task, answers, "--test")
     metrics = classification_report([e.label for e in examples], predicted, scores.numpy(), names, options.seed)
     write_result(out, "zero-shot", zero_shot.model, metrics, command, options)
 
 
 def classify(options: Options) -> int:
     """Prints a JSON line per valid input line -> the exit status, 1 if lines were left out."""
-    labels, counts = options.labels, Lines()
+    labels, counts, answers = options.labels, Lines(), Answers()
     with open_lines(options.file) as lines:
         zero_shot = ZeroShot(options)
         for chunk in read_chunks(lines, "sentiment", counts):
             for (number, _), row in zip(chunk, zero_shot.scores([example.text for _, example in chunk])):
+                answers.add(zero_shot.task, [LabelPrediction(labels[row.argmax()], row)])
                 scores = {label: round(score, 6) for label, score in zip(labels, row.tolist())}
                 print_json({"line": number, "label": labels[row.argmax()], "scores": scores})
             sys.stdout.flush()
+    answers.warn_if_one("the input")
     return counts.exit_status
 
 

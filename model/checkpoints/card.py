@@ -50,7 +50,7 @@ def model_card(
 ) -> str:
     """The README.md of an exported model, in the hub's format, without local paths.
 
-    name: of the model. provenance: of read_provenance, or {"converted from": …}. metrics: of last_metrics. results: of
+    name: of the model. provenance: of read_provenance, or {"converted from": …}. metrics: of read_metrics. results: of
     read_results. licence: of LICENCE_NAMES; without it, a model that was only converted has that of its base.
     All of them may come from a damaged file: what has an unexpected type there is left out.
     """
@@ -119,13 +119,13 @@ def outputs(model: nn.Module) -> list[str]:
 
 
 def is_rounded(model: nn.Module) -> bool:
-    """Whether weights are stored in less than the float32 that a run saves: its figures are not those of this file."""
+    """Whether weights are in less than the float32 that a run saves: its figures are not those of this file."""
     return any(tensor.dtype not in (torch.float32, torch.float64) for tensor in model.state_dict().values())
 
 
 def evaluations(model: nn.Module, pipeline: str, provenance: Mapping) -> list[dict]:
     """The results of the hub's model-index: figures measured with these very weights and this head."""
-    if is_rounded(model) or provenance.get("fresh_head") is True:
+    if is_rounded(model) or provenance.get("rounded") is True or provenance.get("fresh_head") is True:
         return []
     if "task" not in provenance:
         held_out = as_dict(provenance.get("held_out"))
@@ -141,15 +141,18 @@ def evaluations(model: nn.Module, pipeline: str, provenance: Mapping) -> list[di
         task = {"type": pipeline, "name": "Masked language modelling"}
         return [{"task": task, "dataset": {**dataset, "split": "validation"}, "metrics": metrics}]
     name, of_task = TASKS.get(line(provenance["task"]), (None, None))
-    results = []
+    results, options = [], as_dict(provenance.get("options"))
+    train, dev = (as_list(options.get(part)) for part in ("train", "dev"))
     for part, figures in parts(provenance).items() if of_task == pipeline else ():
-        files = as_list(as_dict(provenance.get("options")).get(part)) or [part]
+        files = as_list(options.get(part)) or [part]
         metrics = [
             {"type": METRICS.get(key, key), "name": key.replace("_", " "), "value": value}
             for key, value in ((key, as_dict(figure).get("value")) for key, figure in figures.items())
             if is_figure(value) and line(key)
         ]
         dataset = {"name": ", ".join(map(line, map(shown, files))), "type": "local", "split": SPLITS[part]}
+        if train and train == dev:  # table2 splits the examples itself
+            dataset["name"] = f"{part} part of {', '.join(map(line, map(shown, train)))}"
         if metrics:
             results.append({"task": {"type": pipeline, "name": name}, "dataset": dataset, "metrics": metrics})
     return results
@@ -237,13 +240,23 @@ def distillation(provenance: Mapping, metrics: Mapping) -> list[str]:
         before = f"Step {done:,} of " if type(done) is int and 0 <= done < steps else ""
         trained = (done if before else steps) * tokens
         lines += [f"{before}{steps:,} steps of {tokens:,} tokens, {trained:,} in all{computed}.", ""]
-    if metrics and metrics.get("step") == options.get("steps"):  # not those of another run in the same folder
+        lines[-2] += extended(provenance)
+    if metrics:
         lines += [f"Training losses at step {text(metrics.get('step'))}:", ""]
         lines += table(("loss", "mean"), ((word, number(metrics.get(key))) for key, word in LOSSES.items()))
     if accuracy := as_dict(provenance.get("held_out_accuracy")):
         lines += ["Masked-token accuracy on held-out text:", ""]
         lines += table(("model", "accuracy"), ((text(name), number(x, ".1%")) for name, x in accuracy.items()))
     return lines
+
+
+def extended(provenance: Mapping) -> str:
+    """What the command does not show."""
+    ends = [f"{each:,}" for each in as_list(provenance.get("schedules")) if type(each) is int and 0 < each < 2**40]
+    if len(ends) < 2:
+        return ""
+    before = f"before, its learning rate decayed towards 0 at step {ends[-2]}"
+    return f" The run was extended, from {' to '.join(ends)} steps: {before}."
 
 
 # ---- what it is and how it is used -----------------------------------------------------------------------------
@@ -253,8 +266,8 @@ def stored_weights(model: nn.Module, provenance: Mapping, is_trained: bool) -> l
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in model.state_dict().values()})
     count = sum(parameter.numel() for parameter in model.parameters())
     lines = [f"{count:,} parameters, stored as {' and '.join(dtypes)}."]
-    if is_trained and is_rounded(model):
-        lines[0] += " Figures above were measured before the weights were rounded to it."
+    if is_trained and (is_rounded(model) or provenance.get("rounded") is True):
+        lines[0] += " Figures above were measured before the weights were rounded."
     task = TASKS.get(line(provenance.get("task")), (None, "fill-mask"))[1]
     if is_trained and task != PIPELINES[CLASSES[type(model).__name__]]:
         lines[0] += " Figures above are of the model with the head that was left out or replaced here."

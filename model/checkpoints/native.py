@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from data.cli import no_file
+from data.cli import first_line, is_out_of_memory, no_file
 from data.formats import LFS_START, lfs_pointer
 from data.tokenizer import DIGEST, FILE_NAME, Tokenizer
 
@@ -166,7 +166,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 def read_safetensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and tensors of a .safetensors file, which may come from anywhere; without the tokenizer inside.
 
-    Raises ModelError.
+    Raises ModelError, MemoryError.
     """
     with open_safetensors(path) as file:
         names = [name for name in file.keys() if name != FILE_NAME]  # noqa: SIM118 (no dict)
@@ -180,6 +180,8 @@ def open_safetensors(path: str | Path) -> Iterator:
         with safe_open(path, framework="pt") as file:  # checks every length in the header against the file
             yield file
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
+        if is_out_of_memory(error):  # the file may be intact
+            raise MemoryError(first_line(error)) from None
         raise ModelError(f"{path} is not a complete .safetensors file ({error}). Download or copy it again.") from None
 
 
@@ -213,9 +215,9 @@ def atomic_file(path: str | Path, as_folder: bool = False) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if as_folder:
-            temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+            temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:50]}.", dir=path.parent))
         else:
-            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+            handle, name = tempfile.mkstemp(prefix=f".{path.name[:50]}.", dir=path.parent)
             os.close(handle)
             temporary = Path(name)
         try:

@@ -66,13 +66,17 @@ def read_results(path: Path, provenance: Mapping) -> dict:
     return results if same and provenance.get("run") in as_list(results.get("runs")) else {}
 
 
-def last_metrics(path: Path) -> dict:
-    """The last line of a run's metrics.jsonl, {} if there is none or it is incomplete."""
+def read_metrics(path: Path, provenance: Mapping) -> dict:
+    """The line of metrics.jsonl with the held-out figures of this very student; {} if there is none."""
+    figures, found = as_dict(provenance.get("held_out")), {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return as_dict(json.loads(lines[-1])) if lines else {}
-    except (OSError, ValueError, RecursionError):
-        return {}
+        for each in path.read_text(encoding="utf-8").splitlines() if figures else ():
+            record = as_dict(json.loads(each))
+            if record.get("held_out") == figures:
+                found = record
+    except (OSError, ValueError, RecursionError):  # also of a line that is incomplete
+        pass
+    return found
 
 
 # ---- where a model comes from ----------------------------------------------------------------------------------

@@ -82,13 +82,13 @@ def draw_curves(folder: Path, steps: int, rate: Callable[[int], float], dropout:
             axis.axhline(teacher[-1][f"teacher_{name}"], color=TEACHER, linestyle="--", label="teacher, held-out text")
         axis.set_title(LOSSES[name])
     draw_accuracy(axes.flat[panels - 2], lines)
-    axes.flat[panels - 1].plot(*zip(*learning_rates(lines, steps, rate)), color=TRAINING, label="of every step")
+    axes.flat[panels - 1].plot(*zip(*learning_rates(lines, steps, rate)), color=TRAINING)
     axes.flat[panels - 1].set_title("learning rate")
     for axis in axes.flat:
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-        if axis.has_data():
+        if axis.get_legend_handles_labels()[0]:
             axis.legend(frameon=False)
     with atomic_file(folder / CURVES) as partial:
         figure.savefig(partial, dpi=120, format="png")

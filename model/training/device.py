@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from data.cli import OptionError, first_line, note
+from data.cli import OptionError, first_line, is_out_of_memory, note
 
 from ..checkpoints.native import PRECISIONS
 from ..config import EncoderConfig
@@ -73,8 +73,13 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+    except RuntimeError:  # its message lists every kind of device that PyTorch ever had
+        raise OptionError(f"--device must be auto, cpu, cuda, cuda:1, …, not {name!r}.") from None
+    try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        if is_out_of_memory(error):  # a GPU that others have filled
+            raise
         where = "on this machine or in this PyTorch"
         raise OptionError(f"--device {name} is not available {where} ({first_line(error)}).") from None
     return device
@@ -121,6 +126,8 @@ def choose_precision(name: str, device: torch.device) -> str:
                 ones = torch.ones(8, 8, device=device)
                 torch.nn.functional.linear(ones, ones).sum().item()
         except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
             raise OptionError(f"--precision {name} is not supported by {device} ({first_line(error)}).") from None
     if name == "bf16" and device.type == "cpu" and not has_bf16:
         note("this processor emulates bf16; fp32 is faster.")

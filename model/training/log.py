@@ -120,7 +120,7 @@ def progress_line(record: dict, label: str, seconds_left: float) -> str:
         *(f"{name} {record[key]:.4f}" for key, name in TERMS.items() if record[key] is not None),
         f"lr {record['learning_rate']:.1e}",
         f"grad norm {'none' if norm is None else f'{norm:.2f}'}",
-        f"{record['tokens_per_second']:,.0f} tok/s",
+        f"{record['tokens_per_second']:>7,.0f} tok/s",
     ]
     if record.get("share_of_peak") is not None:
         parts.append(f"{record['share_of_peak']:.0%} of peak")

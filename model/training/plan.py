@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from data.cli import MB, say
+from data.cli import MB, count, say
 
 from ..config import count_parameters
 from .device import Runtime
@@ -161,7 +161,8 @@ def print_memory(peak: int, checkpoint: int, size: int, on_gpu: bool, ranks: int
     more = f"{gigabytes(checkpoint)} of main memory more while a checkpoint is written"
     verdict = "" if needed < size else ", WHICH IS TOO LITTLE: use a smaller --batch-size, a larger --accumulate"
     where = "the GPU" if on_gpu else "this machine"
-    words = f"{gigabytes(peak)} per rank at the peak of the timed steps, {more}"
+    each = " per rank" if ranks > 1 else ""
+    words = f"{gigabytes(peak)}{each} at the peak of the timed steps, {more}"
     print_line("memory", f"{words}; {where} has {gigabytes(size)}{verdict}")
 
 
@@ -194,11 +195,6 @@ def time_text(seconds: float) -> str:
         return f"{seconds / 60:.3g} minutes"
     hours = seconds / 3600
     return f"{hours:.3g} hours" if hours < 100 else f"{hours:,.0f} hours"
-
-
-def count(number: int, noun: str) -> str:
-    """1 validation, 2 validations."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def gigabytes(size: float) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from data.cli import say, warn
+from data.cli import count, say, warn
 
 from ..config import EncoderConfig
 from . import plan
@@ -53,7 +53,8 @@ def print_loss(weights: Sequence[float] | None, direction: str, temperature: flo
         say("loss      masked LM")
         return
     terms = " + ".join(f"{weight:g} {name}" for weight, name in zip(weights, ("soft label", "cosine", "masked LM")))
-    say(f"loss      {terms}, {direction}, temperature {temperature:g}")
+    divergence = "D_KL({} || {})".format(*direction.split("-"))
+    say(f"loss      {terms}, {divergence}, temperature {temperature:g}")
 
 
 def print_corpus(paths: Sequence[str] | None, folder: Path | None, held_out: int) -> None:
@@ -65,28 +66,31 @@ def print_corpus(paths: Sequence[str] | None, folder: Path | None, held_out: int
         "the demo's text" if paths is None else ", ".join(paths[:3]) + f" and {len(paths) - 3} more" * (len(paths) > 3)
     )
     prepared = "" if names == str(folder) else f", prepared in {folder}"
-    say(f"corpus    {names}" + (f"{prepared}, {plan.count(held_out, 'block')} held out" if folder else ""))
+    say(f"corpus    {names}" + (f"{prepared}, {count(held_out, 'block')} held out" if folder else ""))
     if paths is None:
         say("note      the corpus is a demo: sentences about a small invented world. Use --corpus for real text.")
 
 
-def print_run(work: Work, blocks: float | None, counted: str, runtime: Runtime, ranks: int) -> None:
-    """blocks: of the corpus, for training, None if unknown; counted: how, or what is known instead.
+def print_run(work: Work, blocks: float | None, estimate: str, runtime: Runtime, ranks: int) -> None:
+    """blocks: of the corpus, for training, None if unknown; estimate: from what, or what is known instead; or ""
 
     Warns if the run repeats the corpus often.
     """
     if runtime.device.type == "cuda":
         name = torch.cuda.get_device_name(runtime.device)
     else:
-        name = plan.count(torch.get_num_threads(), "thread")
+        name = count(torch.get_num_threads(), "thread")
     where = f"{runtime.device}, {runtime.precision}, torch {torch.__version__}, {name}"
-    say(f"run       {plan.count(work.last, 'step')} on {where}" + (f", {ranks} ranks" if ranks > 1 else ""))
+    say(f"run       {count(work.last, 'step')} on {where}" + (f", {ranks} ranks" if ranks > 1 else ""))
     tokens = f"{work.tokens:,} a step, {work.last * work.tokens:,} in all"
     if blocks is None:
-        say(f"tokens    {tokens}; epochs are unknown until the corpus is fetched and prepared: {counted}")
+        say(f"tokens    {tokens}; epochs are unknown until the corpus is fetched and prepared: {estimate}")
         return
     epochs = work.last * work.blocks / blocks
-    say(f"tokens    {tokens}: {epochs:.3g} epochs of {blocks:,.0f} blocks of {work.block_size}, {counted}")
+    say(
+        f"tokens    {tokens}: {epochs:.3g} epochs of {blocks:,.0f} blocks of {work.block_size}"
+        + (estimate and f", {estimate}")
+    )
     if epochs > MANY_EPOCHS:
         advice = "Add text or choose fewer --steps, unless that is meant."
         warn(f"the corpus is repeated {epochs:,.0f} times; the student may learn it by heart. {advice}")
@@ -105,7 +109,7 @@ def print_cost(work: Work, step: float, validation: float, out: Path, distiller:
     if seconds < 10 * YEAR:  # what is longer is a mistake, and may have no date
         format = "%H:%M" if seconds < DAY / 2 else "%d %B %H:%M" if seconds < YEAR / 2 else "%d %B %Y"
         end = f", until {time.strftime(format, time.localtime(time.time() + seconds))}"
-    checks = plan.count(work.validations(), "validation")
+    checks = count(work.validations(), "validation")
     say(f"time      about {plan.time_text(seconds)}{end}: {step:.3g} s a step, {checks}")
     disk = plan.Disk.of(out, distiller, keep)
     say(f"disk      at most {plan.gigabytes(disk.needed)} in {out}; {plan.gigabytes(disk.free)} are free")

@@ -8,6 +8,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 
 from torch import nn
@@ -16,16 +17,34 @@ from data.cli import DataError, check, dashed, warn
 from data.outputs import check_folder, remove_tree
 from data.tokenizer import Tokenizer
 
-from ..checkpoints.native import atomic_file, save_model
-from ..checkpoints.provenance import read_provenance
+from ..checkpoints.native import atomic_file, read_metadata, save_model
+from ..checkpoints.provenance import as_dict, read_provenance
 from ..config import ModelError
-from .run_state import BEST, FOLDER, METRICS, RUN, STUDENT, list_checkpoints, read_values, step_of
+from .curves import CURVES
+from .options import MAY_DIFFER, Options
+from .run_state import BEST, FOLDER, METRICS, RUN, STUDENT, is_intact, list_checkpoints, read_values, step_of
 from .state import TrainState
 
 SAME_STEP = ("batch_size", "accumulate")  # may differ if their product does not: a step has the same blocks
 
 
+DEFAULTS = {field.name: field.default for field in fields(Options)}  # of options that an older run.json lacks
+
 # ---- what identifies a run -------------------------------------------------------------------------------------
+
+
+def find_run(out: Path, run: Mapping) -> dict | None:
+    """The folder's run; None for a new one.  Raises OptionError if it, or one of its checkpoints, is another run's.
+
+    run: {"options": …, "inputs": …} of the command line.
+    """
+    stored = read_run(out, warn)
+    if stored is not None:
+        check_same_run(out, stored, run)
+    for checkpoint in list_checkpoints(out / FOLDER):
+        with contextlib.suppress(DataError, KeyError, TypeError):  # damaged, or of an older version
+            check_same_run(checkpoint, checked(read_values(checkpoint)["run"]), run)
+    return stored
 
 
 def read_run(out: Path, report: Callable[[str], None]) -> dict | None:
@@ -67,15 +86,16 @@ def check_free(out: Path, resume: bool) -> None:
     check(not names, f"{out} already holds the {names and names[0]} of a run{unknown}. Choose another --out.")
 
 
-def check_same_run(out: Path, stored: Mapping, run: Mapping, may_differ: tuple[str, ...]) -> None:
+def check_same_run(out: Path, stored: Mapping, run: Mapping) -> None:
     """Raises OptionError for the folder of another run, naming what differs.
 
-    stored, run: {"options": …, "inputs": …}, of the folder and of the command line; the options in may_differ do not
-    affect the student. A run can be extended to more steps.
+    stored, run: {"options": …, "inputs": …}, of the folder and of the command line. Inputs are compared by content:
+    their paths may differ. A run can be extended to more steps.
     """
     run = json.loads(json.dumps(run))
-    old, new = stored["options"], run["options"]
-    differ = [name for name in new if name not in may_differ and old.get(name) != new[name]]
+    old, new = json.loads(json.dumps(DEFAULTS)) | stored["options"], run["options"]
+    by_content = stored["inputs"].keys() & run["inputs"].keys()
+    differ = [name for name in new if name not in {*MAY_DIFFER, *by_content} and old.get(name) != new[name]]
     with contextlib.suppress(KeyError, TypeError):
         if old["batch_size"] * old["accumulate"] == new["batch_size"] * new["accumulate"]:
             differ = [name for name in differ if name not in SAME_STEP]
@@ -83,9 +103,12 @@ def check_same_run(out: Path, stored: Mapping, run: Mapping, may_differ: tuple[s
             differ = [name for name in differ if name != "steps"]
     found = f"{out} holds a run with different {', '.join(map(dashed, differ))}."
     check(not differ, f"{found} Use the same options to resume it, or choose another --out.")
-    for name, value in run["inputs"].items():
-        found = f"{out} holds a run with another {name}, which has changed since."
-        check(stored["inputs"].get(name) == value, f"{found} Restore it, or choose another --out.")
+    for name in sorted(by_content):
+        changed, cure = (
+            (", which has changed since", "Restore it") if old.get(name) == new.get(name) else ("", "Use that one")
+        )
+        message = f"{out} holds a run with another {name}{changed}. {cure}, or choose another --out."
+        check(stored["inputs"][name] == run["inputs"][name], message)
 
 
 def write_run(out: Path, run: Mapping) -> None:
@@ -109,8 +132,9 @@ def is_finished(out: Path, steps: int, report: Callable[[str], None]) -> bool:
         return False
     has_checkpoint = bool(list_checkpoints(out / FOLDER))
     try:
-        done = read_provenance(path).get("options", {}).get("steps")
-    except (ModelError, AttributeError) as error:
+        read_metadata(path)  # of a complete file
+        done = as_dict(read_provenance(path).get("options")).get("steps")
+    except ModelError as error:
         if has_checkpoint:
             report(f"{error} It is written again from the last checkpoint.")
             return False
@@ -153,16 +177,17 @@ def figures(state: TrainState, held_out: Mapping) -> dict:
 
 
 def restore_best(out: Path, state: TrainState) -> None:
-    """Writes a lost best.safetensors again from the checkpoint of the same step.  Warns if there is none."""
-    if state.best_loss is None or (out / BEST).exists():
+    """Writes a lost or damaged best.safetensors again from the checkpoint of its step.  Warns."""
+    if state.best_loss is None or is_intact(out / BEST):
         return
+    lost = "is damaged" if (out / BEST).exists() else "is missing"
     of_best = out / FOLDER / f"step-{state.best_step:09}" / STUDENT
     if of_best.exists():
         with atomic_file(out / BEST) as partial:
             shutil.copyfile(of_best, partial)
-        warn(f"{out / BEST} is missing, and is written again from {of_best.parent}.")
+        warn(f"{out / BEST} {lost}, and is written again from {of_best.parent}.")
     else:
-        warn(f"{out / BEST}, the student of step {state.best_step:,}, is missing. The best of what follows is kept.")
+        warn(f"{out / BEST}, the student of step {state.best_step:,}, {lost}. The best of what follows is kept.")
         state.best_loss = None
 
 
@@ -170,6 +195,6 @@ def remove_partial_files(out: Path) -> None:
     """Removes the temporary files of a killed run."""
     for path in (out / FOLDER).glob(".step-*"):
         remove_tree(path)
-    for name in (STUDENT, BEST, RUN):
+    for name in (STUDENT, BEST, RUN, METRICS, CURVES):
         for path in out.glob(f".{name}.*"):
             path.unlink(missing_ok=True)

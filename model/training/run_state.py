@@ -5,6 +5,7 @@ model file like any other), state.safetensors (the optimiser's tensors and the p
 with the hashes of the other two and its own). Reading a checkpoint runs no code.
 """
 
+import errno
 import hashlib
 import json
 import re
@@ -18,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from data.cli import DataError, is_out_of_memory, note, warn
+from data.cli import DataError, is_out_of_memory, note, say, warn
 from data.outputs import remove_tree
 from data.tokenizer import Tokenizer
 
@@ -38,6 +39,7 @@ FOLDER = "checkpoints"
 STUDENT, TENSORS, VALUES = "student.safetensors", "state.safetensors", "state.json"
 RUN, BEST, METRICS = "run.json", "best.safetensors", "metrics.jsonl"  # beside the checkpoints
 NAME = re.compile(r"step-\d{9,}")
+LOST = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EIO)  # a file is damaged; other errors may pass
 
 
 class Checkpoint(NamedTuple):
@@ -169,7 +171,7 @@ def resume(
         return TrainState()
     values = restore(checkpoint, distiller, optimiser, scaler)
     state = TrainState.from_json(values)
-    print(f"resumed   after step {state.step:,}, from {checkpoint.path}")
+    say(f"resumed   after step {state.step:,}, from {checkpoint.path}")
     stored, current = values.get("runtime", {}), runtime.to_json()
     for name in ("precision", "compiled"):
         if name in stored and stored[name] != current[name]:
@@ -180,13 +182,16 @@ def resume(
 def newest(out: Path, report: Callable[[str], None]) -> Checkpoint | None:
     """The newest intact checkpoint, None if there are none.
 
-    report: called with a sentence for each damaged one that is skipped. Raises DataError if all are damaged.
+    report: called with a sentence for each damaged one that is skipped. Raises DataError if all are damaged, OSError
+    or MemoryError if one cannot be read at the moment.
     """
     damaged = []
     for path in list_checkpoints(out / FOLDER):
         try:
             checkpoint = read(path)
         except (DataError, ModelError) as error:
+            if not path.exists():  # --plan beside the run, which has written a newer one since
+                return newest(out, report)
             damaged.append(str(error))
             continue
         for message in damaged:
@@ -214,7 +219,7 @@ def is_intact(path: Path) -> bool:
 
 
 def read(path: Path) -> Checkpoint:
-    """Raises DataError, ModelError for a checkpoint that differs from what was written."""
+    """Raises DataError, ModelError for a checkpoint that differs from what was written; OSError, MemoryError."""
     values = read_values(path)
     try:
         for name in (STUDENT, TENSORS):
@@ -227,7 +232,10 @@ def read(path: Path) -> Checkpoint:
 
 
 def read_values(path: Path) -> dict:
-    """The values of a checkpoint, without its tensors.  Raises DataError if they differ from what was written."""
+    """The values of a checkpoint, without its tensors.
+
+    Raises DataError if they differ from what was written, OSError.
+    """
     try:
         table = json.loads((path / VALUES).read_text(encoding="utf-8"))
         values = table["state"]
@@ -244,6 +252,9 @@ def checkpoint_hash(out: Path, step: int) -> str:
 
 
 def damage(path: Path, error: Exception) -> DataError:
+    """-> the error to raise instead.  Raises OSError for one that says nothing about the file's content."""
+    if isinstance(error, OSError) and error.errno not in LOST:
+        raise error
     reason = f"{Path(error.filename).name} is missing" if isinstance(error, FileNotFoundError) else str(error)[:200]
     return DataError(f"The checkpoint {path} is damaged ({reason}).")
 
@@ -284,6 +295,8 @@ def restore(
         if checkpoint.values["scaler"]:  # empty unless the run was in fp16 until now
             scaler.load_state_dict(checkpoint.values["scaler"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"The checkpoint {checkpoint.path} belongs to another run: {reason}") from None
     return checkpoint.values

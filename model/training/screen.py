@@ -148,7 +148,7 @@ def open_bar(steps: int, step: int):
     except ImportError:
         return PlainBar(steps, step)
     with contextlib.suppress(OSError):
-        if os.get_terminal_size(2).columns == 0:  # as in a container, or under `script`
+        if 0 in os.get_terminal_size(2):  # as in a container, or under `script`
             return PlainBar(steps, step)
     return tqdm(total=steps, initial=step, dynamic_ncols=True, smoothing=0.1, bar_format=TQDM_FORMAT)
 

@@ -36,6 +36,7 @@ class TrainState:
     best_loss: float | None = None  # lowest validation loss
     best_step: int = 0  # its step
     validation_seconds: float = 0.0  # of the last validation
+    schedules: tuple[int, ...] = ()  # --steps; before it, those of a run that was extended
 
     def add_seconds(self, seconds: float) -> None:
         self.since_line += seconds

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -74,8 +75,8 @@ class Stop:
             self.signal, self._received = number, time.monotonic()
             if self.announces:
                 line = f"\n{signal.Signals(number).name}: stopping after this step; a second signal ends at once.\n"
-                with contextlib.suppress(OSError):  # a closed standard error
-                    os.write(2, line.encode())
+                with contextlib.suppress(OSError, ValueError):  # a closed standard error
+                    print(line, end="", file=sys.stderr, flush=True)
 
     def now(self, world: World) -> int | None:
         """None to continue; else the exit status to end with, the same on all ranks."""

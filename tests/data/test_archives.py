@@ -201,6 +201,20 @@ def test_what_needs_random_access_is_copied_up_to_a_limit(monkeypatch):
         assert file.read() == packed  # a file is not copied
 
 
+@pytest.mark.parametrize("pack", [gzip.compress, lambda content: pack_zip({"a.zip": content})])
+def test_a_bomb_is_refused_by_its_ratio_before_gigabytes_are_copied(monkeypatch, pack):
+    monkeypatch.setattr(archives, "SMALL", 1 << 18)
+    written = []
+    monkeypatch.setattr(archives.tempfile, "TemporaryFile", lambda: contextlib.closing(Counted(written)))
+    bomb = io.BufferedReader(io.BytesIO(pack(b"PK\x03\x04" + bytes(1 << 24))))
+    with pytest.raises(DataError, match="unpacks to more than 100 times its size"):
+        list(open_members(bomb, "x"))
+    assert sum(written) < 1 << 21
+    whole = pack_zip({"a": random.Random(0).randbytes(1 << 19)})  # hardly compresses
+    members = open_members(io.BufferedReader(io.BytesIO(pack(whole))), "x")
+    assert [len(member.stream.read()) for member in members] == [1 << 19]
+
+
 def test_peeking_changes_nothing_and_damage_comes_after_all_bytes_before_it():
     whole = random.Random(0).randbytes(1 << 19)
     packed = gzip.compress(whole, 1)[:-9]

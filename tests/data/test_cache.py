@@ -1,5 +1,6 @@
 """Text given to train.py as its corpus: prepared once, or sampled for an estimate."""
 
+import contextlib
 import json
 import os
 import socket
@@ -9,6 +10,7 @@ import threading
 
 import pytest
 
+import data.cache
 from data import DataError
 from data.blocks import open_blocks
 from data.cache import DEMO, prepared_folder, sample_folder
@@ -42,11 +44,32 @@ def test_what_is_lost_or_damaged_in_the_cache_is_prepared_again(tmp_path, text, 
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
 
 
+def test_a_damaged_manifest_that_another_process_has_mended_meanwhile_stays(tmp_path, text, monkeypatch):
+    cache = str(tmp_path / "cache")
+    folder = prepared_folder([str(text)], TOKENIZER, cache)
+    good = (folder / "manifest.json").read_bytes()
+    (folder / "manifest.json").write_bytes(b"{")
+    taken = data.cache.locked
+
+    @contextlib.contextmanager
+    def mended(*arguments, **settings):
+        with taken(*arguments, **settings):
+            (folder / "manifest.json").write_bytes(good)
+            yield
+
+    monkeypatch.setattr(data.cache, "locked", mended)
+    before = states(folder)
+    prepared_folder([str(text)], TOKENIZER, cache)
+    assert {name: state for name, state in states(folder).items() if name != "manifest.json"} == {
+        name: state for name, state in before.items() if name != "manifest.json"
+    }
+
+
 def test_a_prepared_corpus_is_its_own_sample(tmp_path, text):
     cache = str(tmp_path / "cache")
     folder = prepared_folder([str(text)], TOKENIZER, cache)
     for paths in ([str(text)], [str(folder)]):
-        assert sample_folder(paths, TOKENIZER, cache)[:3] == (folder, 1.0, "counted")
+        assert sample_folder(paths, TOKENIZER, cache)[:3] == (folder, 1.0, "")
 
 
 @pytest.mark.parametrize("content", [b'{"data": {"text": "a"}}\n' * 3, b"%PDF-1.7\n"])
@@ -60,10 +83,10 @@ def test_a_corpus_without_text_has_no_sample_but_the_reason(tmp_path, content):
 
 def test_a_plan_names_the_folder_of_the_demos_text(tmp_path):
     cache = str(tmp_path / "cache")
-    planned = sample_folder(DEMO, TOKENIZER, cache).counted
+    planned = sample_folder(DEMO, TOKENIZER, cache).estimate
     folder = prepared_folder(DEMO, TOKENIZER, cache)
     assert planned.endswith(f"to be prepared into {folder}")
-    assert sample_folder(DEMO, TOKENIZER, cache)[:3] == (folder, 1.0, "counted")
+    assert sample_folder(DEMO, TOKENIZER, cache)[:3] == (folder, 1.0, "")
 
 
 @pytest.mark.parametrize("suffix", ["txt", "jsonl"])
@@ -78,7 +101,7 @@ def test_a_sample_estimates_the_size_of_a_corpus(tmp_path, suffix):
     sample = sample_folder(paths, TOKENIZER, cache)
     assert not os.path.exists(cache) and 0 < sample.share < 0.9
     estimate = len(open_blocks(sample.folder, TOKENIZER, 32)[0]) / sample.share
-    assert "estimated from" in sample.counted and f"to be prepared into {cache}" in sample.counted
+    assert "estimated from" in sample.estimate and f"to be prepared into {cache}" in sample.estimate
     folder = sample.folder
     del sample
     assert not folder.exists()

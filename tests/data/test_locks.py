@@ -1,5 +1,6 @@
 """One process at a time in a folder: refused with host and process id, or waited for; the lock dies with its holder."""
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -156,3 +157,34 @@ def test_looking_where_there_are_no_locks(tmp_path, monkeypatch):
     (tmp_path / LOCK).touch()
     monkeypatch.setattr(fcntl, "flock", lambda *arguments: (_ for _ in ()).throw(OSError(errno.ENOLCK, "none")))
     assert holder_of(tmp_path) is None
+
+
+def test_a_file_with_another_name_is_not_written_and_the_lock_holds(tmp_path):
+    (tmp_path / "precious").write_text("text")
+    os.link(tmp_path / "precious", tmp_path / LOCK)
+    with locked(tmp_path):
+        assert (tmp_path / LOCK).stat().st_nlink == 1
+        with pytest.raises(DataError, match=f"process {os.getpid()}"), locked(tmp_path):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+    assert (tmp_path / "precious").read_text() == "text"
+
+
+def test_a_process_whose_folder_was_moved_leaves_the_lock_of_the_next_one(tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    with contextlib.ExitStack() as next_one:
+        with locked(folder):
+            folder.rename(tmp_path / "moved")
+            folder.mkdir()
+            next_one.enter_context(locked(folder))
+        assert (folder / LOCK).exists()
+        with pytest.raises(DataError, match="in use"), locked(folder):
+            pass
+
+
+def test_an_error_of_the_file_system_names_the_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", lambda *arguments: (_ for _ in ()).throw(OSError(errno.EIO, "I/O error")))
+    with pytest.raises(OSError) as raised, locked(tmp_path):
+        pass
+    assert raised.value.filename == str(tmp_path / LOCK)

@@ -1,6 +1,8 @@
 """A link at an output's name is never written through: it is replaced, or refused with a sentence."""
 
+import gzip
 import os
+import tarfile
 
 import pytest
 
@@ -60,6 +62,12 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):
     with pytest.raises(OSError):
         write_file(tmp_path / "folder", b"text")
     assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_a_name_as_long_as_the_file_system_allows(tmp_path):
+    path = tmp_path / ("é" * 127)
+    write_file(path, b"text")
+    assert path.read_bytes() == b"text"
 
 
 def test_links_at_the_names_of_folders(tmp_path):
@@ -124,3 +132,26 @@ def test_a_file_that_loses_lines_is_named_with_the_command(tmp_path, small_parts
             f"warning: {lost} of the {count} lines of {path} ({lost / count:.1%}) are not UTF-8, and were dropped. If "
             f"the file is in another encoding, convert it: iconv -f WINDOWS-1252 -t UTF-8 '{path}' > NEW, and use NEW."
         ]
+
+
+@pytest.mark.parametrize("name", ["its.txt.gz", "its.tar", "its.json"])
+def test_the_command_is_not_printed_for_a_file_that_it_could_not_convert(tmp_path, name):
+    """Also texts of a JSON array that are in another encoding are dropped, counted and said."""
+    text = lines(100).encode() + "Un café à Brest.\n".encode("latin-1") * 40
+    if name.endswith(".gz"):
+        text = gzip.compress(text)
+    if name.endswith(".json"):
+        text = b"[" + b",".join(b'"%s"' % line.replace(b'"', b"") for line in text.splitlines()) + b"]"
+    path = write(tmp_path / name, text)
+    if name.endswith(".tar"):
+        write(tmp_path / "text", text)
+        with tarfile.open(path, "w") as archive:
+            archive.add(tmp_path / "text", "a.txt")
+    result = command(tmp_path / "out", path)
+    assert result.returncode == 0 and "40 lines that are not UTF-8" in result.stdout
+    label = f"{path}/a.txt" if name.endswith(".tar") else path
+    assert f"warning: 40 of the 140 lines of {label} (28.6%) are not UTF-8, and were dropped." in result.stderr
+    cure = (
+        f"convert it: iconv -f WINDOWS-1252 -t UTF-8 {path} > NEW" if name.endswith(".json") else "unpack it, convert"
+    )
+    assert f"If the file is in another encoding, {cure}" in result.stderr

@@ -69,9 +69,9 @@ def test_the_summary(tmp_path, out):
     assert result.returncode == 0, result
     tokens = sum(shard["tokens"] for shard in manifest(out)["shards"]["train"])
     assert result.stdout.splitlines() == [
-        f"train     {tokens:,} tokens in 81 documents, 1 shards",
-        "held-out  0 tokens in 0 documents, 1 shards",
-        "read as   JSON lines (1 files), one document per line (1 files), documents separated by blank lines (1 files)",
+        f"train     {tokens:,} tokens in 81 documents, 1 shard",
+        "held-out  0 tokens in 0 documents, 1 shard",
+        "read as   JSON lines (1 file), one document per line (1 file), documents separated by blank lines (1 file)",
         "note      1 JSON lines without a text; 1 lines that are not JSON",
     ]
     assert manifest(out)["counts"] == {"JSON lines without a text": 1, "lines that are no JSON": 1}
@@ -283,7 +283,7 @@ def test_few_documents_are_held_out_by_block(tmp_path, out, capsys):
     )
     print_summary(made)
     first, second, *_ = capsys.readouterr().out.splitlines()
-    assert first == f"corpus    {len(ids):,} tokens in 1 documents, 2 shards"
+    assert first == f"corpus    {len(ids):,} tokens in 1 document, 2 shards"
     assert second == "held-out  1.0% of the blocks, as the documents are too few to hold out whole ones"
     many = write(tmp_path / "b.txt", lines(600))
     assert make(tmp_path / "many", many, held_out=0.01)["hold_out"] == "documents"

@@ -166,13 +166,16 @@ def test_a_lost_or_truncated_shard_is_made_again_with_the_same_bytes(out, text, 
         assert result.returncode == 0 and tree(out) == whole
 
 
-def test_a_damaged_table_of_seen_hashes_is_an_error(out, text, small_parts):
+@pytest.mark.parametrize("content", [None, b"x" * 80])
+def test_a_lost_table_of_seen_hashes_does_not_cost_the_corpus(out, text, small_parts, content):
     make(out, text, shard_tokens=1000, duplicates_mb=1)
+    whole = tree(out)
     unfinish(out, 2)
-    for damage in (lambda path: None, lambda path: path.write_bytes(b"x" * 80)):
-        damage(out / "seen-00001.u8")
-        result = command(out, text, "--held-out", 0, "--shard-tokens", 1000, "--duplicates-mb", 1)
-        assert_refused(result, "seen-00001.u8 is missing or damaged")
+    if content:
+        (out / "seen-00001.u8").write_bytes(content)
+    result = command(out, text, "--held-out", 0, "--shard-tokens", 1000, "--duplicates-mb", 1)
+    assert f"warning: {out / 'seen-00001.u8'} is missing or damaged: the corpus is prepared again" in result.stderr
+    assert result.returncode == 0 and tree(out) == whole
 
 
 def test_a_folder_in_use_or_a_file_in_its_place_is_refused(out, text):

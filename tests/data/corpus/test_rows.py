@@ -47,7 +47,8 @@ def test_rows_without_text_are_counted(tmp_path):
     columns += [columns[0].dictionary_encode(), pyarrow.Array.from_buffers(pyarrow.string(), 4, texts.buffers())]
     for column in columns:
         (part,) = parts(write_parquet(tmp_path / "a.parquet", {"text": column}))
-        assert (part.content, part.counts) == (["a", "é"], {"rows without a text": 2})
+        lost = {"rows without a text": 1, "lines that are not UTF-8": 1} if column is columns[-1] else None
+        assert (part.content, part.counts) == (["a", "é"], lost or {"rows without a text": 2})
     (part,) = parts(write_parquet(tmp_path / "a.parquet", {"text": [1, 2]}))
     assert (part.content, part.counts) == ([], {"rows without a text": 2})
 
@@ -158,8 +159,9 @@ def test_the_column_of_a_table_is_the_field(tmp_path):
 def test_rows_of_another_length_or_not_in_utf8_are_counted(tmp_path):
     good = table(texts(40))
     for odd in (b"99,too,many,columns\r\n", b"too few\r\n", b"99,\xe9t\xe9,x\r\n"):
+        reason = "lines that are not UTF-8" if b"\xe9" in odd else "rows without a text"
         (part,) = parts(write(tmp_path / "a.csv", good + odd + b"100,Fin.,x\r\n"))
-        assert (part.content, part.counts) == ([*texts(40), "Fin."], {"rows without a text": 1})
+        assert (part.content, part.counts) == ([*texts(40), "Fin."], {reason: 1})
     (part,) = parts(write(tmp_path / "a.csv", good + b'99,"never closed' + b" word" * 100))
     assert part.content[:40] == [*texts(40)]
 

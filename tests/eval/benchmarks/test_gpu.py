@@ -210,7 +210,7 @@ def test_targets():
     [
         (["--only", "nonsense"], "--only must be"),
         (["--only", "step", "step"], "--only step step has duplicates."),
-        (["--device", "nonsense"], "--device nonsense is not available"),
+        (["--device", "nonsense"], "--device must be auto, cpu, cuda"),
         (["--repetitions", "0"], "--repetitions must be at least 1"),
         (["--device", "cpu", "--out", "README.md/x"], "cannot be written"),
     ],

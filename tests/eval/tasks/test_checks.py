@@ -27,10 +27,11 @@ def test_examples_that_are_in_two_parts_are_said(task, capsys):
     make = MAKE[task]
     train = [make(n, "a") for n in range(200)]
     cases = {
-        (0, 200): "all examples of --dev are also in --train. Is it one file? The figures on --dev",
-        (150, 250): "50 of 100 examples of --dev are also in --train. The figures on --dev say little",
+        (0, 200): "all examples of --dev are also in --train. Is it one file? The figures on --dev are too good",
+        (150, 250): "50 of 100 examples of --dev are also in --train. The figures on --dev are too good",
         (100, 150): "all examples of --dev are also in --train. The figures",
-        (199, 299): "",  # 1 %
+        (189, 289): "11 of 100 examples",
+        (190, 290): "",
         (200, 300): "",
     }
     for (begin, end), sentence in cases.items():

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from data.masking import Masking
 from data.tasks import TASKS
 from eval.tasks.bootstrap import bootstrap, difference
 from eval.tasks.compare import Compared, corpus_of, differences, is_clear, task_of, test_of
-from eval.tasks.compared_runs import UNKNOWN, Run, cell, differing, stored_about
+from eval.tasks.compared_runs import UNKNOWN, Run, cell, differing, open_run, stored_about
 from model import EncoderConfig, MaskedLM, QuestionAnswerer, SequenceClassifier, TokenClassifier, load_model, save_model
 from model.checkpoints.native import sha256
 from tests import train_runs
@@ -110,10 +111,26 @@ def test_an_unfinished_run_is_compared_at_its_newest_complete_checkpoint(place, 
         "out": str(place / "stopped"),
         "max_hours": train_runs.AT_ONCE,
     }
-    assert found.differing == {"--max-hours": [train_runs.AT_ONCE, None]} and "| --max-hours |" in found.stdout
+    assert found.differing == {"--max-hours": [train_runs.AT_ONCE, None], "step": [1, 4]}
+    assert "| --max-hours |" in found.stdout
     facts = [run["facts"] for run in found.runs]
     assert facts[0]["hash of teacher"] == facts[1]["hash of teacher"] and len(facts[0]["hash of corpus"]) == 64
     assert "another corpus" not in found.stderr
+
+
+def test_a_damaged_student_is_compared_at_its_checkpoint(place, tmp_path, capsys):
+    run = shutil.copytree(place / "stopped", tmp_path / "run")
+    (run / "student.safetensors").touch()
+    assert open_run(str(run)).weights == open_run(str(place / "stopped")).weights
+    assert "A checkpoint of the run is taken instead." in capsys.readouterr().err
+
+
+def test_an_extended_run_differs_from_one_with_the_same_options(tmp_path):
+    facts = []
+    for schedules in ([8], [4, 8]):
+        save_model(MaskedLM(CONFIG), tmp_path / "model", {"schedules": schedules})
+        facts.append(SimpleNamespace(options={}, facts=stored_about(tmp_path / "model")[2]))
+    assert differing(facts) == {"schedules": [[8], [4, 8]]}
 
 
 def test_a_corpus_that_is_given(place, data, tmp_path):

@@ -4,12 +4,14 @@ import json
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from data.locks import LOCK, locked
+from eval.benchmarks.harness import table, table_on_screen
 from eval.tasks.run_folders import MOST_JSON, is_number, printable, read_records
 from eval.tasks.runs import Row, describe, folders_below
 from tests.eval.tasks.shared import succeeded
@@ -74,7 +76,7 @@ def test_a_run_of_train_through_its_life(tmp_path):
     assert row_of(out) == Row("distillation", "finished", FIGURES)
     (out / "student.safetensors").write_bytes((out / "student.safetensors").read_bytes()[:-1])
     damaged = row_of(out)
-    assert damaged.state.startswith(f"damaged: {out / 'student.safetensors'} is not a complete .safetensors file")
+    assert damaged.state == "stopped, resumes after step 20 of 3,000, student.safetensors is not complete"
     rows = [describe(each) for each in folders_below(tmp_path)]
     assert [row for row in rows if row] == [damaged]  # no row for a checkpoint
 
@@ -82,7 +84,9 @@ def test_a_run_of_train_through_its_life(tmp_path):
 def test_checkpoints_that_all_lack_files_are_damage(tmp_path):
     out = write(tmp_path / "run", run__json=RUN)
     checkpoint(out, 20, complete=False)
-    assert row_of(out).state == f"damaged: no checkpoint in {out / 'checkpoints'} has all of its files"
+    assert row_of(out).state == "damaged: no checkpoint in checkpoints has all of its files"
+    (out / "student.safetensors").touch()
+    assert row_of(out).state == "damaged: student.safetensors is not complete"
 
 
 def tuned(mean):
@@ -98,7 +102,7 @@ def test_fine_tuning_and_table_2(tmp_path):
     with locked(out):
         assert row_of(out).state.endswith(", 2 of 2 seeds done")
     (out / "model.safetensors").unlink()
-    assert row_of(out).state == f"damaged: {out / 'model.safetensors'} is missing."
+    assert row_of(out).state == "damaged: model.safetensors is missing."
     results = {"nli": {"teacher": tuned(0.75), "student": tuned(0.7)}}
     table = {"options": {"tasks": ["nli", "qa"]}, "results": results}
     write(tmp_path / "table2", table2__json=json.dumps(table))
@@ -117,6 +121,17 @@ def test_the_command(tmp_path):
     assert cells[0] == ["run", "kind", "state", "figures", "updated", "size"]
     assert cells[2][:4] == [str(tmp_path / "a" / "deep"), "masked LM", "not started", ""] and cells[2][5] == "2.0 MB"
     assert cells[3][3] == FIGURES and cells[3][4] == f"{time.localtime().tm_year}{cells[3][4][4:]}" and len(cells) == 4
+
+
+def test_a_terminal_that_is_narrower_than_the_table(monkeypatch):
+    rows = (["run", "kind", "state"], ["a", "ner", "finished"], ["b", "", "stopped"])
+    width = table(*rows).index("\n")
+    monkeypatch.setenv("COLUMNS", str(width - 1))
+    assert table_on_screen(*rows) == table(*rows)  # to a file
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=lambda: True))
+    assert table_on_screen(*rows) == "a\n  kind   ner\n  state  finished\n\nb\n  kind   \n  state  stopped"
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert table_on_screen(*rows) == table(*rows)
 
 
 @pytest.mark.parametrize("folder, sentence", [("empty", "There is no run below"), ("gone", "cannot be read")])

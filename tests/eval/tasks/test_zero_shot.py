@@ -152,3 +152,14 @@ def test_error_messages(path, tmp_path, monkeypatch, arguments, sentence):
     there = {"MODEL": path, "TEST": test, "NO": save(nli_model(("0", "1")), tmp_path / "other.safetensors")}
     pipe(monkeypatch, b"a\n")
     check_error(command(*(there.get(argument, argument) for argument in arguments)), sentence)
+
+
+def test_a_model_that_always_gives_one_label_is_said(tmp_path, monkeypatch, capsys, path):
+    monkeypatch.setattr(ZeroShot, "scores", lambda self, texts: torch.tensor([[0.2, 0.8]] * len(texts)))
+    given = ["--model", str(path), "--tokenizer", str(TOKENIZER.path), "--labels", "cinéma", "voyage", *ON_CPU]
+    lines = write(tmp_path / "lines.txt", *[{"text": "Oui."}] * 12)
+    assert module.main([str(lines), *given]) == 0
+    assert "all 12 predictions on the input are the same: voyage." in capsys.readouterr().err
+    labelled = write(tmp_path / "test.jsonl", *[{"text": text, "label": text} for text in ("cinéma", "voyage")] * 6)
+    assert module.main(["--test", str(labelled), "--out", str(tmp_path / "out.json"), *given]) == 0
+    assert "all 12 predictions on --test are the same: voyage." in capsys.readouterr().err

@@ -12,8 +12,9 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
+from convert_weights import main
 from data import Tokenizer, demo
-from model import Encoder, EncoderConfig, MaskedLM
+from model import Encoder, EncoderConfig, MaskedLM, save_model
 from model.checkpoints.card import model_card
 from model.checkpoints.export import export_huggingface
 from model.checkpoints.licences import LICENCE_NAMES
@@ -118,7 +119,10 @@ def test_a_student():
     assert_says(card, "step 10", "| total | 1.2500 |", "| masked LM | 2.0000 |", "| student after | 43.2% |")
     assert_says(card, "The licence of `almanach/camembert-base` is `mit`.", "Not stated")
     assert_says(card, absent=("cosine", "--tokenizer", "--out", "--cache"))  # unknown values are left out
-    assert "Training losses" not in card_of(metrics={**METRICS, "step": 11})  # of another run
+    assert "Training losses" not in card_of(metrics={})
+    assert "extended" not in card and "extended" not in card_of(provenance={**DISTILLED, "schedules": [10]})
+    card = card_of(provenance={**DISTILLED, "schedules": [4, 6, 10]})
+    assert_says(card, "extended, from 4 to 6 to 10 steps: before, its learning rate decayed towards 0 at step 6.")
 
 
 def test_a_teacher_and_a_student_of_the_hub():
@@ -150,6 +154,9 @@ def test_a_demo():
 
 @pytest.mark.parametrize("licence", [None, "cc-by-4.0"])
 def test_converted_models(licence):
+    """LICENCE_NAMES has names as the hub's list has them, which is broken over lines here."""
+    assert {"cc-by-2.5", "cc-by-nc-nd-3.0"} < LICENCE_NAMES
+    assert all(name[-1] != "-" and name[:3] not in ("by-", "nc-", "nd-", "sa-") for name in LICENCE_NAMES)
     card = card_of("token", CONVERTED, licence=licence)
     assert_says(card, f"Converted from `{BASE}`.", absent=("losses", "train.py", "distillation"))
     data = front(card)
@@ -201,6 +208,7 @@ def test_a_model_of_table2_whose_examples_were_split():
     options = {**FINE_TUNED["options"], "train": files, "dev": files}
     card = card_of("sequence", {**FINE_TUNED, "options": options})
     assert "Trained and evaluated on parts of `a.tsv`, `b.tsv`, `dev.tsv`." in card and "Trained on" not in card
+    assert [each.dataset_name for each in front(card).eval_results] == ["dev part of a.tsv, b.tsv, dev.tsv"] * 2
 
 
 # ---- what is exported is not what was measured -------------------------------------------------------------------
@@ -211,8 +219,18 @@ def test_a_model_of_table2_whose_examples_were_split():
 def test_rounded_weights_have_no_figures_of_their_own(made, dtype):
     model = (SequenceClassifier(CONFIG, 2) if "task" in made else MaskedLM(CONFIG)).to(dtype)
     card = card_of(model, made)
-    assert_says(card, f"stored as {str(dtype)[6:]}. Figures above were measured before the weights were rounded to it.")
+    assert_says(card, f"stored as {str(dtype)[6:]}. Figures above were measured before the weights were rounded.")
     assert figures(card) == [] and front(card).metrics is None
+
+
+def test_weights_that_were_rounded_before_have_no_figures(tmp_path, capsys):
+    save_model(MODELS["masked-lm"], tmp_path / "model", DISTILLED)
+    main([str(tmp_path / "model"), str(tmp_path / "bf16"), "--dtype", "bf16"])
+    for source, path in (("model", "as-is"), ("bf16", "wide")):
+        main([str(tmp_path / source), str(tmp_path / path), "--to", "hf", "--dtype", "fp32"])
+    cards = [(tmp_path / path / "README.md").read_text() for path in ("as-is", "wide")]
+    assert len(figures(cards[0])) == 2 and figures(cards[1]) == []
+    assert ["were rounded." in card for card in cards] == [False, True]
 
 
 def test_another_head_has_no_figures():

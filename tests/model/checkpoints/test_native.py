@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -27,6 +28,14 @@ MODELS = {
     "regression": lambda: SequenceClassifier(CONFIG, 1),
     "no answer": lambda: QuestionAnswerer(CONFIG, -1.25),
 }
+
+
+def test_a_file_for_which_memory_is_too_small_is_not_called_damaged(tmp_path, monkeypatch):
+    save_model(MODELS["masked LM"](), tmp_path / "model.safetensors")
+    for error in (RuntimeError("DefaultCPUAllocator: can't allocate memory"), OSError(12, "Cannot allocate memory")):
+        monkeypatch.setattr("model.checkpoints.native.safe_open", Mock(side_effect=error))
+        with pytest.raises(MemoryError):
+            load_model(tmp_path / "model.safetensors")
 
 
 def assert_equal(loaded, model):

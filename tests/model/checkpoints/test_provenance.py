@@ -15,8 +15,8 @@ from model import EncoderConfig, MaskedLM, save_model
 from model.checkpoints.provenance import (
     base_model,
     is_demo,
-    last_metrics,
     origins,
+    read_metrics,
     read_provenance,
     read_results,
     shown,
@@ -136,12 +136,19 @@ def test_provenance_is_read_from_native_files_only(tmp_path):
     assert read_provenance(as_file(headed_model(MaskedLM), tmp_path / "theirs")) == {}
 
 
-def test_the_last_metrics(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    assert last_metrics(path) == {}
-    for text, expected in (("", {}), ('{"step": 1}\n{"step": 2}\n', {"step": 2}), ("[1]\n", {}), ("{torn", {})):
+def test_the_metrics_of_the_same_student_only(tmp_path):
+    """Not those of the last step, if the student is that of another one, or of another run."""
+    path, held_out = tmp_path / "metrics.jsonl", {"loss": 0.5}
+    assert read_metrics(path, {"held_out": held_out}) == {}
+    records = [{"step": 1, "held_out": held_out}, {"step": 2}, {"step": 3, "held_out": {"loss": 0.75}}]
+    path.write_text("\n".join(map(json.dumps, records)) + "\n{torn")
+    assert read_metrics(path, {"held_out": held_out}) == records[0]
+    assert read_metrics(path, {"held_out": {"loss": 0.75}}) == records[2]
+    for other in ({}, {"held_out": None}, {"held_out": {"loss": 0.25}}):
+        assert read_metrics(path, other) == {}
+    for text in ("", "[1]\n", "{torn"):
         path.write_text(text)
-        assert last_metrics(path) == expected
+        assert read_metrics(path, {"held_out": held_out}) == {}
 
 
 def test_results_of_the_same_run_only(tmp_path):

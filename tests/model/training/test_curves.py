@@ -26,7 +26,8 @@ def draw(folder, monkeypatch, lines, dropout=0.1):
     draw_curves(folder, 30, lambda step: 0.1 * step, dropout)
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG") and not list(folder.glob(".*"))
     axes = {axis.get_title(): axis for axis in figures[0].axes}
-    return axes, {title: [text.get_text() for text in axis.get_legend().texts] for title, axis in axes.items()}
+    legends = {title: axis.get_legend() for title, axis in axes.items() if axis.get_legend()}
+    return axes, {title: [text.get_text() for text in legend.texts] for title, legend in legends.items()}
 
 
 def test_a_curve_on_held_out_text_begins_before_the_first_step():

@@ -22,7 +22,7 @@ def logger(folder, state=None, tensorboard=False, enabled=True):
 
 def test_a_progress_line_has_losses_learning_rate_gradient_norm_speed_and_time_left():
     assert progress_line(RECORD, "step   20/3000", 3725.9) == (
-        "step   20/3000  loss 1.5000  soft 1.2500  cos 0.5000  mlm 3.0000  lr 5.0e-04  grad norm 2.00  1,234 tok/s"
+        "step   20/3000  loss 1.5000  soft 1.2500  cos 0.5000  mlm 3.0000  lr 5.0e-04  grad norm 2.00    1,234 tok/s"
         "  ETA 01:02:05"
     )
 

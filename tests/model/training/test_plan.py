@@ -79,7 +79,8 @@ def test_what_is_written_and_whether_there_is_room(capsys, monkeypatch, tmp_path
 def test_whether_the_memory_is_large_enough(capsys, size, on_gpu, ranks, fits):
     plan.print_memory(20 * 10**9, 10 * 10**9, size * 10**9, on_gpu, ranks)
     out, where = capsys.readouterr().out, "the GPU" if on_gpu else "this machine"
-    assert "20.00 GB per rank at the peak of the timed steps, 10.00 GB of main memory more" in out
+    each = " per rank" if ranks > 1 else ""
+    assert f"20.00 GB{each} at the peak of the timed steps, 10.00 GB of main memory more" in out
     assert f"; {where} has {size}.00 GB" in out and ("WHICH IS TOO LITTLE: use a smaller --batch" in out) != fits
 
 

@@ -7,11 +7,13 @@ import pytest
 
 from data import DataError, OptionError
 from model.training.options import MAY_DIFFER, Options
-from model.training.run_folder import check_free, check_same_run, read_run, remove_partial_files, write_run
+from model.training.run_folder import check_free, check_same_run, find_run, read_run, remove_partial_files, write_run
 from model.training.run_state import CheckpointWriter
 from tests.model.training.runs import Run, names, step_folder
 
 OPTIONS = {
+    "teacher": "demo",
+    "corpus": ("demo",),
     "lr": 5e-4,
     "layers": ("alternate",),
     "weights": (0.5, 0.3, 0.2),
@@ -57,10 +59,10 @@ def test_run_json_is_rewritten_only_if_it_differs(tmp_path):
 def test_every_option_that_differs_is_named(tmp_path, new, differing):
     stored = json.loads(json.dumps(RUN))
     if differing is None:
-        check_same_run(tmp_path, stored, changed(**new), ("out", "keep"))
+        check_same_run(tmp_path, stored, changed(**new))
     else:
         with pytest.raises(OptionError, match=f"with different {differing}\\. Use the same options"):
-            check_same_run(tmp_path, stored, changed(**new), ("out", "keep"))
+            check_same_run(tmp_path, stored, changed(**new))
 
 
 @pytest.mark.parametrize("field", Options.__dataclass_fields__)
@@ -68,17 +70,45 @@ def test_only_the_options_in_may_differ_may_differ(tmp_path, field):
     options = dict.fromkeys(Options.__dataclass_fields__, 2)
     stored, other = {"options": options, "inputs": {}}, {"options": {**options, field: 1}, "inputs": {}}
     if field in MAY_DIFFER:
-        check_same_run(tmp_path, stored, other, MAY_DIFFER)
+        check_same_run(tmp_path, stored, other)
     else:
         with pytest.raises(OptionError, match=f"with different --{field.replace('_', '-')}\\."):
-            check_same_run(tmp_path, stored, other, MAY_DIFFER)
+            check_same_run(tmp_path, stored, other)
 
 
 @pytest.mark.parametrize("new", [{"corpus": ["abc", "dee"]}, {"corpus": ["abc"]}, {"teacher": "1"}, {"teacher": None}])
 def test_another_teacher_or_corpus_of_the_same_name_is_refused(tmp_path, new):
     (name,) = new
     with pytest.raises(OptionError, match=f"a run with another {name}, which has changed since. Restore it"):
-        check_same_run(tmp_path, json.loads(json.dumps(RUN)), {**RUN, "inputs": RUN["inputs"] | new}, ())
+        check_same_run(tmp_path, json.loads(json.dumps(RUN)), {**RUN, "inputs": RUN["inputs"] | new})
+
+
+def test_inputs_are_compared_by_content_and_not_by_path(tmp_path):
+    stored = json.loads(json.dumps(changed(teacher="a.safetensors", corpus=("texts",), student="b")))
+    check_same_run(tmp_path, stored, changed(teacher="./a.safetensors", corpus=("texts/",), student="b"))
+    with pytest.raises(OptionError, match="with different --student"):  # whose content is not known here
+        check_same_run(tmp_path, stored, changed(teacher="c.safetensors", corpus=("texts",), student="./b"))
+    other = {**changed(teacher="c", corpus=("texts",), student="b"), "inputs": {**RUN["inputs"], "teacher": "1"}}
+    with pytest.raises(OptionError, match="a run with another teacher. Use that one, or choose another --out"):
+        check_same_run(tmp_path, stored, other)
+
+
+def test_an_option_that_an_older_run_lacks_has_its_default(tmp_path):
+    stored = json.loads(json.dumps(RUN))
+    check_same_run(tmp_path, stored, changed(within_documents=False, corpus=("demo",)))
+    with pytest.raises(OptionError, match="with different --within-documents"):
+        check_same_run(tmp_path, stored, changed(within_documents=True))
+
+
+def test_a_checkpoint_of_another_run_is_refused(out):
+    for number, lr in ((3, 1), (4, 2)):
+        run = Run().train(number)
+        run.save(CheckpointWriter(out, 9), run=changed(lr=lr))
+    write_run(out, changed(lr=2))
+    with pytest.raises(OptionError, match=f"{step_folder(out, 3)} holds a run with different --lr"):
+        find_run(out, changed(lr=2))
+    shutil.rmtree(step_folder(out, 3))
+    assert find_run(out, changed(lr=2))["options"]["lr"] == 2
 
 
 NOT_A_RUN = [b"", b"[]", b"null", b"{}", b'{"options": {}}', b'{"options": [], "inputs": {}}', b"\xff"]
@@ -116,6 +146,7 @@ def test_only_the_temporary_files_of_a_killed_run_are_removed(out):
     for name in (".step-000000003.partial", ".step-000000001.old"):
         shutil.copytree(step_folder(out, 1), out / "checkpoints" / name)
     partial = (".best.safetensors.ab12_x", ".student.safetensors.ab12_x", ".run.json.partial")
+    partial += (".metrics.jsonl.ab12.partial", ".curves.png.ab12_x")
     for name in (".hidden", "checkpoints/notes.txt", *partial):  # the first two are the user's
         (out / name).write_text("")
     remove_partial_files(out)

@@ -1,14 +1,16 @@
 """What a person sees while a run goes on: bar or lines, by steps and by time, and that a slow step is alive."""
 
 import io
+import os
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from model.training import screen
 from model.training.log import MetricsLogger
-from model.training.screen import PlainBar, Screen, duration
+from model.training.screen import PlainBar, Screen, duration, open_bar
 from model.training.state import TrainState
 
 
@@ -96,6 +98,17 @@ def test_the_plain_bar_fits_the_terminal_and_is_not_drawn_at_every_step(monkeypa
     assert 40 < len(drawings) < 60 and {len(each) for each in drawings} == {29}
     bar.update(1)
     assert stderr.getvalue().endswith("\r100%  1000/1000, 00:00:09<00:")
+
+
+@pytest.mark.parametrize("size", [(0, 0), (100, 0)])
+def test_a_terminal_without_a_size_gets_the_plain_bar(monkeypatch, size):
+    """tqdm would show nothing there."""
+    terminal(monkeypatch)
+    monkeypatch.setitem(sys.modules, "tqdm", SimpleNamespace(tqdm=lambda **settings: "tqdm"))
+    monkeypatch.setattr(os, "get_terminal_size", lambda *_: os.terminal_size(size))
+    assert isinstance(open_bar(10, 0), PlainBar)
+    monkeypatch.setattr(os, "get_terminal_size", lambda *_: os.terminal_size((100, 30)))
+    assert open_bar(10, 0) == "tqdm"
 
 
 def test_standard_output_in_a_file_gets_its_lines_beside_the_bar(monkeypatch):
