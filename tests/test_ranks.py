@@ -6,20 +6,17 @@ import re
 import shutil
 import signal
 import socket
-import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from unittest import mock
 
 import pytest
 import torch
 
 import train
-from data.cli import OptionError
 from losses import LossSettings
 from model import initialise_student
-from model.training import distributed, store, watch
+from model.training import distributed
 from model.training.device import Runtime
 from model.training.watch import LOST
 from tests import train_runs
@@ -32,7 +29,15 @@ BACKEND = "nccl" if DEVICE.type == "cuda" else "gloo"
 needs_backend = pytest.mark.skipif(
     not torch.distributed.is_backend_available(BACKEND), reason=f"this PyTorch has no {BACKEND}"
 )
-LONG = dict(steps=50, log_every=1, eval_every=20)
+LONG = dict(steps=50, log_every=1, eval_every=20, accumulate=4)
+
+
+@pytest.fixture(scope="module")
+def whole(place, tmp_path_factory):
+    """The run with LONG in one process."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    run_longer(place, out, **LONG)
+    return out
 
 
 class Reduced(torch.nn.Module):
@@ -95,9 +100,8 @@ def assert_close_runs(out, whole):
         assert line.get("held_out", {}) == pytest.approx(expected.get("held_out", {}), rel=1e-5)
 
 
-def test_two_ranks_equal_one_and_resume_as_one_or_as_two(place, tmp_path):
-    whole, out, one = tmp_path / "whole", tmp_path / "out", tmp_path / "one"
-    run_longer(place, whole, **LONG)
+def test_two_ranks_equal_one_and_resume_as_one_or_as_two(place, whole, tmp_path):
+    out, one = tmp_path / "out", tmp_path / "one"
     with Command(*TWO_RANKS, *arguments(place, out=out, **LONGER | LONG)) as command:
         command.wait_for("step  9/50")
         command.send_signal(signal.SIGTERM)
@@ -127,16 +131,16 @@ def test_torchrun_with_one_process_equals_a_run_without_it(place, tmp_path):
 # ---- errors, deaths and stalls: with a watch that says within two seconds what it otherwise says after fifteen ----
 
 ENDLESS = LONGER | dict(steps=10**6, log_every=1, eval_every=0, checkpoint_every=5, compile="off", accumulate=4)
+FINITE = ENDLESS | LONG
 
 
 class Ranks(Command):
     """Ranks of train.py with an impatient watch."""
 
-    def __init__(self, number, place, out, **changed):
+    def __init__(self, number, place, out, max_restarts=0, only=(), **changed):
         """only: a rank, with an option and its value that it alone is given; or with an error that it alone meets."""
-        only = changed.pop("only", ())
-        options = arguments(place, out=out, **ENDLESS | changed)
-        super().__init__(*TORCHRUN, str(number), "tests/quick_ranks.py", len(only), *only, *options)
+        launcher = (*TORCHRUN, str(number), "--max-restarts", str(max_restarts), "tests/quick_ranks.py")
+        super().__init__(*launcher, len(only), *only, *arguments(place, out=out, **ENDLESS | changed))
 
     def of_ours(self):
         """The output without what torchrun itself says of its children."""
@@ -154,41 +158,41 @@ class Ranks(Command):
         assert self.output.count("train.py: ") == 1, self.output
 
 
-def test_a_rank_that_is_killed_is_named_once_(place, tmp_path):
-    number, victim, out = 2, 0, tmp_path / "out"
-    with Ranks(number, place, out) as command:
-        command.wait_for("step       7/")
+def test_a_rank_that_is_killed_is_named_once_and_torchrun_starts_all_again(place, whole, tmp_path):
+    out = tmp_path / "out"
+    with Ranks(2, place, out, max_restarts=1, **FINITE) as command:
+        command.wait_for("step  8/50")
         ranks = train_runs.ranks_of(command.pid)
-        assert sorted(ranks) == list(range(number))
-        os.kill(ranks[victim], signal.SIGKILL)
-        begun = time.monotonic()
-        name = (
-            rf"train.py: rank {victim} on host \S+ \(process {ranks[victim]}\) has died. It has not answered since step"
-        )
-        rest = r" \d+\. The same command resumes after step \d+, also with another number of ranks: 1, 2\.$"
-        command.end_with(LOST, "(?m)" + name + rest)
-        assert time.monotonic() - begun < 30 and not any(Path(f"/proc/{pid}").exists() for pid in ranks.values())
-    step = steps_kept(out)[-1]
-    assert f"resumes after step {step}" in command.output
+        assert sorted(ranks) == [0, 1]
+        os.kill(ranks[0], signal.SIGKILL)
+        command.wait_for("resumed   after step ")
+        assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values())
+        assert command.end() == 0, command.output
+    name = rf"^train.py: rank 0 on host {socket.gethostname()} \(process {ranks[0]}\) has died\. "
+    step = re.search("resumed   after step ([0-9]+),", command.output)[1]
+    since = rf"It has not answered since step \d+\. The same command resumes after step {step}, "
+    said = re.findall(name + since + r"also with another number of ranks: 1, 2\.$", command.output, flags=re.MULTILINE)
+    assert len(said) == 1 and command.output.count("train.py: ") == 1, command.output
+    assert_close_runs(out, whole)
 
 
-def test_four_ranks_of_which_one_is_killed_go_on_as_two(place, tmp_path):
-    whole, out, finite = tmp_path / "whole", tmp_path / "out", ENDLESS | LONG | dict(checkpoint_every=3)
-    run_longer(place, whole, **finite)
+def test_four_ranks_of_which_one_is_killed_go_on_as_two(place, whole, tmp_path):
+    out, finite = tmp_path / "out", FINITE | dict(checkpoint_every=3)
     with Ranks(4, place, out, **finite) as command:
         command.wait_for("step  8/50")
         os.kill(train_runs.ranks_of(command.pid)[3], signal.SIGKILL)
+        begun = time.monotonic()
         command.end_with(LOST, r"rank 3 on host .* has died\. .* another number of ranks: 1, 2, 4\.\n")
+        assert time.monotonic() - begun < 30
     step = steps_kept(out)[-1]
     with Ranks(2, place, out, **finite) as command:
         assert command.end() == 0 and f"resumed   after step {step}," in command.output, command.output
     assert_close_runs(out, whole)
 
 
-def test_a_rank_that_is_stopped_and_continued_does_no_harm(place, tmp_path):
-    victim, whole, out, finite = 0, tmp_path / "whole", tmp_path / "out", ENDLESS | LONG
-    run_longer(place, whole, **finite)
-    with Ranks(2, place, out, **finite) as command:
+def test_a_rank_that_is_stopped_and_continued_does_no_harm(place, whole, tmp_path):
+    victim, out = 0, tmp_path / "out"
+    with Ranks(2, place, out, **FINITE) as command:
         command.wait_for("step  8/50")
         pid = train_runs.ranks_of(command.pid)[victim]
         os.kill(pid, signal.SIGSTOP)
@@ -257,46 +261,3 @@ def test_an_error_of_one_rank_in_a_step_ends_all(place, tmp_path):
     with Ranks(2, place, tmp_path / "out", only=[1, "out of memory"]) as command:
         command.end_with(2, r"rank 1 on host \S+ \(process \d+\) ends the run:\ntrain.py: out of memory: ")
     assert steps_kept(tmp_path / "out")
-
-
-def test_a_store_that_does_not_answer_is_an_error_within_seconds():
-    """TCPStore waits for ever for a host that is gone."""
-    gone, late = threading.Event(), SimpleNamespace(check=lambda keys: gone.wait(), add=lambda key, number: number)
-    with mock.patch.object(store, "ANSWER", 0.05):
-        asked = store.Store(late)
-        assert asked.is_first("key")
-        with pytest.raises(RuntimeError, match="does not answer"):
-            asked.has("key")
-        gone.set()
-        assert asked.has("key")
-
-
-def test_the_store_names_its_holder_once_and_its_return_without_blaming_the_ranks(capsys):
-    """The holder stops: nobody can be heard, and none of the ranks is lost."""
-    answers = SimpleNamespace(is_first=lambda key: True)
-    watched = watch.Watch(answers, 1, 3, "torchrun on host first")
-    with mock.patch.object(watch, "SILENT", -1.0):
-        watched._store_does_not_answer()
-        watched._store_does_not_answer()
-        watched._store_answers()
-    assert watched._lost(60.0) is None
-    away, back = capsys.readouterr().err.splitlines()
-    assert away.startswith("warning: torchrun on host first has not answered since step 0. The run ends after 300 ")
-    assert back == "warning: torchrun on host first answers again."
-
-
-@pytest.mark.parametrize(
-    "variables, sentence",
-    [
-        (dict(RANK="0", WORLD_SIZE="2", MASTER_ADDR="localhost"), "not set: MASTER_PORT"),
-        (dict(RANK="2", WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT="1"), "RANK 2 must be from 0 to 1"),
-        (dict(RANK="x", WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT="1"), "cannot connect.*'x'"),
-    ],
-)
-def test_wrong_variables_of_ranks_started_by_hand(monkeypatch, variables, sentence):
-    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(OptionError, match=sentence), distributed.meet():
-        pass

@@ -75,7 +75,7 @@ class Watch:
         self.stderr, self._lines, self._lock = sys.stderr, deque(), threading.Lock()
         self._stopped, self._ending = threading.Event(), threading.Event()
         self._reached, self._unanswered = time.monotonic(), None  # when the store last answered, first did not
-        self._said_unanswered = False
+        self._said_unanswered, self._outages = False, 0
 
     def start(self) -> None:
         threading.Thread(target=self._watch, daemon=True).start()
@@ -169,8 +169,8 @@ class Watch:
             self.peers.forget(now)
         self._reached, self._unanswered = now, None
         if self._said_unanswered:
-            self._said_unanswered = False
-            if self._claim(f"store/{self.step}"):
+            self._said_unanswered, self._outages = False, self._outages + 1
+            if self._claim(f"store/{self._outages}"):
                 self._warn(f"{self._holder()} answers again.")
 
     def _store_does_not_answer(self) -> None:

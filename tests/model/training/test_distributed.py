@@ -38,7 +38,16 @@ def test_one_process_of_torchrun_is_a_rank_too(monkeypatch):
     assert not torch.distributed.is_initialized()
 
 
-def test_ranks_that_cannot_connect_are_an_error(monkeypatch):
-    monkeypatch.setattr(os, "environ", {"WORLD_SIZE": "2"})  # without RANK, MASTER_ADDR and MASTER_PORT
-    with pytest.raises(OptionError, match="cannot connect to one another: .*Start them with torchrun"):
-        meet().__enter__()
+@pytest.mark.parametrize(
+    "variables, sentence",
+    [
+        (dict(WORLD_SIZE="2"), "not set: RANK, MASTER_ADDR, MASTER_PORT. Start them with torchrun"),
+        (dict(RANK="0", WORLD_SIZE="2", MASTER_ADDR="localhost"), "not set: MASTER_PORT"),
+        (dict(RANK="2", WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT="1"), "RANK 2 must be from 0 to 1"),
+        (dict(RANK="x", WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT="1"), "cannot connect.*'x'"),
+    ],
+)
+def test_wrong_variables_are_an_error(monkeypatch, variables, sentence):
+    monkeypatch.setattr(os, "environ", variables)
+    with pytest.raises(OptionError, match=sentence), meet():
+        pass

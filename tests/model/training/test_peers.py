@@ -23,7 +23,7 @@ def watch(beats, until, rank=0, size=3):
         for other in range(size):
             if (heard := beats(other, now)) is not None:
                 found.hear(other, heard, now)
-        for _, sentence in found.news(now, SILENT, TIMEOUT):
+        for _, sentence in found.news(now, 0, SILENT, TIMEOUT):
             said.setdefault(now, []).append(sentence)
     return found, said
 
@@ -60,7 +60,7 @@ def test_a_rank_that_was_stopped_itself_blames_nobody():
     found, _ = watch(beat, 10)
     assert found.lost(1000, SILENT) == [1, 2]
     found.forget(1000)
-    assert not found.lost(1001, SILENT) and not found.news(1001, SILENT, TIMEOUT)
+    assert not found.lost(1001, SILENT) and not found.news(1001, 0, SILENT, TIMEOUT)
 
 
 @pytest.mark.parametrize("moves", [False, True])
@@ -80,7 +80,7 @@ def test_keys_are_the_same_on_all_ranks_so_that_one_speaks():
         for now in range(30):
             for other in (0, 2) if now > 3 else (0, 1, 2):
                 found.hear(other, beat(other, now), now + rank)
-            keys += [key for key, _ in found.news(now + rank, SILENT, TIMEOUT)]
+            keys += [key for key, _ in found.news(now + rank, 0, SILENT, TIMEOUT)]
     assert len(keys) == 2 and keys[0] == keys[1]
 
 

@@ -16,6 +16,7 @@ from model import ModelError
 from model.training import watch
 from model.training.distributed import World, parsed
 from model.training.state import Diverged
+from model.training.store import Store
 from model.training.watch import LOST, Watch, status_of
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this PyTorch has no ranks")
@@ -30,7 +31,7 @@ def ranks(monkeypatch):
     monkeypatch.setattr(watch.atexit, "register", lambda *arguments: None)
     monkeypatch.setattr(watch.signal, "signal", lambda *arguments: None)
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    store = dist.HashStore()
+    store = Store(dist.HashStore())
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     found = [Watch(store, rank, 3) for rank in range(3)]
     hear(found)
@@ -39,7 +40,7 @@ def ranks(monkeypatch):
 
 def hear(ranks):
     for each in ranks:
-        each._publish()
+        each._publish(held=0.0)
     for each in ranks:
         for rank in range(3):
             each._hear(rank)
@@ -84,7 +85,7 @@ def test_a_rank_that_has_left_is_not_taken_for_dead(ranks):
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     ranks[2].me = ranks[2].me._replace(pid=child.pid)
-    ranks[2]._publish()
+    ranks[2]._publish(held=0.0)
     ranks[0]._hear(2)
     assert ranks[0]._dead() == [2]
     ranks[2].leave()  # which rank 0 has not heard yet
@@ -114,13 +115,20 @@ def test_lines_of_standard_error_are_printed_once_and_with_the_name_of_a_rank_th
     ],
 )
 def test_ranks_compare_what_they_have_read(ranks, read, sentence, monkeypatch):
-    together = threading.Barrier(3)
-    monkeypatch.setattr(World, "barrier", lambda self: together.wait(10))
+    together, gathered = threading.Barrier(3), [None] * 3
+
+    def gather(found, values, group):
+        gathered[group] = values
+        together.wait(10)
+        found[:] = gathered
+
+    monkeypatch.setattr(World, "barrier", lambda self: None)
+    monkeypatch.setattr(dist, "all_gather_object", gather)
     same = {"--seed": 0, "corpus": ["a" * 64]}
 
     def compare(rank):
         try:
-            World(rank, 3, None, ranks[rank]).compare(read if rank == 1 else same)
+            World(rank, 3, rank, ranks[rank]).compare(read if rank == 1 else same)
         except OptionError as error:
             return str(error)
 
@@ -156,3 +164,17 @@ def test_what_argparse_says_becomes_an_error_that_one_rank_prints(ranks):
 )
 def test_exit_statuses_are_those_of_run_command(error, status):
     assert status_of(error) == status
+
+
+def test_the_store_names_its_holder_once_and_its_return_without_blaming_the_ranks(ranks):
+    """The holder stops: nobody can be heard, and none of the ranks is lost."""
+    for rank in ranks:
+        rank.holder = "torchrun on host first"
+        rank._store_does_not_answer()
+        rank._store_does_not_answer()
+    for rank in ranks:
+        rank._store_answers()
+        assert rank._lost(60.0) is None
+    away, back = ranks[0].stderr.getvalue().splitlines()
+    assert away.startswith("warning: torchrun on host first has not answered since step 0. The run ends after 300 ")
+    assert back == "warning: torchrun on host first answers again."
