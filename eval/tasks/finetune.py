@@ -335,11 +335,11 @@ def finetune(task_name: str, options: Options, command: str, data: Parts | None 
     settings = task_settings(options, options.model, source.config, options.teacher)
     teacher = load_task_teacher(options.teacher, task_class.model, source.config.vocab_size, runtime)
     files = [path for part in PARTS for path in getattr(options, part)]
-    if data is None:
+    from_files = data is None
+    if from_files:
         given = {part: getattr(options, part) for part in PARTS if getattr(options, part)}
         reading = {"problem_type": options.problem_type, "label_map": training_names(options.label_map)}
         data = {part: read_task(task_name, paths, warn, part=part, **reading) for part, paths in given.items()}
-        warn_of_shared_examples(data)
     about = {"task": task_name, "model": fingerprint(source), "teacher": fingerprint(teacher) if teacher else None}
     about["tokenizer"] = settings.tokenizer.sha256()
     digests = {part: hashlib.sha256(json.dumps(examples).encode()).hexdigest() for part, examples in data.items()}
@@ -351,6 +351,8 @@ def finetune(task_name: str, options: Options, command: str, data: Parts | None 
     task = task_class(settings, labels)
     counts = ", ".join(f"{len(examples):,} {part}" for part, examples in data.items())
     classes = ", ".join(labels) or "start, end"
+    if from_files:
+        warn_of_shared_examples(data)
     with own(folder, options.wait):
         runs = finished_runs(folder, about)
         say(f"{task_name}: {counts} examples; labels {classes}; {runtime.device}, {runtime.precision}")

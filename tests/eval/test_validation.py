@@ -85,7 +85,7 @@ def test_the_speed_of_the_encoders(precision):
     batch = Batch(torch.full((8, 24), 5), torch.full((8, 24), -100), torch.ones(8, 24, dtype=torch.bool))
     models = {layers: MaskedLM(EncoderConfig(layers, 64, 2, 64, vocab_size=12)).train() for layers in (12, 1)}
     speeds = encoder_speeds(models, batch, Runtime(torch.device("cpu"), precision))
-    assert 3 < speeds[1] / speeds[12] < 20 and not any(model.training for model in models.values())
+    assert speeds[1] / speeds[12] > 3 and not any(model.training for model in models.values())
 
 
 def test_nothing_is_compiled_for_validation():

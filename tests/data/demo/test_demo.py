@@ -27,7 +27,8 @@ def test_corpora_of_student_and_teacher_are_deterministic_and_differ():
 
 def test_the_command_writes_a_corpus_and_a_tokenizer(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "teacher_texts", lambda: itertools.islice(demo.teacher_texts(), 1500))
-    command.main(tmp_path / "new")
+    monkeypatch.setattr("sys.argv", ["data.demo", str(tmp_path / "new")])
+    command.main()
     lines = (tmp_path / "new" / "corpus.txt").read_text(encoding="utf-8").splitlines()
     assert lines == list(itertools.islice(demo.teacher_texts(), 1500))
     assert len(Tokenizer(tmp_path / "new")) == command.PIECES + 5

@@ -126,9 +126,10 @@ def test_the_tokenizer_inside_a_file_or_a_tarball_comes_first(tmp_path):
     own, other = Tokenizer(demo.FOLDER), tmp_path / FILE_NAME
     other.write_bytes(own.content.replace("▁film".encode(), "▁filn".encode()))
     save_model(MaskedLM(EncoderConfig(1, 8, 2, 8, 1005)), tmp_path / "whole.safetensors", tokenizer=own)
+    torch.save({}, tmp_path / "model.pt")
     with tarfile.open(tmp_path / "camembert.tar.gz", "w:gz") as archive:
         archive.add(demo.FOLDER / FILE_NAME, f"camembert/{FILE_NAME}")
-        archive.add(demo.TEACHER, "camembert/model.pt")
+        archive.add(tmp_path / "model.pt", "camembert/model.pt")
     for name in ("whole.safetensors", "camembert.tar.gz"):
         for path in (None, demo.FOLDER, tmp_path / "whole.safetensors"):
             assert load_tokenizer(path, tmp_path / name).content == own.content
