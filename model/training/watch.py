@@ -269,13 +269,14 @@ class Watch:
         if not self._claim("end"):
             self._finish(self._status() or status)
             raise SystemExit(self._status() or status) from None
-        with contextlib.suppress(RuntimeError):
+        others, met_by_all = [rank for rank in range(self.size) if rank != self.rank], False
+        with contextlib.suppress(RuntimeError):  # rank 0 may hold the store, and has ended by now
             self.store.set("end", str(status))
-            others = [rank for rank in range(self.size) if rank != self.rank]
             while time.monotonic() - begun < 2 * GRACE and any(map(self._goes_on, others)):
                 time.sleep(INTERVAL / 10)
-            if self.rank and not self.store.has(*(f"failed/{rank}" for rank in others)):
-                print(f"{self.peers.name(self.rank)} ends the run:", file=self.stderr, flush=True)
+            met_by_all = self.store.has(*(f"failed/{rank}" for rank in others))
+        if self.rank and not met_by_all:
+            print(f"{self.peers.name(self.rank)} ends the run:", file=self.stderr, flush=True)
         self._finish(status)
         raise error
 

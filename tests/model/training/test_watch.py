@@ -60,6 +60,16 @@ def test_an_error_is_raised_by_one_rank_and_ends_the_others_with_its_status(rank
     assert ranks[0].stderr.getvalue() == f"{ranks[1].peers.name(1)} ends the run:\n"
 
 
+def test_a_rank_is_named_though_rank_0_has_taken_the_store_with_it(ranks, monkeypatch):
+    def gone(*keys):
+        raise RuntimeError("Connection reset by peer")
+
+    monkeypatch.setattr(ranks[1].store, "has", gone)
+    error = DataError("b")
+    assert ended(ranks[1], error) is error
+    assert ranks[0].stderr.getvalue() == f"{ranks[1].peers.name(1)} ends the run:\n"
+
+
 def test_a_broken_connection_is_explained_by_the_rank_that_has_died(ranks):
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
