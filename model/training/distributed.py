@@ -152,7 +152,7 @@ def connect() -> Watch:
     holder = f"torchrun on host {address}" if by_torchrun else None
     try:
         rank, size, port = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
-        check(0 <= rank < size, f"RANK {rank} must be from 0 to {size - 1}, below WORLD_SIZE.")
+        check(0 <= rank < size, f"RANK {rank} must be from 0 to {size - 1}, below WORLD_SIZE")
         meeting = open_store(address, port, rank == 0 and not by_torchrun, holder or "rank 0")
         store = open_store(address, port, False, holder or "rank 0")
     except (RuntimeError, ValueError) as error:

@@ -43,7 +43,10 @@ def test_one_process_of_torchrun_is_a_rank_too(monkeypatch):
     [
         (dict(WORLD_SIZE="2"), "not set: RANK, MASTER_ADDR, MASTER_PORT. Start them with torchrun"),
         (dict(RANK="0", WORLD_SIZE="2", MASTER_ADDR="localhost"), "not set: MASTER_PORT"),
-        (dict(RANK="2", WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT="1"), "RANK 2 must be from 0 to 1"),
+        (
+            dict(RANK="2", WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT="1"),
+            r"RANK 2 must be from 0 to 1, below WORLD_SIZE\. Start",
+        ),
         (dict(RANK="x", WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT="1"), "cannot connect.*'x'"),
     ],
 )
