@@ -16,8 +16,9 @@ from .corpus.documents import documents
 from .corpus.files import Candidate, corpus_files, find_sources
 from .corpus.parts import STDIN, errors_in, read_parts
 from .corpus.shards import FORMAT, MANIFEST, lost_file, read_manifest
+from .corpus.summary import check_has_text, print_summary
 from .locks import locked
-from .prepare import Options, check_has_text, prepare, print_summary
+from .prepare import Options, prepare
 from .tokenizer import Tokenizer
 
 DEMO = ("demo",)  # the corpus of the demo

@@ -16,9 +16,9 @@ from .blocks import Blocks, make_batch
 from .cli import DataError, check_bounds, check_paths, option, parse_options, run_command
 from .corpus.shards import TRAIN, open_manifest
 from .corpus.shuffle import key_of, permute
+from .corpus.summary import print_summary
 from .download.models import fetch_models
 from .masking import STRATEGIES, Masking
-from .prepare import print_summary
 from .tokenizer import Tokenizer
 
 QUANTILES = (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1)

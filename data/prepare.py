@@ -18,7 +18,6 @@ import contextlib
 import json
 import os
 import re
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -30,7 +29,6 @@ from .cli import DataError, OptionError, Progress, check_bounds, dashed, option,
 from .corpus.duplicates import SeenHashes, drop_duplicates
 from .corpus.encode import EncodedPart, Rules, encode_parts
 from .corpus.files import Candidate, check_field, corpus_files, find_sources
-from .corpus.layout import BLANK, BLANK_WRAPPED, LINE, WRAPPED
 from .corpus.parts import NOT_UTF8, Part, Position, Source, read_parts
 from .corpus.shards import (
     BLOCKS,
@@ -45,9 +43,9 @@ from .corpus.shards import (
     read_manifest,
     write_manifest,
 )
+from .corpus.summary import check_has_text, print_summary
 from .download.datasets import FETCHED, fetched, remove_fetched
 from .download.models import fetch_models
-from .formats import COMPRESSED, CONVERT, promised
 from .locks import WAIT_HELP, locked
 from .outputs import remove_tree, write_file
 from .tokenizer import FILE_NAME, Tokenizer
@@ -60,21 +58,6 @@ UNFINISHED_FILES = re.compile(
 MAX_NOTES = 20
 MAX_LOST = 0.01  # fraction of a file's lines that may be dropped, not being UTF-8, without a warning
 MIN_HELD_OUT = 5  # documents; where fewer are expected to be held out, blocks are
-LAYOUTS = {  # how the layouts of plain text are printed
-    LINE: "one document per line",
-    BLANK: "documents separated by blank lines",
-    WRAPPED: "one document per paragraph of wrapped lines",
-    BLANK_WRAPPED: "documents of wrapped lines, separated by blank lines",
-}
-PRINTED_COUNTS = {  # how some counts are printed; in the manifest they keep their names
-    "documents dropped, being empty": "empty documents dropped",
-    "documents dropped, being short": "documents shorter than --min-tokens dropped",
-    "documents dropped, being unknown": "documents above --max-unknown dropped",
-    "documents dropped, all of them having come before": "documents with only duplicate paragraphs dropped",
-    "paragraphs dropped, having come before": "duplicate paragraphs dropped",
-    "documents cut, being longer than 16 MB": "documents longer than 16 MB split",
-    "lines that are no JSON": "lines that are not JSON",
-}
 
 
 @dataclass(frozen=True)
@@ -232,19 +215,6 @@ def finish(folder: Path, manifest: dict) -> None:
     remove_unfinished(folder)
 
 
-def check_has_text(manifest: dict) -> None:
-    """Raises DataError, with all that was dropped, damaged or skipped, if nothing is left."""
-    if not any(shard["tokens"] for part in manifest["shards"].values() for shard in part):
-        reasons = [f"{format_counts(manifest['counts'])}."] if manifest["counts"] else []
-        reasons += [*map(format_damage, manifest["damaged"][:5]), *manifest["notes"][:5]]
-        if any(name.endswith("without a text") for name in manifest["counts"]):
-            reasons.append("Give the name of the text's field or column with --field of data.prepare.")
-            reasons.append(
-                "If it is in an object within, extract it first, for example with jq -c '{text: .data.text}'."
-            )
-        raise DataError(" ".join(["The corpus has no usable text.", *reasons]))
-
-
 def is_too_few(manifest: dict) -> bool:
     """Whether the documents are so few that chance alone would decide which share of the text is held out."""
     documents = {name: sum(shard["documents"] for shard in part) for name, part in manifest["shards"].items()}
@@ -372,44 +342,6 @@ def add_lost_lines(lost_lines: dict[str, list[int]], part: EncodedPart, begin: P
 
 
 # ---- the command -----------------------------------------------------------------------------------------------
-
-
-def print_summary(manifest: dict) -> None:
-    """Prints the sizes of both parts, the formats read, and what was dropped; damaged files on stderr."""
-    parts = manifest["shards"]
-    if manifest["hold_out"] == BLOCKS:
-        parts = {"corpus": parts[TRAIN] + parts[HELD_OUT]}
-    for part, shards in parts.items():
-        tokens, count = sum(shard["tokens"] for shard in shards), sum(shard["documents"] for shard in shards)
-        kept = f"{count:,} document{'s' * (count != 1)}, {len(shards)} shard{'s' * (len(shards) != 1)}"
-        print(f"{part:9} {tokens:,} tokens in {kept}")
-    if manifest["hold_out"] == BLOCKS:
-        share = manifest["options"]["held_out"]
-        print(f"held-out  {share:.1%} of the blocks, as the documents are too few to hold out whole ones")
-    kinds = (
-        f"{LAYOUTS.get(kind, kind)} ({count:,} file{'s' * (count != 1)})" for kind, count in manifest["read_as"].items()
-    )
-    print(f"read as   {', '.join(kinds)}")
-    if manifest["counts"]:
-        print(f"note      {format_counts(manifest['counts'])}")
-    for note in manifest["notes"]:
-        print(f"note      {note}")
-    for damage in manifest["damaged"]:
-        warn(format_damage(damage))
-    for name, (lost, lines) in manifest["lost_lines"].items():
-        found = f"{lost:,} of the {lines:,} lines of {name} ({lost / lines:.1%}) are not UTF-8, and were dropped."
-        cure = f"convert it: {CONVERT} {shlex.quote(name)} > NEW, and use NEW"
-        if not os.path.isfile(name) or {*promised(name)}.intersection(COMPRESSED):  # in an archive, on the hub
-            cure = f"unpack it, convert it with {CONVERT}, and use that"
-        warn(f"{found} If the file is in another encoding, {cure}.")
-
-
-def format_counts(counts: dict) -> str:
-    return "; ".join(f"{count:,} {PRINTED_COUNTS.get(name, name)}" for name, count in counts.items())
-
-
-def format_damage(damage: dict) -> str:
-    return f"{damage['source']} was not read to the end: {damage['why']}."
 
 
 def main(arguments: list[str] | None = None) -> None:

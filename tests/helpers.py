@@ -3,6 +3,7 @@
 import io
 import runpy
 import shutil
+import warnings
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -123,7 +124,14 @@ def record_attention_masks(monkeypatch) -> list:
 def run_command(script: str, *arguments) -> CompletedProcess:
     """Runs `python SCRIPT ARGUMENTS…` (or `-m MODULE`) from the repository, in this process, which has torch loaded."""
     argv, stdout, stderr, status = [script, *map(str, arguments)], io.StringIO(), io.StringIO(), 0
-    with mock.patch("sys.argv", argv), chdir(REPOSITORY), redirect_stdout(stdout), redirect_stderr(stderr):
+    with (
+        mock.patch("sys.argv", argv),
+        chdir(REPOSITORY),
+        redirect_stdout(stdout),
+        redirect_stderr(stderr),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", ".*found in sys.modules after import", RuntimeWarning)  # by another test
         try:
             if script.startswith("-m "):
                 runpy.run_module(script.removeprefix("-m "), run_name="__main__")

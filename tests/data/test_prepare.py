@@ -18,7 +18,7 @@ import pytest
 from data import DataError, Tokenizer, demo
 from data.cli import OptionError
 from data.corpus import parts
-from data.prepare import print_summary
+from data.corpus.summary import print_summary
 from tests.data.prepared import COMPRESS, TOKENIZER, assert_refused, command, lines, make, texts, write, write_parquet
 from tests.data.stored import END, encoded, manifest, part_documents, token_counts, tree
 from tests.helpers import REAL_TEXT, REAL_TOKENIZER, needs

@@ -356,7 +356,7 @@ def test_other_texts_are_another_corpus(fake, tmp_path):
 
 def test_the_plan_of_a_run_fetches_nothing(fake, tmp_path):
     sample = sample_folder([NAME], TOKENIZER, str(tmp_path / "corpora"))
-    assert sample.share is None and "MB in 3 files; to be prepared into" in sample.counted
+    assert sample.share is None and "MB in 3 files; to be prepared into" in sample.estimate
     assert not content_gets(fake) and not (tmp_path / "corpora").exists()
 
 

@@ -162,7 +162,7 @@ def test_a_target_is_reached_as_printed(seconds, reached):
         ("--small --longest 600", "at most 512"),
         ("--small --fixed 2 600", "at most 512"),
         ("--small --lines 100000", "has only"),
-        ("--small --device warp", "--device warp"),
+        ("--small --device warp", "not 'warp'"),
     ],
 )
 def test_errors_for_options(arguments, message):

@@ -232,7 +232,7 @@ WRONG = {
     "too short": (["--model", "{model}", "--test", "{test}", "--max-length", "15"], "at least 16"),
     "not a number": (["--model", "{model}", "--test", "{test}", "--max-length", "x"], "invalid int"),
     "an unknown option": (["--model", "{model}", "--test", "{test}", "--nothing"], "There is no option --nothing"),
-    "an unknown device": (["--model", "{model}", "--test", "{test}", "--device", "tpux"], "--device tpux"),
+    "an unknown device": (["--model", "{model}", "--test", "{test}", "--device", "tpux"], "not 'tpux'"),
     "no tokenizer": (["--model", "{model}", "--test", "{test}", "--tokenizer", "{folder}/none"], "no tokenizer"),
     "tokenizer": (["--model", "{larger}", "--test", "{test}", "--tokenizer", "data/demo"], "does not match the model"),
     "another kind": (["--model", "{folder}/lm.safetensors", "--test", "{test}"], "MaskedLM"),
