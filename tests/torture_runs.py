@@ -134,7 +134,7 @@ def lost(place: Path) -> None:
 def ranks(place: Path, number: int = 20) -> None:
     """A rank is killed, or stopped for a while or for ever: the others say so and end, and the command goes on."""
     chance, counts = random.Random(2), dict(killed=0, stopped=0, continued=0)
-    settings = LONGER | dict(accumulate=4, steps=60 * number, log_every=1, checkpoint_every=2, eval_every=0)
+    settings = LONGER | dict(accumulate=4, steps=30 * number, log_every=1, checkpoint_every=2, eval_every=0)
     whole, out = place / "whole-of-ranks", place / "ranks"
     train_runs.run(place, out=whole, **settings)
     while sum(counts.values()) < number:
@@ -158,7 +158,8 @@ def ranks(place: Path, number: int = 20) -> None:
             assert command.end(120) != 0
         assert f"rank {rank} on host" in command.output and said < 30, command.output
         assert ("Stopped after step" in command.output) == (how == "continued"), command.output
-        print(f"{counts}: rank {rank} of {size}, said after {said:.0f} s; step {steps_kept(out)[-1]}", flush=True)
+        step = max(steps_kept(out), default=0)
+        print(f"{counts}: rank {rank} of {size}, said after {said:.0f} s; step {step}", flush=True)
     with Command(*TORCHRUN, 2, "train.py", *arguments(place, out=out, **settings)) as command:
         assert command.end(600) == 0, command.output
     print(f"ranks: {counts}, {weights(out)}", flush=True)
