@@ -1,5 +1,6 @@
 """Runs that are stopped, killed or out of disk space resume and end with the same bits as an undisturbed run."""
 
+import itertools
 import json
 import os
 import random
@@ -478,16 +479,15 @@ def test_memory_does_not_grow(place, tmp_path):
     assert abs(resident[300] - resident[60]) < 30, resident
 
 
-@pytest.mark.parametrize("stage", OUT_OF_MEMORY)
-def test_out_of_memory_ends_with_a_cure_and_the_last_checkpoint_stays(place, half, monkeypatch, stage):
-    for error in MEMORY_ERRORS:
-        before = content(half)
-        with monkeypatch.context() as patch:
-            patch.setattr(OUT_OF_MEMORY[stage], mock.Mock(side_effect=error))
-            message = run(place, half, status=2).stderr
-        assert message.startswith("train.py: out of memory: ") and message.count("\n") == 1
-        assert "smaller --batch-size with a larger --accumulate" in message and "smaller --chunk-mb" in message
-        assert {path: before[path] for path in before if "checkpoints" in str(path)}.items() <= content(half).items()
+@pytest.mark.parametrize("stage, error", [*zip(OUT_OF_MEMORY, itertools.cycle(MEMORY_ERRORS))])
+def test_out_of_memory_ends_with_a_cure_and_the_last_checkpoint_stays(place, half, monkeypatch, stage, error):
+    before = content(half)
+    with monkeypatch.context() as patch:
+        patch.setattr(OUT_OF_MEMORY[stage], mock.Mock(side_effect=error))
+        message = run(place, half, status=2).stderr
+    assert message.startswith("train.py: out of memory: ") and message.count("\n") == 1
+    assert "smaller --batch-size with a larger --accumulate" in message and "smaller --chunk-mb" in message
+    assert {path: before[path] for path in before if "checkpoints" in str(path)}.items() <= content(half).items()
 
 
 def test_the_student_in_a_checkpoint_says_how_it_was_made(half):
