@@ -48,9 +48,10 @@ class Peers:
 
     def since(self, rank: int, own_step: int) -> str:
         """A rank also answered in the last step that this one has completed, though its beat of then is not there."""
-        if (beat := self.beats[rank]) is None:
+        beat = self.beats[rank]
+        if beat is None and own_step == 0:
             return "has not started"
-        return f"has not answered since step {max(beat.step, own_step):,}"
+        return f"has not answered since step {max(beat.step if beat else 0, own_step):,}"
 
     def lost(self, now: float, seconds: float) -> list[int]:
         """The other ranks that were not heard for so long, and have not said why, longest first."""

@@ -78,6 +78,8 @@ class Watch:
         self._said_unanswered, self._outages = False, 0
 
     def start(self) -> None:
+        with contextlib.suppress(RuntimeError):
+            self._publish(HELD)  # before the first step, so that a rank that dies in it can be named
         threading.Thread(target=self._watch, daemon=True).start()
 
     def leave(self) -> None:
@@ -203,7 +205,11 @@ class Watch:
     def _dead(self) -> list[int]:
         """The ranks on this host whose processes have ended without a word."""
         found = []
-        for rank, beat in enumerate(self.peers.beats):
+        for rank in range(self.size):
+            if self.peers.beats[rank] is None:  # it may have died in the first second
+                with contextlib.suppress(RuntimeError):
+                    self._hear(rank)
+            beat = self.peers.beats[rank]
             if rank != self.rank and self._is_here(beat) and not beat.left and has_ended(beat.pid):
                 with contextlib.suppress(RuntimeError):
                     self._hear(rank)  # its last beat may have said that it leaves

@@ -56,6 +56,11 @@ def test_a_rank_that_never_started_is_named():
     assert [sentence.partition(".")[0] for sentence in said[16]] == ["rank 2 has not started"]
 
 
+def test_a_rank_that_has_stepped_but_was_never_heard_is_not_said_not_to_have_started():
+    found = Peers(0, 2, 0.0)
+    assert found.since(1, 0) == "has not started" and found.since(1, 12) == "has not answered since step 12"
+
+
 def test_a_rank_that_was_stopped_itself_blames_nobody():
     found, _ = watch(beat, 10)
     assert found.lost(1000, SILENT) == [1, 2]
