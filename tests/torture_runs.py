@@ -133,15 +133,15 @@ def lost(place: Path) -> None:
 
 def ranks(place: Path, number: int = 20) -> None:
     """A rank is killed, or stopped for a while or for ever: the others say so and end, and the command goes on."""
-    chance, counts = random.Random(2), dict(killed=0, stopped=0, continued=0)
-    settings = LONGER | dict(accumulate=4, steps=30 * number, log_every=1, checkpoint_every=2, eval_every=0)
+    chance, counts = random.Random(number), dict(killed=0, stopped=0, continued=0)
+    settings = LONGER | dict(accumulate=4, steps=60 * number, log_every=1, checkpoint_every=2, eval_every=0)
     whole, out = place / "whole-of-ranks", place / "ranks"
     train_runs.run(place, out=whole, **settings)
     while sum(counts.values()) < number:
         size = chance.choice([2, 4])
         with Command(*TORCHRUN, size, "train.py", *arguments(place, out=out, timeout=40, **settings)) as command:
             command.wait_for("step ")
-            time.sleep(chance.uniform(0, 3))
+            time.sleep(chance.uniform(0, 1))
             rank, pid = chance.choice(sorted(ranks_of(command.pid).items()))
             how, begun = chance.choice(list(counts)), time.monotonic()
             os.kill(pid, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
