@@ -17,8 +17,6 @@ LOCK = ".lock"  # in the folder, while it is locked: host and process id of the 
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # some network file systems
 POLL = 0.5  # seconds
 LOOK = 0.001  # seconds, until another process has looked at the lock
-
-
 WAIT_HELP = "wait while another process writes to --out, instead of failing"
 
 

@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 from data.cli import MB, DataError, check_bounds, option, parse_options
 from data.locks import LOCK, holder_of
-from model import ModelError
-from model.checkpoints.native import read_metadata
+from model.checkpoints.native import is_whole
 from model.training.run_state import FOLDER, METRICS, RUN, STUDENT, list_checkpoints, step_of
 
 from ..benchmarks.harness import table_on_screen
@@ -125,15 +124,6 @@ def sentence(error: Exception, folder: Path) -> str:
     return printable(str(error).replace(f"{folder}{os.sep}", ""))
 
 
-def is_complete(path: Path) -> bool:
-    """Whether a file of weights was written to its end."""
-    try:
-        read_metadata(path)
-    except ModelError:
-        return False
-    return True
-
-
 def describe_training(path: Path, names: frozenset[str], running: str | None) -> Row:
     """A run of train.py."""
     records = read_records(path / METRICS) if METRICS in names else []
@@ -155,7 +145,7 @@ def describe_training(path: Path, names: frozenset[str], running: str | None) ->
     last = records[-1]["step"] if records else 0
     if running:
         return Row(kind, f"{running}, step {last:,}{of_all}", figures)
-    if STUDENT in names and is_complete(path / STUDENT):
+    if STUDENT in names and is_whole(path / STUDENT):
         return Row(kind, f"finished{f', {damage}' * bool(damage)}", figures)
     lost = f"{STUDENT} is not complete" if STUDENT in names else ""
     checkpoints = complete_checkpoints(path)
@@ -186,7 +176,7 @@ def describe_finetuning(path: Path, names: frozenset[str], running: str | None) 
         return Row(kind, "not started", figures)
     if MODEL not in names:
         raise DataError(f"{MODEL} is missing.")
-    if not is_complete(path / MODEL):
+    if not is_whole(path / MODEL):
         raise DataError(f"{MODEL} is not complete.")
     return Row(kind, f"finished, {done}" if len(runs) >= len(seeds) else f"stopped after {done}", figures)
 

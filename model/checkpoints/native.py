@@ -163,6 +163,15 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
+def is_whole(path: str | Path) -> bool:
+    """Whether a .safetensors file was written to its end; without reading its tensors."""
+    try:
+        read_metadata(path)
+    except ModelError:
+        return False
+    return True
+
+
 def read_safetensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and tensors of a .safetensors file, which may come from anywhere; without the tokenizer inside.
 

@@ -9,6 +9,7 @@ that of one process, to rounding. Rank 0 writes and prints.
 import contextlib
 import hashlib
 import io
+import json
 import os
 import queue
 import signal
@@ -76,15 +77,22 @@ class World:
         if self.watch is not None:
             self.watch.step = step
 
+    def gather(self, values: dict[str, str]) -> list[dict[str, str]]:
+        """-> the values of every rank. As JSON: dist.all_gather_object would unpickle what it receives."""
+        content = torch.frombuffer(bytearray(json.dumps(values).encode()), dtype=torch.uint8)
+        length = int(self.max(len(content)))
+        parts = [torch.zeros(length, dtype=torch.uint8) for _ in range(self.size)]
+        padded = torch.nn.functional.pad(content, (0, length - len(content)), value=ord(" "))
+        dist.all_gather(parts, padded, group=self.group)
+        return [json.loads(bytes(part.tolist())) for part in parts]
+
     def compare(self, read: Mapping[str, object]) -> None:
         """What this rank has read, or a short hash of it, by its name.  Raises OptionError if a rank's differs."""
         if self.size == 1:
             return
         values = {"": self.watch.me.host} | {name: shortened(str(value)) for name, value in read.items()}
-        found = [None] * self.size
         self.barrier()
-        dist.all_gather_object(found, values, group=self.group)
-        first, *others = found
+        first, *others = self.gather(values)
         for rank, other in enumerate(others, 1):
             pairs = [(name, other[name], first[name]) for name in first if name]
             differ = [f"{name}: {its}, not {main}" for name, its, main in pairs if its != main]

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 
 from data.cache import DEMO
 from data.cli import check, check_bounds, dashed, option
+from data.locks import WAIT_HELP
 from data.masking import STRATEGIES
 from losses import DIRECTIONS, LossSettings
 from losses.fused import CHUNK_BYTES
@@ -105,7 +106,7 @@ class Options:
     plan: bool = option(False, "print what the run will do, cost and write, from a few timed steps; do not train")
     keep: int = option(2, "checkpoints to keep", least=1, most=10**4)
     resume: bool = option(True, "resume the run in --out, if its options are the same; more --steps extend it")
-    wait: bool = option(False, "wait while another run is in --out, instead of ending with an error")
+    wait: bool = option(False, WAIT_HELP)
     timeout: float = option(300.0, "with torchrun: seconds that a rank may not answer", least=1, most=10**6)
     max_hours: float | None = option(
         None, "save a checkpoint and exit after this time", type=float, least=1e-7, most=10**5

@@ -17,17 +17,15 @@ from data.cli import DataError, check, dashed, warn
 from data.outputs import check_folder, remove_tree
 from data.tokenizer import Tokenizer
 
-from ..checkpoints.native import atomic_file, read_metadata, save_model
+from ..checkpoints.native import atomic_file, is_whole, read_metadata, save_model
 from ..checkpoints.provenance import as_dict, read_provenance
 from ..config import ModelError
 from .curves import CURVES
 from .options import MAY_DIFFER, Options
-from .run_state import BEST, FOLDER, METRICS, RUN, STUDENT, is_intact, list_checkpoints, read_values, step_of
+from .run_state import BEST, FOLDER, METRICS, RUN, STUDENT, list_checkpoints, read_values, step_of
 from .state import TrainState
 
 SAME_STEP = ("batch_size", "accumulate")  # may differ if their product does not: a step has the same blocks
-
-
 DEFAULTS = {field.name: field.default for field in fields(Options)}  # of options that an older run.json lacks
 
 # ---- what identifies a run -------------------------------------------------------------------------------------
@@ -178,7 +176,7 @@ def figures(state: TrainState, held_out: Mapping) -> dict:
 
 def restore_best(out: Path, state: TrainState) -> None:
     """Writes a lost or damaged best.safetensors again from the checkpoint of its step.  Warns."""
-    if state.best_loss is None or is_intact(out / BEST):
+    if state.best_loss is None or is_whole(out / BEST):
         return
     lost = "is damaged" if (out / BEST).exists() else "is missing"
     of_best = out / FOLDER / f"step-{state.best_step:09}" / STUDENT

@@ -28,6 +28,7 @@ from ..checkpoints.native import (
     contents,
     current_names,
     flush,
+    is_whole,
     read_safetensors,
     sha256,
 )
@@ -205,17 +206,9 @@ def newest(out: Path, report: Callable[[str], None]) -> Checkpoint | None:
 def cure(out: Path) -> str:
     """What to do where all checkpoints are damaged: a new run can begin with one of their students."""
     students = [out / BEST, *(path / STUDENT for path in list_checkpoints(out / FOLDER))]
-    found = next((path for path in students if is_intact(path)), None)
+    found = next((path for path in students if is_whole(path)), None)
     again = found and f", or begin a new run with its student: --student {shlex.quote(str(found))} and another --out"
     return f"Restore one of them{again or ', or choose another --out'}."
-
-
-def is_intact(path: Path) -> bool:
-    try:
-        read_safetensors(path)
-    except ModelError:
-        return False
-    return True
 
 
 def read(path: Path) -> Checkpoint:

@@ -15,6 +15,7 @@ from data import DataError, OptionError
 from model import ModelError
 from model.training import watch
 from model.training.distributed import World, parsed
+from model.training.peers import Peers
 from model.training.state import Diverged
 from model.training.store import Store
 from model.training.watch import LOST, Watch, status_of
@@ -91,6 +92,17 @@ def test_a_broken_connection_that_no_rank_explains_is_an_error_of_its_own(ranks,
     assert ended(ranks[0], error) is error
 
 
+def test_a_rank_that_dies_in_its_first_second_is_named(ranks, monkeypatch):
+    """Before the threads have exchanged any beat: the first is published by start()."""
+    monkeypatch.setattr(Watch, "_watch", lambda self: None)
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    ranks[2].me = ranks[2].me._replace(pid=child.pid)
+    ranks[0].peers = Peers(0, 3, 0.0)
+    ranks[2].start()
+    assert ranks[0]._dead() == [2] and str(child.pid) in ranks[0].peers.name(2)
+
+
 def test_a_rank_that_has_left_is_not_taken_for_dead(ranks):
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
@@ -127,13 +139,13 @@ def test_lines_of_standard_error_are_printed_once_and_with_the_name_of_a_rank_th
 def test_ranks_compare_what_they_have_read(ranks, read, sentence, monkeypatch):
     together, gathered = threading.Barrier(3), [None] * 3
 
-    def gather(found, values, group):
-        gathered[group] = values
+    def gather(world, values):
+        gathered[world.rank] = values
         together.wait(10)
-        found[:] = gathered
+        return gathered
 
     monkeypatch.setattr(World, "barrier", lambda self: None)
-    monkeypatch.setattr(dist, "all_gather_object", gather)
+    monkeypatch.setattr(World, "gather", gather)
     same = {"--seed": 0, "corpus": ["a" * 64]}
 
     def compare(rank):
