@@ -71,9 +71,12 @@ class MultiHeadAttention(nn.Module):
         """Equation (4), section 2.  V_{j,l}(H) = W_{j,l}^V H + 1_{1×n} ⊗ b_l^V.  (B, n, d_h) -> (B, J, n, d_h / J)"""
         return self.split_heads(self.value(hidden))
 
+    def project(self, asking: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the tokens that ask, keys and values of all tokens."""
+        return self.queries(asking), self.keys(hidden), self.values(hidden)
+
     def forward(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        heads = self.attend(self.queries(hidden), self.keys(hidden), self.values(hidden), attention_mask)
-        return self.out(self.concatenate_heads(heads))
+        return self.out(self.concatenate_heads(self.attend(*self.project(hidden, hidden), attention_mask)))
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """The heads of (5) in their fastest form, with dropout in training.  -> (B, J, n, d_h / J)"""

@@ -55,7 +55,7 @@ def packed_attention(
     hidden: (1, T, d_h), which gives keys and values; asking: the states that give queries, all T of them or the
     first of each sequence; cu_seqlens: (B + 1,) int32, where each sequence begins, and T -> (1, T or B, d_h)
     """
-    queries, keys, values = attention.queries(asking)[0], attention.keys(hidden)[0], attention.values(hidden)[0]
+    queries, keys, values = (projected[0] for projected in attention.project(asking, hidden))
     all_ask = asking.shape[1] == hidden.shape[1]
     if has_varlen_kernel(queries, attention.dropout.p if attention.training else 0.0):
         cu_queries = cu_seqlens if all_ask else torch.arange(len(cu_seqlens), dtype=torch.int32, device=hidden.device)

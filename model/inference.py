@@ -1,0 +1,147 @@
+"""An encoder frozen for inference on a CPU: its matrices packed once, in the order in which the processor reads them.
+
+PyTorch's linear reads its matrix as it lies in memory, at every call; for short inputs that is half of the time. The
+packed products are oneDNN's, with bias, activation and residual sum in the same pass. The equations are those of
+`attention.py` and `encoder.py`; a test holds the two equal.
+Shapes: T tokens, B sequences, n tokens of a sequence, d_h hidden size, E intermediate size, J heads.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import MultiHeadAttention
+from .config import ModelError
+from .encoder import Encoder, TransformerLayer
+from .quantised import SCALE, QuantisedEmbedding, QuantisedLinear, quantise_state
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+ROWS = 512  # tokens that pass a feed-forward network together in int8: their (512, E) float32 sums fit the cache
+MakeLinear = Callable[..., nn.Module]  # (names of matrices, one below the other, activation="none") -> their product
+
+
+def freeze(encoder: Encoder, precision: str, state: Mapping[str, Tensor] | None = None) -> None:
+    """Makes the encoder one for inference in fp32, bf16, fp16 or int8, in place. It takes no gradients any more.
+
+    In half precision all of it is cast, once, so that nothing needs autocast; LayerNorm and softmax sum in float32
+    inside their kernels. On a GPU, and where the processor's oneDNN lacks the precision, that is all that happens.
+    On a CPU, the matrices are packed; in int8 they are rounded (`quantised.py`), and the states stay in float32.
+    state: int8 only: the encoder's tensors as quantise_state gives them (the encoder may be on "meta"); by default,
+    they are made from the encoder's.
+    Raises ModelError for int8 on a GPU.
+    """
+    device = encoder.embeddings.norm.weight.device.type
+    encoder.requires_grad_(False)
+    if precision == "int8":
+        if device not in ("cpu", "meta"):
+            raise ModelError(f"int8 runs on a CPU, not on {device}. Use bf16 or fp16 there.")
+        state = quantise_state(encoder.state_dict()) if state is None else state
+        encoder.load_state_dict({name: state[name] for name in encoder.state_dict()}, strict=False, assign=True)
+        for part in ("word", "position"):
+            name = f"embeddings.{part}.weight"
+            setattr(encoder.embeddings, part, QuantisedEmbedding(state[name], state[name + SCALE]))
+        make_linear = partial(quantised_linear, state)
+    else:
+        encoder.to(DTYPES[precision]).eval()
+        if device != "cpu" or not can_pack(DTYPES[precision]):
+            return
+        make_linear = partial(packed_linear, encoder.state_dict())
+    for number, layer in enumerate(encoder.layers):
+        is_last = number == len(encoder.layers) - 1
+        encoder.layers[number] = FrozenLayer(layer, partial(make_linear, f"layers.{number}."), is_last)
+    encoder.eval()
+
+
+class PackedLinear(nn.Module):
+    """activation(W x + b), or W x + b + residual, with a packed matrix.  x: (…, K), residual: (…, N) -> (…, N)"""
+
+    def __init__(self, weight: Tensor, bias: Tensor, activation: str = "none"):
+        super().__init__()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+        self.bias, self.activation = bias, activation
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if residual is not None:
+            return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.packed, self.bias, "add")
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, self.activation, [], "none")
+
+
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether this PyTorch and this processor have packed products of this dtype."""
+    try:
+        PackedLinear(torch.zeros(8, 8, dtype=dtype), torch.zeros(8, dtype=dtype))(torch.zeros(1, 8, dtype=dtype))
+    except (RuntimeError, AttributeError):  # AttributeError: a PyTorch without oneDNN
+        return False
+    return True
+
+
+def packed_linear(state: Mapping[str, Tensor], prefix: str, *names: str, activation: str = "none") -> PackedLinear:
+    weight, bias = (torch.cat([state[f"{prefix}{name}.{part}"] for name in names]) for part in ("weight", "bias"))
+    return PackedLinear(weight, bias, activation)
+
+
+def quantised_linear(
+    state: Mapping[str, Tensor], prefix: str, *names: str, activation: str = "none"
+) -> QuantisedLinear:
+    parts = "weight", "weight" + SCALE, "bias"
+    weight, scale, bias = (torch.cat([state[f"{prefix}{name}.{part}"] for name in names]) for part in parts)
+    return QuantisedLinear(weight, scale, bias, activation)
+
+
+class FrozenAttention(nn.Module):
+    """Equation (6), section 2, as `MultiHeadAttention`, with its matrices for queries, keys and values in one product.
+
+    is_last: of the last layer, which may ask for fewer queries: they then have a product of their own.
+    """
+
+    split_heads, concatenate_heads = MultiHeadAttention.split_heads, MultiHeadAttention.concatenate_heads
+
+    def __init__(self, num_heads: int, make_linear: MakeLinear, is_last: bool):
+        super().__init__()
+        self.num_heads = num_heads
+        query, key, value = (f"attention.{name}" for name in ("query", "key", "value"))
+        products = [(query,), (key, value)] if is_last else [(query, key, value)]
+        self.products = nn.ModuleList(make_linear(*names) for names in products)
+        self.out = make_linear("attention.out")
+
+    def project(self, asking: Tensor, hidden: Tensor) -> list[Tensor]:
+        """Equations (2) to (4): queries of the tokens that ask, keys and values of all, each (B, J, n, d_h / J)"""
+        if len(self.products) == 1:
+            projected = self.products[0](hidden).chunk(3, dim=-1)
+        else:
+            query, key_value = self.products
+            projected = query(asking), *key_value(hidden).chunk(2, dim=-1)
+        return [self.split_heads(each) for each in projected]
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Equation (5), section 2.  -> (B, J, n, d_h / J)"""
+        mask = None if attention_mask is None else attention_mask[:, None, None, :]
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return self.out(self.concatenate_heads(self.attend(*self.project(hidden, hidden), attention_mask)))
+
+
+class FrozenLayer(nn.Module):
+    """Equation (7), section 2, as `TransformerLayer`: H -> H_l.  hidden: (B, n, d_h) -> (B, n, d_h)"""
+
+    def __init__(self, layer: TransformerLayer, make_linear: MakeLinear, is_last: bool):
+        super().__init__()
+        activation = "relu" if layer.feed_forward.activation is F.relu else "gelu"
+        self.attention = FrozenAttention(layer.attention.num_heads, make_linear, is_last)
+        self.attention_norm, self.feed_forward_norm = layer.attention_norm, layer.feed_forward_norm
+        self.feed = make_linear("feed_forward.feed", activation=activation)
+        self.forward_proj = make_linear("feed_forward.forward_proj")
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return self.after_attention(hidden, self.attention(hidden, attention_mask))
+
+    def after_attention(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        """H and MultiHead_l(H) -> H_l.  (…, d_h), (…, d_h) -> (…, d_h)"""
+        hidden = self.attention_norm(hidden + attended)  # A
+        parts = hidden.split(ROWS, dim=-2) if isinstance(self.feed, QuantisedLinear) else [hidden]
+        sums = [self.feed_forward_norm(self.forward_proj(self.feed(part), part)) for part in parts]
+        return sums[0] if len(sums) == 1 else torch.cat(sums, dim=-2)

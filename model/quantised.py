@@ -1,0 +1,119 @@
+"""int8: matrices and the inputs of their products rounded to 8 bits, the products summed exactly, in integers.
+
+Each row of a matrix W (N, K), an output channel, and each row of an input x (M, K), a token, has a scale of its own,
+symmetric about 0 (Q = 127):
+
+    s_n = max_k |W_nk| / 127    w_nk = round(W_nk / s_n)        once, when the model is loaded or written
+    t_m = max_k |x_mk| / Q      q_mk = round(x_mk / t_m)        at run time
+    y_mn = t_m s_n Σ_k q_mk w_nk + b_n
+
+Rounding moves W_nk by at most s_n / 2 and x_mk by at most t_m / 2, so that
+
+    |y_mn − (Σ_k x_mk W_nk + b_n)|  ≤  s_n / 2 Σ_k |x_mk| + t_m / 2 Σ_k |W_nk| + K s_n t_m / 4
+
+A scale per token, not per tensor: a text's result does not depend on the texts that share its batch. Only products are
+in int8; sums, GELU, LayerNorm and softmax stay in float32, and so do biases and the heads of the tasks.
+Shapes: M tokens, K inputs and N outputs of a product; V rows of an embedding matrix.
+"""
+
+import functools
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LEVELS, LEVELS_WITHOUT_VNNI = 127, 63  # Q
+SCALE = "_scale"  # after the name of a matrix in int8: the name of its rows' scales
+QUANTISED = "embeddings.", "layers."  # the encoder's; its tensors with two dimensions are matrices
+
+
+def quantise_rows(matrix: Tensor, levels: int = LEVELS) -> tuple[Tensor, Tensor]:
+    """(…, K) -> the rows in int8, (…, K), and their scales, (…, 1) float32.  A row of zeros keeps the smallest scale."""
+    scale = matrix.abs().amax(dim=-1, keepdim=True).float().clamp_(min=torch.finfo(torch.float32).tiny * levels)
+    scale.div_(levels)
+    return (matrix / scale).round_().to(torch.int8), scale
+
+
+def dequantise_rows(rows: Tensor, scale: Tensor) -> Tensor:
+    """int8 (…, K), float32 (…, 1) -> float32 (…, K)"""
+    return rows * scale
+
+
+class QuantisedLinear(nn.Module):
+    """y = activation(W x + b) with W and x in int8.  x: (…, K) float32 -> (…, N) float32; residual: added to y
+
+    weight: (N, K) int8; scale: (N, 1); bias: (N,); activation: none, gelu or relu
+    """
+
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor, activation: str = "none"):
+        super().__init__()
+        self.activation, self.bias, self.scale = activation, bias, scale.flatten()
+        self.levels = activation_levels()
+        self.packed = torch.ops.onednn.qlinear_prepack(weight, None)
+        self.zero_points = torch.zeros(len(weight), dtype=torch.int64)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        rows, scale = quantise_rows(x, self.levels)
+        y = integer_product(rows, self.packed, self.scale, self.zero_points, self.levels)
+        y = torch.addcmul(self.bias, y, scale)
+        if self.activation != "none":
+            y = F.gelu(y) if self.activation == "gelu" else y.relu_()
+        return y if residual is None else y.add_(residual)
+
+
+def integer_product(rows: Tensor, packed: Tensor, scale: Tensor, zero_points: Tensor, levels: int) -> Tensor:
+    """s_n Σ_k q_mk w_nk.  rows: q, (…, K) int8; packed: w; scale, zero_points: (N,) -> (…, N) float32
+
+    oneDNN's fast product takes unsigned inputs: q + 128 with a zero point of 128 are the same numbers.
+    """
+    unsigned = rows.view(torch.uint8).bitwise_xor_(128)
+    return torch.ops.onednn.qlinear_pointwise(
+        unsigned, 1.0, 128, packed, scale, zero_points, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+
+
+class QuantisedEmbedding(nn.Module):
+    """A lookup in an int8 matrix.  ids: (…) int64 -> (…, K) float32; weight: (V, K) int8; scale: (V, 1)"""
+
+    def __init__(self, weight: Tensor, scale: Tensor):
+        super().__init__()
+        self.rows, self.scale = weight, scale
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return dequantise_rows(F.embedding(ids, self.rows), F.embedding(ids, self.scale))
+
+    @property
+    def weight(self) -> Tensor:
+        """(V, K) float32, for the tied decoder of the masked LM, whose logits are not computed in int8."""
+        return dequantise_rows(self.rows, self.scale)
+
+
+@functools.cache
+def activation_levels() -> int:
+    """Q = 127, or 63 on a processor without VNNI: there, two products are summed in 16 bits, which 127 overflows."""
+    ones = torch.full((1, 64), LEVELS, dtype=torch.int8)
+    packed = torch.ops.onednn.qlinear_prepack(ones.clone(), None)
+    exact = 64 * LEVELS**2
+    found = integer_product(ones, packed, torch.ones(1), torch.zeros(1, dtype=torch.int64), LEVELS)
+    return LEVELS if found.item() == exact else LEVELS_WITHOUT_VNNI
+
+
+def quantise_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A model's tensors, with the encoder's matrices in int8 and their rows' scales beside them, as files hold them."""
+    quantised = {}
+    for name, tensor in state.items():
+        if tensor.ndim == 2 and tensor.is_floating_point() and any(part in name for part in QUANTISED):
+            quantised[name], quantised[name + SCALE] = quantise_rows(tensor.float())
+        else:
+            quantised[name] = tensor
+    return quantised
+
+
+def dequantise_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The reverse of quantise_state, to rounding: all tensors in floating point."""
+    return {
+        name: dequantise_rows(tensor, state[name + SCALE]) if tensor.dtype == torch.int8 else tensor
+        for name, tensor in state.items()
+        if not name.endswith(SCALE)
+    }
