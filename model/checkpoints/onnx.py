@@ -69,7 +69,7 @@ class StartAndEnd(nn.Module):
 
 
 def attention(onnxscript):
-    """softmax(Q K^T / sqrt(d_h / J)) V in ONNX's operators, instead of torch's translation, which searches the n × n maps for NaN.
+    """softmax(Q K^T / sqrt(d_h / J)) V in ONNX's operators; torch's own translation searches the n × n maps for NaN.
 
     Padding gets the lowest finite score, as in `scaled_dot_product`.
     """
