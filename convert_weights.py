@@ -2,6 +2,7 @@
 
     python convert_weights.py IN OUT                     any checkpoint -> one .safetensors file of this project
     python convert_weights.py IN OUT --to hf             any checkpoint -> a folder that transformers opens
+    python convert_weights.py IN OUT --to onnx           any checkpoint -> a folder that ONNX Runtime and optimum open
     python convert_weights.py --check HF_FOLDER          compares every hidden state with transformers'
 
 IN is owner/name[@revision], a model on the Hugging Face hub; a file of this project; a folder, .safetensors or .bin
@@ -13,6 +14,7 @@ and reported.
 
 import os
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from data.cli import check, check_bounds, note, option, parse_options, run_command
@@ -31,6 +33,7 @@ from model.checkpoints.load import (
     weights_in,
 )
 from model.checkpoints.native import PRECISIONS, is_finite
+from model.checkpoints.onnx import export_onnx
 from model.checkpoints.provenance import provenance_of, read_metrics, read_results
 from model.heads import MaskedLM, QuestionAnswerer, SequenceClassifier, TokenClassifier
 
@@ -43,6 +46,9 @@ KIND_CHOICES = {
 }
 
 
+FORMATS = ("ours", "hf", "onnx")
+
+
 @dataclass(frozen=True)
 class Options:
     source: str | None = option(
@@ -53,12 +59,16 @@ class Options:
         metavar="IN",
         nargs="?",
     )
-    target: str | None = option(None, "new file (with --to hf: new folder)", positional=True, metavar="OUT", nargs="?")
+    target: str | None = option(
+        None, "new file (with --to hf or onnx: new folder)", positional=True, metavar="OUT", nargs="?"
+    )
     download: str | None = option(None, "the same as IN: owner/name on the hub", metavar="REPO")
     check: str | None = option(
         None, "compare IN (default: HF_FOLDER) with what transformers loads from HF_FOLDER", metavar="HF_FOLDER"
     )
-    to: str = option("ours", "a .safetensors file, or a transformers folder", "what to write", choices=("ours", "hf"))
+    to: str = option(
+        "ours", "a .safetensors file, or a folder for transformers or ONNX", "what to write", choices=FORMATS
+    )
     kind: str | None = option(None, "required class of model; encoder drops the head", choices=tuple(KIND_CHOICES))
     fresh_head: bool = option(False, "add an untrained head to a bare encoder (--kind masked-lm or question)")
     dtype: str | None = option(None, "precision to write (default: that of IN)", choices=tuple(PRECISIONS))
@@ -75,6 +85,12 @@ class Options:
         is_known = self.license is None or self.license in LICENCE_NAMES
         check(is_known, f"--license {self.license} is no name that the hub knows, such as mit: see {listed}.")
         check(self.license is None or self.to == "hf", "--license is for the model card: it needs --to hf.")
+        in_fp32 = self.to != "onnx" or self.dtype in (None, "fp32")
+        check(
+            in_fp32, f"--to onnx writes fp32, not --dtype {self.dtype}: convert model.onnx with ONNX Runtime's tools."
+        )
+        has_onnx = self.to != "onnx" or find_spec("onnxscript") is not None
+        check(has_onnx, "--to onnx needs two packages: pip install onnx onnxscript")
         if self.check is not None:
             check(self.target is None and self.download is None, "--check takes no OUT and no --download.")
             written = (self.to, self.kind, self.fresh_head, self.dtype, self.tokenizer)
@@ -84,7 +100,7 @@ class Options:
         target = self.source if self.download else self.target
         check(self.source is not None and target is not None, "IN and OUT are required; with --download, OUT only.")
         is_empty = os.path.isdir(target) and not os.path.islink(target) and not os.listdir(target)
-        exists = os.path.lexists(target) and not (self.to == "hf" and is_empty)
+        exists = os.path.lexists(target) and not (self.to != "ours" and is_empty)
         check(not exists, f"{target} already exists. Remove it, or choose another name.")
         can_be_new = not self.fresh_head or self.kind in ("masked-lm", "question")
         check(can_be_new, "--fresh-head requires --kind masked-lm or question (a classifier also needs labels).")
@@ -113,11 +129,12 @@ def convert(source: Path, origin: str, target: Path, options: Options) -> None:
     loaded = load_checkpoint(source)
     was_rounded = is_rounded(loaded)
     model = as_kind(loaded, KIND_CHOICES.get(options.kind), options.fresh_head, source, note)
-    if options.dtype:
-        model = model.to(PRECISIONS[options.dtype])
+    dtype = "fp32" if options.to == "onnx" else options.dtype
+    if dtype:
+        model = model.to(PRECISIONS[dtype])
         for name, tensor in model.state_dict().items():
             if not is_finite(tensor):
-                raise ModelError(f"{name} has values too large for --dtype {options.dtype}. Use bf16 or fp32.")
+                raise ModelError(f"{name} has values too large for --dtype {dtype}. Use bf16 or fp32.")
     tokenizer = load_tokenizer(options.tokenizer, source) if options.tokenizer else find_tokenizer(source)
     if tokenizer:
         check_vocabulary(model.config, tokenizer)
@@ -131,6 +148,8 @@ def convert(source: Path, origin: str, target: Path, options: Options) -> None:
         provenance["rounded"] = True
     if options.to == "ours":
         save_model(model, target, provenance, tokenizer)
+    elif options.to == "onnx":
+        export_onnx(model, target, tokenizer)
     else:
         metrics = read_metrics(file.parent / "metrics.jsonl", provenance)
         results = read_results(file.parent / "results.json", provenance)

@@ -60,15 +60,20 @@ def export_huggingface(
     """
     with atomic_file(folder, as_folder=True) as temporary:
         save_file(to_huggingface(model), temporary / "model.safetensors", metadata={"format": "pt"})
-        texts = {"config.json": json.dumps(huggingface_config(model), indent=2, sort_keys=True) + "\n"}
-        if tokenizer is not None:
-            (temporary / FILE_NAME).write_bytes(tokenizer.content)
-            texts["tokenizer_config.json"] = json.dumps(tokenizer_config(model.config), indent=2) + "\n"
+        write_config(model, temporary, tokenizer)
         if card is not None:
-            texts["README.md"] = card
-        for name, text in texts.items():
             # a path in a card need not be valid UTF-8
-            (temporary / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+            (temporary / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
+
+
+def write_config(model: nn.Module, folder: Path, tokenizer: Tokenizer | None) -> None:
+    """Writes config.json and, if given, the tokenizer's files into a folder.  Raises OSError."""
+    texts = {"config.json": json.dumps(huggingface_config(model), indent=2, sort_keys=True) + "\n"}
+    if tokenizer is not None:
+        (folder / FILE_NAME).write_bytes(tokenizer.content)
+        texts["tokenizer_config.json"] = json.dumps(tokenizer_config(model.config), indent=2) + "\n"
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def tokenizer_config(config: EncoderConfig) -> dict:
