@@ -19,7 +19,8 @@ from .encoder import Encoder, TransformerLayer
 from .quantised import SCALE, QuantisedEmbedding, QuantisedLinear, quantise_state
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-ROWS = 512  # tokens that pass a feed-forward network together in int8: their (512, E) float32 sums fit the cache
+ROWS = 512  # tokens that pass a feed-forward network together: their (512, E) states fit the cache
+SHORT = 256  # keys
 MakeLinear = Callable[..., nn.Module]  # (names of matrices, one below the other, activation="none") -> their product
 
 
@@ -92,7 +93,7 @@ def quantised_linear(
 
 
 class FrozenAttention(nn.Module):
-    """Equation (6), section 2, as `MultiHeadAttention`, with its matrices for queries, keys and values in one product.
+    """`MultiHeadAttention` with its matrices for queries, keys and values in one product.
 
     is_last: of the last layer, which may ask for fewer queries: they then have a product of their own.
     """
@@ -108,7 +109,7 @@ class FrozenAttention(nn.Module):
         self.out = make_linear("attention.out")
 
     def project(self, asking: Tensor, hidden: Tensor) -> list[Tensor]:
-        """Equations (2) to (4): queries of the tokens that ask, keys and values of all, each (B, J, n, d_h / J)"""
+        """Queries of the tokens that ask, keys and values of all tokens, each (B, J, n, d_h / J)."""
         if len(self.products) == 1:
             projected = self.products[0](hidden).chunk(3, dim=-1)
         else:
@@ -117,16 +118,21 @@ class FrozenAttention(nn.Module):
         return [self.split_heads(each) for each in projected]
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Equation (5), section 2.  -> (B, J, n, d_h / J)"""
+        """The heads, (B, J, n, d_h / J). Up to SHORT keys, the literal form is the faster one on a CPU."""
         mask = None if attention_mask is None else attention_mask[:, None, None, :]
-        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+        if keys.shape[-2] > SHORT:
+            return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+        scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)  # (B, J, n, n)
+        if mask is not None:
+            scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
+        return scores.softmax(dim=-1) @ values
 
     def forward(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         return self.out(self.concatenate_heads(self.attend(*self.project(hidden, hidden), attention_mask)))
 
 
 class FrozenLayer(nn.Module):
-    """Equation (7), section 2, as `TransformerLayer`: H -> H_l.  hidden: (B, n, d_h) -> (B, n, d_h)"""
+    """`TransformerLayer` with packed matrices.  hidden: (B, n, d_h) -> (B, n, d_h)"""
 
     def __init__(self, layer: TransformerLayer, make_linear: MakeLinear, is_last: bool):
         super().__init__()
@@ -142,6 +148,6 @@ class FrozenLayer(nn.Module):
     def after_attention(self, hidden: Tensor, attended: Tensor) -> Tensor:
         """H and MultiHead_l(H) -> H_l.  (…, d_h), (…, d_h) -> (…, d_h)"""
         hidden = self.attention_norm(hidden + attended)  # A
-        parts = hidden.split(ROWS, dim=-2) if isinstance(self.feed, QuantisedLinear) else [hidden]
+        parts = hidden.split(ROWS, dim=-2)
         sums = [self.feed_forward_norm(self.forward_proj(self.feed(part), part)) for part in parts]
         return sums[0] if len(sums) == 1 else torch.cat(sums, dim=-2)

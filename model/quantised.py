@@ -29,7 +29,7 @@ QUANTISED = "embeddings.", "layers."  # the encoder's; its tensors with two dime
 
 
 def quantise_rows(matrix: Tensor, levels: int = LEVELS) -> tuple[Tensor, Tensor]:
-    """(…, K) -> the rows in int8, (…, K), and their scales, (…, 1) float32.  A row of zeros keeps the smallest scale."""
+    """(…, K) -> the rows in int8, (…, K), and their scales, (…, 1) float32.  Of a row of zeros: the smallest."""
     scale = matrix.abs().amax(dim=-1, keepdim=True).float().clamp_(min=torch.finfo(torch.float32).tiny * levels)
     scale.div_(levels)
     return (matrix / scale).round_().to(torch.int8), scale
@@ -65,11 +65,11 @@ class QuantisedLinear(nn.Module):
 def integer_product(rows: Tensor, packed: Tensor, scale: Tensor, zero_points: Tensor, levels: int) -> Tensor:
     """s_n Σ_k q_mk w_nk.  rows: q, (…, K) int8; packed: w; scale, zero_points: (N,) -> (…, N) float32
 
-    oneDNN's fast product takes unsigned inputs: q + 128 with a zero point of 128 are the same numbers.
+    oneDNN's fast product takes unsigned inputs: q + Q + 1 with a zero point of Q + 1 are the same numbers.
     """
-    unsigned = rows.view(torch.uint8).bitwise_xor_(128)
+    unsigned = rows.view(torch.uint8).add_(levels + 1)  # modulo 256
     return torch.ops.onednn.qlinear_pointwise(
-        unsigned, 1.0, 128, packed, scale, zero_points, None, 1.0, 0, torch.float32, "none", [], ""
+        unsigned, 1.0, levels + 1, packed, scale, zero_points, None, 1.0, 0, torch.float32, "none", [], ""
     )
 
 
