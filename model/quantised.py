@@ -99,11 +99,16 @@ def activation_levels() -> int:
     return LEVELS if found.item() == exact else LEVELS_WITHOUT_VNNI
 
 
+def is_quantised(name: str, tensor: Tensor) -> bool:
+    """Whether a model's tensor is a matrix of its encoder."""
+    return tensor.ndim == 2 and any(part in name for part in QUANTISED)
+
+
 def quantise_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A model's tensors, with the encoder's matrices in int8 and their rows' scales beside them, as files hold them."""
     quantised = {}
     for name, tensor in state.items():
-        if tensor.ndim == 2 and tensor.is_floating_point() and any(part in name for part in QUANTISED):
+        if is_quantised(name, tensor):
             quantised[name], quantised[name + SCALE] = quantise_rows(tensor.float())
         else:
             quantised[name] = tensor
