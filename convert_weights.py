@@ -77,7 +77,9 @@ class Options:
     kind: str | None = option(None, "required class of model; encoder drops the head", choices=tuple(KIND_CHOICES))
     fresh_head: bool = option(False, "add an untrained head to a bare encoder (--kind masked-lm or question)")
     dtype: str | None = option(
-        None, "precision to write (default: that of IN; with --to hf or onnx, fp32 for int8)", choices=INFERENCE_PRECISIONS
+        None,
+        "precision to write (default: that of IN; int8 becomes fp32 in other formats)",
+        choices=INFERENCE_PRECISIONS,
     )
     tokenizer: str | None = option(
         None, "SentencePiece model to put into OUT (default: the one inside or beside IN)", metavar="PATH"

@@ -29,7 +29,7 @@ QUANTISED = "embeddings.", "layers."  # the encoder's; its tensors with two dime
 
 
 def quantise_rows(matrix: Tensor, levels: int = LEVELS) -> tuple[Tensor, Tensor]:
-    """(…, K) -> the rows in int8, (…, K), and their scales, (…, 1) float32.  A row of zeros keeps the smallest scale."""
+    """(…, K) -> the rows in int8, (…, K), and their scales, (…, 1) float32.  A row of zeros has the smallest."""
     scale = matrix.abs().amax(dim=-1, keepdim=True).float().clamp_(min=torch.finfo(torch.float32).tiny * levels)
     scale.div_(levels)
     return (matrix / scale).round_().to(torch.int8), scale

@@ -150,7 +150,7 @@ def load_frozen(path: str | Path, kind: type, device: torch.device, precision: s
     Raises ModelError.
     """
     if precision == "int8" and (file := int8_file(path)):
-        return as_kind(load_int8(file), kind, False, path, note)
+        return as_kind(load_int8(file), kind, False, path, note).requires_grad_(False)
     model = load_teacher(path, kind, device)
     freeze(model.encoder, precision)
     return model

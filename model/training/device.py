@@ -21,7 +21,7 @@ from .stop import shielded
 DEVICE_HELP = "auto (CUDA if available, else CPU), cpu, cuda, cuda:1, …"
 PRECISION_HELP = "auto: bf16 if the hardware supports it, else fp16 on CUDA, else fp32"
 INFERENCE_PRECISIONS = (*PRECISIONS, "int8")
-INFERENCE_PRECISION_HELP = "auto: int8 for a file in int8 (CPU), else bf16 if the hardware supports it, else fp16 or fp32"
+INFERENCE_PRECISION_HELP = f"{PRECISION_HELP}; on a CPU, int8 for a file in int8"
 GPU_PEAKS = {  # floating-point operations per second of dense matrix products, from the data sheets: fp32, bf16/fp16
     "H200 NVL": (60e12, 835e12),
     "H200": (67e12, 989e12),
