@@ -1,6 +1,7 @@
 """Converts checkpoints from Hugging Face and fairseq to this project's format, and back.
 
     python convert_weights.py IN OUT                     any checkpoint -> one .safetensors file of this project
+    python convert_weights.py IN OUT --dtype int8        the same with the encoder's matrices in int8, a quarter in size
     python convert_weights.py IN OUT --to hf             any checkpoint -> a folder that transformers opens
     python convert_weights.py IN OUT --to onnx           any checkpoint -> a folder that ONNX Runtime and optimum open
     python convert_weights.py --check HF_FOLDER          compares every hidden state with transformers'
@@ -17,6 +18,8 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
+
 from data.cli import check, check_bounds, note, option, parse_options, run_command
 from data.download.models import fetch_models, local_path
 from data.tokenizer import FILE_NAME
@@ -28,6 +31,7 @@ from model.checkpoints.load import (
     as_kind,
     check_vocabulary,
     find_tokenizer,
+    int8_file,
     load_checkpoint,
     load_tokenizer,
     weights_in,
@@ -36,6 +40,7 @@ from model.checkpoints.native import PRECISIONS, is_finite
 from model.checkpoints.onnx import export_onnx
 from model.checkpoints.provenance import provenance_of, read_metrics, read_results
 from model.heads import MaskedLM, QuestionAnswerer, SequenceClassifier, TokenClassifier
+from model.training.device import INFERENCE_PRECISIONS
 
 KIND_CHOICES = {
     "encoder": Encoder,
@@ -71,7 +76,11 @@ class Options:
     )
     kind: str | None = option(None, "required class of model; encoder drops the head", choices=tuple(KIND_CHOICES))
     fresh_head: bool = option(False, "add an untrained head to a bare encoder (--kind masked-lm or question)")
-    dtype: str | None = option(None, "precision to write (default: that of IN)", choices=tuple(PRECISIONS))
+    dtype: str | None = option(
+        None,
+        "precision to write (default: that of IN; int8 becomes fp32 in other formats)",
+        choices=INFERENCE_PRECISIONS,
+    )
     tokenizer: str | None = option(
         None, "SentencePiece model to put into OUT (default: the one inside or beside IN)", metavar="PATH"
     )
@@ -85,6 +94,8 @@ class Options:
         is_known = self.license is None or self.license in LICENCE_NAMES
         check(is_known, f"--license {self.license} is no name that the hub knows, such as mit: see {listed}.")
         check(self.license is None or self.to == "hf", "--license is for the model card: it needs --to hf.")
+        in_int8 = self.to != "ours" and self.dtype == "int8"
+        check(not in_int8, f"--dtype int8 is for this project's own files, not for --to {self.to}: leave one out.")
         in_fp32 = self.to != "onnx" or self.dtype in (None, "fp32")
         check(
             in_fp32, f"--to onnx writes fp32, not --dtype {self.dtype}: convert model.onnx with ONNX Runtime's tools."
@@ -130,8 +141,10 @@ def convert(source: Path, origin: str, target: Path, options: Options) -> None:
     was_rounded = is_rounded(loaded)
     model = as_kind(loaded, KIND_CHOICES.get(options.kind), options.fresh_head, source, note)
     dtype = "fp32" if options.to == "onnx" else options.dtype
+    if options.to == "ours" and dtype is None and int8_file(source):
+        dtype = "int8"
     if dtype:
-        model = model.to(PRECISIONS[dtype])
+        model = model.to(PRECISIONS.get(dtype, torch.float32))
         for name, tensor in model.state_dict().items():
             if not is_finite(tensor):
                 raise ModelError(f"{name} has values too large for --dtype {dtype}. Use bf16 or fp32.")
@@ -144,10 +157,12 @@ def convert(source: Path, origin: str, target: Path, options: Options) -> None:
     provenance = provenance_of(origin) or {"converted from": origin}
     if options.fresh_head and isinstance(loaded, Encoder):
         provenance["fresh_head"] = True
-    if was_rounded or is_rounded(model):
-        provenance["rounded"] = True
+    if dtype == "int8":
+        provenance["rounded"] = "int8"
+    elif was_rounded or is_rounded(model):
+        provenance.setdefault("rounded", True)
     if options.to == "ours":
-        save_model(model, target, provenance, tokenizer)
+        save_model(model, target, provenance, tokenizer, int8=dtype == "int8")
     elif options.to == "onnx":
         export_onnx(model, target, tokenizer)
     else:
@@ -156,12 +171,12 @@ def convert(source: Path, origin: str, target: Path, options: Options) -> None:
         name, has_tokenizer = target.absolute().name, tokenizer is not None
         card = model_card(model, name, provenance, metrics, results, options.license, has_tokenizer)
         export_huggingface(model, target, tokenizer, card)
-    config, dtype = model.config, next(model.parameters()).dtype
+    config, stored = model.config, "int8" if dtype == "int8" else next(model.parameters()).dtype
     labels = f", labels {', '.join(model.labels)}" if getattr(model, "labels", None) else ""
     inside = ", with its tokenizer" if tokenizer else ""
     print(
         f"{target}: {type(model).__name__}, {config.num_layers} layers, hidden size {config.hidden_size}, vocabulary "
-        f"size {config.vocab_size:,}, {str(dtype).removeprefix('torch.')}{labels}{inside}"
+        f"size {config.vocab_size:,}, {str(stored).removeprefix('torch.')}{labels}{inside}"
     )
 
 

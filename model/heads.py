@@ -38,8 +38,12 @@ class MaskedLM(nn.Module):
         return self.head(self.encoder(input_ids, attention_mask))
 
     def head(self, hidden: Tensor) -> Tensor:
-        """H_L -> logits.  (…, d_h) -> (…, |W|).  The bias is added once, here."""
-        return F.linear(self.transform(hidden), self.decoder, self.bias)
+        """H_L -> logits.  (…, d_h) -> (…, |W|).  The bias is added once, here.
+
+        The decoder may be in less than the states' precision: that of an encoder frozen for inference.
+        """
+        state = self.transform(hidden)
+        return F.linear(state, self.decoder.to(state.dtype), self.bias)
 
     def transform(self, hidden: Tensor) -> Tensor:
         """H_L -> the decoder's input, LayerNorm(GELU(W h + b)).  (…, d_h) -> (…, d_h)

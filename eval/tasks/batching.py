@@ -73,8 +73,7 @@ def infer(model: nn.Module, texts: Sequence[Sequence[int]], runtime: Runtime, bu
     """
     results: list[Tensor | None] = [None] * len(texts)
     for batch in budget_batches([len(ids) for ids in texts], budget):
-        with runtime.autocast():
-            outputs = packed_outputs(model, [texts[i] for i in batch], runtime.device)
+        outputs = packed_outputs(model, [texts[i] for i in batch], runtime.device)
         for i, output in zip(batch, outputs):
             results[i] = output.float().cpu()
     return results

@@ -71,6 +71,32 @@ def answer_of(task: SequenceTask | QaTask, prediction) -> str | None:
             return None if prediction.entities else "no entity"
 
 
+def share_equal(task: SequenceTask | QaTask, predictions: Sequence, others: Sequence) -> float | None:
+    """The share of labels that are the same in two lists of predictions on the same examples; None for a regression.
+
+    A label is a text's, a word's for tags, all entities of a running text, or the answer to a question.
+    """
+    if any(isinstance(prediction, ValuePrediction) for prediction in predictions):
+        return None
+    pairs = zip(predictions, others, strict=True)
+    equal = [one == other for pair in pairs for one, other in zip(*(labels_in(task, each) for each in pair))]
+    return sum(equal) / len(equal)
+
+
+def labels_in(task: SequenceTask | QaTask, prediction) -> Sequence[Hashable]:
+    match prediction:
+        case LabelPrediction():
+            return [prediction.label]
+        case LabelsPrediction():
+            return [prediction.labels]
+        case AnswerSpan():
+            return [None if task.says_none(prediction) else prediction.answer]
+        case TagPrediction():
+            return prediction.tags
+        case EntityPrediction():
+            return [tuple((entity.type, entity.start, entity.end) for entity in prediction.entities)]
+
+
 def warn_of_one_answer(task: SequenceTask | QaTask, predictions: Sequence, source: str) -> None:
     """source: of the texts, for the message."""
     answers = Answers()

@@ -14,7 +14,7 @@ models' own intervals overlap.
 import contextlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import NamedTuple
 
@@ -107,6 +107,7 @@ def compare_masked_lms(runs: Sequence[Run], options: Options) -> Compared:
     """mlm_loss, accuracy, pseudo_perplexity, and agreement with a teacher, as validate() has them, with intervals."""
     for name in ("task", "test", "label_map"):
         check(not getattr(options, name), f"{dashed(name)} is for fine-tuned models; these are masked LMs.")
+    check(options.precision != "int8", "--precision int8 is for fine-tuned models; these are masked LMs.")
     runtime = choose_runtime(options)
     named = demo.TEACHER if options.teacher == "demo" else options.teacher
     tokenizer = load_tokenizer(options.tokenizer, *(run.path for run in runs), named)
@@ -205,6 +206,7 @@ def compare_fine_tuned(runs: Sequence[Run], options: Options) -> Compared:
     names = new_names(parse_label_map(options.label_map))
     problem_type = runs[0].problem_type or PROBLEM_TYPES[0]
     examples = read_task(task_name, test, warn, problem_type, label_map=names, part="test")
+    options = replace(options, precision=choose_runtime(options).precision)  # one for all, whatever their files hold
     metrics, tokenizers = [], []
     for number, run in enumerate(runs, 1):
         say(f"measuring {number}  {printable(run.name)}")

@@ -1,7 +1,8 @@
 """Evaluates a fine-tuned model on labelled examples: the metrics of section 4 with 95 % confidence intervals.
 
 The metrics go to the screen and, with the command and the hashes of the inputs, to a JSON file. data/README.md has the
-formats of the examples.
+formats of the examples. With --precision int8, the model is also evaluated in fp32: equal_to_fp32 is the share of
+labels (of texts, words, answers) that are the same in both.
 """
 
 import re
@@ -20,15 +21,29 @@ from data.tasks.contents import check_files
 from data.tasks.sequences import UNDECIDED
 from data.tasks.tags import OUTSIDE, types_of
 from model import EncoderConfig, QuestionAnswerer, SequenceClassifier
-from model.checkpoints.load import TOKENIZER_HELP, check_vocabulary, load_teacher, load_tokenizer
-from model.checkpoints.native import PRECISIONS, fingerprint
+from model.checkpoints.load import (
+    TOKENIZER_HELP,
+    check_vocabulary,
+    int8_file,
+    load_frozen,
+    load_teacher,
+    load_tokenizer,
+)
+from model.checkpoints.native import fingerprint
 from model.heads import PROBLEM_TYPES
 from model.training.bounds import SEED
-from model.training.device import DEVICE_HELP, PRECISION_HELP, Runtime, choose_device, choose_precision
+from model.training.device import (
+    DEVICE_HELP,
+    INFERENCE_PRECISION_HELP,
+    INFERENCE_PRECISIONS,
+    Runtime,
+    choose_device,
+    choose_precision,
+)
 
 from ..results import check_writable, command_line, format_metrics, provenance, write_json
 from .batching import BUDGET, Report, TaskSettings, infer
-from .checks import warn_of_one_answer
+from .checks import share_equal, warn_of_one_answer
 from .multi_label import MultiLabelTask
 from .ner import NerTask
 from .qa import QaTask
@@ -59,7 +74,7 @@ class InferenceOptions:
     no_answer_threshold: float | None = option(None, THRESHOLD_HELP, type=float, least=-1e9, most=1e9)
     language: str = option("fr", "qa: language whose articles are ignored in the metrics", choices=("fr", "en"))
     device: str = option("auto", DEVICE_HELP, "device")
-    precision: str = option("auto", PRECISION_HELP, choices=("auto", *PRECISIONS))
+    precision: str = option("auto", INFERENCE_PRECISION_HELP, choices=("auto", *INFERENCE_PRECISIONS))
     batch_tokens: int = option(BUDGET, "tokens per inference batch", least=1, most=10**7)
 
 
@@ -104,16 +119,18 @@ def task_settings(
     return TaskSettings(tokenizer, length, options.windows, *qa)
 
 
-def choose_runtime(options: InferenceOptions) -> Runtime:
-    device = choose_device(options.device)
-    return Runtime(device, choose_precision(options.precision, device))
+def choose_runtime(options: InferenceOptions, model: str | None = None) -> Runtime:
+    """model: that is to be run; with --precision auto, a CPU runs an int8 file in int8."""
+    device, precision = choose_device(options.device), options.precision
+    if precision == "auto" and device.type == "cpu" and model and int8_file(model):
+        precision = "int8"
+    return Runtime(device, choose_precision(precision, device))
 
 
 def open_model(path: str, task: str, options: InferenceOptions) -> tuple[nn.Module, Task, Runtime]:
     """A fine-tuned model for inference, with its task.  Raises ModelError, DataError, OptionError."""
-    task_class, runtime = TASK_CLASSES[task], choose_runtime(options)
-    model = load_teacher(path, task_class.model, runtime.device)
-    runtime.cast_linears(model.encoder)
+    runtime = choose_runtime(options, path)
+    model = load_frozen(path, TASK_CLASSES[task].model, runtime.device, runtime.precision)
     return model, make_task(task, task_settings(options, path, model.config), model), runtime
 
 
@@ -187,9 +204,17 @@ def merge_logits(output: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
     return torch.stack([output[list(group)].logsumexp(dim=0) for group in groups])
 
 
-def evaluate(model: nn.Module, task: Task, examples: Sequence[Example], runtime: Runtime, options: Options) -> dict:
+def evaluate(
+    model: nn.Module,
+    task: Task,
+    examples: Sequence[Example],
+    runtime: Runtime,
+    options: Options,
+    in_fp32: nn.Module | None = None,
+) -> dict:
     """The metrics of one task.  Raises OptionError, DataError.
 
+    in_fp32: the same model in fp32, to compare with: equal_to_fp32 and its headline figure are then added.
     With --label-map, the classes are its values: a label of the model, or several whose probabilities are summed. The
     labels of the examples are the names of the classes, see new_names.
     """
@@ -224,17 +249,30 @@ def evaluate(model: nn.Module, task: Task, examples: Sequence[Example], runtime:
         groups = [[task.labels.index(target) for target in targets] for targets in classes.values()]
         task = SequenceTask(task.settings, list(classes))
     features = task.encode(given, warn)
-    outputs = infer(model, [feature.ids for feature in features], runtime, options.batch_tokens)
-    if groups is not None:
-        outputs = [merge_logits(output, groups) for output in outputs]
+
+    def predictions_of(model: nn.Module) -> list:
+        outputs = infer(model, [feature.ids for feature in features], runtime, options.batch_tokens)
+        if groups is not None:
+            outputs = [merge_logits(output, groups) for output in outputs]
+        return task.decode(outputs, features, given)
+
     metrics = task.text_metrics if options.as_text else task.metrics
-    predictions = task.decode(outputs, features, given)
+    predictions = predictions_of(model)
     warn_of_one_answer(task, predictions, "--test")
-    return metrics(predictions, examples, options.seed)
+    figures = metrics(predictions, examples, options.seed)
+    if in_fp32 is not None:
+        others = predictions_of(in_fp32)
+        if (share := share_equal(task, predictions, others)) is not None:
+            figures["equal_to_fp32"] = share
+        figures[f"{task.headline}_in_fp32"] = metrics(others, examples, options.seed)[task.headline]
+    return figures
 
 
 def write_result(out: str, task_name: str, model: nn.Module, metrics: dict, command: str, options) -> None:
-    """Writes the metrics with their provenance, then prints them.  options: the command's, with test and seed"""
+    """Writes the metrics with their provenance, then prints them.
+
+    model: as it is in its file, in float32, not frozen; options: the command's, with test and seed
+    """
     about = provenance(command, options, options.test, [options.seed])
     write_json(out, {"task": task_name, "model": fingerprint(model), "figures": metrics, **about})
     print(f"{format_metrics(metrics)}\n\nWritten: {out}")
@@ -258,5 +296,6 @@ def main(task_name: str, arguments: list[str]) -> None:
         label_map=new_names(parse_label_map(options.label_map)),
         part="test",
     )
-    metrics = evaluate(model, task, examples, runtime, options)
-    write_result(out, task_name, model, metrics, command_line(task_name, arguments), options)
+    whole = load_teacher(options.model, type(model), runtime.device)
+    metrics = evaluate(model, task, examples, runtime, options, whole if runtime.precision == "int8" else None)
+    write_result(out, task_name, whole, metrics, command_line(task_name, arguments), options)

@@ -35,11 +35,12 @@ from data.tasks.tags import OUTSIDE, types_of
 from losses import DIRECTIONS, IGNORE_INDEX, soft_label_loss
 from model import SequenceClassifier, save_model
 from model.checkpoints.load import load_checkpoint, load_teacher
-from model.checkpoints.native import fingerprint
+from model.checkpoints.native import PRECISIONS, fingerprint
 from model.checkpoints.provenance import origins
 from model.heads import PROBLEM_TYPES
+from model.inference import freeze
 from model.training.bounds import CLIP, DROPOUT, LR, SEED, TEMPERATURE, WEIGHT_DECAY
-from model.training.device import Runtime
+from model.training.device import PRECISION_HELP, Runtime
 from model.training.optim import learning_rate, make_optimiser, optimiser_step
 from model.training.state import Diverged
 
@@ -67,9 +68,7 @@ from .sequences import SequenceTask
 Parts = Mapping[str, Sequence[Example]]  # examples by part
 SEEDS_HELP = "one run per seed, of the new head, data order and dropout"
 NAMES_HELP = "label or entity type in the data = its name, also for labels that are numbers: 0=entailment 1=neutral"
-PROBLEM_TYPE_HELP = "sentiment, nli: {}: what the labels of a text are: one class, several, or a value".format(
-    ", ".join(PROBLEM_TYPES)
-)
+PROBLEM_TYPE_HELP = f"sentiment, nli: {', '.join(PROBLEM_TYPES)}: a text's labels are one class, several, or a value"
 # options that do not affect the result, or whose inputs are compared by content
 BY_CONTENT = ("tokenizer", "model", "teacher", "label_map", "train", "dev", "test")
 MAY_DIFFER = ("out", "wait", "device", "log_every", "seeds", "batch_tokens", *BY_CONTENT)
@@ -97,6 +96,7 @@ class Options(InferenceOptions):
     warmup: float = option(0.1, "warm-up fraction; the learning rate then decays linearly", least=0, most=1)
     weight_decay: float = option(0.01, "of AdamW, on matrices only", **WEIGHT_DECAY)
     clip: float = option(1.0, "maximum gradient norm", **CLIP)
+    precision: str = option("auto", PRECISION_HELP, choices=("auto", *PRECISIONS))
     dropout: float | None = option(None, "in training (default: the model's)", type=float, **DROPOUT)
     seeds: tuple[int, ...] = option((0,), SEEDS_HELP, nargs="+", type=int, **SEED)
     log_every: int = option(50, "steps between progress lines", least=1, most=10**9)
@@ -138,14 +138,12 @@ def make_model(source: nn.Module, task: Task, dropout: float | None) -> nn.Modul
 
 
 def load_task_teacher(path: str | None, kind: type, vocab_size: int, runtime: Runtime) -> nn.Module | None:
-    """Frozen, for inference; None without a path.  Raises ModelError, or DataError for another vocabulary size."""
+    """None without a path.  Raises ModelError, or DataError for another vocabulary size."""
     if path is None:
         return None
     teacher = load_teacher(path, kind, runtime.device)
     if (size := teacher.config.vocab_size) != vocab_size:
-        sizes = f"has a vocabulary of {size} tokens, the model one of {vocab_size}"
-        raise DataError(f"The teacher {path} {sizes}: both must have the same tokenizer.")
-    runtime.cast_linears(teacher.encoder)
+        raise DataError(f"The teacher {path} has {size} tokens, the model {vocab_size}: both need the same tokenizer.")
     return teacher
 
 
@@ -255,7 +253,8 @@ def train_one_seed(
                 say(f"seed {seed}  epoch {epoch}  step {step}/{steps}  loss {mean:.4f}  {speed:,.0f} tok/s")
         if not torch.stack(losses).isfinite().all():
             raise Diverged(f"The loss of epoch {epoch} is not finite. Try a lower --lr.")
-        outputs = infer(model.eval(), [feature.ids for feature in dev_features], runtime, options.batch_tokens)
+        with runtime.autocast():
+            outputs = infer(model.eval(), [feature.ids for feature in dev_features], runtime, options.batch_tokens)
         predictions = task.decode(outputs, dev_features, data["dev"])
         if choose_threshold:
             task = task.with_best_threshold(predictions, data["dev"])
@@ -341,6 +340,8 @@ def finetune(task_name: str, options: Options, command: str, data: Parts | None 
         reading = {"problem_type": options.problem_type, "label_map": training_names(options.label_map)}
         data = {part: read_task(task_name, paths, warn, part=part, **reading) for part, paths in given.items()}
     about = {"task": task_name, "model": fingerprint(source), "teacher": fingerprint(teacher) if teacher else None}
+    if teacher:
+        freeze(teacher.encoder, runtime.precision)
     about["tokenizer"] = settings.tokenizer.sha256()
     digests = {part: hashlib.sha256(json.dumps(examples).encode()).hexdigest() for part, examples in data.items()}
     about |= {"examples": digests, **provenance(command, options, files, options.seeds)}
@@ -364,7 +365,8 @@ def finetune(task_name: str, options: Options, command: str, data: Parts | None 
             run = train_one_seed(model, teacher, task, data, runtime, options, seed)
             if "test" in data:
                 tuned = make_task(task_name, settings, model)  # with the threshold that was chosen on dev
-                predictions = predict(model.eval(), tuned, data["test"], runtime, options.batch_tokens)
+                with runtime.autocast():
+                    predictions = predict(model.eval(), tuned, data["test"], runtime, options.batch_tokens)
                 run["test"] = tuned.metrics(predictions, data["test"], seed)
                 warn_of_one_answer(tuned, predictions, "--test")
             value = run["dev"][task.headline]["value"]

@@ -44,8 +44,8 @@ from ..benchmarks.harness import table
 from ..results import command_line, provenance, write_json
 from .baselines import baseline_report
 from .batching import infer
-from .checks import warn_of_shared_examples
-from .evaluate import InferenceOptions, open_model, task_settings, training_names
+from .checks import share_equal, warn_of_shared_examples
+from .evaluate import InferenceOptions, open_model, predict, task_settings, training_names
 from .finetune import Options as FinetuneOptions
 from .finetune import finetune
 from .table2_chart import draw
@@ -250,6 +250,17 @@ def milliseconds(models: dict[str, nn.Module], texts: Sequence[list[int]], runti
     return {name: 1000 * statistics.median(values) for name, values in times.items()}
 
 
+def in_int8(path: str, task_name: str, examples: Sequence[Example], options: Options) -> dict:
+    """A fine-tuned model in int8 and in fp32 on the same examples -> figures of both, share of equal labels."""
+    predictions, figures = [], {}
+    for precision in ("int8", "fp32"):
+        settings = replace(options, tokenizer=None, precision=precision)
+        model, task, runtime = open_model(path, task_name, settings)
+        predictions.append(predict(model, task, examples, runtime, options.batch_tokens))
+        figures[precision] = task.metrics(predictions[-1], examples, options.seeds[0])
+    return {"figures": figures, "equal_to_fp32": share_equal(task, *predictions)}
+
+
 def percent(metric: dict | None) -> str:
     if metric is None:
         return ""
@@ -279,26 +290,41 @@ def rows_of(task: str, result: dict) -> list[list[str]]:
         cells = [baseline, percent(metrics["teacher"])]
         for name in ("student", "distilled"):
             cells += [percent(metrics.get(name)), retained(means.get(name), means["teacher"])]
+        cells.append(int8_cell(result, measure))
         sources = [published(source.get((task, measure))) for source in (PAPER, CARDS)]
         rows.append([task, measure.replace("_", " "), *cells, *sources])
     teacher, student = result["milliseconds"]["teacher"], result["milliseconds"]["student"]
     cards = CARDS_MILLISECONDS.get(task)
     card = f"{cards[0]:.2f} → {cards[1]:.2f} (×{cards[0] / cards[1]:.2f})" if cards else ""
     paper = "×{} → ×{}".format(*PAPER_SPEED_UP)
-    rows.append([task, "ms per text", "", f"{teacher:.2f}", f"{student:.2f}", "", "", "", "", card])
-    rows.append([task, "speed-up", "", "×1", f"×{teacher / student:.2f}", "", "", "", paper, ""])
+    int8 = result["milliseconds"].get("student, int8")
+    cell, ratio = (f"{int8:.2f}", f"×{teacher / int8:.2f}") if int8 else ("", "")
+    rows.append([task, "ms per text", "", f"{teacher:.2f}", f"{student:.2f}", "", "", "", cell, "", card])
+    rows.append([task, "speed-up", "", "×1", f"×{teacher / student:.2f}", "", "", "", ratio, paper, ""])
+    if int8:
+        equal = f"{result['student_int8']['equal_to_fp32']:.2%}"
+        rows.append([task, "labels as in fp32", "", "", "", "", "", "", equal, "", ""])
     return rows
+
+
+def int8_cell(result: dict, measure: str) -> str:
+    """The student's figure in int8, in percent, and its difference from the same model's in fp32; "" without it."""
+    if "student_int8" not in result:
+        return ""
+    int8, fp32 = (100 * result["student_int8"]["figures"][name][measure]["value"] for name in ("int8", "fp32"))
+    return f"{int8:.2f} ({int8 - fp32:+.2f})"
 
 
 def markdown(results: dict[str, dict], about: dict) -> str:
     head = ["task", "measure", "baseline", "teacher", "student", "retained", "student, task distilled", "retained"]
-    head += ["paper, Table 2", "model cards"]
+    head += ["student, int8", "paper, Table 2", "model cards"]
     seeds = ", ".join(map(str, about["seeds"]))
     return (
         f"{table(head, *(row for task, result in results.items() for row in rows_of(task, result)))}\n\n"
         f"Measured on the test examples, in percent. Seeds: {seeds}; mean ± standard deviation if there are several. "
         "Baseline, without a model: the majority label, no entities, or the context words with most of the question's "
-        "around them. Retained: relative to the teacher.\n\n"
+        "around them. Retained: relative to the teacher. Student, int8: the student of the best seed on dev in int8, "
+        "and the difference from the same model in fp32.\n\n"
         "The last two columns are published figures, CamemBERT → DistilCamemBERT, of other fine-tuned models on other "
         "data. Paper: F1 (for NER and QA, overlap as in SQuAD; the average over labels is not specified), and one "
         "speed-up for all tasks. Model cards: those of the models that its authors released on Hugging Face (data: "
@@ -324,6 +350,8 @@ def compare(data: TaskData, teacher: str, student: str, options: Options, comman
     folder = Path(options.out) / data.task
     make_folder(folder)
     shared = {f.name: getattr(options, f.name) for f in fields(InferenceOptions)}
+    if options.precision == "int8":  # for inference only
+        shared["precision"] = "auto"
     shared |= DEMO_SETTINGS if options.teacher == "demo" else {}
     given = {name: getattr(options, name) for name in ("epochs", "step_tokens", "lr", "dropout", "seeds", "wait")}
     shared |= {name: value for name, value in given.items() if value is not None}
@@ -340,6 +368,11 @@ def compare(data: TaskData, teacher: str, student: str, options: Options, comman
     for name in ("teacher", "student"):
         path = str(folder / name / "model.safetensors")
         models[name], task, runtime = open_model(path, data.task, replace(options, tokenizer=None))
+    if runtime.device.type == "cpu":
+        student = str(folder / "student" / "model.safetensors")
+        result["student_int8"] = in_int8(student, data.task, data.parts["test"], options)
+        int8 = replace(options, tokenizer=None, precision="int8")
+        models["student, int8"] = open_model(student, data.task, int8)[0]
     features = task.encode(data.parts["test"][:TIMED_TEXTS], lambda sentence: None)
     result["milliseconds"] = milliseconds(models, [feature.ids for feature in features[:TIMED_TEXTS]], runtime)
     return result

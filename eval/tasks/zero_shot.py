@@ -18,6 +18,8 @@ from data.download.models import fetch_models
 from data.streams import print_json
 from data.tasks import PairExample, read_task
 from data.tasks.contents import check_files
+from model import SequenceClassifier
+from model.checkpoints.load import load_teacher
 from model.training.bounds import SEED
 
 from ..results import check_writable, command_line
@@ -110,7 +112,8 @@ def measure(options: Options, command: str) -> None:
     answers = [LabelPrediction(name, row) for name, row in zip(predicted, scores)]
     warn_of_one_answer(zero_shot.task, answers, "--test")
     metrics = classification_report([e.label for e in examples], predicted, scores.numpy(), names, options.seed)
-    write_result(out, "zero-shot", zero_shot.model, metrics, command, options)
+    whole = load_teacher(options.model, SequenceClassifier, zero_shot.runtime.device)
+    write_result(out, "zero-shot", whole, metrics, command, options)
 
 
 def classify(options: Options) -> int:

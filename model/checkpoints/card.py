@@ -32,6 +32,7 @@ METRICS = {  # our figures -> the hub's metrics; the others go by their own name
     **{"entity_precision": "precision", "entity_recall": "recall", "mcc": "matthews_correlation"},
     **{"overlap_precision": "precision", "overlap_recall": "recall", "pearson": "pearsonr", "spearman": "spearmanr"},
 }
+ROUNDED = (True, "int8")  # provenance of weights that are rounded, or once were
 SPLITS = {"dev": "validation", "test": "test"}  # our part -> the hub's split
 OUTPUTS = {  # what a reader must know of the outputs, by the head's setting in config.json
     "multi_label_classification": "A text can have several labels: the score of each is a sigmoid of its own.",
@@ -125,7 +126,7 @@ def is_rounded(model: nn.Module) -> bool:
 
 def evaluations(model: nn.Module, pipeline: str, provenance: Mapping) -> list[dict]:
     """The results of the hub's model-index: figures measured with these very weights and this head."""
-    if is_rounded(model) or provenance.get("rounded") is True or provenance.get("fresh_head") is True:
+    if is_rounded(model) or provenance.get("rounded") in ROUNDED or provenance.get("fresh_head") is True:
         return []
     if "task" not in provenance:
         held_out = as_dict(provenance.get("held_out"))
@@ -266,7 +267,9 @@ def stored_weights(model: nn.Module, provenance: Mapping, is_trained: bool) -> l
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in model.state_dict().values()})
     count = sum(parameter.numel() for parameter in model.parameters())
     lines = [f"{count:,} parameters, stored as {' and '.join(dtypes)}."]
-    if is_trained and (is_rounded(model) or provenance.get("rounded") is True):
+    if provenance.get("rounded") == "int8":
+        lines[0] += " The encoder's matrices were rounded to int8, with a scale per row, before."
+    if is_trained and (is_rounded(model) or provenance.get("rounded") in ROUNDED):
         lines[0] += " Figures above were measured before the weights were rounded."
     task = TASKS.get(line(provenance.get("task")), (None, "fill-mask"))[1]
     if is_trained and task != PIPELINES[CLASSES[type(model).__name__]]:

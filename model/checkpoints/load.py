@@ -18,9 +18,10 @@ from data.tokenizer import FILE_NAME, is_safetensors, own_tokenizer
 from ..config import EncoderConfig, ModelError
 from ..encoder import Encoder
 from ..heads import SequenceClassifier, TokenClassifier
+from ..inference import freeze
 from . import fairseq, huggingface, pickles, tarball
 from .huggingface import Report
-from .native import check_file, is_native, load_model, read_metadata, read_safetensors
+from .native import check_file, is_int8, is_native, load_int8, load_model, read_metadata, read_safetensors
 
 # in the order in which a folder's files are preferred; the last is that of a run of train.py
 TOKENIZER_HELP = "SentencePiece model, or a model that has it (default: inside or beside the model)"
@@ -131,7 +132,28 @@ def as_kind(model: nn.Module, kind: type | None, fresh_head: bool, path: str | P
     return fresh.eval()
 
 
-# ---- teachers and tokenizers -----------------------------------------------------------------------------------
+# ---- inference, teachers and tokenizers ------------------------------------------------------------------------
+
+
+def int8_file(path: str | Path) -> Path | None:
+    """The file of this project with matrices in int8 that this is, or that is in this folder.  Raises ModelError."""
+    place = local_path(path)
+    if not place.exists() or (place.is_file() and not is_safetensors(place)):
+        return None
+    file = weights_in(place, lambda line: None)
+    return file if is_safetensors(file) and is_int8(file) else None
+
+
+def load_frozen(path: str | Path, kind: type, device: torch.device, precision: str) -> nn.Module:
+    """A model of this kind for inference on the device: its encoder is frozen in this precision, its head in float32.
+
+    Raises ModelError.
+    """
+    if precision == "int8" and (file := int8_file(path)):
+        return as_kind(load_int8(file), kind, False, path, note).requires_grad_(False)
+    model = load_teacher(path, kind, device)
+    freeze(model.encoder, precision)
+    return model
 
 
 def load_teacher(path: str | Path, kind: type, device: torch.device) -> nn.Module:

@@ -26,6 +26,8 @@ from data.tokenizer import DIGEST, FILE_NAME, Tokenizer
 from ..config import EncoderConfig, ModelError
 from ..encoder import Encoder
 from ..heads import MaskedLM, QuestionAnswerer, SequenceClassifier, TokenClassifier
+from ..inference import freeze
+from ..quantised import LEVELS, SCALE, dequantise_state, is_quantised, quantise_state
 
 FORMAT, OLD_FORMAT = "distilcamembert-2", "distilcamembert-1"
 OLD_NAMES = {".mix.": ".out.", ".expand.": ".feed.", ".contract.": ".forward_proj."}  # of OLD_FORMAT's tensors
@@ -39,15 +41,21 @@ HEAD_SETTINGS = {SequenceClassifier: "problem_type", QuestionAnswerer: "no_answe
 
 
 def save_model(
-    model: nn.Module, path: str | Path, provenance: Mapping | None = None, tokenizer: Tokenizer | None = None
+    model: nn.Module,
+    path: str | Path,
+    provenance: Mapping | None = None,
+    tokenizer: Tokenizer | None = None,
+    int8: bool = False,
 ) -> None:
     """Writes a model to one file, atomically.
 
     provenance: how it was made (options, versions, results), stored in the metadata as JSON. tokenizer: stored inside,
-    where Tokenizer(path) finds it.
+    where Tokenizer(path) finds it. int8: the encoder's matrices are stored in int8, with a scale per row.
     Raises ModelError if the file cannot be written.
     """
     tensors, metadata = contents(model, provenance, tokenizer)
+    if int8:
+        tensors = quantise_state(tensors)
     with atomic_file(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
 
@@ -75,11 +83,29 @@ def contents(
 
 
 def load_model(path: str | Path) -> nn.Module:
-    """A model of this project, in evaluation mode, in the precision of its file.
+    """A model of this project, in evaluation mode, in the precision of its file (float32 for one in int8).
 
     Raises ModelError, with the file and what to do, for anything else.
     """
-    path = Path(path)
+    return assemble(*read_model(Path(path)), Path(path))
+
+
+def load_int8(path: str | Path) -> nn.Module:
+    """The model in an int8 file, frozen for inference in int8. No matrix is ever there in float32.
+
+    Raises ModelError as load_model.
+    """
+    kind, config, head, tensors = read_model(Path(path))
+    model = empty_model(kind, config, head, tensors, Path(path))
+    prefix = "" if kind is Encoder else "encoder."
+    of_encoder = {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
+    freeze(model if kind is Encoder else model.encoder, "int8", of_encoder)
+    model.load_state_dict(tensors, strict=False, assign=True)  # the head; the encoder is there
+    return model.eval()
+
+
+def read_model(path: Path) -> tuple[type, EncoderConfig, tuple, dict[str, Tensor]]:
+    """-> class, configuration, the other arguments of the class, and tensors of a native file.  Raises ModelError."""
     metadata, tensors = read_safetensors(path)
     if not is_native(metadata):
         command = f"python convert_weights.py {shlex.quote(str(path))} model.safetensors"
@@ -98,7 +124,7 @@ def load_model(path: str | Path) -> nn.Module:
         raise ModelError(f"{path} is damaged: its configuration is invalid. {error}") from None
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} is damaged: its metadata cannot be read ({error!r}). Copy it again.") from None
-    return assemble(kind, config, head, current_names(tensors), path)
+    return kind, config, head, current_names(tensors)
 
 
 def is_native(metadata: Mapping[str, str]) -> bool:
@@ -122,9 +148,26 @@ def assemble(
 ) -> nn.Module:
     """A model made of these tensors, in evaluation mode, without copying them or drawing random numbers.
 
+    Matrices in int8 become float32. Arguments and errors: of empty_model.
+    """
+    model = empty_model(kind, config, head, tensors, path, original_name)
+    model.load_state_dict(dequantise_state(tensors), assign=True)
+    return model.eval()
+
+
+def empty_model(
+    kind: type,
+    config: EncoderConfig,
+    head: tuple,
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    original_name: Callable[[str], str] = str,
+) -> nn.Module:
+    """A model on the device "meta", which these tensors, of a file, were found to fit.
+
     head: what `kind` needs beside the configuration. original_name: a tensor's name -> its name in the file, for
     messages.
-    Raises ModelError, naming the tensor, if one is missing, unknown, of a wrong shape or not finite.
+    Raises ModelError, naming the tensor, if one is missing, unknown, of a wrong shape or dtype, or not finite.
     """
     if config.num_layers > max(PLAUSIBLE_LAYERS, len(tensors) // TENSORS_PER_LAYER):  # before they are built
         raise ModelError(f"{path} claims {config.num_layers} layers, but holds only {len(tensors)} tensors.")
@@ -134,22 +177,44 @@ def assemble(
     except (RuntimeError, OverflowError, TypeError, ModelError) as error:
         raise ModelError(f"{path} is damaged: its configuration is invalid ({error}).") from None
     expected = model.state_dict()
-    for name in expected:
+    scales = expected_scales(expected) if any(name.endswith(SCALE) for name in tensors) else {}
+    for name in (*expected, *scales):
         if name not in tensors:
             raise ModelError(f"{path} lacks the tensor {original_name(name)}: it is truncated or holds another model.")
     for name, tensor in tensors.items():
         called = original_name(name)
-        if name not in expected:
+        if name not in expected and name not in scales:
             raise ModelError(f"{path} has a tensor {called}, which a {kind.__name__} does not have.")
-        shape, wanted = tuple(tensor.shape), tuple(expected[name].shape)
+        shape, wanted = tuple(tensor.shape), scales[name] if name in scales else tuple(expected[name].shape)
         if shape != wanted:
             raise ModelError(f"{path}: the tensor {called} has shape {shape}, but the configuration requires {wanted}.")
-        if tensor.dtype not in DTYPES:
-            raise ModelError(f"{path}: the tensor {called} holds {tensor.dtype}, not floating-point numbers.")
-        if not is_finite(tensor):
-            raise ModelError(f"{path}: the tensor {called} contains NaN or infinity.")
-    model.load_state_dict(tensors, assign=True)
-    return model.eval()
+        check_values(name, tensor, scales, f"{path}: the tensor {called}")
+    return model
+
+
+def expected_scales(expected: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
+    """The names and shapes of the scales in an int8 file of a model with these tensors."""
+    return {name + SCALE: (len(tensor), 1) for name, tensor in expected.items() if is_quantised(name, tensor)}
+
+
+def check_values(name: str, tensor: Tensor, scales: Mapping[str, tuple], called: str) -> None:
+    """Raises ModelError for a dtype or values that the tensor of this name cannot have.  scales: of an int8 file"""
+    if name + SCALE in scales:
+        if tensor.dtype != torch.int8:
+            raise ModelError(f"{called} holds {tensor.dtype}, but its file has scales for int8. Convert it again.")
+        if tensor.numel() and tensor.min() < -LEVELS:
+            raise ModelError(f"{called} has the value {-LEVELS - 1}; int8 goes from {-LEVELS} to {LEVELS} here.")
+        return
+    if tensor.dtype == torch.int8:
+        raise ModelError(f"{called} holds int8, but its scale {name}{SCALE} is missing.")
+    if tensor.dtype not in DTYPES:
+        raise ModelError(f"{called} holds {tensor.dtype}, not floating-point numbers.")
+    if not is_finite(tensor):
+        raise ModelError(f"{called} contains NaN or infinity.")
+    if name in scales and tensor.dtype != torch.float32:
+        raise ModelError(f"{called} holds {tensor.dtype}; scales are float32.")
+    if name in scales and not (tensor.min() > 0 and is_finite(tensor * LEVELS)):
+        raise ModelError(f"{called} has scales that are not positive, or too large for float32.")
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -161,6 +226,12 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     """The metadata of a .safetensors file, without its tensors.  Raises ModelError."""
     with open_safetensors(path) as file:
         return file.metadata() or {}
+
+
+def is_int8(path: str | Path) -> bool:
+    """Whether a .safetensors file is one of this project in int8; without reading its tensors.  Raises ModelError."""
+    with open_safetensors(path) as file:
+        return is_native(file.metadata() or {}) and any(name.endswith(SCALE) for name in file.keys())  # noqa: SIM118
 
 
 def is_whole(path: str | Path) -> bool:
