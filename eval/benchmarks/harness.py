@@ -308,12 +308,9 @@ def heading(command: str, options, arguments: Sequence[str] | None) -> list[str]
     ]
 
 
-def processor() -> str:
-    """The processor's name, and which instructions for products in half precision and int8 it has, as Linux says it."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        text = ""
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name, and its instructions for products in bf16 and int8, as Linux says it."""
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
     name = re.search(r"^model name\s*: (.+)", text, re.MULTILINE)
     flags = re.search(r"^(?:flags|Features)\s*: (.+)", text, re.MULTILINE)
     found = [flag for flag in INSTRUCTIONS if flags and flag in flags[1].split()]

@@ -5,7 +5,6 @@ process that loads the student and reads sentences one at a time. Rows run in al
 (`speed_rows.py`). The speed does not depend on the values of the weights, which may be random.
 """
 
-import copy
 import re
 import statistics
 import tempfile
@@ -26,7 +25,6 @@ from data.tokenizer import Tokenizer
 from model import Encoder, EncoderConfig, ModelError, SequenceClassifier
 from model.checkpoints.load import check_vocabulary, load_tokenizer
 from model.checkpoints.native import PRECISIONS
-from model.inference import freeze
 from model.training.device import DEVICE_HELP, Runtime, choose_device, choose_precision
 
 from ..results import check_writable, command_line, provenance, write_json
@@ -39,6 +37,7 @@ from .speed_rows import (
     TEACHER,
     TRANSFORMERS,
     Files,
+    frozen,
     hidden_states,
     jobs_of,
     load_encoder,
@@ -189,13 +188,6 @@ def texts_of_parts(options: Options, student: EncoderConfig, teacher: EncoderCon
 # ---- agreement ---------------------------------------------------------------------------------------------------
 
 
-def frozen(student: Encoder, precision: str) -> Encoder:
-    """A copy for inference.  Raises ModelError for a precision that its device lacks."""
-    encoder = copy.deepcopy(student)
-    freeze(encoder, precision)
-    return encoder
-
-
 def agreement(actual: list[Tensor], expected: list[Tensor], name: str) -> float:
     """‖h - h_other‖ / ‖h_other‖ over all hidden states of the texts.  Raises ModelError if it is more than rounding."""
     one, other = torch.cat(actual), torch.cat(expected)
@@ -211,7 +203,6 @@ def agreement(actual: list[Tensor], expected: list[Tensor], name: str) -> float:
 def write_and_compare(
     student: Encoder,
     texts: list[list[int]],
-    device: torch.device,
     options: Options,
     folder: Path,
     differences: dict[str, float],
@@ -221,7 +212,7 @@ def write_and_compare(
 
     Raises ModelError if transformers or ONNX Runtime compute something else.
     """
-    sample = sorted(texts, key=len)[:: max(1, len(texts) // 8)]
+    sample, device = sorted(texts, key=len)[:: max(1, len(texts) // 8)], student.embeddings.norm.weight.device
     one_batch = [[*range(len(sample))]]
     ours = hidden_states(frozen(student, "fp32"), sample, device, options.batch_tokens)
     graphs: Files = {}
@@ -375,7 +366,7 @@ def main(arguments: list[str] | None = None) -> None:
     if emulated:
         add("This machine emulates bf16: its speed in bf16 is not representative.")
     with tempfile.TemporaryDirectory(prefix="speed-") as folder:
-        graphs = write_and_compare(student, texts["mixed"], device, options, Path(folder), differences, add)
+        graphs = write_and_compare(student, texts["mixed"], options, Path(folder), differences, add)
         for part in options.only:
             jobs = []
             for precision in options.precision:

@@ -5,6 +5,7 @@ CamembertModel with PyTorch's scaled dot-product attention, its fastest, wholly 
 that `convert_weights.py --to onnx` writes, in int8 as its own quantize_dynamic converts it.
 """
 
+import copy
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
@@ -47,6 +48,13 @@ def load_encoder(path: str | None, config: EncoderConfig, report: Callable[[str]
     """The encoder in the file, or a random one, for inference.  Raises ModelError."""
     model = Encoder(config) if path is None else load_checkpoint(path, report, kind=Encoder).float()
     return model.eval().requires_grad_(False)
+
+
+def frozen(student: Encoder, precision: str) -> Encoder:
+    """A copy for inference.  Raises ModelError for a precision that its device lacks."""
+    encoder = copy.deepcopy(student)
+    freeze(encoder, precision)
+    return encoder
 
 
 def transformers_model(encoder: Encoder) -> nn.Module:
