@@ -35,6 +35,7 @@ from ..results import command_line
 
 LOG = Path(__file__).parent.parent / "LOG.md"
 Run = Callable[[], None]  # the function that a job measures
+INSTRUCTIONS = "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8", "bf16", "i8mm"  # in /proc/cpuinfo
 HUGE_PAGES = (("THP_MEM_ALLOC_ENABLE", "1"),)  # as train.py sets it
 
 
@@ -297,17 +298,30 @@ def heading(command: str, options, arguments: Sequence[str] | None) -> list[str]
         raise OptionError("On a CPU, memory is measured through Linux's /proc, which this system does not have.")
     if options.threads:
         torch.set_num_threads(options.threads)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    try:
-        transformers = importlib.metadata.version("transformers")
-    except importlib.metadata.PackageNotFoundError:
-        transformers = "not installed"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    others = ", ".join(f"{package} {installed_version(package)}" for package in ("transformers", "onnxruntime"))
     return [
         f"## {date.today()}: {command_line(command, arguments)}",
         f"{name}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, Python "
-        f"{platform.python_version()}, torch {torch.__version__}, transformers {transformers}. Medians of "
-        f"{options.repetitions} rounds; ratios are medians of the ratios of each round.",
+        f"{platform.python_version()}, torch {torch.__version__}, {others}. Medians of {options.repetitions} "
+        "rounds; ratios are medians of the ratios of each round.",
     ]
+
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name, and its instructions for products in bf16 and int8, as Linux says it."""
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    name = re.search(r"^model name\s*: (.+)", text, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*: (.+)", text, re.MULTILINE)
+    found = [flag for flag in INSTRUCTIONS if flags and flag in flags[1].split()]
+    return f"{name[1] if name else platform.machine()} ({', '.join(found) or 'no bf16 or int8 instructions known'})"
+
+
+def installed_version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def append_to_log(log: Path, report: Sequence[str]) -> None:

@@ -1,51 +1,93 @@
-"""Benchmark of inference: the student compared with its teacher, and with transformers if it is installed.
+"""Benchmark of inference: the student compared with its teacher, and with transformers and ONNX Runtime if installed.
 
-fixed: sequences of one length; mixed: real lines of many lengths; latency: one short sentence at a time. Rows run in
-alternation, each in its own process. transformers runs a CamembertModel with the student's weights and PyTorch's scaled
-dot-product attention, its fastest; this project runs without padding. Both return the last hidden state of every token.
-The speed does not depend on the values of the weights, which may be random.
+fixed: sequences of one length; mixed: real lines of many lengths; latency: one short sentence at a time; memory: of a
+process that loads the student and reads sentences one at a time. Rows run in alternation, each in its own process
+(`speed_rows.py`). The speed does not depend on the values of the weights, which may be random.
 """
 
 import re
 import statistics
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from data import demo
-from data.cli import DataError, check, check_bounds, check_paths, note, option, parse_options, say
+from data.cli import DataError, check, check_bounds, check_paths, option, parse_options, say
 from data.download.models import fetch_models
-from data.features import budget_batches
 from data.tokenizer import Tokenizer
-from model import Encoder, EncoderConfig, ModelError, SequenceClassifier, encode_packed
-from model.checkpoints.export import huggingface_config, to_huggingface
-from model.checkpoints.load import check_vocabulary, load_checkpoint, load_tokenizer
+from model import Encoder, EncoderConfig, ModelError, SequenceClassifier
+from model.checkpoints.load import check_vocabulary, load_tokenizer
 from model.checkpoints.native import PRECISIONS
 from model.training.device import DEVICE_HELP, Runtime, choose_device, choose_precision
 
 from ..results import check_writable, command_line, provenance, write_json
 from ..tasks.batching import BUDGET, infer
-from .harness import LOG, Job, Row, Run, append_to_log, configs, heading, measure, ratio, table
-
-PARTS = ("fixed", "mixed", "latency")
-TEACHER, STUDENT, TRANSFORMERS = "teacher", "student", "transformers' student"
-BATCH = 32  # lines per batch of transformers
-SHORT = 20  # tokens of the sentence whose latency is measured
-REPEATS = 20  # runs of it per round, so that a round is long enough to be timed
-TOLERANCE = 1e-4  # ‖h - h_transformers‖ / ‖h_transformers‖ in fp32; 1e-6 was measured
-TARGETS = (  # part, row, the row it is compared with, minimum and goal of the speed-up
-    ("fixed", STUDENT, TEACHER, 1.95, 1.95),
-    ("fixed", STUDENT, TRANSFORMERS, 1.0, 1.0),
-    ("mixed", STUDENT, TRANSFORMERS, 1.7, 2.2),
-    ("latency", STUDENT, TRANSFORMERS, 1.0, 1.0),
+from .harness import LOG, Row, append_to_log, configs, heading, measure, ratio, table
+from .speed_rows import (
+    ONNX,
+    REPEATS,
+    STUDENT,
+    TEACHER,
+    TRANSFORMERS,
+    Files,
+    frozen,
+    hidden_states,
+    jobs_of,
+    load_encoder,
+    memory_jobs,
+    missing_for_onnx,
+    onnx_states,
+    open_session,
+    transformers_model,
+    transformers_states,
+    write_graphs,
 )
-SAME_PREDICTIONS = 0.995  # minimum fraction of predictions that are the same in another precision
+
+PARTS = ("fixed", "mixed", "latency", "memory")
+ALL_PRECISIONS = (*PRECISIONS, "int8")
+SHORT = 20  # tokens of the sentence whose latency is measured
+SENTENCES = 50  # of the text, read one at a time where memory is measured
+TOLERANCE = 1e-4  # ‖h - h_transformers‖ / ‖h_transformers‖ in fp32; 1e-6 was measured
+SAME_PREDICTIONS = {"bf16": 0.995, "fp16": 0.995, "int8": 0.99}  # minimum fraction of predictions that are fp32's
+MEMORY, MEMORY_AIM = 150e6, 110e6  # bytes of a process that serves the student in int8, beyond its imports
+FLOATS = tuple(PRECISIONS)
+
+
+class Target(NamedTuple):
+    """A speed-up of this project's row over the fastest row of another kind."""
+
+    part: str
+    name: str
+    precision: str
+    other: str  # the names of the other rows begin so
+    other_precision: str
+    least: float
+    aim: float
+
+
+TARGETS = (
+    *(Target("fixed", STUDENT, name, TEACHER, name, 1.95, 1.95) for name in FLOATS),
+    *(Target("fixed", STUDENT, name, TRANSFORMERS, name, 1.0, 1.0) for name in FLOATS),
+    *(Target("mixed", STUDENT, name, TRANSFORMERS, name, 1.7, 2.2) for name in ("fp32", "fp16")),
+    *(Target("latency", STUDENT, name, TRANSFORMERS, name, 1.0, 1.0) for name in ("fp32", "fp16")),
+    Target("mixed", STUDENT, "bf16", TRANSFORMERS, "bf16", 2.0, 2.4),
+    Target("latency", STUDENT, "bf16", TRANSFORMERS, "bf16", 1.1, 1.6),
+    Target("mixed", STUDENT, "bf16", STUDENT, "fp32", 2.0, 2.5),
+    Target("mixed", STUDENT, "fp32", ONNX, "fp32", 1.2, 1.4),
+    Target("fixed", STUDENT, "fp32", ONNX, "fp32", 1.15, 1.25),
+    Target("latency", STUDENT, "fp32", ONNX, "fp32", 1.0, 1.2),
+    Target("mixed", STUDENT, "int8", ONNX, "int8", 1.15, 1.5),
+    Target("fixed", STUDENT, "int8", ONNX, "int8", 1.1, 1.25),
+    Target("latency", STUDENT, "int8", ONNX, "int8", 1.1, 1.3),
+    Target("mixed", STUDENT, "int8", TEACHER, "fp32", 6.0, 8.0),
+)
 
 PARTS_HELP = f"parts of the benchmark to run (default: {', '.join(PARTS)})"
 
@@ -61,7 +103,9 @@ class Options:
     lines: int = option(256, "number of lines of the text to use, evenly spread", least=1, most=10**6)
     longest: int = option(512, "tokens of the longest line, which is made by joining lines", least=3, most=10**5)
 
-    precision: tuple[str, ...] = option(("fp32",), "of the matrix products", "benchmark", nargs="+", choices=PRECISIONS)
+    precision: tuple[str, ...] = option(
+        ("fp32",), "of the matrix products", "benchmark", nargs="+", choices=ALL_PRECISIONS
+    )
     fixed: tuple[int, ...] = option(
         (32, 128), "number and length of the sequences of part fixed", nargs=2, type=int, least=1, most=10**5
     )
@@ -137,128 +181,68 @@ def texts_of_parts(options: Options, student: EncoderConfig, teacher: EncoderCon
     mixed = mixed_texts(read_lines(options.text), tokenizer, options.lines, options.longest)
     generator = torch.Generator().manual_seed(0)
     fixed = torch.randint(student.pad_id + 1, vocab_size, options.fixed, generator=generator).tolist()
-    return {"fixed": fixed, "mixed": mixed, "latency": [min(mixed, key=lambda ids: abs(len(ids) - SHORT))]}
-
-
-# ---- jobs --------------------------------------------------------------------------------------------------------
-
-
-def load_encoder(path: str | None, config: EncoderConfig, report: Callable[[str], None] = note) -> Encoder:
-    """The encoder in the file, or a random one, for inference.  Raises ModelError."""
-    model = Encoder(config) if path is None else load_checkpoint(path, report, kind=Encoder).float()
-    return model.eval().requires_grad_(False)
-
-
-def transformers_model(encoder: Encoder) -> nn.Module:
-    """The same encoder in transformers.  Raises ImportError without transformers."""
-    from transformers import CamembertConfig, CamembertModel
-
-    config = CamembertConfig(**huggingface_config(encoder), attn_implementation="sdpa")
-    model = CamembertModel(config, add_pooling_layer=False)
-    model.load_state_dict(to_huggingface(encoder))
-    return model.eval().requires_grad_(False)
-
-
-@torch.inference_mode()
-def hidden_states(encoder: Encoder, texts: Sequence[Sequence[int]], runtime: Runtime, budget: int) -> list[Tensor]:
-    """The last hidden state of each text, (n, d_h), batched as `infer` does: without padding, sorted by length."""
-    states: dict[int, Tensor] = {}
-    for batch in budget_batches([len(ids) for ids in texts], budget):
-        input_ids = torch.tensor(list(chain.from_iterable(texts[i] for i in batch))).to(runtime.device)
-        seqlens = [len(texts[i]) for i in batch]
-        with runtime.autocast():
-            hidden = encode_packed(encoder, input_ids, seqlens)  # (T, d_h)
-        states.update(zip(batch, hidden.split(seqlens)))
-    return [states[i] for i in range(len(texts))]
-
-
-@torch.inference_mode()
-def transformers_states(
-    model: nn.Module, texts: Sequence[Sequence[int]], runtime: Runtime, batches: Iterable[Sequence[int]]
-) -> list[Tensor]:
-    """The same with transformers, each batch padded to its longest text; a mask only if there is padding."""
-    states: dict[int, Tensor] = {}
-    pad_id = model.config.pad_token_id
-    for batch in batches:
-        seqlens = [len(texts[i]) for i in batch]
-        rows = [[*texts[i], *[pad_id] * (max(seqlens) - len(texts[i]))] for i in batch]
-        input_ids = torch.tensor(rows).to(runtime.device)
-        mask = (input_ids != pad_id).long() if min(seqlens) < max(seqlens) else None
-        hidden = model(input_ids=input_ids, attention_mask=mask).last_hidden_state  # (B, n, d_h)
-        states.update((i, row[: len(texts[i])]) for i, row in zip(batch, hidden))
-    return [states[i] for i in range(len(texts))]
-
-
-def batching_strategies(lengths: Sequence[int]) -> dict[str, list[list[int]]]:
-    """Batches of texts of these lengths, as indices, in the three ways that are usual with transformers."""
-    given, starts = list(range(len(lengths))), range(0, len(lengths), BATCH)
-    by_length = sorted(given, key=lengths.__getitem__)
-    return {
-        f"batches of {BATCH} as given": [given[start : start + BATCH] for start in starts],
-        f"batches of {BATCH} sorted by length": [by_length[start : start + BATCH] for start in starts],
-        "one by one": [[i] for i in given],
-    }
-
-
-def repeat(compute_states: Callable[[], list[Tensor]], times: int) -> None:
-    """Runs the function several times, and each time waits for its last number."""
-    for _ in range(times):
-        compute_states()[-1][-1, -1].item()
-
-
-def project_row(options: Options, runtime: Runtime, name: str, texts: list[list[int]], times: int) -> Run:
-    """The teacher or the student in this project."""
-    student, teacher = configs(options.small)
-    path, config = (options.teacher, teacher) if name == TEACHER else (options.student, student)
-    encoder = load_encoder(path, config, lambda line: None).to(runtime.device)
-    return partial(repeat, partial(hidden_states, encoder, texts, runtime, options.batch_tokens), times)
-
-
-def transformers_row(options: Options, runtime: Runtime, texts: list, batches: list[list[int]], times: int) -> Run:
-    """The student in transformers, wholly in the precision: autocast would cast its weights at every call."""
-    encoder = load_encoder(options.student, configs(options.small)[0], lambda line: None)
-    model = transformers_model(encoder).to(runtime.device, PRECISIONS[runtime.precision])
-    return partial(repeat, partial(transformers_states, model, texts, runtime, batches), times)
-
-
-def jobs_of(part: str, texts: list[list[int]], precision: str, with_transformers: bool) -> list[Job]:
-    times = REPEATS if part == "latency" else 1
-    jobs = [Job(name, project_row, precision, (name, texts, times)) for name in (TEACHER, STUDENT)]
-    if with_transformers and part == "mixed":
-        for strategy, batches in batching_strategies([len(ids) for ids in texts]).items():
-            jobs.append(Job(f"{TRANSFORMERS}, {strategy}", transformers_row, precision, (texts, batches, times)))
-    elif with_transformers:
-        jobs.append(Job(TRANSFORMERS, transformers_row, precision, (texts, [[*range(len(texts))]], times)))
-    return jobs
+    by_length = sorted(mixed, key=lambda ids: abs(len(ids) - SHORT))
+    return {"fixed": fixed, "mixed": mixed, "latency": by_length[:1], "memory": by_length[:SENTENCES]}
 
 
 # ---- agreement ---------------------------------------------------------------------------------------------------
 
 
-def agreement(student: Encoder, texts: list[list[int]], runtime: Runtime, budget: int) -> float:
-    """‖h - h_transformers‖ / ‖h_transformers‖ over all hidden states of the texts, in fp32.
-
-    Raises ModelError if they differ by more than rounding, ImportError without transformers.
-    """
-    model, one_batch = transformers_model(student).to(runtime.device), [[*range(len(texts))]]
-    expected = torch.cat(transformers_states(model, texts, runtime, one_batch))
-    actual = torch.cat(hidden_states(student, texts, runtime, budget))
-    difference = ((actual - expected).norm() / expected.norm()).item()
+def agreement(actual: list[Tensor], expected: list[Tensor], name: str) -> float:
+    """‖h - h_other‖ / ‖h_other‖ over all hidden states of the texts.  Raises ModelError if it is more than rounding."""
+    one, other = torch.cat(actual), torch.cat(expected)
+    difference = ((one - other).norm() / other.norm()).item()
     if not difference < TOLERANCE:
         raise ModelError(
-            f"The hidden states differ from those of transformers by {difference:.1e} of their norm: the two do not "
-            "compute the same, so their speeds cannot be compared. Try another version of transformers."
+            f"The hidden states differ from those of {name} by {difference:.1e} of their norm: the two do not "
+            f"compute the same, so their speeds cannot be compared. Try another version of {name}."
         )
     return difference
 
 
+def write_and_compare(
+    student: Encoder,
+    texts: list[list[int]],
+    options: Options,
+    folder: Path,
+    differences: dict[str, float],
+    add: Callable[[str], None],
+) -> Files:
+    """The files of ONNX Runtime's rows, if it is installed, after some lines were compared; differences: filled.
+
+    Raises ModelError if transformers or ONNX Runtime compute something else.
+    """
+    sample, device = sorted(texts, key=len)[:: max(1, len(texts) // 8)], student.embeddings.norm.weight.device
+    one_batch = [[*range(len(sample))]]
+    ours = hidden_states(frozen(student, "fp32"), sample, device, options.batch_tokens)
+    graphs: Files = {}
+    try:
+        model = transformers_model(student).to(device)
+        theirs = transformers_states(model, sample, device, one_batch)
+        differences["transformers"] = agreement(ours, theirs, "transformers")
+    except ImportError:
+        add("No rows of transformers, which is not installed: pip install transformers")
+    if device.type != "cpu":
+        add("No rows of ONNX Runtime, which is compared on a CPU.")
+    elif missing := missing_for_onnx():
+        add(f"No rows of ONNX Runtime: pip install {' '.join(missing)}")
+    elif {"fp32", "int8"} & set(options.precision):
+        graphs = write_graphs(student, folder, options.precision)
+        (graph,) = graphs["fp32"].values()
+        theirs = onnx_states(open_session(graph), sample, student.config.pad_id, one_batch)
+        differences[ONNX] = agreement(ours, theirs, ONNX)
+    for name, difference in differences.items():
+        add(f"Hidden states of {len(sample)} lines agree with those of {name} to {difference:.1e} of their norm.")
+    return graphs
+
+
 def same_predictions(student: Encoder, texts: list[list[int]], device: torch.device, precision: str) -> float:
     """The fraction of texts that a random classifier on the student predicts as in fp32."""
-    model = SequenceClassifier(student.config, 2)
-    model.encoder = student
-    model.eval().requires_grad_(False).to(device)
-    one, other = (torch.stack(infer(model, texts, Runtime(device, name))).argmax(dim=1) for name in ("fp32", precision))
-    return (one == other).float().mean().item()
+    model, predictions = SequenceClassifier(student.config, 2).eval().requires_grad_(False).to(device), []
+    for name in ("fp32", precision):
+        model.encoder = frozen(student, name)
+        predictions.append(torch.stack(infer(model, texts, Runtime(device))).argmax(dim=1))
+    return (predictions[0] == predictions[1]).float().mean().item()
 
 
 # ---- tables ------------------------------------------------------------------------------------------------------
@@ -273,19 +257,20 @@ def fastest(rows: Rows, prefix: str) -> Row | None:
 
 
 def part_table(part: str, texts: list[list[int]], by_precision: dict[str, Rows], emulated: Iterable[str]) -> str:
-    """A table of the time, tok/s and peak memory of a part, and speed-ups over teacher, transformers and fp32."""
+    """A table of the time, tok/s and peak memory of a part, and its speed-ups."""
     tokens = sum(map(len, texts))
     titles = {
         "fixed": f"fixed length, {len(texts)} × {len(texts[0])} tokens",
         "mixed": f"mixed lengths, {len(texts)} lines, {tokens:,} tokens, longest {max(map(len, texts))}",
         "latency": f"latency, one sentence of {tokens} tokens",
     }
-    speed_ups = "× teacher", "× transformers' best", "× fp32"
+    speed_ups = "× teacher", "× transformers' best", "× ONNX Runtime's best", "× fp32"
     lines = [[titles[part], "precision", "median", "tok/s", *speed_ups, "peak memory"]]
     for precision, rows in by_precision.items():
         note = " (emulated)" if precision in emulated else ""
         for name, row in rows.items():
-            others = rows.get(TEACHER), fastest(rows, TRANSFORMERS), by_precision.get("fp32", {}).get(name)
+            in_fp32 = by_precision.get("fp32", {}).get(name)
+            others = rows.get(TEACHER), fastest(rows, TRANSFORMERS), fastest(rows, ONNX), in_fp32
             ratios = [f"{ratio(other, row):.2f}" if other else "" for other in others]
             seconds = statistics.median(row.seconds)
             time = f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
@@ -294,23 +279,51 @@ def part_table(part: str, texts: list[list[int]], by_precision: dict[str, Rows],
     return table(*lines)
 
 
-def verdicts(part: str, precision: str, rows: Rows) -> list[dict]:
+def memory_table(texts: list[list[int]], by_precision: dict[str, Rows]) -> str:
+    """A table of the memory that loading a model and reading texts one at a time adds to the imports."""
+    lines = [[f"memory, {len(texts)} sentences one at a time", "precision", "peak beyond the imports"]]
+    for precision, rows in by_precision.items():
+        lines += [[name, precision, f"{row.extra / 1e6:.0f} MB"] for name, row in rows.items()]
+    return table(*lines)
+
+
+def verdicts(part: str, by_precision: dict[str, Rows], emulated: Iterable[str] = ()) -> list[dict]:
     """The targets of this part and whether they are reached; a speed-up counts as printed, with two digits."""
     found = []
-    for target_part, name, other_name, least, aim in TARGETS:
-        other = fastest(rows, other_name)
-        if target_part == part and other:
-            speed_up = ratio(other, rows[name])
-            about = {"part": part, "precision": precision, "row": name, "against": other.name, "ratio": speed_up}
-            found.append({**about, "least": least, "aim": aim, "reached": round(speed_up, 2) >= least})
+    for target in TARGETS:
+        row = by_precision.get(target.precision, {}).get(target.name)
+        other = fastest(by_precision.get(target.other_precision, {}), target.other)
+        if target.part == part and row and other and target.precision not in emulated:
+            against = other.name if target.precision == target.other_precision else f"{other.name} in fp32"
+            about = {"part": part, "precision": target.precision, "row": row.name, "against": against}
+            speed_up = ratio(other, row)
+            reached = round(speed_up, 2) >= target.least
+            found.append({**about, "ratio": speed_up, "least": target.least, "aim": target.aim, "reached": reached})
     return found
 
 
+def memory_verdicts(by_precision: dict[str, Rows]) -> list[dict]:
+    """The target of a process that serves the student in int8."""
+    row = by_precision.get("int8", {}).get(STUDENT)
+    about = {"part": "memory", "precision": "int8", "row": STUDENT, "most": MEMORY, "aim": MEMORY_AIM}
+    return [{**about, "bytes": row.extra, "reached": row.extra <= MEMORY}] if row else []
+
+
 def verdict_line(verdict: dict) -> str:
-    part, precision, row, against, ratio, least, aim, reached = verdict.values()
+    reached = "reached" if verdict["reached"] else "not reached"
+    subject = f"- {verdict['part']}, {verdict['precision']}: {verdict['row']}"
+    if "bytes" in verdict:
+        size, most, aim = (f"{verdict[key] / 1e6:.0f} MB" for key in ("bytes", "most", "aim"))
+        return f"{subject} {size} (at most {most}, goal {aim}): {reached}"
+    least, aim = verdict["least"], verdict["aim"]
     target = f"minimum {least:.2f}" + (f", goal {aim:.2f}" if aim > least else "")
-    speed_up = f"- {part}, {precision}: {row} {ratio:.2f} × as fast as {against}"
-    return f"{speed_up} ({target}): {'reached' if reached else 'not reached'}"
+    return f"{subject} {verdict['ratio']:.2f} × as fast as {verdict['against']} ({target}): {reached}"
+
+
+def share_line(precision: str, share: float, number: int) -> str:
+    least = SAME_PREDICTIONS[precision]
+    same = f"- {precision}: {share:.2%} of {number} predictions are the same as in fp32"
+    return f"{same} (minimum {least:.1%}): {'reached' if share >= least else 'not reached'}"
 
 
 # ---- the command -------------------------------------------------------------------------------------------------
@@ -324,7 +337,10 @@ def main(arguments: list[str] | None = None) -> None:
     report = heading("speed", options, arguments)
     device = choose_device(options.device)
     for precision in options.precision:
-        choose_precision(precision, device)
+        if precision == "int8":
+            frozen(Encoder(configs(small=True)[0]).to(device), precision)
+        else:
+            choose_precision(precision, device)
     emulated = {"bf16"} & set(options.precision) if choose_precision("auto", device) != "bf16" else set()
     torch.manual_seed(0)
     student_config, teacher_config = configs(options.small)
@@ -336,47 +352,47 @@ def main(arguments: list[str] | None = None) -> None:
     check_writable(out)
     given = (options.teacher, options.student, options.text, options.tokenizer)
     about = provenance(command_line("speed", arguments), options, [p for p in given if p and Path(p).is_file()], [0])
-    measured, found, shares = {}, [], {}
+    measured, found, shares, differences = {}, [], {}, {}
     say("\n\n".join(report))
 
     def add(block: str) -> None:
         """Writes all that is measured so far, then prints the block."""
         report.append(block)
         rows = {"rows": measured, "verdicts": found, "equal predictions": shares}
-        write_json(out, {"difference": difference, **rows, **about})
+        write_json(out, {"differences": differences, **rows, **about})
         say("\n" + block)
 
-    runtime, student = Runtime(device), student.to(device)
-    sample = sorted(texts["mixed"], key=len)[:: max(1, len(texts["mixed"]) // 8)]
-    difference = None
-    try:
-        difference = agreement(student, sample, runtime, options.batch_tokens)
-        add(f"Hidden states of {len(sample)} lines agree with transformers' to {difference:.1e} of their norm.")
-    except ImportError:
-        add("No rows of transformers, which is not installed: pip install transformers")
+    student = student.to(device)
     if emulated:
         add("This machine emulates bf16: its speed in bf16 is not representative.")
-
-    for part in options.only:
-        jobs = [job for name in options.precision for job in jobs_of(part, texts[part], name, difference is not None)]
-        by_precision: dict[str, Rows] = {name: {} for name in options.precision}
-        for job, row in zip(jobs, measure(jobs, options), strict=True):
-            if part == "latency":
-                row.seconds = [seconds / REPEATS for seconds in row.seconds]
-            by_precision[job.precision][row.name] = row
-        measured[part] = {name: [asdict(row) for row in rows.values()] for name, rows in by_precision.items()}
-        for precision, rows in by_precision.items():
-            found += [] if precision in emulated else verdicts(part, precision, rows)
-        add(part_table(part, texts[part], by_precision, emulated))
+    with tempfile.TemporaryDirectory(prefix="speed-") as folder:
+        graphs = write_and_compare(student, texts["mixed"], options, Path(folder), differences, add)
+        for part in options.only:
+            jobs = []
+            for precision in options.precision:
+                others = graphs.get(precision, {})
+                if part == "memory":
+                    jobs += memory_jobs(Path(folder), student, texts[part], precision, others)
+                else:
+                    with_transformers = "transformers" in differences
+                    pad_id = student.config.pad_id
+                    jobs += jobs_of(part, texts[part], precision, with_transformers, others, pad_id)
+            by_precision: dict[str, Rows] = {name: {} for name in options.precision}
+            for job, row in zip(jobs, measure(jobs, options), strict=True):
+                if part == "latency":
+                    row.seconds = [seconds / REPEATS for seconds in row.seconds]
+                by_precision[job.precision][row.name] = row
+            measured[part] = {name: [asdict(row) for row in rows.values()] for name, rows in by_precision.items()}
+            found += memory_verdicts(by_precision) if part == "memory" else verdicts(part, by_precision, emulated)
+            if part == "memory":
+                add(memory_table(texts[part], by_precision))
+            else:
+                add(part_table(part, texts[part], by_precision, emulated))
     others = [name for name in options.precision if name != "fp32" and "fp32" in options.precision]
     shares |= {name: same_predictions(student, texts["mixed"], device, name) for name in others}
-    verdict_lines = [verdict_line(verdict) for verdict in found]
-    for name, share in shares.items():
-        same = f"- {name}: {share:.2%} of {len(texts['mixed'])} predictions are the same as in fp32"
-        reached = "reached" if share >= SAME_PREDICTIONS else "not reached"
-        verdict_lines.append(f"{same} (minimum {SAME_PREDICTIONS:.1%}): {reached}")
-    if verdict_lines:
-        add("\n".join(verdict_lines))
+    lines = [*map(verdict_line, found), *(share_line(*item, len(texts["mixed"])) for item in shares.items())]
+    if lines:
+        add("\n".join(lines))
 
     say(f"\nWrote {out}.")
     if options.log:
