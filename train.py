@@ -41,6 +41,7 @@ from data.tokenizer import Tokenizer
 from data.versions import versions
 from eval.validation import VALIDATION_BLOCKS, encoder_speeds, validate
 from losses import IGNORE_INDEX, DistillationLoss, LossSettings, fused_distillation_loss, mlm_loss
+from losses.fused import to_device
 from model import EncoderConfig, MaskedLM, ModelError, choose_layers, initialise_student, save_model
 from model.checkpoints.load import check_vocabulary, load_checkpoint, load_teacher, load_tokenizer
 from model.checkpoints.native import fingerprint
@@ -54,6 +55,7 @@ from model.training.device import (
     choose_precision,
     peak_tokens_per_second,
     prepare_models,
+    seed_generators,
     set_up_process,
     training_flops,
 )
@@ -159,18 +161,18 @@ def backward(
     the batches, which are on the CPU: with a teacher, nothing here waits for a GPU.
     dropout_key: seed and step. Dropout depends on them and on the micro-batch, not on the rank that computes it.
     """
-    counts = [(batch.real.sum(), (batch.labels != IGNORE_INDEX).sum()) for batch in batches]
-    real_tokens, masked_tokens = world.sum(torch.tensor(counts).sum(dim=0)).tolist()
-    sums = 0
+    counts = sum(torch.stack([batch.real.sum(), (batch.labels != IGNORE_INDEX).sum()]) for batch in batches)  # (2,)
+    real_tokens, masked_tokens = world.sum(counts).tolist()
+    sums, device = 0, next(distiller.parameters()).device
+    loss_scale = scaler.scale(torch.ones((), device=device))
     for number, batch in enumerate(batches):
-        torch.manual_seed(int(key_of(*dropout_key, world.rank + number * world.size) >> numpy.uint64(1)))
+        seed_generators(int(key_of(*dropout_key, world.rank + number * world.size) >> numpy.uint64(1)), device)
         is_last = number == len(batches) - 1  # gradients are averaged over the ranks with the last micro-batch only
         with contextlib.nullcontext() if is_last or world.size == 1 else distiller.no_sync():
-            loss_scale = scaler.scale(torch.ones((), device=next(distiller.parameters()).device))
             total, terms = distiller(teacher, batch, real_tokens, masked_tokens, loss_scale)
             scaler.scale(total * world.size).backward()  # DistributedDataParallel takes the mean over ranks
-        sums = sums + torch.stack([term.to(total.device, torch.float64) for term in terms])
-    return sums
+        sums = sums + torch.stack(terms[:3]).double()
+    return torch.cat([sums, to_device(counts.double(), sums.device)])
 
 
 # ---- the run ---------------------------------------------------------------------------------------------------

@@ -42,9 +42,9 @@ def validate(
     """
     was_training = student.training
     student.eval()
-    sums = torch.zeros(5, dtype=torch.float64)
-    correct = torch.zeros(3, dtype=torch.float64)  # tokens where the student is right, the teacher is, the two agree
-    teacher_mlm = torch.zeros((), dtype=torch.float64)
+    exact = dict(dtype=torch.float64, device=runtime.device)  # read once, at the end: each reading waits for a GPU
+    sums, teacher_mlm = torch.zeros(5, **exact), torch.zeros((), **exact)
+    correct = torch.zeros(3, **exact)  # tokens where the student is right, the teacher is, the two agree
     for batch in batches:
         batch = batch.to(runtime.device)
         masked = batch.labels != IGNORE_INDEX
@@ -52,7 +52,7 @@ def validate(
             hidden = last_hidden_state(student, batch, runtime)
             logits = student.head(hidden[masked])  # (N, |W|)
             predictions, labels = logits.argmax(dim=-1), batch.labels[masked]
-            correct[0] += (predictions == labels).sum().cpu()
+            correct[0] += (predictions == labels).sum()
             if teacher is None:
                 teacher_predictions = None
                 mlm, count = mlm_loss(logits, labels)
@@ -62,15 +62,15 @@ def validate(
                 teacher_hidden = last_hidden_state(teacher, batch, runtime)
                 teacher_logits = teacher.head(teacher_hidden[masked])
                 teacher_predictions = teacher_logits.argmax(dim=-1)
-                teacher_mlm += mlm_loss(teacher_logits, labels)[0].cpu()
-                correct[1] += (teacher_predictions == labels).sum().cpu()
-                correct[2] += (teacher_predictions == predictions).sum().cpu()
+                teacher_mlm += mlm_loss(teacher_logits, labels)[0]
+                correct[1] += (teacher_predictions == labels).sum()
+                correct[2] += (teacher_predictions == predictions).sum()
                 terms = all_terms(student, hidden, teacher, teacher_hidden, batch, settings)
         if observe is not None:
             observe(batch, logits, teacher_predictions)
-        sums += torch.stack([term.cpu().double() for term in terms])
+        sums += torch.stack([term.double() for term in terms])
     student.train(was_training)
-    terms = DistillationLoss(*world.sum(sums))
+    terms = DistillationLoss(*world.sum(sums).cpu())
     if not terms.masked_tokens:
         raise DataError("No token of the held-out text is masked, so nothing can be validated on it. Add text.")
     soft_label, cosine, mlm = (mean.item() for mean in terms.means())

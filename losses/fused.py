@@ -10,7 +10,7 @@ V = |W| vocabulary size.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,12 +20,12 @@ from torch.autograd.function import once_differentiable
 from .cosine import cosine_loss
 from .distillation import WEIGHTS, DistillationLoss, at_least_1
 from .mlm import IGNORE_INDEX
+from .products import add_column_sums, add_product, of_device, parts_of_vocabulary
 from .soft_label import DIRECTIONS, at_least_float32, check_divergence
 
 CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}  # of a chunk's logits, both models together (measured: eval/LOG.md)
 BLOCK_BYTES = {"cpu": 2**20, "cuda": 2**25}  # of one model's logits per pass, uncompiled; on a CPU, what fits its cache
 HIDDEN_ROWS = {"cpu": 2**11, "cuda": 2**14}  # tokens per part of (11)
-TILE, BIAS_ROWS = 4096, 64  # rows of the vocabulary, of a chunk, whose float32 copies fit a CPU's cache
 ALIGNMENT = 64  # rows of logits start at a multiple of it: unaligned rows of 32,005 make a CPU's product a third slower
 
 
@@ -227,6 +227,7 @@ def decode_in_chunks(
     soft_weight = tokens.real[:, None] * token_weights[0].to(accum_dtype)  # (M, 1)
     mlm_weight = (tokens.labels != IGNORE_INDEX)[:, None] * token_weights[1].to(accum_dtype)  # (M, 1)
     vocab_size, num_tokens = len(student_weight), len(tokens.rows)
+    parts = parts_of_vocabulary(vocab_size, device)
     shapes = (num_tokens + 1, student.state.shape[1]), student.weight.shape, student.bias.shape
     state_gradient, weight_gradient, bias_gradient = gradients = [
         torch.zeros(shape, dtype=accum_dtype, device=device) if wants else None
@@ -249,8 +250,9 @@ def decode_in_chunks(
         rows = tokens.rows[start : start + chunk_rows]  # (C,)
         student_state, teacher_state = (model.state[rows].to(dtype) for model in (student, teacher))  # (C, d)
         student_logits, teacher_logits = memory[:, : len(rows)]  # (C, V)
-        torch.mm(student_state, student_weight.T, out=student_logits)
-        torch.mm(teacher_state, teacher_weight.T, out=teacher_logits)
+        for part in parts:
+            torch.mm(student_state, student_weight[part].T, out=student_logits[:, part])
+            torch.mm(teacher_state, teacher_weight[part].T, out=teacher_logits[:, part])
         of_masked = tokens.labels[start : min(start + len(rows), tokens.num_masked), None]
         label_logits[start : start + len(of_masked)] = student_logits[: len(of_masked)].gather(1, of_masked)
         for top in range(0, len(rows), block_rows):
@@ -264,7 +266,9 @@ def decode_in_chunks(
                 second_pass(*logits, RowSums(*sums[:, here]), *weights, labels, *divergence)
         logits_gradient = student_logits  # overwritten
         if state_gradient is not None:
-            state_gradient[start : start + len(rows)] = torch.mm(logits_gradient, student_weight)  # (C, d_s)
+            for part in parts:
+                of_chunk = state_gradient[start : start + len(rows)]  # (C, d_s)
+                add_product(of_chunk, logits_gradient[:, part], student_weight[part])
         if weight_gradient is not None:
             add_product(weight_gradient, logits_gradient.T, student_state)  # (V, d_s)
         if bias_gradient is not None:
@@ -361,29 +365,6 @@ def compiled(function: Callable) -> Callable:
     Never with CUDA graphs, which would copy the logits.
     """
     return torch.compile(function, options={"triton.cudagraphs": False})
-
-
-def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, also with half-precision factors.  total: (V, d), at least in float32."""
-    if left.dtype == total.dtype:
-        total.addmm_(left, right)
-    elif total.is_cuda:
-        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
-    else:  # PyTorch's CPU has no such product: each chunk is rounded once, their sum is not. Tiles keep that small
-        for rows, left_rows in zip(total.split(TILE), left.split(TILE), strict=True):
-            rows += left_rows @ right
-
-
-def add_column_sums(total: Tensor, matrix: Tensor) -> None:
-    """total += matrix.sum(dim=0).  total: (V,), at least in float32; matrix: (C, V)."""
-    parts = [matrix] if matrix.is_cuda else matrix.split(BIAS_ROWS)  # a CPU casts its operand first: it must be small
-    for part in parts:
-        total += part.sum(dim=0, dtype=total.dtype)
-
-
-def of_device(sizes: Mapping[str, int], device: torch.device) -> int:
-    """The size for this type of device; every accelerator takes that of CUDA."""
-    return sizes.get(device.type, sizes["cuda"])
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -47,7 +47,7 @@ def gradients(student, teacher, batches, settings=EQUATION_13, precision="fp32")
     student.zero_grad()
     distiller = train.Distiller(student, teacher, settings, Runtime(student.bias.device, precision))
     sums = train.backward(distiller, teacher, batches, train_runs.DISABLED)
-    return DistillationLoss(*sums), helpers.gradients(student)
+    return DistillationLoss(*sums.cpu()), helpers.gradients(student)
 
 
 @pytest.mark.gpu
@@ -62,7 +62,11 @@ def test_accumulation_equals_one_batch(teacher, with_teacher):
     summed, actual = gradients(student, teacher, parts, settings)
     assert_close(actual, expected)
     flat = (torch.cat([gradient.flatten() for gradient in found.values()]) for found in (actual, expected))
-    assert relative_norm(*flat) < 1e-6 and [*map(float, summed)] == pytest.approx([*map(float, sums)], rel=1e-6)
+    assert relative_norm(*flat) < 1e-6
+    # a token's divergence is a difference of numbers near T² log |W|, each rounded to float32
+    size = 120 * settings.temperature**2 * math.log(student.config.vocab_size)  # of what is summed over the tokens
+    rounding = torch.finfo(torch.float32).eps * size  # 4e-4, of a sum of 3
+    assert [*map(float, summed)] == pytest.approx([*map(float, sums)], rel=1e-6, abs=rounding)
     assert sums.real_tokens == sum(part.real.sum() for part in parts)
 
 

@@ -39,52 +39,60 @@ class Training:
         self.distiller = train.Distiller(self.student, self.teacher, SETTINGS, self.runtime).to(DEVICE)
         self.optimiser, self.scaler = make_optimiser(self.distiller, 1e-3, 0.01), self.runtime.grad_scaler()
         self.pending, self.state = PendingLosses(SETTINGS.weights), TrainState()
+        self.batches = train_runs.uneven_batches()
 
     def step(self) -> None:
         self.state.step += 1
-        batches = train_runs.uneven_batches()
-        sums = train.backward(self.distiller, self.teacher, batches, self.scaler, dropout_key=(0, self.state.step))
+        key = (0, self.state.step)
+        sums = train.backward(self.distiller, self.teacher, self.batches, self.scaler, dropout_key=key)
         _, skipped = optimiser_step(self.distiller, self.optimiser, self.scaler, 1e-3, 5.0)
         self.pending.add(sums, skipped)
 
 
-class DeviceReads(TorchDispatchMode):
-    """On the CPU, finds where the host would wait for a GPU: where it reads values computed from the given tensors.
+class DeviceWaits(TorchDispatchMode):
+    """On the CPU, finds where the host would wait for a GPU that holds `on_device`, and what is computed from it.
 
-    reads: the functions in which that happened. A mask used as an index is read, for its number of true values.
+    waits: the functions in which the host reads such a value (a mask used as an index is read, for its number of true
+    values), or in which one meets a tensor of the host, which `to_device` has not copied: another copy waits. Tensors
+    of the host are `on_host`, those made of Python's numbers, and what is computed from them alone; on a GPU,
+    element-wise operations take such a tensor as it is if it has no dimension.
     """
 
-    def __init__(self, tensors):
+    def __init__(self, on_device, on_host):
         super().__init__()
-        self.reads, self.kept, self.addresses = [], [], set()
-        self.mark(tensors)
+        self.waits, self.kept, self.places = [], [], {}  # address -> "device" or "host"
+        self.mark(on_device, "device")
+        self.mark(on_host, "host")
 
-    def mark(self, tensors):
+    def mark(self, tensors, place):
         for tensor in tensors:
             if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr():
                 self.kept.append(tensor)  # so that its address is not used again
-                self.addresses.add(tensor.untyped_storage().data_ptr())
+                self.places[tensor.untyped_storage().data_ptr()] = place
 
-    def is_marked(self, value):
-        return isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() in self.addresses
+    def is_on(self, place, value):
+        return isinstance(value, torch.Tensor) and self.places.get(value.untyped_storage().data_ptr()) == place
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         inputs, operation = tree_leaves((args, kwargs)), function.overloadpacket
         read = inputs if operation in (aten._local_scalar_dense, aten.equal, aten.nonzero, aten.masked_select) else ()
         if operation in (aten.index, aten.index_put, aten.index_put_):
             read = [each for each in tree_leaves(args[1]) if each is not None and each.dtype == torch.bool]
-        if any(map(self.is_marked, read)):
+        on_device = any(self.is_on("device", each) for each in inputs)
+        on_host = [each for each in inputs if self.is_on("host", each)]
+        copied = [each for each in on_host if each.ndim or operation in (aten.stack, aten.cat, aten.copy_)]
+        if any(self.is_on("device", each) for each in read) or (on_device and copied):
             callers = [frame.f_code for frame, _ in traceback.walk_stack(sys._getframe(1))]
-            self.reads.append(next(code.co_qualname for code in callers if "/torch/" not in code.co_filename))
+            self.waits.append(next(code.co_qualname for code in callers if "/torch/" not in code.co_filename))
         result = function(*args, **kwargs or {})
-        if any(map(self.is_marked, inputs)):
-            self.mark(tree_leaves(result))
+        if on_device or on_host or operation == aten.lift_fresh:
+            self.mark(tree_leaves(result), "device" if on_device else "host")
         return result
 
 
 @contextlib.contextmanager
 def no_wait_for(training: Training):
-    """Fails if the host waits for the device in the block: CUDA's own check, or, on a CPU, DeviceReads."""
+    """Fails if the host waits for the device in the block: CUDA's own check, or, on a CPU, DeviceWaits."""
     if DEVICE.type == "cuda":
         torch.cuda.set_sync_debug_mode("error")
         try:
@@ -93,19 +101,21 @@ def no_wait_for(training: Training):
             torch.cuda.set_sync_debug_mode("default")
         return
     states = [tensor for state in training.optimiser.state.values() for tensor in state.values()]
-    watch = DeviceReads([*training.distiller.parameters(), *training.teacher.parameters(), *states])
+    on_device = [*training.distiller.parameters(), *training.teacher.parameters(), *states]
+    watch = DeviceWaits(on_device, tree_leaves(training.batches))
 
     def copied(tensor, device):
-        watch.mark([copy := tensor.clone()])
+        watch.mark([copy := tensor.clone()], "device")
         return copy
 
     def copied_batch(batch, device):
         return Batch(*(copied(tensor, device) for tensor in batch[:3]), batch.has_padding)
 
-    with mock.patch("losses.fused.to_device", copied), mock.patch.object(Batch, "to", copied_batch), watch:
+    patches = mock.patch("losses.fused.to_device", copied), mock.patch("train.to_device", copied)
+    with patches[0], patches[1], mock.patch.object(Batch, "to", copied_batch), watch:
         yield
     # FusedDistillation.backward reads its factor on a CPU only
-    assert all(name.startswith("FusedDistillation.backward") for name in watch.reads), watch.reads
+    assert all(name.startswith("FusedDistillation.backward") for name in watch.waits), watch.waits
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
@@ -129,6 +139,8 @@ def test_a_wait_for_the_device_is_found():
         lambda: bool((2 * bias).isfinite().all()),
         lambda: bias[bias > 0],
         lambda: bias.nonzero(),
+        lambda: torch.stack([bias.sum(), training.batches[0].real.sum().to(bias.device)]),
+        lambda: bias + torch.tensor(range(len(bias)), device=bias.device),
     ):
         with pytest.raises((AssertionError, RuntimeError)), no_wait_for(training):
             training.step()

@@ -98,12 +98,13 @@ def all_metrics(out):
 
 
 def untimed_metrics(out):
-    """metrics.jsonl without the speed, which differs from run to run."""
+    """metrics.jsonl without the speed, which differs from run to run, and its share of a known GPU's peak."""
     lines = all_metrics(out)
     for line in lines:
         if line["step"] == 0:  # the held-out figures before the first step
             continue
         assert (line.pop("tokens_per_second") > 0) == (line["tokens"] > 0)
+        del line["share_of_peak"]
     return lines
 
 

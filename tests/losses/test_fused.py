@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from losses import DIRECTIONS, IGNORE_INDEX, distillation_loss, fused, fused_distillation_loss
+from losses import DIRECTIONS, IGNORE_INDEX, distillation_loss, fused, fused_distillation_loss, products
 from tests.helpers import DEVICE, relative_norm
 
 pytestmark = pytest.mark.gpu
@@ -134,6 +134,20 @@ def test_blocks_smaller_than_a_chunk(monkeypatch):
     assert_equal(Case.random(), 1e-10, chunk=11)
 
 
+@pytest.mark.parametrize(
+    ("size", "vocab_size", "parts"),
+    [(1, 211, [211]), (64, 211, [192, 19]), (64, 192, [192]), (64, 7, [7]), (64, 32005, [32000, 5])],
+)
+def test_products_in_two_parts_of_the_vocabulary(monkeypatch, size, vocab_size, parts):
+    """As a GPU computes them."""
+    monkeypatch.setitem(products.PRODUCT_COLUMNS, DEVICE.type, size)
+    found = products.parts_of_vocabulary(vocab_size, DEVICE)
+    assert [part.stop - part.start for part in found] == parts
+    assert torch.equal(torch.cat([torch.arange(vocab_size)[part] for part in found]), torch.arange(vocab_size))
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 2e-6)):
+        assert_equal(Case.random(11, dtype, vocab_size=min(vocab_size, 1000)), tolerance)
+
+
 @pytest.mark.parametrize(("direction", "temperature"), DIVERGENCES)
 def test_gradcheck(direction, temperature):
     case = Case.random(num_tokens=5, vocab_size=7, masked=0.6).leaves()
@@ -207,10 +221,12 @@ HALF = [(dtype, *divergence, False) for dtype in (torch.bfloat16, torch.float16)
 HALF += [(torch.bfloat16, DIRECTIONS[0], 2.0, True), (torch.float16, DIRECTIONS[1], 1.0, True)]
 
 
+@pytest.mark.parametrize("columns", [1, 64])
 @pytest.mark.parametrize(("dtype", "direction", "temperature", "compiled"), HALF)
-def test_half_precision_is_no_worse_than_the_plain_form(dtype, direction, temperature, compiled):
+def test_half_precision_is_no_worse_than_the_plain_form(monkeypatch, dtype, direction, temperature, compiled, columns):
     """The error against float64 is at most 1.5 times that of the plain form in the same precision; over 64 chunks."""
     torch._dynamo.reset()
+    monkeypatch.setitem(products.PRODUCT_COLUMNS, DEVICE.type, columns)
     scale = 1024.0 if dtype == torch.float16 else 1.0
     settings = dict(direction=direction, temperature=temperature)
     case = Case.random(num_tokens=512, dtype=torch.float32, padding=0.0)
@@ -325,7 +341,7 @@ def test_memory_does_not_grow_with_the_number_of_tokens():
 
 
 def test_evaluation_computes_no_gradient():
-    case = Case.random(num_tokens=40, padding=0.0)
+    case = Case.random(num_tokens=40, padding=0.0, vocab_size=192)  # one product each also on a GPU
     with Watch() as watch, torch.no_grad():
         total, terms = case.leaves().fused(chunk=10)
     assert watch.products == 4 * 2 and not total.requires_grad
@@ -336,7 +352,7 @@ def test_evaluation_computes_no_gradient():
 
 
 def test_only_tensors_that_require_a_gradient_get_one():
-    one, other = (Case.random(num_tokens=40, padding=0.0).leaves() for _ in range(2))
+    one, other = (Case.random(num_tokens=40, padding=0.0, vocab_size=192).leaves() for _ in range(2))
     one.student_decoder.requires_grad_(False)
     with Watch() as watch:
         one.fused(chunk=10)[0].backward()

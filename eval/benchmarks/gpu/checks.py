@@ -26,7 +26,8 @@ from model.training.device import Runtime, choose_device
 
 from ..harness import free_memory, table
 from ..throughput import matrix_product
-from .results import Options, Results, seconds_per_run
+from . import failures
+from .results import RESERVE, Options, Results, seconds_per_run
 
 PRODUCTS = (  # rows, inner, columns; the last two are the step's own: feed-forward and decoder
     *((4096, 4096, 4096), (8192, 8192, 8192), (16384, 4096, 4096)),
@@ -36,7 +37,6 @@ COPY_BYTES = 2**30
 PRODUCT_SECONDS = 0.15  # of each measurement
 TOLERANCE = 0.02  # of the accuracy after the demo, compared with the CPU
 DEMO_STEPS = 300
-RESERVE = 5  # seconds before a part's deadline at which its commands are stopped, so that it can report
 LISTED = 40  # tests that are listed by name
 
 # ---- environment -----------------------------------------------------------------------------------------------
@@ -105,8 +105,9 @@ def measured_peaks(options: Options, results: Results) -> dict[str, float]:
 
 def correctness(options: Options, results: Results) -> None:
     """The tests marked `gpu`: on the GPU if there is one."""
-    processes = str(min(4, os.cpu_count() or 1))
-    run_tests(REPOSITORY, ["-m", "gpu", "-n", processes], results)
+    processes = str(min(12, os.cpu_count() or 1))
+    # one test at a time, taken from whoever has most left: a file whose tests compile would keep one process busy
+    run_tests(REPOSITORY, ["-m", "gpu", "-n", processes, "--dist", "worksteal"], results)
 
 
 def run_tests(folder: Path, arguments: Sequence[str], results: Results) -> None:
@@ -114,7 +115,9 @@ def run_tests(folder: Path, arguments: Sequence[str], results: Results) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.xml"
         command = [sys.executable, "-m", "pytest", *arguments, "-vv", "--tb=short", f"--junitxml={report}"]
-        status, output = finish(*start(command, folder), results.deadline - RESERVE)
+        command += ["-p", failures.__name__]
+        variables = {"PYTHONPATH": str(REPOSITORY), "TORCHINDUCTOR_COMPILE_THREADS": "1"}  # no processes to compile in
+        status, output = finish(*start(command, folder, **variables), results.deadline - RESERVE)
         found = junit_results(report) if report.exists() else list(printed_results(output))
     counts = Counter(outcome for outcome, _, _ in found)
     names = ("passed", "failed", "skipped")

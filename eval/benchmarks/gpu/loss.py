@@ -1,5 +1,6 @@
 """Part of the GPU benchmark: the loss alone, in its forms, and Liger-Kernel's fused losses if it is installed."""
 
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -56,7 +57,11 @@ def loss(options: Options, results: Results) -> None:
     sizes, lines, extra = (64, 256) if options.small else LOSS_TOKENS, [[job.name] for job in jobs], {}
     vocab_size = configs(options.small)[0].vocab_size
     with started(jobs, options) as workers:
+        longest = 0.0
         for tokens in sizes:
+            if not results.has_time_for(f"N = {tokens:,}", longest):
+                break
+            start = time.monotonic()
             # in parallel for the smallest size only, where the forms compile: later ones need the GPU's memory
             found = rounds(workers, options, (tokens,), together=tokens == sizes[0], seconds=MAKE_SECONDS)
             for line, row in zip(lines, found):
@@ -69,6 +74,8 @@ def loss(options: Options, results: Results) -> None:
             growth = [growth_line(name, points) for name, points in extra.items() if len(points) > 1]
             text = "\n\n".join([table(header, *lines), about, "\n".join(growth)]).strip()
             results.write("loss", text, tokens=tokens, rows=records({row.name: row for row in found}))
+            if tokens != sizes[0]:  # where the forms compile
+                longest = 2 * (time.monotonic() - start)  # the next size has twice as many tokens
 
 
 def loss_row(options: Options, runtime: Runtime, function: Callable[..., Tensor], chunk_mb: int, tokens: int) -> Run:

@@ -20,6 +20,7 @@ RECORDS = "results.jsonl"
 CHECK = "check: "  # how the keys of checks begin
 COMPILE_THREADS = (("TORCHINDUCTOR_COMPILE_THREADS", "4"),)  # of each process, since several compile in parallel
 MAKE_SECONDS = 90  # for a row to compile and warm up
+RESERVE = 5  # seconds before a part's deadline at which what it runs is stopped, so that it can report
 
 PARTS_HELP = f"parts of the benchmark to run (default: {', '.join(PARTS)})"
 
@@ -61,6 +62,13 @@ class Results:
 
     def seconds_left(self) -> float:
         return max(0.0, self.deadline - time.monotonic())
+
+    def has_time_for(self, what: str, needed: float) -> bool:
+        """Whether so many seconds are left; if not, the report says what is not measured."""
+        if needed + RESERVE < self.seconds_left():
+            return True
+        self.write(f"left out: {what}", f"{what}: not measured: {self.seconds_left():.0f} s were left")
+        return False
 
     def find(self, name: str):
         """The newest value of this name that any part has written, None without one."""

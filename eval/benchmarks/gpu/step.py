@@ -64,7 +64,8 @@ SMALL_SIZES = (2, 16), (1, 32)
 def step(options: Options, results: Results) -> None:
     """The whole distillation step, compared with transformers, and with other batch sizes.
 
-    What is measured together compiles in parallel; the most important rows come first.
+    What is measured together compiles in parallel; the most important rows come first, and what would take longer than
+    the time that is left, judged by what came before, is left out.
     """
     peaks = results.find("peaks") or measured_peaks(options, results)
     short, long = SMALL_SIZES if options.small else SIZES
@@ -79,18 +80,25 @@ def step(options: Options, results: Results) -> None:
     def sweep(size: Size) -> list:
         return [("bf16", (blocks, size[1]), COMPILED) for blocks in sweeps[size]]
 
-    groups = (
-        compare("bf16", short),
-        compare("bf16", long) + sweep(short),
-        compare("fp16", short) + sweep(long),
-        compare("fp16", long),
-    )
+    groups = {
+        "bf16, short blocks": compare("bf16", short),
+        "bf16, long blocks": compare("bf16", long),
+        "fp16, short blocks": compare("fp16", short),
+        "sweep of batch sizes, short blocks": sweep(short),
+        "sweep of batch sizes, long blocks": sweep(long),
+        "fp16, long blocks": compare("fp16", long),
+    }
     if options.small:
-        groups = compare("bf16", short), compare("fp16", long) + sweep(short)
-    for group in groups:
+        groups = {"bf16": compare("bf16", short), "fp16, sweep": compare("fp16", long) + sweep(short)}
+    longest = 0.0
+    for about, group in groups.items():
+        if not results.has_time_for(about, longest):
+            continue
+        start = time.monotonic()
         jobs = [step_job(*key, options.small) for key in group]
         with started(jobs, options) as workers:
-            found = rounds(workers, options, seconds=MAKE_SECONDS)
+            found = rounds(workers, options, seconds=min(MAKE_SECONDS, results.seconds_left()))
+        longest = max(longest, time.monotonic() - start)
         measured.update(zip(group, found))
         for precision, size in dict.fromkeys((precision, size) for precision, size, name in group if name == PROJECT):
             rows = {name: measured[precision, size, name] for name in COMPARED}
