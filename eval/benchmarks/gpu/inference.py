@@ -17,19 +17,19 @@ TARGET, TARGET_BATCH = 1.9, 32  # speed of the student / teacher, at this batch 
 
 def inference(options: Options, results: Results) -> None:
     """Student and teacher without padding, and transformers' student with padding."""
-    names, precisions = (speed.STUDENT, speed.TEACHER, speed.TRANSFORMERS), ("bf16", "fp32")
+    names, precisions = (STUDENT, TEACHER, TRANSFORMERS), ("bf16", "fp32")
     jobs = [Job(name, inference_row, precision, (name,), THREADS) for precision in precisions for name in names]
     lines, targets, (shortest, longest) = [], [], bounds(options.small)
     with started(jobs, options) as workers:
-        longest = 0.0
+        slowest = 0.0  # seconds
         for batch in (1, 4) if options.small else BATCHES:
-            if not results.has_time_for(f"batch {batch}", longest):
+            if not results.has_time_for(f"batch {batch}", slowest):
                 break
             start = time.monotonic()
             found = rounds(workers, options, (batch,), seconds=MAKE_SECONDS)
             for number, precision in enumerate(precisions):
                 rows = dict(zip(names, found[number * len(names) :]))
-                teacher = rows[speed.TEACHER]
+                teacher = rows[TEACHER]
                 for name, row in rows.items():
                     title = f"{name}, {precision}, batch {batch}"
                     if isinstance(row, Failure):
@@ -38,7 +38,7 @@ def inference(options: Options, results: Results) -> None:
                     times = median(row) / runs(batch)
                     speed_up = "" if isinstance(teacher, Failure) else f"{ratio(teacher, row):.2f}"
                     lines.append([title, f"{times * 1e3:,.2f} ms", f"{batch / times:,.0f}", speed_up])
-                student = rows[speed.STUDENT]
+                student = rows[STUDENT]
                 measured = not (isinstance(student, Failure) or isinstance(teacher, Failure))
                 if measured and batch >= TARGET_BATCH:
                     what = f"speed of the student / teacher, {precision}, batch {batch}"
@@ -47,16 +47,16 @@ def inference(options: Options, results: Results) -> None:
             text = "\n\n".join([table(header, *lines), "\n".join(targets)]).strip()
             about = {f"{job.precision} {job.name}": row for job, row in zip(jobs, found)}
             results.write("inference", text, batch=batch, rows=records(about))
-            longest = max(longest, (time.monotonic() - start) / 2)  # the first batch waits for the processes
+            slowest = max(slowest, (time.monotonic() - start) / 2)  # the first batch waits for the processes
 
 
 def inference_row(options: Options, runtime: Runtime, name: str, batch: int) -> Run:
     """The last hidden states of one batch, in one call of the model."""
     texts = random_texts(options, batch)
     settings = speed.Options(small=options.small, device=options.device, batch_tokens=10**7)
-    if name == speed.TRANSFORMERS:
-        return speed.transformers_row(settings, runtime, texts, [list(range(batch))], runs(batch))
-    return speed.project_row(settings, runtime, name, texts, runs(batch))
+    if name == TRANSFORMERS:
+        return transformers_row(settings, runtime, texts, [list(range(batch))], runs(batch))
+    return project_row(settings, runtime, name, texts, runs(batch))
 
 
 def random_texts(options: Options, batch: int) -> list[list[int]]:
