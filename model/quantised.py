@@ -65,11 +65,12 @@ class QuantisedLinear(nn.Module):
 def integer_product(rows: Tensor, packed: Tensor, scale: Tensor, zero_points: Tensor, levels: int) -> Tensor:
     """s_n Σ_k q_mk w_nk.  rows: q, (…, K) int8; packed: w; scale, zero_points: (N,) -> (…, N) float32
 
-    oneDNN's fast product takes unsigned inputs: q + 128 with a zero point of 128 are the same numbers.
+    oneDNN's fast product takes unsigned inputs: q + Q + 1 with a zero point of Q + 1 are the same numbers. Without VNNI
+    they are below 128, so that two products with w fit 16 bits.
     """
-    unsigned = rows.view(torch.uint8).bitwise_xor_(128)
+    unsigned = rows.view(torch.uint8).add_(levels + 1)  # modulo 256
     return torch.ops.onednn.qlinear_pointwise(
-        unsigned, 1.0, 128, packed, scale, zero_points, None, 1.0, 0, torch.float32, "none", [], ""
+        unsigned, 1.0, levels + 1, packed, scale, zero_points, None, 1.0, 0, torch.float32, "none", [], ""
     )
 
 
