@@ -10,7 +10,6 @@ from itertools import accumulate, groupby
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 
 from .attention import MultiHeadAttention
 from .encoder import Encoder
@@ -58,6 +57,8 @@ def packed_attention(
     queries, keys, values = (projected[0] for projected in attention.project(asking, hidden))
     all_ask = asking.shape[1] == hidden.shape[1]
     if has_varlen_kernel(queries, attention.dropout.p if attention.training else 0.0):
+        from torch.nn.attention.varlen import varlen_attn  # imports 70 MB of PyTorch's compiler: not on a CPU
+
         cu_queries = cu_seqlens if all_ask else torch.arange(len(cu_seqlens), dtype=torch.int32, device=hidden.device)
         longest = max(seqlens)
         parts = (part.transpose(0, 1) for part in (queries, keys, values))  # (T or B, J, d_h / J)

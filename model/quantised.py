@@ -29,7 +29,7 @@ QUANTISED = "embeddings.", "layers."  # the encoder's; its tensors with two dime
 
 
 def quantise_rows(matrix: Tensor, levels: int = LEVELS) -> tuple[Tensor, Tensor]:
-    """(…, K) -> the rows in int8, (…, K), and their scales, (…, 1) float32.  Of a row of zeros: the smallest."""
+    """(…, K) -> the rows in int8, (…, K), and their scales, (…, 1) float32.  A row of zeros has the smallest."""
     scale = matrix.abs().amax(dim=-1, keepdim=True).float().clamp_(min=torch.finfo(torch.float32).tiny * levels)
     scale.div_(levels)
     return (matrix / scale).round_().to(torch.int8), scale
@@ -65,7 +65,8 @@ class QuantisedLinear(nn.Module):
 def integer_product(rows: Tensor, packed: Tensor, scale: Tensor, zero_points: Tensor, levels: int) -> Tensor:
     """s_n Σ_k q_mk w_nk.  rows: q, (…, K) int8; packed: w; scale, zero_points: (N,) -> (…, N) float32
 
-    oneDNN's fast product takes unsigned inputs: q + Q + 1 with a zero point of Q + 1 are the same numbers.
+    oneDNN's fast product takes unsigned inputs: q + Q + 1 with a zero point of Q + 1 are the same numbers. Without VNNI
+    they are below 128, so that two products with w fit 16 bits.
     """
     unsigned = rows.view(torch.uint8).add_(levels + 1)  # modulo 256
     return torch.ops.onednn.qlinear_pointwise(
@@ -99,11 +100,16 @@ def activation_levels() -> int:
     return LEVELS if found.item() == exact else LEVELS_WITHOUT_VNNI
 
 
+def is_quantised(name: str, tensor: Tensor) -> bool:
+    """Whether a model's tensor is a matrix of its encoder."""
+    return tensor.ndim == 2 and any(part in name for part in QUANTISED)
+
+
 def quantise_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A model's tensors, with the encoder's matrices in int8 and their rows' scales beside them, as files hold them."""
     quantised = {}
     for name, tensor in state.items():
-        if tensor.ndim == 2 and tensor.is_floating_point() and any(part in name for part in QUANTISED):
+        if is_quantised(name, tensor):
             quantised[name], quantised[name + SCALE] = quantise_rows(tensor.float())
         else:
             quantised[name] = tensor

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from data.cli import first_line, is_out_of_memory, no_file
 from data.formats import LFS_START, lfs_pointer
@@ -93,15 +94,21 @@ def load_model(path: str | Path) -> nn.Module:
 def load_int8(path: str | Path) -> nn.Module:
     """The model in an int8 file, frozen for inference in int8. No matrix is ever there in float32.
 
+    What is not packed is copied: a tensor of the file would keep all of it in memory.
     Raises ModelError as load_model.
     """
     kind, config, head, tensors = read_model(Path(path))
     model = empty_model(kind, config, head, tensors, Path(path))
+    tensors = {name: each if is_packed(name, each) else each.clone() for name, each in tensors.items()}
     prefix = "" if kind is Encoder else "encoder."
     of_encoder = {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
     freeze(model if kind is Encoder else model.encoder, "int8", of_encoder)
     model.load_state_dict(tensors, strict=False, assign=True)  # the head; the encoder is there
     return model.eval()
+
+
+def is_packed(name: str, tensor: Tensor) -> bool:
+    return tensor.dtype == torch.int8 and "layers." in name
 
 
 def read_model(path: Path) -> tuple[type, EncoderConfig, tuple, dict[str, Tensor]]:
@@ -172,7 +179,7 @@ def empty_model(
     if config.num_layers > max(PLAUSIBLE_LAYERS, len(tensors) // TENSORS_PER_LAYER):  # before they are built
         raise ModelError(f"{path} claims {config.num_layers} layers, but holds only {len(tensors)} tensors.")
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), Uninitialised():
             model = kind(config, *head)
     except (RuntimeError, OverflowError, TypeError, ModelError) as error:
         raise ModelError(f"{path} is damaged: its configuration is invalid ({error}).") from None
@@ -190,6 +197,13 @@ def empty_model(
             raise ModelError(f"{path}: the tensor {called} has shape {shape}, but the configuration requires {wanted}.")
         check_values(name, tensor, scales, f"{path}: the tensor {called}")
     return model
+
+
+class Uninitialised(TorchFunctionMode):
+    """Leaves out normal_, which for "meta" imports PyTorch's compiler: 70 MB, a second."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return kwargs["tensor"] if function is nn.init.normal_ else function(*args, **(kwargs or {}))
 
 
 def expected_scales(expected: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
