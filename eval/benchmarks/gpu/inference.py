@@ -8,6 +8,7 @@ from model.training.device import Runtime
 
 from .. import speed
 from ..harness import Failure, Job, Run, configs, ratio, rounds, started, table
+from ..speed_rows import STUDENT, TEACHER, TRANSFORMERS, project_row, transformers_row
 from .results import MAKE_SECONDS, Options, Results, median, not_measured, records, target
 
 BATCHES = (1, 32, 256)
