@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from eval.__main__ import main
+from eval.tasks.batching import TaskSettings
 from eval.tasks.checks import share_equal
-from eval.tasks.qa import AnswerSpan
+from eval.tasks.qa import AnswerSpan, QaTask
 from eval.tasks.sequences import LabelPrediction
-from model import EncoderConfig, MaskedLM, QuestionAnswerer, SequenceClassifier, TokenClassifier
-from tests.eval.tasks.shared import save
+from model import EncoderConfig, MaskedLM, QuestionAnswerer, SequenceClassifier, TokenClassifier, load_model, save_model
+from tests.eval.tasks.shared import TOKENIZER, save
 
 CONFIG = EncoderConfig(2, 32, 2, 64, 1005, max_positions=130)
 NLI = ("entailment", "neutral", "contradiction")
@@ -42,10 +43,7 @@ def make(request, tmp_path):
         path = tmp_path / "model.safetensors"
         save(MODELS[task](), path, noise=0.2)
         if request.param:
-            from convert_weights import main as convert
-
-            convert([str(path), str(tmp_path / "int8.safetensors"), "--dtype", "int8"])
-            path = tmp_path / "int8.safetensors"
+            save_model(load_model(path), path, None, TOKENIZER, int8=True)
         return str(path), ["--precision", "auto" if request.param else "int8"]
 
     return make
@@ -87,9 +85,6 @@ def test_predict_zero_shot_and_fill_mask(make, tmp_path, capsys):
 def test_share_equal():
     a, b = (LabelPrediction(name, torch.zeros(2)) for name in "ab")
     assert share_equal(None, [a, a, b, b], [a, b, b, b]) == 0.75
-    from eval.tasks.batching import TaskSettings
-    from eval.tasks.qa import QaTask
-    from tests.eval.tasks.shared import TOKENIZER
 
     task = QaTask(TaskSettings(TOKENIZER, 64))
     spans = [AnswerSpan(answer, 0, 1, 0.5, 0.0) for answer in ("x", "y")]
