@@ -145,7 +145,8 @@ def test_the_whole_command_interrupted_and_continued(models, data, tmp_path, mon
     assert list(written["results"]) == list(TASKS) and written["seeds"] == [0, 1]
     assert written["files"] == {str(path): sha256(path) for path in data.rglob("*.*")}
     for task, result in written["results"].items():
-        assert set(result) == {"baseline", "teacher", "student", "distilled", "milliseconds"}
+        assert set(result) == {"baseline", "teacher", "student", "distilled", "milliseconds", "student_int8"}
+        assert 0.9 <= result["student_int8"]["equal_to_fp32"] <= 1
         assert all(value > 0 for value in result["milliseconds"].values())
         assert result["distilled"]["options"]["teacher"] == str(out / task / "teacher" / "model.safetensors")
         assert result["student"] == json.loads((out / task / "student" / "results.json").read_text())
