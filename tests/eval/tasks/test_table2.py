@@ -56,7 +56,10 @@ def made_up(task, distilled=True):
     if distilled:
         result["distilled"] = tuned(0.7, 0.0)
     baseline = {measure: {"value": 0.5} for measure in module.MEASURES[task]}
-    return {"baseline": baseline, **result, "milliseconds": {"teacher": 10.0, "student": 4.0}}
+    figures = {name: {key: {"value": x} for key in baseline} for name, x in (("int8", 0.597), ("fp32", 0.6))}
+    result["student_int8"] = {"figures": figures, "equal_to_fp32": 0.992}
+    times = {"teacher": 10.0, "student": 4.0, "student, int8": 2.0}
+    return {"baseline": baseline, **result, "milliseconds": times}
 
 
 def test_cells():
@@ -70,16 +73,18 @@ def test_cells():
 
 @pytest.mark.parametrize("task", TASKS)
 def test_rows_of_a_task(task):
-    *measures, time, speed_up = rows_of(task, made_up(task))
+    *measures, time, speed_up, equal = rows_of(task, made_up(task))
     assert [row[1] for row in measures] == [name.replace("_", " ") for name in module.MEASURES[task]]
     for row, measure in zip(measures, module.MEASURES[task]):
         assert row[2:8] == ["50.00", "80.00 ± 1.0", "60.00", "75.0%", "70.00 ± 0.0", "87.5%"]
-        assert row[8:] == [published(source.get((task, measure))) for source in (PAPER, CARDS)]
-    assert time[:9] == [task, "ms per text", "", "10.00", "4.00", "", "", "", ""]
+        assert row[8] == "59.70 (-0.30)"
+        assert row[9:] == [published(source.get((task, measure))) for source in (PAPER, CARDS)]
+    assert time[:10] == [task, "ms per text", "", "10.00", "4.00", "", "", "", "2.00", ""]
+    assert equal == [task, "labels as in fp32", "", "", "", "", "", "", "99.20%", "", ""]
     cards = {"ner": "88.49 → 43.44 (×2.04)", "nli": "105.00 → 51.35 (×2.04)", "qa": "432.17 → 216.96 (×1.99)"}
-    assert time[9] == cards.get(task, "")
-    assert speed_up == [task, "speed-up", "", "×1", "×2.50", "", "", "", "×1 → ×2", ""]
-    assert len({len(row) for row in (*measures, time, speed_up)}) == 1
+    assert time[10] == cards.get(task, "")
+    assert speed_up == [task, "speed-up", "", "×1", "×2.50", "", "", "", "×5.00", "×1 → ×2", ""]
+    assert len({len(row) for row in (*measures, time, speed_up, equal)}) == 1
     without = rows_of(task, made_up(task, distilled=False))
     assert all(row[6:8] == ["", ""] for row in without)
 
@@ -88,7 +93,7 @@ def test_markdown():
     text = markdown({task: made_up(task) for task in TASKS}, {"seeds": [0, 1]})
     lines = text.split("\n\n")[0].split("\n")
     assert len({line.count("|") for line in lines}) == 1 and re.fullmatch(r"[|-]+", lines[1])
-    assert len(lines) == 2 + sum(len(names) + 2 for names in module.MEASURES.values())
+    assert len(lines) == 2 + sum(len(names) + 3 for names in module.MEASURES.values())
     assert "Seeds: 0, 1; mean" in text
     assert all(published(figures) in text for figures in (*PAPER.values(), *CARDS.values()))
 
@@ -140,7 +145,8 @@ def test_the_whole_command_interrupted_and_continued(models, data, tmp_path, mon
     assert list(written["results"]) == list(TASKS) and written["seeds"] == [0, 1]
     assert written["files"] == {str(path): sha256(path) for path in data.rglob("*.*")}
     for task, result in written["results"].items():
-        assert set(result) == {"baseline", "teacher", "student", "distilled", "milliseconds"}
+        assert set(result) == {"baseline", "teacher", "student", "distilled", "milliseconds", "student_int8"}
+        assert 0.9 <= result["student_int8"]["equal_to_fp32"] <= 1
         assert all(value > 0 for value in result["milliseconds"].values())
         assert result["distilled"]["options"]["teacher"] == str(out / task / "teacher" / "model.safetensors")
         assert result["student"] == json.loads((out / task / "student" / "results.json").read_text())

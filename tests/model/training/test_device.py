@@ -38,6 +38,8 @@ def test_a_precision_that_the_device_does_not_support_is_refused(monkeypatch):
     monkeypatch.setattr(torch, "autocast", Mock(side_effect=RuntimeError("autocast is not supported for that dtype")))
     with pytest.raises(OptionError, match="--precision fp16 is not supported by cpu"):
         choose_precision("fp16", CPU)
+    with pytest.raises(OptionError, match="--precision int8 runs on a CPU, not on cuda"):
+        choose_precision("int8", GPU)
 
 
 @pytest.mark.parametrize(("name", "expected"), [("avx2", "fp32"), ("amx_bf16", "bf16"), ("avx512_bf16", "bf16")])
@@ -166,3 +168,10 @@ def test_training_flops_against_pytorchs_counter():
     assert training_flops(STUDENT, None, 8, masked=0.25) == 3 * alone
     both = 3 * counted(lambda: student(input_ids)) + counted(lambda: teacher(input_ids))
     assert training_flops(STUDENT, TEACHER, 8, masked=0.25) == both
+
+
+@pytest.mark.parametrize("levels", [127, 63])
+def test_a_processor_without_vnni_is_told_what_int8_would_gain(monkeypatch, capsys, levels):
+    monkeypatch.setattr("model.training.device.activation_levels", lambda: levels)
+    assert choose_precision("int8", CPU) == "int8"
+    assert ("two to four times as fast" in capsys.readouterr().err) == (levels == 63)
