@@ -20,7 +20,6 @@ from .quantised import SCALE, QuantisedEmbedding, QuantisedLinear, quantise_stat
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ROWS = 512  # tokens that pass a feed-forward network together: their (512, E) states fit the cache
-SHORT = 256  # keys
 MakeLinear = Callable[..., nn.Module]  # (names of matrices, one below the other, activation="none") -> their product
 
 
@@ -118,14 +117,9 @@ class FrozenAttention(nn.Module):
         return [self.split_heads(each) for each in projected]
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """The heads, (B, J, n, d_h / J). Up to SHORT keys, the literal form is the faster one on a CPU."""
+        """The heads, (B, J, n, d_h / J)."""
         mask = None if attention_mask is None else attention_mask[:, None, None, :]
-        if keys.shape[-2] > SHORT:
-            return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
-        scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)  # (B, J, n, n)
-        if mask is not None:
-            scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
-        return scores.softmax(dim=-1) @ values
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
 
     def forward(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         return self.out(self.concatenate_heads(self.attend(*self.project(hidden, hidden), attention_mask)))

@@ -1,11 +1,12 @@
 """The encoder of equations (1) to (8) on packed sequences: one after the other, without padding.
 
-No arithmetic is spent on padding. A test holds every state equal to `Encoder.forward`'s.
-Shapes: B sequences, T tokens of all sequences together, d_h hidden size, J heads.
+No product of a layer is spent on padding; attention pads neighbours of unequal length by a few tokens, where `runs.py`
+finds that cheaper than a call for each. A test holds every state equal to `Encoder.forward`'s.
+Shapes: B sequences, T tokens of all sequences together, R of them whose states are wanted, d_h hidden size, J heads.
 """
 
 from collections.abc import Sequence
-from itertools import accumulate, groupby
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -13,28 +14,35 @@ from torch import Tensor
 
 from .attention import MultiHeadAttention
 from .encoder import Encoder
+from .runs import Packing, Run
+
+LONG = 256  # tokens: from here on, scaled_dot_product_attention is faster in fp32 on a CPU (eval/LOG.md)
 
 
-def encode_packed(encoder: Encoder, input_ids: Tensor, seqlens: Sequence[int], first_only: bool = False) -> Tensor:
+def encode_packed(
+    encoder: Encoder, input_ids: Tensor, seqlens: Sequence[int], wanted: Sequence[Sequence[int]] | None = None
+) -> Tensor:
     """The last hidden state H_L of packed sequences, (T, d_h). No sequence attends to another.
 
     input_ids: (T,) int64; seqlens: number of tokens of each of the B sequences, which sum to T.
-    first_only: -> (B, d_h), the state of each sequence's first token only; the last layer then computes no other.
-    Runs of equal length are computed together, so sorted sequences are fastest on a CPU.
-    Raises ModelError for a sequence longer than the positions.
+    wanted: of each sequence, the positions whose states are wanted, [0] for `<s>` -> (R, d_h), in this order; the last
+    layer then computes queries, feed-forward network and sums of these only.
+    Sorted sequences are fastest on a CPU.  Raises ModelError for a sequence longer than the positions.
     """
     embeddings = encoder.embeddings
     embeddings.check_length(max(seqlens))
-    bounds = torch.tensor([0, *accumulate(seqlens)], dtype=torch.int32, pin_memory=input_ids.is_cuda)
-    cu_seqlens = bounds.to(input_ids.device, non_blocking=True)  # (B + 1,)
-    positions = packed_position_ids(input_ids, cu_seqlens, embeddings.pad_id)
+    packing = Packing(seqlens, seqlens, input_ids.device)
+    positions = packed_position_ids(input_ids, packing.cu_seqlens, embeddings.pad_id)
     hidden = embeddings.embed(input_ids, positions)[None]  # (1, T, d_h)
     for layer in encoder.layers[:-1]:
-        hidden = layer.after_attention(hidden, packed_attention(layer.attention, hidden, hidden, seqlens, cu_seqlens))
+        hidden = layer.after_attention(hidden, packed_attention(layer.attention, hidden, hidden, packing))
     last, asking = encoder.layers[-1], hidden
-    if first_only:
-        asking = hidden[:, cu_seqlens[:-1]]  # (1, B, d_h)
-    return last.after_attention(asking, packed_attention(last.attention, asking, hidden, seqlens, cu_seqlens))[0]
+    if wanted is not None:
+        packing = Packing(seqlens, [len(each) for each in wanted], input_ids.device)
+        starts = accumulate(seqlens, initial=0)
+        rows = [start + position for start, each in zip(starts, wanted) for position in each]
+        asking = hidden[:, torch.tensor(rows, dtype=torch.int64).to(input_ids.device)]  # (1, R, d_h)
+    return last.after_attention(asking, packed_attention(last.attention, asking, hidden, packing))[0]
 
 
 def packed_position_ids(input_ids: Tensor, cu_seqlens: Tensor, pad_id: int) -> Tensor:
@@ -46,34 +54,40 @@ def packed_position_ids(input_ids: Tensor, cu_seqlens: Tensor, pad_id: int) -> T
     return (counts - before) * is_token + pad_id
 
 
-def packed_attention(
-    attention: MultiHeadAttention, asking: Tensor, hidden: Tensor, seqlens: Sequence[int], cu_seqlens: Tensor
-) -> Tensor:
+def packed_attention(attention: MultiHeadAttention, asking: Tensor, hidden: Tensor, packing: Packing) -> Tensor:
     """Equations (2) to (6) on packed sequences: MultiHead_l(H) for the tokens whose queries are computed.
 
-    hidden: (1, T, d_h), which gives keys and values; asking: the states that give queries, all T of them or the
-    first of each sequence; cu_seqlens: (B + 1,) int32, where each sequence begins, and T -> (1, T or B, d_h)
+    hidden: (1, T, d_h), which gives keys and values; asking: the states that give queries, all T of them or the R
+    that are wanted -> (1, T or R, d_h)
     """
-    queries, keys, values = (projected[0] for projected in attention.project(asking, hidden))
-    all_ask = asking.shape[1] == hidden.shape[1]
+    queries, keys, values = (projected[0] for projected in attention.project(asking, hidden))  # (J, T or R, d_h / J)
     if has_varlen_kernel(queries, attention.dropout.p if attention.training else 0.0):
         from torch.nn.attention.varlen import varlen_attn  # imports 70 MB of PyTorch's compiler: not on a CPU
 
-        cu_queries = cu_seqlens if all_ask else torch.arange(len(cu_seqlens), dtype=torch.int32, device=hidden.device)
-        longest = max(seqlens)
-        parts = (part.transpose(0, 1) for part in (queries, keys, values))  # (T or B, J, d_h / J)
-        heads = varlen_attn(*parts, cu_queries, cu_seqlens, longest if all_ask else 1, longest)
+        parts = (part.transpose(0, 1) for part in (queries, keys, values))  # (T or R, J, d_h / J)
+        longest = max(packing.query_lens), max(packing.seqlens)
+        heads = varlen_attn(*parts, packing.cu_queries, packing.cu_seqlens, *longest)
         return attention.out(heads.flatten(1)[None])
-    runs = [(length, len(list(same))) for length, same in groupby(seqlens)]  # neighbours of equal length
-    key_sizes = [length * count for length, count in runs]
-    query_sizes = key_sizes if all_ask else [count for _, count in runs]
     results = []
-    for (_, count), *parts in zip(
-        runs, queries.split(query_sizes, 1), keys.split(key_sizes, 1), values.split(key_sizes, 1)
-    ):
-        batch = (part.unflatten(1, (count, -1)).transpose(0, 1) for part in parts)  # (count, J, n or 1, d_h / J)
-        results.append(attention.concatenate_heads(attention.attend(*batch)).flatten(0, 1))  # (count · n, d_h)
+    for run in packing.runs(queries):
+        batch = run.queries.batch(queries), run.keys.batch(keys), run.keys.batch(values)
+        results.append(run.queries.pack(attention.concatenate_heads(attend(attention, *batch, run))))
     return attention.out(torch.cat(results)[None])
+
+
+def attend(attention: MultiHeadAttention, queries: Tensor, keys: Tensor, values: Tensor, run: Run) -> Tensor:
+    """Equation (5) for a run, in its fastest form: on a CPU, short sequences as two products of all heads at once.
+
+    queries: (B, J, m, d_h / J); keys, values: (B, J, n, d_h / J) -> (B, J, m, d_h / J)
+    """
+    is_short = queries.dtype.itemsize == 2 or keys.shape[2] <= LONG
+    if attention.training or not is_short or queries.device.type != "cpu":
+        return attention.attend(queries, keys, values, run.keys.real if run.keys.is_padded else None)
+    scores = (queries @ keys.transpose(-2, -1)).mul_(queries.shape[-1] ** -0.5)  # (B, J, m, n)
+    if run.keys.is_padded:
+        shortest = run.keys.shortest  # no column before it is padding
+        scores[..., shortest:].masked_fill_(~run.keys.real[:, None, None, shortest:], -torch.inf)
+    return scores.softmax(dim=-1) @ values
 
 
 def has_varlen_kernel(queries: Tensor, dropout: float) -> bool:

@@ -19,7 +19,7 @@ ROOMS = {  # room -> what it may import; a room is a file or a package of the to
 RUNS_TRAIN = {"eval.tasks.table2", "eval.benchmarks.throughput", "eval.benchmarks.distilbert_step"}
 PAPER_FILES = {
     f"model.{name}"
-    for name in ("config", "embeddings", "dropout", "attention", "encoder", "heads", "student", "packed")
+    for name in ("config", "embeddings", "dropout", "attention", "encoder", "heads", "student", "packed", "runs")
 }
 PUBLIC = {"model", "losses", "data", "data.tasks"}  # packages whose __init__ collects names
 

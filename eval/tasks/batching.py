@@ -59,7 +59,8 @@ def packed_outputs(model: nn.Module, texts: Sequence[Sequence[int]], device: tor
     seqlens = [len(ids) for ids in texts]
     input_ids = torch.tensor(list(chain.from_iterable(texts))).to(device)  # (T,)
     is_sequence = isinstance(model, SequenceClassifier)
-    hidden = encode_packed(model.encoder, input_ids, seqlens, first_only=is_sequence)  # (B, d_h) or (T, d_h)
+    wanted = [range(1)] * len(texts) if is_sequence else None
+    hidden = encode_packed(model.encoder, input_ids, seqlens, wanted)  # (B, d_h) or (T, d_h)
     with torch.autocast(device.type, enabled=False):
         outputs = model.head(hidden.to(torch.promote_types(hidden.dtype, torch.float32)))
     return outputs if is_sequence else outputs.split(seqlens)

@@ -12,6 +12,7 @@ from torch.nn.attention.varlen import varlen_attn
 from model import EncoderConfig, MaskedLM, ModelError, encode_packed
 from model.attention import scaled_dot_product
 from model.packed import has_varlen_kernel, packed_attention
+from model.runs import Packing
 from tests.helpers import DEVICE, assert_close, convert, gradients, huggingface_model, padded_batch, relative_norm
 
 SEQLENS = {
@@ -22,6 +23,13 @@ SEQLENS = {
     "one token": (1,),
     "sequences of one token": (1, 1, 1, 1),
     "the longest": (512, 1, 512),
+    "neighbours": (30, 31, 31, 33, 29, 30, 30, 32, 8, 9, 7),
+}
+WANTED = {  # the positions whose states are asked for
+    "all tokens": lambda seqlens: None,
+    "first only": lambda seqlens: [range(1)] * len(seqlens),
+    "inner": lambda seqlens: [range(1, n - 1) if n > 1 else [0] for n in seqlens],  # of two tokens none
+    "uneven": lambda seqlens: [[0, *range(length // 2, length, 1 + i % 3)] for i, length in enumerate(seqlens)],
 }
 
 
@@ -41,36 +49,45 @@ def batch(seqlens, device="cpu"):
     return tuple(tensor.to(device) for tensor in (input_ids, mask, input_ids[mask]))
 
 
+def chosen(mask, wanted, seqlens):
+    """The rows of (B, n) that are wanted, in the order of the sequences."""
+    positions = WANTED[wanted](seqlens)
+    if positions is None:
+        return mask
+    pairs = [(i, position) for i, each in enumerate(positions) for position in each]
+    return tuple(torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T)
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("first_only", [False, True], ids=["all tokens", "first only"])
+@pytest.mark.parametrize("wanted", WANTED)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=str)
 @pytest.mark.parametrize("name", SEQLENS)
 @torch.no_grad()
-def test_packed_equals_padded(theirs, dtype, tolerance, name, first_only):
+def test_packed_equals_padded(theirs, dtype, tolerance, name, wanted):
     encoder = convert(theirs).eval().to(DEVICE, dtype).encoder
     padded, mask, packed = batch(SEQLENS[name], DEVICE)
-    hidden = encode_packed(encoder, packed, SEQLENS[name], first_only=first_only)
+    hidden = encode_packed(encoder, packed, SEQLENS[name], WANTED[wanted](SEQLENS[name]))
     expected = encoder(padded, mask)
-    expected = expected[:, 0] if first_only else expected[mask]
+    expected = expected[chosen(mask, wanted, SEQLENS[name])]
     assert hidden.shape == expected.shape and hidden.dtype == dtype
     assert relative_norm(hidden, expected) < tolerance
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("first_only", [False, True], ids=["all tokens", "first only"])
-@pytest.mark.parametrize("name", ["unsorted", "equal", "the longest"])
+@pytest.mark.parametrize("wanted", WANTED)
+@pytest.mark.parametrize("name", ["neighbours", "equal", "the longest"])
 @torch.no_grad()
-def test_packed_in_bf16_is_no_worse_than_padded(theirs, name, first_only):
+def test_packed_in_bf16_is_no_worse_than_padded(theirs, name, wanted):
     """The error against float64 is at most 1.5 times that of the padded form in bf16."""
     exact, rounded = convert(theirs).eval().to(DEVICE).encoder, convert(theirs).eval().to(DEVICE).float().encoder
     padded, mask, packed = batch(SEQLENS[name], DEVICE)
     expected = exact(padded, mask)
     with torch.autocast(DEVICE.type, torch.bfloat16):
-        hidden = encode_packed(rounded, packed, SEQLENS[name], first_only=first_only)
+        hidden = encode_packed(rounded, packed, SEQLENS[name], WANTED[wanted](SEQLENS[name]))
         other = rounded(padded, mask)
-    chosen = (slice(None), 0) if first_only else mask
-    error = relative_norm(hidden, expected[chosen])
-    assert 1e-4 < error <= 1.5 * relative_norm(other[chosen], expected[chosen])
+    rows = chosen(mask, wanted, SEQLENS[name])
+    error = relative_norm(hidden, expected[rows])
+    assert 1e-4 < error <= 1.5 * relative_norm(other[rows], expected[rows])
 
 
 @pytest.mark.parametrize("name", SEQLENS)
@@ -83,7 +100,7 @@ def test_packed_equals_transformers_one_sequence_at_a_time(theirs, ours, name):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["unsorted", "equal", "one sequence"])
+@pytest.mark.parametrize("name", ["unsorted", "equal", "one sequence", "neighbours"])
 def test_gradients_are_those_of_the_padded_form(theirs, name):
     encoder = convert(theirs).eval().to(DEVICE).encoder
     padded, mask, packed = batch(SEQLENS[name], DEVICE)
@@ -97,7 +114,7 @@ def test_gradients_are_those_of_the_padded_form(theirs, name):
     assert found[1]["embeddings.word.weight"].norm() > 0
 
 
-@pytest.mark.parametrize("seqlens", [(9, 4, 9, 1), (6, 6, 6)], ids=str)
+@pytest.mark.parametrize("seqlens", [(9, 4, 9, 1), (6, 6, 6), (9, 10, 10, 8)], ids=str)
 @torch.no_grad()
 def test_no_sequence_attends_to_another(ours, seqlens):
     _, _, packed = batch(seqlens)
@@ -117,14 +134,6 @@ def test_no_gradient_reaches_another_sequence(ours):
     handle.remove()
     (gradient,) = torch.autograd.grad(hidden[5:8].square().sum(), summed)
     assert gradient.reshape(11, 48).norm(dim=1).nonzero().flatten().tolist() == [5, 6, 7]
-
-
-@pytest.mark.parametrize("seqlens", [[5, 5, 9], [1, 7, 1], [4]])
-def test_first_only_gives_the_same_states_of_the_first_tokens(ours, seqlens):
-    _, _, packed = batch(seqlens)
-    states = encode_packed(ours.encoder, packed, seqlens).split(seqlens)
-    first = encode_packed(ours.encoder, packed, seqlens, first_only=True)
-    torch.testing.assert_close(first, torch.stack([state[0] for state in states]), atol=1e-12, rtol=0)
 
 
 @torch.no_grad()
@@ -153,20 +162,22 @@ def test_dropout_acts_in_training_only_also_on_the_attention():
         encoder.train(training)
         one, other = (encode_packed(encoder, input_ids, (4, 4, 3, 1)) for _ in range(2))
         assert torch.equal(one, other) != training
-        one, other = (packed_attention(attention, hidden, hidden, (4, 2), torch.tensor([0, 4, 6])) for _ in range(2))
+        one, other = (
+            packed_attention(attention, hidden, hidden, Packing((4, 2), (4, 2), hidden.device)) for _ in range(2)
+        )
         assert torch.equal(one, other) != training  # no other dropout than equation (5)'s
 
 
 def test_packed_attention_is_equations_5_and_6_of_each_sequence(ours):
     torch.manual_seed(0)
     seqlens, attention = (3, 1, 1, 5, 3), ours.encoder.layers[0].attention
-    cu_seqlens = torch.tensor([0, 3, 4, 5, 10, 13], dtype=torch.int32)
+    packing = Packing(seqlens, seqlens, torch.device("cpu"))
     hidden = torch.randn(1, 13, 48, dtype=torch.float64)
     expected = []
     for states in hidden.split(seqlens, dim=1):
         heads, _ = scaled_dot_product(attention.queries(states), attention.keys(states), attention.values(states))
         expected.append(attention.out(attention.concatenate_heads(heads)))
-    actual = packed_attention(attention, hidden, hidden, seqlens, cu_seqlens)
+    actual = packed_attention(attention, hidden, hidden, packing)
     assert (actual - torch.cat(expected, dim=1)).abs().max() < 1e-12
 
 
@@ -180,17 +191,19 @@ def varlen_reference(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k):
     return torch.cat(results)
 
 
-@pytest.mark.parametrize("first_only", [False, True], ids=["all tokens", "first only"])
+@pytest.mark.parametrize("wanted", WANTED)
 @pytest.mark.parametrize("name", SEQLENS)
 @torch.no_grad()
-def test_the_kernel_for_sequences_of_varying_lengths(monkeypatch, ours, name, first_only):
+def test_the_kernel_for_sequences_of_varying_lengths(monkeypatch, ours, name, wanted):
     """How it is called; the kernel itself runs on a GPU only, in test_packed_in_bf16_is_no_worse_than_padded."""
     _, _, ids = batch(SEQLENS[name])
-    expected = encode_packed(ours.encoder, ids, SEQLENS[name], first_only=first_only)
+    expected = encode_packed(ours.encoder, ids, SEQLENS[name], WANTED[wanted](SEQLENS[name]))
     calls = Mock(side_effect=varlen_reference)
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", calls)
     monkeypatch.setattr("model.packed.has_varlen_kernel", lambda queries, dropout: True)
-    assert relative_norm(encode_packed(ours.encoder, ids, SEQLENS[name], first_only=first_only), expected) < 1e-12
+    assert (
+        relative_norm(encode_packed(ours.encoder, ids, SEQLENS[name], WANTED[wanted](SEQLENS[name])), expected) < 1e-12
+    )
     assert all(bounds.dtype == torch.int32 for call in calls.call_args_list for bounds in call.args[3:5])
     parameters = list(inspect.signature(varlen_attn).parameters)
     assert parameters[:7] == list(inspect.signature(varlen_reference).parameters)
