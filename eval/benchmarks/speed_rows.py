@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from data.cli import note
@@ -23,10 +22,9 @@ from data.features import budget_batches
 from model import Encoder, EncoderConfig, encode_packed, load_model, save_model
 from model.checkpoints.export import huggingface_config, to_huggingface
 from model.checkpoints.load import load_checkpoint
-from model.checkpoints.native import PRECISIONS
+from model.checkpoints.native import PRECISIONS, load_int8
 from model.checkpoints.onnx import write_onnx
 from model.inference import freeze
-from model.quantised import quantise_state
 from model.training.device import Runtime
 
 from .harness import Job, Run, configs
@@ -103,22 +101,19 @@ def open_session(path: Path):
 def write_student(student: Encoder, path: Path, precision: str) -> None:
     """The student's weight file in a precision."""
     if precision == "int8":
-        save_file(quantise_state(student.state_dict()), path)
+        save_model(student, path, int8=True)
     else:
         encoder = Encoder(student.config)
         encoder.load_state_dict(student.state_dict())
         save_model(encoder.to(PRECISIONS[precision]), path)
 
 
-def read_student(path: Path, config: EncoderConfig, precision: str, device: torch.device) -> Encoder:
+def read_student(path: Path, precision: str, device: torch.device) -> Encoder:
     """The frozen student from the file of write_student, in int8 without a copy of its matrices in float."""
     if precision == "int8":
-        with torch.device("meta"):
-            encoder = Encoder(config)
-        freeze(encoder, precision, load_file(path))
-    else:
-        encoder = load_model(path).to(device)
-        freeze(encoder, precision)
+        return load_int8(path)
+    encoder = load_model(path).to(device)
+    freeze(encoder, precision)
     return encoder
 
 
@@ -242,11 +237,11 @@ def jobs_of(
 # ---- memory ------------------------------------------------------------------------------------------------------
 
 
-def project_memory(options, runtime: Runtime, path: Path, config: EncoderConfig, texts: Texts) -> Run:
+def project_memory(options, runtime: Runtime, path: Path, texts: Texts) -> Run:
     """The first run loads the student's file; each run reads the texts one at a time."""
     from ..tasks import predict  # noqa: F401  what `eval predict` has imported before it opens its model
 
-    read = cache(partial(read_student, path, config, runtime.precision, runtime.device))
+    read = cache(partial(read_student, path, runtime.precision, runtime.device))
     return lambda: [hidden_states(read(), [ids], runtime.device, options.batch_tokens) for ids in texts]
 
 
@@ -262,6 +257,6 @@ def memory_jobs(folder: Path, student: Encoder, texts: Texts, precision: str, gr
     """The rows of the memory part in a precision.  folder: for the weight files, which it writes"""
     path = folder / f"{precision}.safetensors"
     write_student(student, path, precision)
-    jobs = [Job(STUDENT, project_memory, precision, (path, student.config, texts))]
+    jobs = [Job(STUDENT, project_memory, precision, (path, texts))]
     pad_id = student.config.pad_id
     return jobs + [Job(name, onnx_memory, precision, (graph, pad_id, texts)) for name, graph in graphs.items()]

@@ -128,7 +128,7 @@ def test_memory_of_int8_and_of_onnx_runtime(tmp_path, capsys):
     assert values["differences"][ONNX] < speed.TOLERANCE
     rows = values["rows"]["memory"]["int8"]
     assert [row["name"] for row in rows] == [STUDENT, *(f"{ONNX} int8, scales per {x}" for x in ("channel", "tensor"))]
-    assert all(0 < row["extra"] < 10**8 for row in rows)
+    assert all(0 <= row["extra"] < 5 * 10**8 for row in rows)
     (verdict,) = values["verdicts"]
     assert verdict["reached"] == (verdict["bytes"] <= 150e6) and "at most 150 MB" in capsys.readouterr().out
 
@@ -151,7 +151,7 @@ def test_student_files_hold_what_the_precision_says(tmp_path):
         path = tmp_path / precision
         speed_rows.write_student(student, path, precision)
         sizes[precision] = path.stat().st_size
-        read = speed_rows.read_student(path, student.config, precision, CPU)
+        read = speed_rows.read_student(path, precision, CPU)
         states = [speed_rows.hidden_states(e, texts, CPU, 64) for e in (read, speed_rows.frozen(student, precision))]
         assert all(torch.equal(one, other) for one, other in zip(*states))
     assert sizes["fp32"] > 1.9 * sizes["bf16"] and sizes["bf16"] > 1.7 * sizes["int8"]
