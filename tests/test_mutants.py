@@ -19,6 +19,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 AGREES = "tests/model/test_encoder.py::test_every_hidden_state_and_the_logits_agree[two layers-torch.float64-1e-12]"
 LITERAL = "tests/model/test_encoder.py::test_the_literal_equation_5_equals_scaled_dot_product_attention"
 PACKED = "tests/model/test_packed.py::test_no_sequence_attends_to_another"
+EQUALS = "tests/model/test_packed.py::test_packed_equals_padded"
 FIRST = "tests/model/test_packed.py::test_packed_equals_padded[sorted-torch.float32-1e-05-first only]"
 SOFT, COSINE, MLM = (f"tests/losses/test_{name}.py" for name in ("soft_label", "cosine", "mlm"))
 ALL_THREE, FUSED = "tests/losses/test_distillation.py", "tests/losses/test_fused.py"
@@ -44,7 +45,7 @@ FAULTS = [  # name, file, what is changed, into what, the test that must see it
     ("attention scale", "model/attention.py", "attn_mask=mask,", "attn_mask=mask, scale=1.0,", AGREES),
     ("attention scale in (5)", "model/attention.py", "/ math.sqrt(queries.shape[-1])", "", LITERAL),
     ("attention mask in (5)", "model/attention.py", "(~attention_mask[", "(attention_mask[", LITERAL),
-    ("padding of a run attended to", "model/packed.py", "if run.keys.is_padded:", "if False:", PACKED),
+    ("padding of a run attended to", "model/packed.py", "if run.keys.is_padded:", "if False:", EQUALS),
     ("one row too far", "model/packed.py", "rows = [start + position", "rows = [start + position + 1", FIRST),
     ("a run in another order", "model/runs.py", "starts + offsets", "starts.flip(0) + offsets", PACKED),
     ("(15) as printed by default", "eval/tasks/zero_shot.py", "if printed else", "if not printed else", ZERO_SHOT),
@@ -66,8 +67,8 @@ FAULTS = [  # name, file, what is changed, into what, the test that must see it
     ("<s> of the highest window", "eval/tasks/qa.py", "no_answer = min(", "no_answer = max(", NO_ANSWER),
     ("a softmax over several labels", "eval/tasks/multi_label.py", "output.sigmoid()", "output.softmax(0)", LABELS),
     ("an end before its start", "eval/tasks/qa.py", "ends[length:]", "ends[: len(ends) - length]", BEST_SPAN),
-    ("LM bias left out", "model/heads.py", "self.decoder, self.bias)", "self.decoder)", AGREES),
-    ("LM bias added twice", "model/heads.py", "self.decoder, self.bias)", "self.decoder, 2 * self.bias)", AGREES),
+    ("LM bias left out", "model/heads.py", "(state.dtype), self.bias)", "(state.dtype))", AGREES),
+    ("LM bias added twice", "model/heads.py", "(state.dtype), self.bias)", "(state.dtype), 2 * self.bias)", AGREES),
     ("ReLU for GELU", "model/encoder.py", 'activation == "relu"', 'activation != "relu"', AGREES),
     ("sign of (11)", "losses/cosine.py", "1 - F.cosine_similarity(", "F.cosine_similarity(", COSINE),
     ("direction of (10)", "losses/soft_label.py", 'direction == "student', 'direction != "student', SOFT),
