@@ -36,10 +36,11 @@ from model.checkpoints.load import (
     load_tokenizer,
     weights_in,
 )
-from model.checkpoints.native import PRECISIONS, is_finite
+from model.checkpoints.native import is_finite
 from model.checkpoints.onnx import export_onnx
 from model.checkpoints.provenance import provenance_of, read_metrics, read_results
 from model.heads import MaskedLM, QuestionAnswerer, SequenceClassifier, TokenClassifier
+from model.inference import PRECISIONS
 from model.training.device import INFERENCE_PRECISIONS
 
 KIND_CHOICES = {

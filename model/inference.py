@@ -6,11 +6,10 @@ packed products are oneDNN's, with bias, activation and residual sum in the same
 Shapes: T tokens, B sequences, n tokens of a sequence, d_h hidden size, E intermediate size, J heads.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import MultiHeadAttention
@@ -18,7 +17,7 @@ from .config import ModelError
 from .encoder import Encoder, TransformerLayer
 from .quantised import SCALE, QuantisedEmbedding, QuantisedLinear, quantise_state
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ROWS = 512  # tokens that pass a feed-forward network together: their (512, E) states fit the cache
 MakeLinear = Callable[..., nn.Module]  # (names of matrices, one below the other, activation="none") -> their product
 
@@ -43,15 +42,16 @@ def freeze(encoder: Encoder, precision: str, state: Mapping[str, Tensor] | None 
         for part in ("word", "position"):
             name = f"embeddings.{part}.weight"
             setattr(encoder.embeddings, part, QuantisedEmbedding(state[name], state[name + SCALE]))
-        make_linear = partial(quantised_linear, state)
+        make_linear = partial(linear_of, QuantisedLinear, ("weight", "weight" + SCALE, "bias"), state)
     else:
-        encoder.to(DTYPES[precision]).eval()
-        if device != "cpu" or not can_pack(DTYPES[precision]):
+        encoder.to(PRECISIONS[precision]).eval()
+        if device != "cpu" or not can_pack(PRECISIONS[precision]):
             return
-        make_linear = partial(packed_linear, encoder.state_dict())
+        make_linear = partial(linear_of, PackedLinear, ("weight", "bias"), encoder.state_dict())
     for number, layer in enumerate(encoder.layers):
         is_last = number == len(encoder.layers) - 1
-        encoder.layers[number] = FrozenLayer(layer, partial(make_linear, f"layers.{number}."), is_last)
+        of_layer = partial(make_linear, f"layers.{number}.")
+        encoder.layers[number] = FrozenLayer(layer, of_layer, encoder.config.activation, is_last)
     encoder.eval()
 
 
@@ -78,17 +78,15 @@ def can_pack(dtype: torch.dtype) -> bool:
     return True
 
 
-def packed_linear(state: Mapping[str, Tensor], prefix: str, *names: str, activation: str = "none") -> PackedLinear:
-    weight, bias = (torch.cat([state[f"{prefix}{name}.{part}"] for name in names]) for part in ("weight", "bias"))
-    return PackedLinear(weight, bias, activation)
+def linear_of(
+    kind: type, parts: Sequence[str], state: Mapping[str, Tensor], prefix: str, *names: str, activation: str = "none"
+) -> nn.Module:
+    """A PackedLinear or QuantisedLinear of several matrices, one below the other.
 
-
-def quantised_linear(
-    state: Mapping[str, Tensor], prefix: str, *names: str, activation: str = "none"
-) -> QuantisedLinear:
-    parts = "weight", "weight" + SCALE, "bias"
-    weight, scale, bias = (torch.cat([state[f"{prefix}{name}.{part}"] for name in names]) for part in parts)
-    return QuantisedLinear(weight, scale, bias, activation)
+    parts: what it needs of each, of the names prefix + name + "." + part in the encoder's tensors
+    """
+    tensors = (torch.cat([state[f"{prefix}{name}.{part}"] for name in names]) for part in parts)
+    return kind(*tensors, activation)
 
 
 class FrozenAttention(nn.Module):
@@ -98,10 +96,11 @@ class FrozenAttention(nn.Module):
     """
 
     split_heads, concatenate_heads = MultiHeadAttention.split_heads, MultiHeadAttention.concatenate_heads
+    attend, forward = MultiHeadAttention.attend, MultiHeadAttention.forward
 
-    def __init__(self, num_heads: int, make_linear: MakeLinear, is_last: bool):
+    def __init__(self, attention: MultiHeadAttention, make_linear: MakeLinear, is_last: bool):
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.dropout = attention.num_heads, attention.dropout
         query, key, value = (f"attention.{name}" for name in ("query", "key", "value"))
         products = [(query,), (key, value)] if is_last else [(query, key, value)]
         self.products = nn.ModuleList(make_linear(*names) for names in products)
@@ -116,28 +115,18 @@ class FrozenAttention(nn.Module):
             projected = query(asking), *key_value(hidden).chunk(2, dim=-1)
         return [self.split_heads(each) for each in projected]
 
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """The heads, (B, J, n, d_h / J)."""
-        mask = None if attention_mask is None else attention_mask[:, None, None, :]
-        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
-
-    def forward(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        return self.out(self.concatenate_heads(self.attend(*self.project(hidden, hidden), attention_mask)))
-
 
 class FrozenLayer(nn.Module):
     """`TransformerLayer` with packed matrices.  hidden: (B, n, d_h) -> (B, n, d_h)"""
 
-    def __init__(self, layer: TransformerLayer, make_linear: MakeLinear, is_last: bool):
+    forward = TransformerLayer.forward
+
+    def __init__(self, layer: TransformerLayer, make_linear: MakeLinear, activation: str, is_last: bool):
         super().__init__()
-        activation = "relu" if layer.feed_forward.activation is F.relu else "gelu"
-        self.attention = FrozenAttention(layer.attention.num_heads, make_linear, is_last)
+        self.attention = FrozenAttention(layer.attention, make_linear, is_last)
         self.attention_norm, self.feed_forward_norm = layer.attention_norm, layer.feed_forward_norm
         self.feed = make_linear("feed_forward.feed", activation=activation)
         self.forward_proj = make_linear("feed_forward.forward_proj")
-
-    def forward(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        return self.after_attention(hidden, self.attention(hidden, attention_mask))
 
     def after_attention(self, hidden: Tensor, attended: Tensor) -> Tensor:
         """H and MultiHead_l(H) -> H_l.  (…, d_h), (…, d_h) -> (…, d_h)"""

@@ -63,7 +63,7 @@ class QuantisedLinear(nn.Module):
 
 
 def integer_product(rows: Tensor, packed: Tensor, scale: Tensor, zero_points: Tensor, levels: int) -> Tensor:
-    """s_n Σ_k q_mk w_nk.  rows: q, (…, K) int8; packed: w; scale, zero_points: (N,) -> (…, N) float32
+    """s_n Σ_k q_mk w_nk.  rows: q, (…, K) int8, which is overwritten; packed: w; scale, zero_points: (N,) -> (…, N)
 
     oneDNN's fast product takes unsigned inputs: q + Q + 1 with a zero point of Q + 1 are the same numbers. Without VNNI
     they are below 128, so that two products with w fit 16 bits.
@@ -93,11 +93,10 @@ class QuantisedEmbedding(nn.Module):
 @functools.cache
 def activation_levels() -> int:
     """Q = 127, or 63 on a processor without VNNI: there, two products are summed in 16 bits, which 127 overflows."""
-    ones = torch.full((1, 64), LEVELS, dtype=torch.int8)
-    packed = torch.ops.onednn.qlinear_prepack(ones.clone(), None)
-    exact = 64 * LEVELS**2
-    found = integer_product(ones, packed, torch.ones(1), torch.zeros(1, dtype=torch.int64), LEVELS)
-    return LEVELS if found.item() == exact else LEVELS_WITHOUT_VNNI
+    largest = torch.full((1, 64), LEVELS, dtype=torch.int8)
+    packed = torch.ops.onednn.qlinear_prepack(largest.clone(), None)
+    found = integer_product(largest, packed, torch.ones(1), torch.zeros(1, dtype=torch.int64), LEVELS)
+    return LEVELS if found.item() == 64 * LEVELS**2 else LEVELS_WITHOUT_VNNI
 
 
 def is_quantised(name: str, tensor: Tensor) -> bool:

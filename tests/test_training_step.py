@@ -14,7 +14,7 @@ import train
 from data.blocks import Batch
 from losses import LossSettings
 from model import initialise_student
-from model.checkpoints.native import PRECISIONS
+from model.inference import PRECISIONS
 from model.training.device import Runtime, prepare_models
 from model.training.distributed import SINGLE
 from model.training.optim import make_optimiser, optimiser_step

@@ -24,8 +24,8 @@ from data.download.models import fetch_models
 from data.tokenizer import Tokenizer
 from model import Encoder, EncoderConfig, ModelError, SequenceClassifier
 from model.checkpoints.load import check_vocabulary, load_tokenizer
-from model.checkpoints.native import PRECISIONS
-from model.training.device import DEVICE_HELP, Runtime, choose_device, choose_precision
+from model.inference import PRECISIONS
+from model.training.device import DEVICE_HELP, INFERENCE_PRECISIONS, Runtime, choose_device, choose_precision
 
 from ..results import check_writable, command_line, provenance, write_json
 from ..tasks.batching import BUDGET, infer
@@ -51,7 +51,6 @@ from .speed_rows import (
 )
 
 PARTS = ("fixed", "mixed", "latency", "memory")
-ALL_PRECISIONS = (*PRECISIONS, "int8")
 SHORT = 20  # tokens of the sentence whose latency is measured
 SENTENCES = 50  # of the text, read one at a time where memory is measured
 TOLERANCE = 1e-4  # ‖h - h_transformers‖ / ‖h_transformers‖ in fp32; 1e-6 was measured
@@ -104,7 +103,7 @@ class Options:
     longest: int = option(512, "tokens of the longest line, which is made by joining lines", least=3, most=10**5)
 
     precision: tuple[str, ...] = option(
-        ("fp32",), "of the matrix products", "benchmark", nargs="+", choices=ALL_PRECISIONS
+        ("fp32",), "of the matrix products", "benchmark", nargs="+", choices=INFERENCE_PRECISIONS
     )
     fixed: tuple[int, ...] = option(
         (32, 128), "number and length of the sequences of part fixed", nargs=2, type=int, least=1, most=10**5
@@ -337,10 +336,7 @@ def main(arguments: list[str] | None = None) -> None:
     report = heading("speed", options, arguments)
     device = choose_device(options.device)
     for precision in options.precision:
-        if precision == "int8":
-            frozen(Encoder(configs(small=True)[0]).to(device), precision)
-        else:
-            choose_precision(precision, device)
+        choose_precision(precision, device)
     emulated = {"bf16"} & set(options.precision) if choose_precision("auto", device) != "bf16" else set()
     torch.manual_seed(0)
     student_config, teacher_config = configs(options.small)

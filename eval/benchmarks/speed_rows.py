@@ -22,9 +22,9 @@ from data.features import budget_batches
 from model import Encoder, EncoderConfig, encode_packed, load_model, save_model
 from model.checkpoints.export import huggingface_config, to_huggingface
 from model.checkpoints.load import load_checkpoint
-from model.checkpoints.native import PRECISIONS, load_int8
+from model.checkpoints.native import load_int8
 from model.checkpoints.onnx import write_onnx
-from model.inference import freeze
+from model.inference import PRECISIONS, freeze
 from model.training.device import Runtime
 
 from .harness import Job, Run, configs

@@ -23,7 +23,7 @@ from data.masking import CHOSEN
 from losses import IGNORE_INDEX, LossSettings, distillation_loss, fused_distillation_loss
 from losses.fused import Decoder
 from model import MaskedLM
-from model.checkpoints.native import PRECISIONS
+from model.inference import PRECISIONS
 from model.training.device import (
     DEVICE_HELP,
     GPU_PEAKS,

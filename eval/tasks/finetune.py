@@ -35,10 +35,10 @@ from data.tasks.tags import OUTSIDE, types_of
 from losses import DIRECTIONS, IGNORE_INDEX, soft_label_loss
 from model import SequenceClassifier, save_model
 from model.checkpoints.load import load_checkpoint, load_teacher
-from model.checkpoints.native import PRECISIONS, fingerprint
+from model.checkpoints.native import fingerprint
 from model.checkpoints.provenance import origins
 from model.heads import PROBLEM_TYPES
-from model.inference import freeze
+from model.inference import PRECISIONS, freeze
 from model.training.bounds import CLIP, DROPOUT, LR, SEED, TEMPERATURE, WEIGHT_DECAY
 from model.training.device import PRECISION_HELP, Runtime
 from model.training.optim import learning_rate, make_optimiser, optimiser_step

@@ -250,15 +250,15 @@ def milliseconds(models: dict[str, nn.Module], texts: Sequence[list[int]], runti
     return {name: 1000 * statistics.median(values) for name, values in times.items()}
 
 
-def in_int8(path: str, task_name: str, examples: Sequence[Example], options: Options) -> dict:
-    """A fine-tuned model in int8 and in fp32 on the same examples -> figures of both, share of equal labels."""
+def in_int8(path: str, task_name: str, examples: Sequence[Example], options: Options) -> tuple[nn.Module, dict]:
+    """A fine-tuned model in int8 -> it, and figures on the examples, also in fp32, with the share of equal labels."""
     predictions, figures = [], {}
-    for precision in ("int8", "fp32"):
+    for precision in ("fp32", "int8"):
         settings = replace(options, tokenizer=None, precision=precision)
         model, task, runtime = open_model(path, task_name, settings)
         predictions.append(predict(model, task, examples, runtime, options.batch_tokens))
         figures[precision] = task.metrics(predictions[-1], examples, options.seeds[0])
-    return {"figures": figures, "equal_to_fp32": share_equal(task, *predictions)}
+    return model, {"figures": figures, "equal_to_fp32": share_equal(task, *predictions)}
 
 
 def percent(metric: dict | None) -> str:
@@ -369,10 +369,8 @@ def compare(data: TaskData, teacher: str, student: str, options: Options, comman
         path = str(folder / name / "model.safetensors")
         models[name], task, runtime = open_model(path, data.task, replace(options, tokenizer=None))
     if runtime.device.type == "cpu":
-        student = str(folder / "student" / "model.safetensors")
-        result["student_int8"] = in_int8(student, data.task, data.parts["test"], options)
-        int8 = replace(options, tokenizer=None, precision="int8")
-        models["student, int8"] = open_model(student, data.task, int8)[0]
+        tuned_student = str(folder / "student" / "model.safetensors")
+        models["student, int8"], result["student_int8"] = in_int8(tuned_student, data.task, data.parts["test"], options)
     features = task.encode(data.parts["test"][:TIMED_TEXTS], lambda sentence: None)
     result["milliseconds"] = milliseconds(models, [feature.ids for feature in features[:TIMED_TEXTS]], runtime)
     return result

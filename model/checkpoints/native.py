@@ -27,12 +27,11 @@ from data.tokenizer import DIGEST, FILE_NAME, Tokenizer
 from ..config import EncoderConfig, ModelError
 from ..encoder import Encoder
 from ..heads import MaskedLM, QuestionAnswerer, SequenceClassifier, TokenClassifier
-from ..inference import freeze
+from ..inference import PRECISIONS, freeze
 from ..quantised import LEVELS, SCALE, dequantise_state, is_quantised, quantise_state
 
 FORMAT, OLD_FORMAT = "distilcamembert-2", "distilcamembert-1"
 OLD_NAMES = {".mix.": ".out.", ".expand.": ".feed.", ".contract.": ".forward_proj."}  # of OLD_FORMAT's tensors
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPES = (torch.float64, *PRECISIONS.values())  # that a weight file may hold
 UMASK = os.umask(0o077)  # read once: reading it means setting it, for every thread
 os.umask(UMASK)

@@ -11,9 +11,9 @@ from torch import nn
 
 from data.cli import OptionError, first_line, is_out_of_memory, note
 
-from ..checkpoints.native import PRECISIONS
 from ..config import EncoderConfig
 from ..heads import MaskedLM
+from ..inference import PRECISIONS
 from ..quantised import LEVELS, activation_levels
 from .optim import FixedScale
 from .stop import shielded

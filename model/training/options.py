@@ -11,7 +11,7 @@ from losses import DIRECTIONS, LossSettings
 from losses.fused import CHUNK_BYTES
 
 from ..checkpoints.load import TOKENIZER_HELP
-from ..checkpoints.native import PRECISIONS
+from ..inference import PRECISIONS
 from .bounds import CLIP, DROPOUT, LR, SEED, TEMPERATURE, WEIGHT_DECAY
 from .device import DEVICE_HELP, PRECISION_HELP
 
