@@ -42,7 +42,7 @@ GPU_PEAKS = {  # floating-point operations per second of dense matrix products, 
 }
 NO_VNNI = (
     "this processor has neither VNNI nor AMX, which multiply 8-bit integers: int8 saves memory here, a quarter of "
-    "fp32's for the weights, but little time. On a processor that has them, int8 is two to four times as fast as fp32."
+    "fp32's for the weights, but little time. On a processor that has them, int8 is about twice as fast as fp32."
 )
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 PAGE = 2**12  # bytes; with THP_MEM_ALLOC_ENABLE, PyTorch aligns tensors of 2 MB and more to it, else to 64
