@@ -17,8 +17,8 @@ def of_device(sizes: Mapping[str, int], device: torch.device) -> int:
 def parts_of_vocabulary(vocab_size: int, device: torch.device) -> list[slice]:
     """The columns of logits that a product computes, and those of another, small one.
 
-    A GPU's fast kernels in half precision need sizes that are multiples of 8: the products with all 32,005 columns took
-    8.5 ms of a step on an H200, those with 32,000 take 1.2 (eval/LOG.md). Padding both matrices instead would copy them.
+    A GPU's fast kernels in half precision need sizes that are multiples of 8: with all 32,005 columns, these products
+    took 8.5 ms of a step on an H200, with 32,000 of them 1.2 (eval/LOG.md). Padding both matrices would copy them.
     """
     size = of_device(PRODUCT_COLUMNS, device)
     whole = vocab_size // size * size

@@ -37,6 +37,12 @@ def test_the_runs_are_the_cheapest_of_all(costs, longest, is_sorted):
     assert several > 2 or longest == 500  # neighbours of unequal length do share calls
 
 
+def test_the_costs_of_a_run():
+    """By hand: a call, 24 heads of 0.21 + 10 (0.06 + 10 · 0.00135), and the copies of 20 rows of 768."""
+    assert run_cost(2, 10, False, 12, 768, FULL) == pytest.approx(27 + 24 * 0.945)
+    assert run_cost(2, 10, True, 12, 768, FULL) == pytest.approx(27 + 24 * 0.945 + 21 + 3.84)
+
+
 @pytest.mark.parametrize("costs", [FULL, HALF], ids=["fp32", "half"])
 def test_runs_are_no_larger_than_a_cache_and_long_sequences_stay_alone(costs):
     for seqlens in ((36,) * 200, tuple(range(20, 90)) * 3, (128,) * 32):

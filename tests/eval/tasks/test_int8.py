@@ -5,12 +5,15 @@ import json
 import pytest
 import torch
 
+from data.tasks import TextExample
 from eval.__main__ import main
 from eval.tasks.batching import TaskSettings
 from eval.tasks.checks import share_equal
 from eval.tasks.qa import AnswerSpan, QaTask
 from eval.tasks.sequences import LabelPrediction
+from eval.tasks.table2 import Options, in_int8
 from model import EncoderConfig, MaskedLM, QuestionAnswerer, SequenceClassifier, TokenClassifier, load_model, save_model
+from model.quantised import QuantisedEmbedding
 from tests.eval.tasks.shared import TOKENIZER, save
 
 CONFIG = EncoderConfig(2, 32, 2, 64, 1005, max_positions=130)
@@ -80,6 +83,15 @@ def test_predict_zero_shot_and_fill_mask(make, tmp_path, capsys):
     for precision in ("int8", "bf16"):
         main(["fill-mask", "Elle habite à <mask>.", "--model", path, "--top", "3", "--precision", precision])
         assert len(capsys.readouterr().out.split("\n")) == 5
+
+
+def test_the_student_of_table2_in_int8(make):
+    """The model that is returned, and timed, is the one in int8; the figures are of both."""
+    path, _ = make("sentiment")
+    examples = [TextExample(row["text"], row["label"]) for row in TEST["sentiment"]]
+    model, found = in_int8(path, "sentiment", examples, Options(device="cpu"))
+    assert isinstance(model.encoder.embeddings.word, QuantisedEmbedding)
+    assert found["figures"].keys() == {"fp32", "int8"} and found["equal_to_fp32"] == 1.0
 
 
 def test_share_equal():

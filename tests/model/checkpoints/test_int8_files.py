@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 import torch
@@ -51,6 +52,14 @@ def test_a_base_students_encoder_takes_at_most_72_mb():
     with torch.device("meta"):
         encoder = Encoder(EncoderConfig.distilcamembert())
     assert sum(tensor.nbytes for tensor in quantise_state(encoder.state_dict()).values()) <= 72e6
+
+
+def test_no_matrix_is_read_as_float(files, monkeypatch):
+    """As many numbers as it has, in float32, would be four times the memory of a process that serves an int8 file."""
+    for name in ("dequantise_rows", "quantise_rows"):
+        monkeypatch.setattr(f"model.quantised.{name}", mock.Mock(side_effect=AssertionError("a matrix in float32")))
+    model = load_frozen(files[1], SequenceClassifier, CPU, "int8")
+    assert model.encoder.embeddings.word.rows.dtype == torch.int8
 
 
 def test_frozen_from_its_file_as_from_the_model(files):

@@ -14,7 +14,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from data import OptionError
 from model import EncoderConfig, MaskedLM
 from model.training import device
-from model.training.device import Runtime, choose_compiled, choose_device, choose_precision, training_flops
+from model.training.device import (
+    Runtime,
+    choose_compiled,
+    choose_device,
+    choose_precision,
+    seed_generators,
+    training_flops,
+)
 from tests.helpers import REPOSITORY, padded_batch, relative_norm
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -168,6 +175,13 @@ def test_training_flops_against_pytorchs_counter():
     assert training_flops(STUDENT, None, 8, masked=0.25) == 3 * alone
     both = 3 * counted(lambda: student(input_ids)) + counted(lambda: teacher(input_ids))
     assert training_flops(STUDENT, TEACHER, 8, masked=0.25) == both
+
+
+def test_seed_generators_draws_what_manual_seed_does():
+    torch.manual_seed(2**62 + 1)
+    expected = torch.rand(3)
+    seed_generators(2**62 + 1, CPU)
+    assert torch.equal(torch.rand(3), expected)
 
 
 @pytest.mark.parametrize("levels", [127, 63])
