@@ -18,6 +18,10 @@ commands:
 python -m eval COMMAND --help lists the options. table2 without options runs on an embedded demo.
 """
 
+import os
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages for a CPU's large tensors; read when torch is imported
+
 import re
 import sys
 from functools import partial

@@ -12,7 +12,8 @@ Rounding moves W_nk by at most s_n / 2 and x_mk by at most t_m / 2, so that
     |y_mn − (Σ_k x_mk W_nk + b_n)|  ≤  s_n / 2 Σ_k |x_mk| + t_m / 2 Σ_k |W_nk| + K s_n t_m / 4
 
 A scale per token, not per tensor: a text's result does not depend on the texts that share its batch. Only products are
-in int8; sums, GELU, LayerNorm and softmax stay in float32, and so do biases and the heads of the tasks.
+in int8; sums, GELU, LayerNorm and softmax stay in float32, and so do biases and the heads of the tasks. Queries, keys
+and values are in bf16 where the processor multiplies it.
 Shapes: M tokens, K inputs and N outputs of a product; V rows of an embedding matrix.
 """
 
@@ -24,15 +25,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LEVELS, LEVELS_WITHOUT_VNNI = 127, 63  # Q
+SMALLEST = torch.tensor(torch.finfo(torch.float32).tiny)
 SCALE = "_scale"  # after the name of a matrix in int8: the name of its rows' scales
 QUANTISED = "embeddings.", "layers."  # the encoder's; its tensors with two dimensions are matrices
 
 
 def quantise_rows(matrix: Tensor, levels: int = LEVELS) -> tuple[Tensor, Tensor]:
-    """(…, K) -> the rows in int8, (…, K), and their scales, (…, 1) float32.  A row of zeros has the smallest."""
-    scale = matrix.abs().amax(dim=-1, keepdim=True).float().clamp_(min=torch.finfo(torch.float32).tiny * levels)
-    scale.div_(levels)
+    """float32 (…, K) -> the rows in int8, (…, K), and their scales, (…, 1), which are not 0."""
+    scale = row_scales(matrix, levels)
     return (matrix / scale).round_().to(torch.int8), scale
+
+
+def row_scales(matrix: Tensor, levels: int) -> Tensor:
+    """max_k |W_nk| / Q of each row, (…, K) -> (…, 1); of a row of zeros, the smallest number."""
+    return torch.add(SMALLEST, matrix.abs().amax(dim=-1, keepdim=True), alpha=1 / levels)
 
 
 def dequantise_rows(rows: Tensor, scale: Tensor) -> Tensor:
@@ -46,31 +52,32 @@ class QuantisedLinear(nn.Module):
     weight: (N, K) int8; scale: (N, 1); bias: (N,); activation: none, gelu or relu
     """
 
-    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor, activation: str = "none"):
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor, activation="none", dtype=torch.float32):
         super().__init__()
-        self.activation, self.bias, self.scale = activation, bias, scale.flatten()
-        self.levels = activation_levels()
+        self.activation, self.dtype, self.bias, self.scale = activation, dtype, bias, scale.flatten()
+        self.zero_point = activation_levels() + 1
+        self.rounding = torch.tensor(1.5 * 2**23 + self.zero_point)
         self.packed = torch.ops.onednn.qlinear_prepack(weight, None)
         self.zero_points = torch.zeros(len(weight), dtype=torch.int64)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        rows, scale = quantise_rows(x, self.levels)
-        y = integer_product(rows, self.packed, self.scale, self.zero_points, self.levels)
-        y = torch.addcmul(self.bias, y, scale)
+        x = x.float()
+        scale = row_scales(x, self.zero_point - 1)
+        rows = (x / scale).add_(self.rounding).view(torch.int32).to(torch.uint8)  # the last bits of a sum at 1.5 · 2²³
+        y = integer_product(rows, self.zero_point, self.packed, self.scale, self.zero_points)
+        torch.addcmul(self.bias, y, scale, out=y)
         if self.activation != "none":
-            y = F.gelu(y) if self.activation == "gelu" else y.relu_()
-        return y if residual is None else y.add_(residual)
+            y = torch.ops.aten.gelu_(y) if self.activation == "gelu" else y.relu_()
+        return (y if residual is None else y.add_(residual)).to(self.dtype)
 
 
-def integer_product(rows: Tensor, packed: Tensor, scale: Tensor, zero_points: Tensor, levels: int) -> Tensor:
-    """s_n Σ_k q_mk w_nk.  rows: q, (…, K) int8, which is overwritten; packed: w; scale, zero_points: (N,) -> (…, N)
+def integer_product(rows: Tensor, zero_point: int, packed: Tensor, scale: Tensor, zero_points: Tensor) -> Tensor:
+    """s_n Σ_k q_mk w_nk.  rows: q + zero_point, (…, K) uint8; packed: w; scale, zero_points: (N,) -> (…, N)
 
-    oneDNN's fast product takes unsigned inputs: q + Q + 1 with a zero point of Q + 1 are the same numbers. Without VNNI
-    they are below 128, so that two products with w fit 16 bits.
+    oneDNN's fast product takes unsigned inputs. Without VNNI they are below 128: two products with w then fit 16 bits.
     """
-    unsigned = rows.view(torch.uint8).add_(levels + 1)  # modulo 256
     return torch.ops.onednn.qlinear_pointwise(
-        unsigned, 1.0, levels + 1, packed, scale, zero_points, None, 1.0, 0, torch.float32, "none", [], ""
+        rows, 1.0, zero_point, packed, scale, zero_points, None, 1.0, 0, torch.float32, "none", [], ""
     )
 
 
@@ -94,8 +101,9 @@ class QuantisedEmbedding(nn.Module):
 def activation_levels() -> int:
     """Q = 127, or 63 on a processor without VNNI: there, two products are summed in 16 bits, which 127 overflows."""
     largest = torch.full((1, 64), LEVELS, dtype=torch.int8)
-    packed = torch.ops.onednn.qlinear_prepack(largest.clone(), None)
-    found = integer_product(largest, packed, torch.ones(1), torch.zeros(1, dtype=torch.int64), LEVELS)
+    packed = torch.ops.onednn.qlinear_prepack(largest, None)
+    rows = torch.full((1, 64), 2 * LEVELS + 1, dtype=torch.uint8)
+    found = integer_product(rows, LEVELS + 1, packed, torch.ones(1), torch.zeros(1, dtype=torch.int64))
     return LEVELS if found.item() == 64 * LEVELS**2 else LEVELS_WITHOUT_VNNI
 
 
