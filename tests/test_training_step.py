@@ -35,6 +35,8 @@ class Training:
     """A student, its frozen teacher, and what a step needs, as in train.run."""
 
     def __init__(self, precision: str, dropout: float = 0.1, compiled: bool = False):
+        if compiled:
+            torch._dynamo.reset()  # it compiles a layer for a few forms only, and then runs it uncompiled
         self.runtime = Runtime(DEVICE, precision, compiled)
         self.teacher = train_runs.make_teacher().to(DEVICE)
         self.student = initialise_student(self.teacher, [0, 2], dropout).train()
@@ -189,34 +191,26 @@ def test_with_cuda_graphs_the_gradients_are_those_of_uncompiled_steps(precision,
 
 
 @needs_cuda
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_with_cuda_graphs_the_same_seed_gives_the_same_bits(precision):
-    """Of dropout too: in the first steps, which record the graphs, in replays, and after a validation."""
-    training = Training(precision, compiled=True)
-    found = []
+    """Of dropout too: in the first steps, which record the graphs, in replays, and after a validation.
+
+    Then no more are recorded, and memory does not grow; nothing was left out of the graphs.
+    """
+    from torch._inductor.cudagraph_trees import get_manager  # on a CPU, it would only make the other tests slower
+
+    training, counters = Training(precision, compiled=True), torch._dynamo.utils.counters["inductor"]
+    skipped, sizes, found = counters["cudagraph_skips"], [], []
+    kept = [parameter.grad for parameter in training.student.parameters()]
     for key in ((0, 1), (0, 2), (0, 1), (0, 1), (0, 2), (0, 1)):
-        found.append(training.gradients(key))
+        found.append({name: gradient.cpu() for name, gradient in training.gradients(key).items()})
         validate(training.student, training.teacher, training.batches, SETTINGS, training.runtime)
+        roots = get_manager(torch.cuda.current_device()).get_roots()
+        sizes.append((sum(1 + root.num_descendants() for root in roots), torch.cuda.memory_allocated()))
     for number, other in ((2, 0), (3, 0), (5, 0), (4, 1)):
-        assert all(torch.equal(found[number][name], other) for name, other in found[other].items()), number
+        assert all(torch.equal(found[number][name], gradient) for name, gradient in found[other].items()), number
     name = "encoder.layers.1.feed_forward.feed.weight"
     assert relative_norm(found[1][name], found[0][name]) > 1e-3
-
-
-@needs_cuda
-def test_cuda_graphs_are_recorded_once():
-    """One for each layer, direction and form; none is left out, and neither memory nor their number grows."""
-    from torch._inductor.cudagraph_trees import get_manager
-
-    skipped = torch._dynamo.utils.counters["inductor"]["cudagraph_skips"]
-    training = Training("bf16", compiled=True)
-    addresses, sizes = [], []
-    for _ in range(8):
-        training.step()
-        roots = get_manager(DEVICE.index or 0).get_roots()
-        sizes.append((sum(1 + root.num_descendants() for root in roots), torch.cuda.memory_allocated()))
-        addresses.append([parameter.grad.data_ptr() for parameter in training.student.parameters()])
-        assert not any(parameter.grad.any() for parameter in training.student.parameters())
-    assert sizes[3:] == sizes[3:4] * 5, sizes
-    assert addresses == addresses[:1] * 8
-    assert torch._dynamo.utils.counters["inductor"]["cudagraph_skips"] == skipped
+    assert sizes[3:] == sizes[3:4] * 3 and sizes[3][0] > 0, sizes
+    assert all(parameter.grad is gradient for parameter, gradient in zip(training.student.parameters(), kept))
+    assert counters["cudagraph_skips"] == skipped

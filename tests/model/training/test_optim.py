@@ -53,11 +53,11 @@ def test_gradients_that_are_kept_give_the_same_bits():
     for keeps_gradients in (False, True):
         torch.manual_seed(0)
         model = torch.nn.Linear(3, 2)
-        optimiser, scaler = make_optimiser(model, 0.1, 0.1, keeps_gradients), Runtime("cpu").grad_scaler()
+        optimiser, scaler = make_optimiser(model, 0.1, 0.1, keeps_gradients), Runtime(torch.device("cpu")).grad_scaler()
         before = [parameter.grad for parameter in model.parameters()]
         for factor in (1.0, math.inf, 2.0):
             for example in torch.eye(3):  # three micro-batches
-                (factor * model(example).square().sum()).backward()
+                scaler.scale(factor * model(example).square().sum()).backward()
             if keeps_gradients:
                 assert all(parameter.grad is kept for parameter, kept in zip(model.parameters(), before))
             optimiser_step(model, optimiser, scaler, 0.1, 5.0)
