@@ -291,7 +291,7 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
             optimiser_step(distiller, optimiser, scaler, 0.0, options.clip)
             sums.sum().item()  # waits for a GPU
 
-        measured = plan.measure(time_step, validate_now, device, world)
+        measured = plan.measure(time_step, validate_now, runtime, world)
         plan.print_work(work, measured, student, teacher)
         disk = plan.Disk.of(out, distiller, options.keep)
         size, on_gpu = plan.memory_size(device), device.type == "cuda"

@@ -172,7 +172,9 @@ def choose_compiled(name: str, device: torch.device, worth_it: bool) -> bool:
         return False
     try:
         with shielded():  # PyTorch's compiler starts processes that stay
-            torch.compile(torch.exp)(torch.zeros(8, device=device)).sum().item()
+            compiled = torch.compile(torch.exp, options={"triton.cudagraphs": device.type == "cuda"})
+            for _ in range(3):  # the second call records a CUDA graph, the third replays it
+                compiled(torch.zeros(8, device=device)).sum().item()
     except Exception as error:  # a missing or outdated compiler can raise nearly anything
         reason = first_line(error)
         if name == "on":
