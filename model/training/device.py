@@ -58,6 +58,11 @@ class Runtime:
     def to_json(self) -> dict:
         return {"device": str(self.device), "precision": self.precision, "compiled": self.compiled}
 
+    @property
+    def uses_graphs(self) -> bool:
+        """Whether compiled layers run as CUDA graphs, which the host starts with one call each."""
+        return self.compiled and self.device.type == "cuda"
+
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32")
 
@@ -154,7 +159,9 @@ def choose_compiled(name: str, device: torch.device, worth_it: bool) -> bool:
         return False
     try:
         with shielded():  # PyTorch's compiler starts processes that stay
-            torch.compile(torch.exp)(torch.zeros(8, device=device)).sum().item()
+            compiled = torch.compile(torch.exp, options={"triton.cudagraphs": device.type == "cuda"})
+            for _ in range(3):  # the second call records a CUDA graph, the third replays it
+                compiled(torch.zeros(8, device=device)).sum().item()
     except Exception as error:  # a missing or outdated compiler can raise nearly anything
         reason = first_line(error)
         if name == "on":
@@ -166,15 +173,22 @@ def choose_compiled(name: str, device: torch.device, worth_it: bool) -> bool:
 
 
 def prepare_models(student: MaskedLM, teacher: MaskedLM | None, runtime: Runtime) -> None:
-    """Casts the teacher's matrices to the run's precision once, which autocast would do at every step; compiles."""
+    """Casts the teacher's matrices to the run's precision once, which autocast would do at every step; compiles.
+
+    With CUDA graphs, each layer's are recorded in the second micro-batch and replayed from the third on. They hold the
+    addresses of the weights, which must stay, and their outputs last until the next micro-batch begins, which
+    torch.compiler.cudagraph_mark_step_begin says.
+    """
     if teacher:
         runtime.cast_linears(teacher)
         teacher.encoder.embeddings.word.to(PRECISIONS[runtime.precision])  # also the decoder
     if runtime.compiled:
         on_cpu = runtime.device.type == "cpu"  # there PyTorch's own generator keeps dropout the same as uncompiled
+        options = {"fallback_random": on_cpu, "triton.cudagraphs": runtime.uses_graphs}
+        torch._dynamo.config.optimize_ddp = False  # which would split a layer where a bucket of gradients ends
         for model in filter(None, (student, teacher)):
             for layer in model.encoder.layers:  # all layers of a model share one compiled form
-                layer.compile(dynamic=False, options={"fallback_random": on_cpu})
+                layer.compile(dynamic=False, options=options)
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
