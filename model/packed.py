@@ -75,7 +75,7 @@ def packed_attention(attention: MultiHeadAttention, asking: Tensor, hidden: Tens
 
 
 def attend(attention: MultiHeadAttention, queries: Tensor, keys: Tensor, values: Tensor, run: Run) -> Tensor:
-    """Equation (5) for a run, in its fastest form: on a CPU, short sequences as two products of all heads at once.
+    """The heads of a run in their fastest form: on a CPU, short sequences as two products of all heads at once.
 
     queries: (B, J, m, d_h / J); keys, values: (B, J, n, d_h / J) -> (B, J, m, d_h / J)
     """

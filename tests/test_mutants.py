@@ -20,6 +20,7 @@ AGREES = "tests/model/test_encoder.py::test_every_hidden_state_and_the_logits_ag
 LITERAL = "tests/model/test_encoder.py::test_the_literal_equation_5_equals_scaled_dot_product_attention"
 PACKED = "tests/model/test_packed.py::test_no_sequence_attends_to_another"
 FIRST = "tests/model/test_packed.py::test_packed_equals_padded[sorted-torch.float32-1e-05-first only]"
+RUNS = FIRST.replace("sorted", "neighbours").replace("first only", "all tokens")
 SOFT, COSINE, MLM = (f"tests/losses/test_{name}.py" for name in ("soft_label", "cosine", "mlm"))
 ALL_THREE, FUSED = "tests/losses/test_distillation.py", "tests/losses/test_fused.py"
 EQUAL = f"{FUSED}::test_it_is_equation_13"
@@ -44,7 +45,7 @@ FAULTS = [  # name, file, what is changed, into what, the test that must see it
     ("attention scale", "model/attention.py", "attn_mask=mask,", "attn_mask=mask, scale=1.0,", AGREES),
     ("attention scale in (5)", "model/attention.py", "/ math.sqrt(queries.shape[-1])", "", LITERAL),
     ("attention mask in (5)", "model/attention.py", "(~attention_mask[", "(attention_mask[", LITERAL),
-    ("padding of a run attended to", "model/packed.py", "if run.keys.is_padded:", "if False:", PACKED),
+    ("padding of a run attended to", "model/packed.py", "if run.keys.is_padded:", "if False:", RUNS),
     ("one row too far", "model/packed.py", "rows = [start + position", "rows = [start + position + 1", FIRST),
     ("a run in another order", "model/runs.py", "starts + offsets", "starts.flip(0) + offsets", PACKED),
     ("(15) as printed by default", "eval/tasks/zero_shot.py", "if printed else", "if not printed else", ZERO_SHOT),
