@@ -19,7 +19,7 @@ class Costs(NamedTuple):
     """Of attention on a CPU, in microseconds: of a call; per head, of a sequence, a token and a score (B · n²).
 
     padding: of a padded run, whose rows are copied into place and back; padded_value: per token and hidden unit of it.
-    Only the ratios matter. Least squares on 130 measured calls of two threads; eval/LOG.md has lengths and processor.
+    Only the ratios matter. Least squares on 120 measured calls of two threads; eval/LOG.md has lengths and processor.
     """
 
     call: float
