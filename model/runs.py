@@ -70,7 +70,7 @@ def choose_runs(seqlens: tuple[int, ...], num_heads: int, hidden_size: int, cost
 class Rows:
     """Rows of a packed tensor as a batch (B, n): those of the B sequences of a run, one after the other.
 
-    Rows of equal number are viewed as a batch. Others are copied; any other row pads the shorter ones.
+    Rows of equal number are viewed as a batch. Others are copied, the shorter ones padded by the row before their end.
     """
 
     def __init__(self, start: int, lengths: Sequence[int], device: torch.device):

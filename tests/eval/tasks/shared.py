@@ -43,7 +43,7 @@ def save(model, path: Path, noise: float = 0.0) -> Path:
 
 
 def pipe(monkeypatch, content: bytes) -> None:
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=SimpleNamespace(raw=io.BytesIO(content))))
 
 
 def succeeded(result):
