@@ -33,7 +33,7 @@ from data.tasks.contents import contradicts_name
 from data.tasks.rows import short
 
 from .ahead import ahead
-from .batching import infer
+from .batching import infer_asked
 from .checks import Answers
 from .evaluate import MODEL_HELP, SURROGATE, InferenceOptions, Task, check_task, open_model
 from .multi_label import LabelsPrediction
@@ -226,7 +226,7 @@ def run(task_name: str, options: Options, lines: Iterable[bytes]) -> int:
     chunks = read_chunks(lines, task_name, counts)
     encoded = ((chunk, task.encode([example for _, example in chunk], warn)) for chunk in chunks)
     for chunk, features in ahead(encoded):
-        outputs = infer(model, [feature.ids for feature in features], runtime, options.batch_tokens)
+        outputs = infer_asked(model, features, runtime, options.batch_tokens)
         predictions = task.decode(outputs, features, [example for _, example in chunk])
         answers.add(task, predictions)
         for (number, example), prediction in zip(chunk, predictions):
