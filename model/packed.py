@@ -41,6 +41,8 @@ def encode_packed(
         packing = Packing(seqlens, [len(each) for each in wanted], input_ids.device)
         starts = accumulate(seqlens, initial=0)
         rows = [start + position for start, each in zip(starts, wanted) for position in each]
+        if not rows:
+            return hidden[0, :0]
         asking = hidden[:, torch.tensor(rows, dtype=torch.int64).to(input_ids.device)]  # (1, R, d_h)
     return last.after_attention(asking, packed_attention(last.attention, asking, hidden, packing))[0]
 
