@@ -11,6 +11,11 @@ Rounding moves W_nk by at most s_n / 2 and x_mk by at most t_m / 2, so that
 
     |y_mn − (Σ_k x_mk W_nk + b_n)|  ≤  s_n / 2 Σ_k |x_mk| + t_m / 2 Σ_k |W_nk| + K s_n t_m / 4
 
+A matrix with outliers in its rows has a large s_n for its many small values. Where 8 bits would change a matrix by more
+than 1.5 % of its norm (0.8 % is usual), it has 16, and its products are two, of high and low bytes:
+
+    s_n = max_k |W_nk| / (127 · 256)    w_nk = 256 h_nk + l_nk    Σ_k q_mk w_nk = 256 Σ_k q_mk h_nk + Σ_k q_mk l_nk
+
 A scale per token, not per tensor: a text's result does not depend on the texts that share its batch. Only products are
 in int8; sums, GELU, LayerNorm and softmax stay in float32, and so do biases and the heads of the tasks.
 Shapes: M tokens, K inputs and N outputs of a product; V rows of an embedding matrix.
@@ -25,41 +30,68 @@ from torch import Tensor, nn
 
 LEVELS, LEVELS_WITHOUT_VNNI = 127, 63  # Q
 SCALE = "_scale"  # after the name of a matrix in int8: the name of its rows' scales
+BYTE = 256  # values of the low byte of 16 bits
+ROUNDING_LIMIT = 0.015  # ‖W − s w‖ / ‖W‖ from which a matrix has 16 bits
 QUANTISED = "embeddings.", "layers."  # the encoder's; its tensors with two dimensions are matrices
 
 
-def quantise_rows(matrix: Tensor, levels: int = LEVELS) -> tuple[Tensor, Tensor]:
-    """(…, K) -> the rows in int8, (…, K), and their scales, (…, 1) float32.  A row of zeros has the smallest."""
+def quantise_rows(matrix: Tensor, levels: int = LEVELS, dtype: torch.dtype = torch.int8) -> tuple[Tensor, Tensor]:
+    """(…, K) -> the rows in dtype, (…, K), and their scales, (…, 1) float32.  A row of zeros has the smallest."""
     scale = matrix.abs().amax(dim=-1, keepdim=True).float().clamp_(min=torch.finfo(torch.float32).tiny * levels)
     scale.div_(levels)
-    return (matrix / scale).round_().to(torch.int8), scale
+    return (matrix / scale).round_().to(dtype), scale
+
+
+def quantise_matrix(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, K) -> w, (N, K) int8, or int16 if int8's rounding error exceeds ROUNDING_LIMIT; s, (N, 1) float32."""
+    rows, scale = quantise_rows(matrix)
+    error = torch.linalg.vector_norm(dequantise_rows(rows, scale).sub_(matrix))
+    if error > ROUNDING_LIMIT * torch.linalg.vector_norm(matrix):
+        rows, scale = quantise_rows(matrix, LEVELS * BYTE, torch.int16)
+    return rows, scale
 
 
 def dequantise_rows(rows: Tensor, scale: Tensor) -> Tensor:
-    """int8 (…, K), float32 (…, 1) -> float32 (…, K)"""
+    """int8 or int16 (…, K), float32 (…, 1) -> float32 (…, K)"""
     return rows * scale
 
 
 class QuantisedLinear(nn.Module):
     """y = activation(W x + b) with W and x in int8.  x: (…, K) float32 -> (…, N) float32; residual: added to y
 
-    weight: (N, K) int8; scale: (N, 1); bias: (N,); activation: none, gelu or relu
+    weight: w, (N, K) int8 or int16; scale: s, (N, 1); bias: (N,); activation: none, gelu or relu
+
+    The rows from the first to the last that exceed 8 bits have one more each in the product, their high bytes.
     """
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor, activation: str = "none"):
         super().__init__()
-        self.activation, self.bias, self.scale = activation, bias, scale.flatten()
-        self.levels = activation_levels()
-        self.packed = torch.ops.onednn.qlinear_prepack(weight, None)
-        self.zero_points = torch.zeros(len(weight), dtype=torch.int64)
+        self.activation, self.bias, self.levels, scale = activation, bias, activation_levels(), scale.flatten()
+        low, high = split_bytes(weight)
+        wide = high.any(dim=1).nonzero().flatten().tolist()
+        self.wide = slice(wide[0], wide[-1] + 1) if wide else slice(0)
+        self.packed = torch.ops.onednn.qlinear_prepack(torch.cat([low, high[self.wide]]), None)
+        self.scale = torch.cat([scale, scale[self.wide] * BYTE])
+        self.zero_points = torch.zeros(len(self.scale), dtype=torch.int64)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         rows, scale = quantise_rows(x, self.levels)
         y = integer_product(rows, self.packed, self.scale, self.zero_points, self.levels)
+        if len(self.scale) > len(self.bias):
+            y, high = y.tensor_split([len(self.bias)], dim=-1)
+            y[..., self.wide] += high
         y = torch.addcmul(self.bias, y, scale)
         if self.activation != "none":
             y = F.gelu(y) if self.activation == "gelu" else y.relu_()
         return y if residual is None else y.add_(residual)
+
+
+def split_bytes(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """w, (N, K) int8 or int16 -> l and h, (N, K) int8, with w = 256 h + l; where w fits int8, h is 0."""
+    if weight.dtype == torch.int8:
+        return weight, torch.zeros_like(weight)
+    low = weight.to(torch.int8)  # modulo 256, in -128 … 127
+    return low, ((weight - low) // BYTE).to(torch.int8)
 
 
 def integer_product(rows: Tensor, packed: Tensor, scale: Tensor, zero_points: Tensor, levels: int) -> Tensor:
@@ -105,11 +137,15 @@ def is_quantised(name: str, tensor: Tensor) -> bool:
 
 
 def quantise_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A model's tensors, with the encoder's matrices in int8 and their rows' scales beside them, as files hold them."""
+    """A model's tensors, with the encoder's matrices in int8 and their rows' scales beside them, as files hold them.
+
+    Matrices of products have 16 bits where 8 round too much; embeddings never do.
+    """
     quantised = {}
     for name, tensor in state.items():
         if is_quantised(name, tensor):
-            quantised[name], quantised[name + SCALE] = quantise_rows(tensor.float())
+            quantise = quantise_rows if "embeddings." in name else quantise_matrix
+            quantised[name], quantised[name + SCALE] = quantise(tensor.float())
         else:
             quantised[name] = tensor
     return quantised
@@ -118,7 +154,7 @@ def quantise_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def dequantise_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The reverse of quantise_state, to rounding: all tensors in floating point."""
     return {
-        name: dequantise_rows(tensor, state[name + SCALE]) if tensor.dtype == torch.int8 else tensor
+        name: dequantise_rows(tensor, state[name + SCALE]) if name + SCALE in state else tensor
         for name, tensor in state.items()
         if not name.endswith(SCALE)
     }
