@@ -115,6 +115,8 @@ class Distiller(nn.Module):
 
         The teacher is an argument and not a submodule: it is neither trained nor saved.
         """
+        if self.runtime.uses_graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # no output of an earlier micro-batch's graphs is needed
         with self.runtime.autocast():
             if teacher is None:
                 return self.masked_lm(batch, masked_tokens)
@@ -248,7 +250,8 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
     weights, chunk_bytes = options.weights if teacher else (0.0, 0.0, 1.0), options.chunk_mb and options.chunk_mb << 20
     settings = LossSettings(options.direction, options.temperature, weights, chunk_bytes, runtime.compiled)
     distiller = Distiller(student.train(), teacher, settings, runtime).to(device)
-    optimiser, scaler = make_optimiser(distiller, options.lr, options.weight_decay), runtime.grad_scaler()
+    optimiser = make_optimiser(distiller, options.lr, options.weight_decay, keeps_gradients=runtime.uses_graphs)
+    scaler = runtime.grad_scaler()
     state = run_state.resume(out, distiller, optimiser, scaler, runtime)
     if state.schedules[-1:] != (steps,):
         state.schedules += (steps,)
@@ -288,7 +291,7 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
             optimiser_step(distiller, optimiser, scaler, 0.0, options.clip)
             sums.sum().item()  # waits for a GPU
 
-        measured = plan.measure(time_step, validate_now, device, world)
+        measured = plan.measure(time_step, validate_now, runtime, world)
         plan.print_work(work, measured, student, teacher)
         disk = plan.Disk.of(out, distiller, options.keep)
         size, on_gpu = plan.memory_size(device), device.type == "cuda"
@@ -304,7 +307,7 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
     def time_gradient() -> None:
         """Leaves no trace: the first micro-batch is there for the first step too."""
         backward(engine, teacher, first, scaler, world).sum().item()  # waits for a GPU
-        optimiser.zero_grad(set_to_none=True)
+        optimiser.zero_grad()
 
     with log.MetricsLogger(out, steps, state, options.tensorboard, enabled=world.is_main) as logger, stop:
         if state.step < steps:

@@ -99,8 +99,13 @@ def run_command(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of the machine or of a GPU: a MemoryError, or an error of PyTorch, safetensors or the kernel that says so."""
-    return isinstance(error, MemoryError) or bool(NO_MEMORY.search(str(error)))
+    """Of the machine or of a GPU: a MemoryError, or an error of PyTorch, safetensors or the kernel that says so.
+
+    Or an error that came of it, such as that of a CUDA graph whose recording it ended.
+    """
+    if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
+        return True
+    return error.__context__ is not None and is_out_of_memory(error.__context__)
 
 
 def first_line(error: BaseException) -> str:

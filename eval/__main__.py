@@ -12,11 +12,16 @@ commands:
   compare RUN RUN… two or more students or fine-tuned models on the same data: figures, intervals, options that differ
   runs FOLDER      a table of the runs below a folder: state, figures, last change, size
   speed            inference speed of student, teacher and their transformers versions
+  attention        what attention of packed sequences costs on this CPU, for the choice of model/runs.py
   throughput       speed and memory of the training step, compared with the DistilBERT script's
   gpu              all of it on a GPU in under eight minutes: correctness, accuracy, speed, memory, a profile
 
 python -m eval COMMAND --help lists the options. table2 without options runs on an embedded demo.
 """
+
+import os
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages for a CPU's large tensors; read when torch is imported
 
 import re
 import sys
@@ -56,6 +61,8 @@ def main(arguments: list[str]) -> int | None:
             from .tasks.runs import main as command
         case ["speed", *rest]:
             from .benchmarks.speed import main as command
+        case ["attention", *rest]:
+            from .benchmarks.attention import main as command
         case ["gpu", *rest]:
             from .benchmarks.gpu.command import main as command
         case ["-h" | "--help", *_]:

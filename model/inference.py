@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .attention import MultiHeadAttention
 from .config import ModelError
 from .encoder import Encoder, TransformerLayer
+from .memory import keep_freed_memory
 from .quantised import SCALE, QuantisedEmbedding, QuantisedLinear, quantise_state
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -34,6 +35,8 @@ def freeze(encoder: Encoder, precision: str, state: Mapping[str, Tensor] | None 
     """
     device = encoder.embeddings.norm.weight.device.type
     encoder.requires_grad_(False)
+    if device == "cpu":
+        keep_freed_memory()
     if precision == "int8":
         if device not in ("cpu", "meta"):
             raise ModelError(f"int8 runs on a CPU, not on {device}. Use bf16 or fp16 there.")
@@ -43,16 +46,27 @@ def freeze(encoder: Encoder, precision: str, state: Mapping[str, Tensor] | None 
             name = f"embeddings.{part}.weight"
             setattr(encoder.embeddings, part, QuantisedEmbedding(state[name], state[name + SCALE]))
         make_linear = partial(linear_of, QuantisedLinear, ("weight", "weight" + SCALE, "bias"), state)
+        attention_dtype = torch.bfloat16 if has_bf16(torch.device("cpu")) else torch.float32
+        make_projection = partial(make_linear, dtype=attention_dtype)
     else:
         encoder.to(PRECISIONS[precision]).eval()
         if device != "cpu" or not can_pack(PRECISIONS[precision]):
             return
         make_linear = partial(linear_of, PackedLinear, ("weight", "bias"), encoder.state_dict())
+        make_projection = make_linear
     for number, layer in enumerate(encoder.layers):
         is_last = number == len(encoder.layers) - 1
-        of_layer = partial(make_linear, f"layers.{number}.")
-        encoder.layers[number] = FrozenLayer(layer, of_layer, encoder.config.activation, is_last)
+        of_layer, projection = (partial(make, f"layers.{number}.") for make in (make_linear, make_projection))
+        encoder.layers[number] = FrozenLayer(layer, of_layer, projection, encoder.config.activation, is_last)
     encoder.eval()
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies in bf16 itself: a GPU since Ampere, a CPU with AVX-512 or AMX for it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return any(capabilities.get(key) for key in ("amx_bf16", "avx512_bf16", "bf16"))
 
 
 class PackedLinear(nn.Module):
@@ -79,14 +93,14 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 
 def linear_of(
-    kind: type, parts: Sequence[str], state: Mapping[str, Tensor], prefix: str, *names: str, activation: str = "none"
+    kind: type, parts: Sequence[str], state: Mapping[str, Tensor], prefix: str, *names: str, **settings
 ) -> nn.Module:
     """A PackedLinear or QuantisedLinear of several matrices, one below the other.
 
     parts: what it needs of each, of the names prefix + name + "." + part in the encoder's tensors
     """
     tensors = (torch.cat([state[f"{prefix}{name}.{part}"] for name in names]) for part in parts)
-    return kind(*tensors, activation)
+    return kind(*tensors, **settings)
 
 
 class FrozenAttention(nn.Module):
@@ -98,12 +112,14 @@ class FrozenAttention(nn.Module):
     split_heads, concatenate_heads = MultiHeadAttention.split_heads, MultiHeadAttention.concatenate_heads
     attend, forward = MultiHeadAttention.attend, MultiHeadAttention.forward
 
-    def __init__(self, attention: MultiHeadAttention, make_linear: MakeLinear, is_last: bool):
+    def __init__(
+        self, attention: MultiHeadAttention, make_linear: MakeLinear, make_projection: MakeLinear, is_last: bool
+    ):
         super().__init__()
         self.num_heads, self.dropout = attention.num_heads, attention.dropout
         query, key, value = (f"attention.{name}" for name in ("query", "key", "value"))
         products = [(query,), (key, value)] if is_last else [(query, key, value)]
-        self.products = nn.ModuleList(make_linear(*names) for names in products)
+        self.products = nn.ModuleList(make_projection(*names) for names in products)
         self.out = make_linear("attention.out")
 
     def project(self, asking: Tensor, hidden: Tensor) -> list[Tensor]:
@@ -121,9 +137,16 @@ class FrozenLayer(nn.Module):
 
     forward = TransformerLayer.forward
 
-    def __init__(self, layer: TransformerLayer, make_linear: MakeLinear, activation: str, is_last: bool):
+    def __init__(
+        self,
+        layer: TransformerLayer,
+        make_linear: MakeLinear,
+        make_projection: MakeLinear,
+        activation: str,
+        is_last: bool,
+    ):
         super().__init__()
-        self.attention = FrozenAttention(layer.attention, make_linear, is_last)
+        self.attention = FrozenAttention(layer.attention, make_linear, make_projection, is_last)
         self.attention_norm, self.feed_forward_norm = layer.attention_norm, layer.feed_forward_norm
         self.feed = make_linear("feed_forward.feed", activation=activation)
         self.forward_proj = make_linear("feed_forward.forward_proj")

@@ -16,7 +16,7 @@ from .attention import MultiHeadAttention
 from .encoder import Encoder
 from .runs import Packing, Run
 
-LONG = 256  # tokens: from here on, scaled_dot_product_attention is faster in fp32 on a CPU (eval/LOG.md)
+LONG = 256  # tokens: above, scaled_dot_product_attention is faster in fp32 on a CPU (eval/LOG.md)
 
 
 def encode_packed(
@@ -41,6 +41,8 @@ def encode_packed(
         packing = Packing(seqlens, [len(each) for each in wanted], input_ids.device)
         starts = accumulate(seqlens, initial=0)
         rows = [start + position for start, each in zip(starts, wanted) for position in each]
+        if not rows:
+            return hidden[0, :0]
         asking = hidden[:, torch.tensor(rows, dtype=torch.int64).to(input_ids.device)]  # (1, R, d_h)
     return last.after_attention(asking, packed_attention(last.attention, asking, hidden, packing))[0]
 
@@ -72,18 +74,23 @@ def packed_attention(attention: MultiHeadAttention, asking: Tensor, hidden: Tens
     for run in packing.runs(queries):
         batch = run.queries.batch(queries), run.keys.batch(keys), run.keys.batch(values)
         results.append(run.queries.pack(attention.concatenate_heads(attend(attention, *batch, run))))
-    return attention.out(torch.cat(results)[None])
+    heads = results[0] if len(results) == 1 else torch.cat(results)
+    return attention.out(heads[None])
 
 
 def attend(attention: MultiHeadAttention, queries: Tensor, keys: Tensor, values: Tensor, run: Run) -> Tensor:
-    """The heads of a run in their fastest form: on a CPU, short sequences as two products of all heads at once.
+    """The heads of a run in their fastest form: on a CPU, most are two products of all heads at once.
 
     queries: (B, J, m, d_h / J); keys, values: (B, J, n, d_h / J) -> (B, J, m, d_h / J)
     """
-    is_short = queries.dtype.itemsize == 2 or keys.shape[2] <= LONG
-    if attention.training or not is_short or queries.device.type != "cpu":
+    is_half, (count, num_heads, longest, size) = queries.dtype.itemsize == 2, keys.shape
+    if attention.training or not (is_half or longest <= LONG) or queries.device.type != "cpu":
         return attention.attend(queries, keys, values, run.keys.real if run.keys.is_padded else None)
-    scores = (queries @ keys.transpose(-2, -1)).mul_(queries.shape[-1] ** -0.5)  # (B, J, m, n)
+    if is_half:  # scaled in the product
+        parts = queries.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2)
+        scores = torch.baddbmm(queries.new_empty(1), *parts, beta=0, alpha=size**-0.5).unflatten(0, (count, num_heads))
+    else:
+        scores = (queries @ keys.transpose(-2, -1)).mul_(size**-0.5)  # (B, J, m, n)
     if run.keys.is_padded:
         shortest = run.keys.shortest  # no column before it is padding
         scores[..., shortest:].masked_fill_(~run.keys.real[:, None, None, shortest:], -torch.inf)

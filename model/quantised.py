@@ -17,7 +17,8 @@ than 1.5 % of its norm (0.8 % is usual), it has 16, and its products are two, of
     s_n = max_k |W_nk| / (127 · 256)    w_nk = 256 h_nk + l_nk    Σ_k q_mk w_nk = 256 Σ_k q_mk h_nk + Σ_k q_mk l_nk
 
 A scale per token, not per tensor: a text's result does not depend on the texts that share its batch. Only products are
-in int8; sums, GELU, LayerNorm and softmax stay in float32, and so do biases and the heads of the tasks.
+in int8; sums, GELU, LayerNorm and softmax stay in float32, and so do biases and the heads of the tasks. Queries, keys
+and values are in bf16 where the processor multiplies it.
 Shapes: M tokens, K inputs and N outputs of a product; V rows of an embedding matrix.
 """
 
@@ -29,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LEVELS, LEVELS_WITHOUT_VNNI = 127, 63  # Q
+SMALLEST = torch.tensor(torch.finfo(torch.float32).tiny)
 SCALE = "_scale"  # after the name of a matrix in int8: the name of its rows' scales
 BYTE = 256  # values of the low byte of 16 bits
 ROUNDING_LIMIT = 0.015  # ‖W − s w‖ / ‖W‖ from which a matrix has 16 bits
@@ -36,9 +38,8 @@ QUANTISED = "embeddings.", "layers."  # the encoder's; its tensors with two dime
 
 
 def quantise_rows(matrix: Tensor, levels: int = LEVELS, dtype: torch.dtype = torch.int8) -> tuple[Tensor, Tensor]:
-    """(…, K) -> the rows in dtype, (…, K), and their scales, (…, 1) float32.  A row of zeros has the smallest."""
-    scale = matrix.abs().amax(dim=-1, keepdim=True).float().clamp_(min=torch.finfo(torch.float32).tiny * levels)
-    scale.div_(levels)
+    """float32 (…, K) -> the rows in dtype, (…, K), and their scales, (…, 1), which are not 0."""
+    scale = row_scales(matrix, levels)
     return (matrix / scale).round_().to(dtype), scale
 
 
@@ -49,6 +50,11 @@ def quantise_matrix(matrix: Tensor) -> tuple[Tensor, Tensor]:
     if error > ROUNDING_LIMIT * torch.linalg.vector_norm(matrix):
         rows, scale = quantise_rows(matrix, LEVELS * BYTE, torch.int16)
     return rows, scale
+
+
+def row_scales(matrix: Tensor, levels: int) -> Tensor:
+    """max_k |W_nk| / Q of each row, (…, K) -> (…, 1); of a row of zeros, the smallest number."""
+    return torch.add(SMALLEST, matrix.abs().amax(dim=-1, keepdim=True), alpha=1 / levels)
 
 
 def dequantise_rows(rows: Tensor, scale: Tensor) -> Tensor:
@@ -64,9 +70,11 @@ class QuantisedLinear(nn.Module):
     The rows from the first to the last that exceed 8 bits have one more each in the product, their high bytes.
     """
 
-    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor, activation: str = "none"):
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor, activation="none", dtype=torch.float32):
         super().__init__()
-        self.activation, self.bias, self.levels, scale = activation, bias, activation_levels(), scale.flatten()
+        self.activation, self.dtype, self.bias, scale = activation, dtype, bias, scale.flatten()
+        self.zero_point = activation_levels() + 1
+        self.rounding = torch.tensor(1.5 * 2**23 + self.zero_point)
         low, high = split_bytes(weight)
         wide = high.any(dim=1).nonzero().flatten().tolist()
         self.wide = slice(wide[0], wide[-1] + 1) if wide else slice(0)
@@ -75,15 +83,17 @@ class QuantisedLinear(nn.Module):
         self.zero_points = torch.zeros(len(self.scale), dtype=torch.int64)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        rows, scale = quantise_rows(x, self.levels)
-        y = integer_product(rows, self.packed, self.scale, self.zero_points, self.levels)
+        x = x.float()
+        scale = row_scales(x, self.zero_point - 1)
+        rows = (x / scale).add_(self.rounding).view(torch.int32).to(torch.uint8)  # the last bits of a sum at 1.5 · 2²³
+        y = integer_product(rows, self.zero_point, self.packed, self.scale, self.zero_points)
         if len(self.scale) > len(self.bias):
             y, high = y.tensor_split([len(self.bias)], dim=-1)
             y[..., self.wide] += high
-        y = torch.addcmul(self.bias, y, scale)
+        torch.addcmul(self.bias, y, scale, out=y)
         if self.activation != "none":
-            y = F.gelu(y) if self.activation == "gelu" else y.relu_()
-        return y if residual is None else y.add_(residual)
+            y = torch.ops.aten.gelu_(y) if self.activation == "gelu" else y.relu_()
+        return (y if residual is None else y.add_(residual)).to(self.dtype)
 
 
 def split_bytes(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,15 +104,13 @@ def split_bytes(weight: Tensor) -> tuple[Tensor, Tensor]:
     return low, ((weight - low) // BYTE).to(torch.int8)
 
 
-def integer_product(rows: Tensor, packed: Tensor, scale: Tensor, zero_points: Tensor, levels: int) -> Tensor:
-    """s_n Σ_k q_mk w_nk.  rows: q, (…, K) int8, which is overwritten; packed: w; scale, zero_points: (N,) -> (…, N)
+def integer_product(rows: Tensor, zero_point: int, packed: Tensor, scale: Tensor, zero_points: Tensor) -> Tensor:
+    """s_n Σ_k q_mk w_nk.  rows: q + zero_point, (…, K) uint8; packed: w; scale, zero_points: (N,) -> (…, N)
 
-    oneDNN's fast product takes unsigned inputs: q + Q + 1 with a zero point of Q + 1 are the same numbers. Without VNNI
-    they are below 128, so that two products with w fit 16 bits.
+    oneDNN's fast product takes unsigned inputs. Without VNNI they are below 128: two products with w then fit 16 bits.
     """
-    unsigned = rows.view(torch.uint8).add_(levels + 1)  # modulo 256
     return torch.ops.onednn.qlinear_pointwise(
-        unsigned, 1.0, levels + 1, packed, scale, zero_points, None, 1.0, 0, torch.float32, "none", [], ""
+        rows, 1.0, zero_point, packed, scale, zero_points, None, 1.0, 0, torch.float32, "none", [], ""
     )
 
 
@@ -126,8 +134,9 @@ class QuantisedEmbedding(nn.Module):
 def activation_levels() -> int:
     """Q = 127, or 63 on a processor without VNNI: there, two products are summed in 16 bits, which 127 overflows."""
     largest = torch.full((1, 64), LEVELS, dtype=torch.int8)
-    packed = torch.ops.onednn.qlinear_prepack(largest.clone(), None)
-    found = integer_product(largest, packed, torch.ones(1), torch.zeros(1, dtype=torch.int64), LEVELS)
+    packed = torch.ops.onednn.qlinear_prepack(largest, None)
+    rows = torch.full((1, 64), 2 * LEVELS + 1, dtype=torch.uint8)
+    found = integer_product(rows, LEVELS + 1, packed, torch.ones(1), torch.zeros(1, dtype=torch.int64))
     return LEVELS if found.item() == 64 * LEVELS**2 else LEVELS_WITHOUT_VNNI
 
 

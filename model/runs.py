@@ -19,7 +19,7 @@ class Costs(NamedTuple):
     """Of attention on a CPU, in microseconds: of a call; per head, of a sequence, a token and a score (B · n²).
 
     padding: of a padded run, whose rows are copied into place and back; padded_value: per token and hidden unit of it.
-    Only the ratios matter. Fitted to timings on two cores (AMD EPYC, AVX-512) on 2026-11-27; the script was not kept.
+    Only the ratios matter. `python -m eval attention` fits them; eval/LOG.md has the processor.
     """
 
     call: float
@@ -70,7 +70,7 @@ def choose_runs(seqlens: tuple[int, ...], num_heads: int, hidden_size: int, cost
 class Rows:
     """Rows of a packed tensor as a batch (B, n): those of the B sequences of a run, one after the other.
 
-    Rows of equal number are viewed as a batch. Others are copied; any other row pads the shorter ones.
+    Rows of equal number are viewed as a batch. Others are copied, the shorter ones padded by the row before their end.
     """
 
     def __init__(self, start: int, lengths: Sequence[int], device: torch.device):

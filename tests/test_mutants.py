@@ -35,6 +35,7 @@ BARE_QUOTES = "tests/data/tasks/test_tables.py::test_bare_quotes_stay"
 WORDS = "tests/data/tasks/test_parts.py::test_whole_words"
 NO_ANSWER = "tests/eval/tasks/test_no_answer.py::test_the_first_token_of_the_window_where_it_is_lowest_counts"
 LABELS = "tests/eval/tasks/test_multi_label.py::test_labels_are_those_above_one_half"
+ASKED = "tests/eval/tasks/test_batching.py::test_the_last_layer_and_the_head_compute_only_the_tokens_that_are_asked_for"
 MASKING = "tests/data/test_masking.py"
 FAULTS = [  # name, file, what is changed, into what, the test that must see it
     ("position offset", "model/embeddings.py", "* is_token + pad_id", "* is_token + pad_id + 1", AGREES),
@@ -67,6 +68,8 @@ FAULTS = [  # name, file, what is changed, into what, the test that must see it
     ("<s> of the highest window", "eval/tasks/qa.py", "no_answer = min(", "no_answer = max(", NO_ANSWER),
     ("a softmax over several labels", "eval/tasks/multi_label.py", "output.sigmoid()", "output.softmax(0)", LABELS),
     ("an end before its start", "eval/tasks/qa.py", "ends[length:]", "ends[: len(ends) - length]", BEST_SPAN),
+    ("tokens of another text", "eval/tasks/batching.py", "[asked[i] for i in batch]", "asked[: len(batch)]", ASKED),
+    ("a token of the context", "eval/tasks/qa.py", "range(window.context_start,", "range(1,", ASKED),
     ("LM bias left out", "model/heads.py", "(state.dtype), self.bias)", "(state.dtype))", AGREES),
     ("LM bias added twice", "model/heads.py", "(state.dtype), self.bias)", "(state.dtype), 2 * self.bias)", AGREES),
     ("ReLU for GELU", "model/encoder.py", 'activation == "relu"', 'activation != "relu"', AGREES),

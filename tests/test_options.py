@@ -23,7 +23,7 @@ COMMANDS = {
         f"python -m eval {name}": f"eval.tasks.{name.replace('-', '_')}"
         for name in ("finetune", "predict", "zero-shot", "fill-mask", "table2", "compare", "runs")
     },
-    **{f"python -m eval {name}": f"eval.benchmarks.{name}" for name in ("speed", "throughput")},
+    **{f"python -m eval {name}": f"eval.benchmarks.{name}" for name in ("speed", "throughput", "attention")},
     "python -m eval gpu": "eval.benchmarks.gpu.results",
 }
 OPTIONS = {command: importlib.import_module(module).Options for command, module in COMMANDS.items()}

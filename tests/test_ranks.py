@@ -17,7 +17,8 @@ import train
 from losses import LossSettings
 from model import initialise_student
 from model.training import distributed
-from model.training.device import Runtime
+from model.training.device import Runtime, prepare_models
+from model.training.optim import make_optimiser
 from model.training.watch import LOST
 from tests import train_runs
 from tests.helpers import DEVICE, assert_close, relative_norm
@@ -73,16 +74,26 @@ def test_gradients_are_reduced_with_the_last_micro_batch_only():
 
 @pytest.mark.gpu
 @needs_backend
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_gradient_is_the_same_within_distributed_data_parallel(tmp_path, precision):
-    """In one process, over the backend of the device."""
+@pytest.mark.parametrize(("precision", "compiled"), [("fp32", False), ("bf16", False), ("fp32", True)])
+def test_the_gradient_is_the_same_within_distributed_data_parallel(tmp_path, precision, compiled):
+    """In one process, over the backend of the device; compiled in four steps, which record and replay CUDA graphs."""
+    if compiled and DEVICE.type != "cuda":
+        pytest.skip("CUDA graphs run on a GPU only")
+    torch._dynamo.reset()
+    runtime = Runtime(DEVICE, precision, compiled)
     teacher, batches, found = train_runs.make_teacher().to(DEVICE), train_runs.uneven_batches(), []
     torch.distributed.init_process_group(BACKEND, init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
     try:
         for wrap in (torch.nn.parallel.DistributedDataParallel, lambda distiller: distiller):
             student = initialise_student(teacher, [0, 2])
-            engine = wrap(train.Distiller(student, teacher, LossSettings(), Runtime(DEVICE, precision)).to(DEVICE))
-            train.backward(engine, teacher, batches, Runtime(DEVICE, precision).grad_scaler())
+            distiller = train.Distiller(student, teacher, LossSettings(), runtime).to(DEVICE)
+            optimiser = make_optimiser(distiller, 1e-3, 0.01, keeps_gradients=runtime.uses_graphs)
+            if compiled:
+                prepare_models(student, teacher, runtime)
+            engine = wrap(distiller)
+            for _ in range(4 if compiled else 1):
+                optimiser.zero_grad()
+                train.backward(engine, teacher, batches, runtime.grad_scaler())
             found.append(torch.cat([parameter.grad.flatten() for parameter in student.parameters()]))
     finally:
         torch.distributed.destroy_process_group()

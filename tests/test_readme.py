@@ -75,7 +75,7 @@ def test_every_command_can_be_parsed(command):
     elif words[:2] == ["-m", "eval"] and words[2:] not in (["TASK"], ["COMMAND"]):
         name, *rest = words[2:]
         module = "evaluate" if name in TASKS else name.replace("-", "_")
-        package = "benchmarks" if name in ("speed", "throughput", "gpu") else "tasks"
+        package = "benchmarks" if name in ("speed", "throughput", "attention", "gpu") else "tasks"
         module = "gpu.results" if name == "gpu" else module
         rest = rest[1:] if name in ("finetune", "predict") else rest
         options = importlib.import_module(f"eval.{package}.{module}").Options

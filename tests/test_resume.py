@@ -19,6 +19,7 @@ from safetensors import safe_open
 from model import load_model, save_model
 from model.training.run_state import read
 from tests import train_runs
+from tests.helpers import DEVICE
 from tests.train_runs import AT_ONCE, SIZES, assert_same_run, provenance, steps_kept, untimed_metrics, weights
 from tests.train_runs import run_longer as run
 
@@ -91,8 +92,10 @@ def test_stopped_after_every_step_it_ends_with_the_same_bits(place, whole, tmp_p
     assert [line["step"] for line in untimed_metrics(tmp_path / "out")] == [0, 3, 4, 6, 8]
 
 
+@pytest.mark.gpu
 def test_stopped_after_every_step_and_compiled(place, whole, tmp_path):
-    options = dict(compile="on", steps=3, layers="0", chunk_mb=1, eval_every=0)
+    """On a GPU: each piece records CUDA graphs anew."""
+    options = dict(compile="on", steps=3, layers="0", chunk_mb=1, eval_every=0, device=DEVICE.type)
     torch._dynamo.reset()
     assert run_in_pieces(place, tmp_path / "out", **options) == 2
     torch._dynamo.reset()

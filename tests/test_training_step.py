@@ -3,15 +3,18 @@
 import contextlib
 import sys
 import traceback
+from collections.abc import Sequence
 from unittest import mock
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import train
 from data.blocks import Batch
+from eval.validation import validate
 from losses import LossSettings
 from model import initialise_student
 from model.inference import PRECISIONS
@@ -20,7 +23,7 @@ from model.training.distributed import SINGLE
 from model.training.optim import make_optimiser, optimiser_step
 from model.training.state import PendingLosses, TrainState
 from tests import train_runs
-from tests.helpers import DEVICE, gradients, relative_norm
+from tests.helpers import DEVICE, assert_close, gradients, relative_norm
 
 pytestmark = pytest.mark.gpu
 
@@ -31,15 +34,28 @@ aten = torch.ops.aten
 class Training:
     """A student, its frozen teacher, and what a step needs, as in train.run."""
 
-    def __init__(self, precision: str, dropout: float = 0.1):
-        self.runtime = Runtime(DEVICE, precision)
+    def __init__(self, precision: str, dropout: float = 0.1, compiled: bool = False):
+        if compiled:
+            torch._dynamo.reset()  # it compiles a layer for a few forms only, and then runs it uncompiled
+        self.runtime = Runtime(DEVICE, precision, compiled)
         self.teacher = train_runs.make_teacher().to(DEVICE)
         self.student = initialise_student(self.teacher, [0, 2], dropout).train()
         prepare_models(self.student, self.teacher, self.runtime)
         self.distiller = train.Distiller(self.student, self.teacher, SETTINGS, self.runtime).to(DEVICE)
-        self.optimiser, self.scaler = make_optimiser(self.distiller, 1e-3, 0.01), self.runtime.grad_scaler()
+        self.optimiser = make_optimiser(self.distiller, 1e-3, 0.01, keeps_gradients=self.runtime.uses_graphs)
+        self.scaler = self.runtime.grad_scaler()
         self.pending, self.state = PendingLosses(SETTINGS.weights), TrainState()
         self.batches = train_runs.uneven_batches()
+
+    def gradients(self, key: tuple[int, int] = (0, 0), batches: Sequence[Batch] | None = None) -> dict[str, Tensor]:
+        """A copy of the gradients of a step that changes nothing."""
+        batches = batches or self.batches
+        train.backward(self.distiller, self.teacher, batches, self.scaler, dropout_key=key)
+        self.scaler.unscale_(self.optimiser)
+        copies = gradients(self.student)
+        self.scaler.update()
+        self.optimiser.zero_grad()
+        return copies
 
     def step(self) -> None:
         self.state.step += 1
@@ -152,8 +168,49 @@ def test_the_gradients_in_half_precision_are_near_those_in_fp32(precision):
     """Of a whole step, after unscaling; none overflows at the GradScaler's initial scale."""
     found = []
     for each in (precision, "fp32"):
-        training = Training(each, dropout=0.0)
-        train.backward(training.distiller, training.teacher, train_runs.uneven_batches(), training.scaler)
-        training.scaler.unscale_(training.optimiser)
-        found.append(torch.cat([gradient.flatten() for gradient in gradients(training.student).values()]))
+        found.append(torch.cat([gradient.flatten() for gradient in Training(each, dropout=0.0).gradients().values()]))
     assert 1e-5 < relative_norm(*found) < 4 * torch.finfo(PRECISIONS[precision]).eps
+
+
+# ---- CUDA graphs: recorded in a form's second micro-batch, replayed from the third on ----------------------------
+
+needs_cuda = pytest.mark.skipif(DEVICE.type != "cuda", reason="CUDA graphs run on a GPU only")
+
+
+@needs_cuda
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 0.2)])
+def test_with_cuda_graphs_the_gradients_are_those_of_uncompiled_steps(precision, tolerance):
+    """Over steps of one to three micro-batches, with and without padding, whose weights change in between."""
+    plain, graphs = (Training(precision, dropout=0.0, compiled=each) for each in (False, True))
+    one, two, three, four = plain.batches
+    for batches in ([two, three], [four, two], [three, one, two], [one, one], [four, three], [one], [two, four]):
+        expected = plain.gradients(batches=batches)
+        assert_close(graphs.gradients(batches=batches), expected, tolerance)
+        plain.step()
+        graphs.student.load_state_dict(plain.student.state_dict())
+
+
+@needs_cuda
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_with_cuda_graphs_the_same_seed_gives_the_same_bits(precision):
+    """Of dropout too: in the first steps, which record the graphs, in replays, and after a validation.
+
+    Then no more are recorded, and memory does not grow; nothing was left out of the graphs.
+    """
+    from torch._inductor.cudagraph_trees import get_manager  # on a CPU, it would only make the other tests slower
+
+    training, counters = Training(precision, compiled=True), torch._dynamo.utils.counters["inductor"]
+    skipped, sizes, found = counters["cudagraph_skips"], [], []
+    kept = [parameter.grad for parameter in training.student.parameters()]
+    for key in ((0, 1), (0, 2), (0, 1), (0, 1), (0, 2), (0, 1)):
+        found.append({name: gradient.cpu() for name, gradient in training.gradients(key).items()})
+        validate(training.student, training.teacher, training.batches, SETTINGS, training.runtime)
+        roots = get_manager(torch.cuda.current_device()).get_roots()
+        sizes.append((sum(1 + root.num_descendants() for root in roots), torch.cuda.memory_allocated()))
+    for number, other in ((2, 0), (3, 0), (5, 0), (4, 1)):
+        assert all(torch.equal(found[number][name], gradient) for name, gradient in found[other].items()), number
+    name = "encoder.layers.1.feed_forward.feed.weight"
+    assert relative_norm(found[1][name], found[0][name]) > 1e-3
+    assert sizes[3:] == sizes[3:4] * 3 and sizes[3][0] > 0, sizes
+    assert all(parameter.grad is gradient for parameter, gradient in zip(training.student.parameters(), kept))
+    assert counters["cudagraph_skips"] == skipped

@@ -36,7 +36,7 @@ from ..results import command_line
 LOG = Path(__file__).parent.parent / "LOG.md"
 Run = Callable[[], None]  # the function that a job measures
 INSTRUCTIONS = "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8", "bf16", "i8mm"  # in /proc/cpuinfo
-HUGE_PAGES = (("THP_MEM_ALLOC_ENABLE", "1"),)  # as train.py sets it
+HUGE_PAGES = (("THP_MEM_ALLOC_ENABLE", "1"),)  # as train.py and eval set it
 
 
 def configs(small: bool) -> tuple[EncoderConfig, EncoderConfig]:

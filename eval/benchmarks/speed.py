@@ -1,8 +1,9 @@
 """Benchmark of inference: the student compared with its teacher, and with transformers and ONNX Runtime if installed.
 
 fixed: sequences of one length; mixed: real lines of many lengths; latency: one short sentence at a time; memory: of a
-process that loads the student and reads sentences one at a time. Rows run in alternation, each in its own process
-(`speed_rows.py`). The speed does not depend on the values of the weights, which may be random.
+process that loads the student and reads sentences one at a time; predict: the command, from file to JSON lines
+(`speed_predict.py`). Rows run in alternation, each in its own process (`speed_rows.py`). The speed does not depend on
+the values of the weights, which may be random.
 """
 
 import re
@@ -30,6 +31,7 @@ from model.training.device import DEVICE_HELP, INFERENCE_PRECISIONS, Runtime, ch
 from ..results import check_writable, command_line, provenance, write_json
 from ..tasks.batching import BUDGET, infer
 from .harness import LOG, Row, append_to_log, configs, heading, measure, ratio, table
+from .speed_predict import predict_jobs, predict_table, predict_verdicts, write_inputs
 from .speed_rows import (
     ONNX,
     REPEATS,
@@ -50,7 +52,7 @@ from .speed_rows import (
     write_graphs,
 )
 
-PARTS = ("fixed", "mixed", "latency", "memory")
+PARTS = ("fixed", "mixed", "latency", "memory", "predict")
 SHORT = 20  # tokens of the sentence whose latency is measured
 SENTENCES = 50  # of the text, read one at a time where memory is measured
 TOLERANCE = 1e-4  # ‖h - h_transformers‖ / ‖h_transformers‖ in fp32; 1e-6 was measured
@@ -100,6 +102,7 @@ class Options:
     text: str | None = option(None, "text file, one line per sequence (default: the demo's text)", metavar="FILE")
     tokenizer: str | None = option(None, "SentencePiece model (default: the student's, or the demo's)", metavar="PATH")
     lines: int = option(256, "number of lines of the text to use, evenly spread", least=1, most=10**6)
+    predict_lines: int = option(6144, "number of lines of part predict, evenly spread", least=2, most=10**6)
     longest: int = option(512, "tokens of the longest line, which is made by joining lines", least=3, most=10**5)
 
     precision: tuple[str, ...] = option(
@@ -165,19 +168,25 @@ def mixed_texts(lines: Sequence[str], tokenizer: Tokenizer, count: int, longest:
     return [[tokenizer.bos_id, *body, tokenizer.eos_id] for body in bodies]
 
 
-def texts_of_parts(options: Options, student: EncoderConfig, teacher: EncoderConfig) -> dict[str, list[list[int]]]:
-    """The token ids of each part.  Raises DataError, OptionError for a tokenizer or lengths that the models lack."""
+def open_tokenizer(options: Options, student: EncoderConfig) -> Tokenizer:
+    """--tokenizer, else the student's; the demo's for the demo's text.  Raises DataError if it does not fit."""
+    if not (options.text or options.tokenizer):
+        return Tokenizer(demo.FOLDER)
+    tokenizer = load_tokenizer(options.tokenizer, options.student)
+    check_vocabulary(student, tokenizer)
+    return tokenizer
+
+
+def texts_of_parts(
+    options: Options, tokenizer: Tokenizer, lines: Sequence[str], student: EncoderConfig, teacher: EncoderConfig
+) -> dict[str, list[list[int]]]:
+    """The token ids of each part.  Raises OptionError for a tokenizer or lengths that the models lack."""
     max_tokens = min(student.max_tokens, teacher.max_tokens)
     for name, length in (("--longest", options.longest), ("--fixed", options.fixed[1])):
         check(length <= max_tokens, f"{name} {length}: the models read at most {max_tokens} tokens.")
-    if options.text or options.tokenizer:
-        tokenizer = load_tokenizer(options.tokenizer, options.student)
-        check_vocabulary(student, tokenizer)
-    else:
-        tokenizer = Tokenizer(demo.FOLDER)
     size, vocab_size = len(tokenizer), min(student.vocab_size, teacher.vocab_size)
     check(size <= vocab_size, f"The tokenizer {tokenizer.path} has {size} tokens, a model only {vocab_size}.")
-    mixed = mixed_texts(read_lines(options.text), tokenizer, options.lines, options.longest)
+    mixed = mixed_texts(lines, tokenizer, options.lines, options.longest)
     generator = torch.Generator().manual_seed(0)
     fixed = torch.randint(student.pad_id + 1, vocab_size, options.fixed, generator=generator).tolist()
     by_length = sorted(mixed, key=lambda ids: abs(len(ids) - SHORT))
@@ -314,6 +323,9 @@ def verdict_line(verdict: dict) -> str:
     if "bytes" in verdict:
         size, most, aim = (f"{verdict[key] / 1e6:.0f} MB" for key in ("bytes", "most", "aim"))
         return f"{subject} {size} (at most {most}, goal {aim}): {reached}"
+    if "share" in verdict:
+        share, least, aim = (f"{verdict[key]:.1%}" for key in ("share", "least", "aim"))
+        return f"{subject} {share} of the model's own rate (minimum {least}, goal {aim}): {reached}"
     least, aim = verdict["least"], verdict["aim"]
     target = f"minimum {least:.2f}" + (f", goal {aim:.2f}" if aim > least else "")
     return f"{subject} {verdict['ratio']:.2f} × as fast as {verdict['against']} ({target}): {reached}"
@@ -343,7 +355,8 @@ def main(arguments: list[str] | None = None) -> None:
     student = load_encoder(options.student, student_config)
     if options.teacher:
         teacher_config = load_encoder(options.teacher, teacher_config).config
-    texts = texts_of_parts(options, student.config, teacher_config)
+    text, tokenizer = read_lines(options.text), open_tokenizer(options, student.config)
+    texts = texts_of_parts(options, tokenizer, text, student.config, teacher_config)
     out = options.out or f"runs/results/speed-{datetime.now():%Y%m%d-%H%M%S}.json"
     check_writable(out)
     given = (options.teacher, options.student, options.text, options.tokenizer)
@@ -363,12 +376,16 @@ def main(arguments: list[str] | None = None) -> None:
         add("This machine emulates bf16: its speed in bf16 is not representative.")
     with tempfile.TemporaryDirectory(prefix="speed-") as folder:
         graphs = write_and_compare(student, texts["mixed"], options, Path(folder), differences, add)
+        if "predict" in options.only:
+            write_inputs(student, tokenizer, text, options.predict_lines, Path(folder))
         for part in options.only:
             jobs = []
             for precision in options.precision:
                 others = graphs.get(precision, {})
                 if part == "memory":
                     jobs += memory_jobs(Path(folder), student, texts[part], precision, others)
+                elif part == "predict":
+                    jobs += predict_jobs(Path(folder), precision)
                 else:
                     with_transformers = "transformers" in differences
                     pad_id = student.config.pad_id
@@ -379,10 +396,14 @@ def main(arguments: list[str] | None = None) -> None:
                     row.seconds = [seconds / REPEATS for seconds in row.seconds]
                 by_precision[job.precision][row.name] = row
             measured[part] = {name: [asdict(row) for row in rows.values()] for name, rows in by_precision.items()}
-            found += memory_verdicts(by_precision) if part == "memory" else verdicts(part, by_precision, emulated)
             if part == "memory":
+                found += memory_verdicts(by_precision)
                 add(memory_table(texts[part], by_precision))
+            elif part == "predict":
+                found += predict_verdicts(by_precision)
+                add(predict_table(options.predict_lines, by_precision))
             else:
+                found += verdicts(part, by_precision, emulated)
                 add(part_table(part, texts[part], by_precision, emulated))
     others = [name for name in options.precision if name != "fp32" and "fp32" in options.precision]
     shares |= {name: same_predictions(student, texts["mixed"], device, name) for name in others}

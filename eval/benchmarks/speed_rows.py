@@ -27,7 +27,7 @@ from model.checkpoints.onnx import write_onnx
 from model.inference import PRECISIONS, freeze
 from model.training.device import Runtime
 
-from .harness import Job, Run, configs
+from .harness import HUGE_PAGES, Job, Run, configs
 
 TEACHER, STUDENT, TRANSFORMERS, ONNX = "teacher", "student", "transformers' student", "ONNX Runtime"
 BATCH, SMALL_BATCH = 32, 8  # lines per batch of transformers and ONNX Runtime
@@ -216,7 +216,7 @@ def jobs_of(
 ) -> list[Job]:
     """The rows of a part in a precision.  graphs: the files of ONNX Runtime's rows"""
     times = REPEATS if part == "latency" else 1
-    jobs = [Job(name, project_row, precision, (name, texts, times)) for name in (TEACHER, STUDENT)]
+    jobs = [Job(name, project_row, precision, (name, texts, times), HUGE_PAGES) for name in (TEACHER, STUDENT)]
     strategies = batching_strategies([len(ids) for ids in texts])
 
     def ways(name: str, usual: Sequence[str]) -> dict[str, list[list[int]]]:
@@ -257,6 +257,6 @@ def memory_jobs(folder: Path, student: Encoder, texts: Texts, precision: str, gr
     """The rows of the memory part in a precision.  folder: for the weight files, which it writes"""
     path = folder / f"{precision}.safetensors"
     write_student(student, path, precision)
-    jobs = [Job(STUDENT, project_memory, precision, (path, texts))]
+    jobs = [Job(STUDENT, project_memory, precision, (path, texts), HUGE_PAGES)]
     pad_id = student.config.pad_id
     return jobs + [Job(name, onnx_memory, precision, (graph, pad_id, texts)) for name, graph in graphs.items()]

@@ -101,12 +101,12 @@ def project_step(options: Options, runtime: Runtime) -> Run:
     chunk_bytes = options.chunk_mb and options.chunk_mb << 20
     settings = LossSettings(run.direction, run.temperature, run.weights, chunk_bytes, runtime.compiled)
     distiller = train.Distiller(student, teacher, settings, runtime).to(runtime.device)
-    optimiser, scaler = make_optimiser(distiller, run.lr, run.weight_decay), runtime.grad_scaler()
+    optimiser = make_optimiser(distiller, run.lr, run.weight_decay, keeps_gradients=runtime.uses_graphs)
+    scaler = runtime.grad_scaler()
     prepare_models(student, teacher, runtime)
     batch = random_batch(options, student_config.vocab_size)
 
     def step() -> None:
-        torch.compiler.cudagraph_mark_step_begin()  # for torch.compile with CUDA graphs; else without effect
         train.backward(distiller, teacher, [batch], scaler)
         optimiser_step(distiller, optimiser, scaler, run.lr, run.clip)
 

@@ -42,7 +42,7 @@ from model.training.device import (
 )
 
 from ..results import check_writable, command_line, format_metrics, provenance, write_json
-from .batching import BUDGET, Report, TaskSettings, infer
+from .batching import BUDGET, Report, TaskSettings, infer_asked
 from .checks import share_equal, warn_of_one_answer
 from .multi_label import MultiLabelTask
 from .ner import NerTask
@@ -151,7 +151,7 @@ def predict(
     budget: tokens per batch; report: called with a sentence if texts were truncated.
     """
     features = task.encode(examples, report)
-    outputs = infer(model, [feature.ids for feature in features], runtime, budget)
+    outputs = infer_asked(model, features, runtime, budget)
     return task.decode(outputs, features, examples)
 
 
@@ -251,7 +251,7 @@ def evaluate(
     features = task.encode(given, warn)
 
     def predictions_of(model: nn.Module) -> list:
-        outputs = infer(model, [feature.ids for feature in features], runtime, options.batch_tokens)
+        outputs = infer_asked(model, features, runtime, options.batch_tokens)
         if groups is not None:
             outputs = [merge_logits(output, groups) for output in outputs]
         return task.decode(outputs, features, given)

@@ -7,7 +7,7 @@ import torch
 from data import demo
 from data.cli import check, check_bounds, option, parse_options
 from data.download.models import fetch_models
-from model import MaskedLM
+from model import MaskedLM, encode_packed
 from model.checkpoints.load import TOKENIZER_HELP, check_vocabulary, load_frozen, load_tokenizer
 from model.training.device import INFERENCE_PRECISIONS, choose_precision
 
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> None:
         ids = tokenizer.encode(text)
         masks = [position for position, i in enumerate(ids) if i == tokenizer.mask_id]
         with torch.inference_mode():
-            hidden = model.encoder(torch.tensor([ids]))[0, masks]  # (masks, d_h)
+            hidden = encode_packed(model.encoder, torch.tensor(ids), [len(ids)], [masks])  # (masks, d_h)
             probabilities = model.head(hidden.float()).softmax(dim=-1)  # (masks, |W|)
         for position, row in zip(masks, probabilities):
             best = row.topk(min(options.top, len(tokenizer)))

@@ -45,7 +45,7 @@ from model.training.optim import learning_rate, make_optimiser, optimiser_step
 from model.training.state import Diverged
 
 from ..results import command_line, provenance, write_json
-from .batching import Feature, Outputs, TaskSettings, infer, packed_outputs
+from .batching import Feature, Outputs, TaskSettings, infer, infer_asked, packed_outputs
 from .checks import warn_of_one_answer, warn_of_shared_examples
 from .evaluate import (
     SEQUENCE_TASKS,
@@ -254,7 +254,7 @@ def train_one_seed(
         if not torch.stack(losses).isfinite().all():
             raise Diverged(f"The loss of epoch {epoch} is not finite. Try a lower --lr.")
         with runtime.autocast():
-            outputs = infer(model.eval(), [feature.ids for feature in dev_features], runtime, options.batch_tokens)
+            outputs = infer_asked(model.eval(), dev_features, runtime, options.batch_tokens)
         predictions = task.decode(outputs, dev_features, data["dev"])
         if choose_threshold:
             task = task.with_best_threshold(predictions, data["dev"])

@@ -75,7 +75,7 @@ class Decision(NamedTuple):
 
 
 class NerTask:
-    """One decision per word, section 4.2. The model classifies every piece.
+    """One decision per word, section 4.2. The model classifies every piece, but not `<s>` and `</s>`.
 
     A word's type is that of the highest mean probability over its pieces, where the probabilities of a type's labels
     (B-, I-, …) are added; its first piece decides whether it begins an entity. The words of running text are runs of
@@ -114,7 +114,8 @@ class NerTask:
                 targets = self.targets(example.tags, word_ids)
             for start, end in word_windows(word_ids, self.settings.max_length - 2):
                 target = [IGNORE_INDEX, *targets[start:end], IGNORE_INDEX]
-                features.append(Feature([bos, *ids[start:end], eos], index, target, pieces=pieces))
+                asked = range(1, 1 + end - start)
+                features.append(Feature([bos, *ids[start:end], eos], index, target, pieces=pieces, asked=asked))
         return features
 
     def targets(self, tags: Sequence[str], word_ids: Sequence[int]) -> list[int]:
@@ -146,7 +147,7 @@ class NerTask:
         predictions = []
         for index, windows in group_by_example(outputs, features):
             pieces, example = windows[0][1].pieces, examples[index]
-            scores = torch.cat([output[1:-1].softmax(dim=-1) for output, _ in windows])  # (P, C)
+            scores = torch.cat([output.softmax(dim=-1) for output, _ in windows])  # (P, C)
             if isinstance(example, TextExample):
                 predictions.append(EntityPrediction(self.find_entities(example.text, pieces, scores), pieces, scores))
                 continue

@@ -32,8 +32,10 @@ from data.tasks import TASKS, Example, PairExample, QuestionExample, TextExample
 from data.tasks.contents import contradicts_name
 from data.tasks.rows import short
 
+from .ahead import ahead
+from .batching import infer_asked
 from .checks import Answers
-from .evaluate import MODEL_HELP, SURROGATE, InferenceOptions, Task, check_task, open_model, predict
+from .evaluate import MODEL_HELP, SURROGATE, InferenceOptions, Task, check_task, open_model
 from .multi_label import LabelsPrediction
 from .ner import EntityPrediction, TagPrediction
 from .qa import AnswerSpan, QaTask
@@ -63,8 +65,9 @@ def open_lines(name: str | None) -> Iterator[Iterator[bytes]]:
         raise DataError("There is no standard input. Name a file.")
     where = "standard input" if name in (None, "-") else name
     try:
-        with open(name, "rb") if name not in (None, "-") else sys.stdin.buffer as file:
-            yield text_lines(where, file)
+        # unbuffered: a buffer that a thread waits to fill cannot be closed, not even after Ctrl-C
+        with open(name, "rb", buffering=0) if name not in (None, "-") else sys.stdin.buffer.raw as file:
+            yield text_lines(where, io.BufferedReader(file))
     except BrokenPipeError:
         raise
     except DAMAGE as error:
@@ -220,9 +223,11 @@ def run(task_name: str, options: Options, lines: Iterable[bytes]) -> int:
     """
     model, task, runtime = open_model(options.model, task_name, options)
     counts, answers = Lines(), Answers()
-    for chunk in read_chunks(lines, task_name, counts):
-        examples = [example for _, example in chunk]
-        predictions = predict(model, task, examples, runtime, options.batch_tokens)
+    chunks = read_chunks(lines, task_name, counts)
+    encoded = ((chunk, task.encode([example for _, example in chunk], warn)) for chunk in chunks)
+    for chunk, features in ahead(encoded):
+        outputs = infer_asked(model, features, runtime, options.batch_tokens)
+        predictions = task.decode(outputs, features, [example for _, example in chunk])
         answers.add(task, predictions)
         for (number, example), prediction in zip(chunk, predictions):
             print_json({"line": number, **to_json(prediction, example, task)})

@@ -78,11 +78,11 @@ class QaTask:
             answer = next((answer for answer in example.answers if answer.start is not None), None)
             if answer is None:
                 target = None if example.answers else (0, 0)
-                features += [Feature(window.ids, index, target, window) for window in windows]
+                features += [feature_of(window, index, target) for window in windows]
                 continue
             start, end = strip_spaces(example.context, answer.start, answer.start + len(answer.text))
             spans = [token_span(window, start, end) for window in windows]
-            features += [Feature(window.ids, index, span or (0, 0), window) for window, span in zip(windows, spans)]
+            features += [feature_of(window, index, span or (0, 0)) for window, span in zip(windows, spans)]
             found = [characters(window, span) for window, span in zip(windows, spans) if span]
             trim = partial(trim_answer, example.context)
             inexact += not any(trim(*each) == trim(start, end) for each in found)
@@ -110,7 +110,7 @@ class QaTask:
             if not any(window.spans for window in windows):
                 predictions.append(AnswerSpan("", 0, 0, 0.0, math.inf))
                 continue
-            logits = [output[w.context_start :][: len(w.spans)] for (output, _), w in zip(group, windows)]  # (n, 2)
+            logits = [output[1:] for output, _ in group]  # of the context's tokens, (n, 2)
             spans = [best_span(each, w.spans, self.settings.max_answer) for each, w in zip(logits, windows)]
             score, start, end = max(spans)
             log_normaliser = context_logits(logits, windows).logsumexp(dim=0).sum()  # over starts, over ends
@@ -142,6 +142,12 @@ class QaTask:
         answers = [gold_texts(example) for example in examples]
         best, no_answer = ([prediction[i] for prediction in predictions] for i in (0, 4))
         return qa_report(best, answers, self.settings.language, seed, no_answer, self.settings.no_answer_threshold)
+
+
+def feature_of(window: Window, example: int, target: tuple[int, int] | None) -> Feature:
+    """Its outputs are asked of `<s>`, which stands for no answer, and of the context: row 1 + i is of spans[i]."""
+    asked = [0, *range(window.context_start, window.context_start + len(window.spans))]
+    return Feature(window.ids, example, target, window, asked=asked)
 
 
 def gold_texts(example: QuestionExample) -> list[str]:

@@ -23,7 +23,8 @@ from model.checkpoints.load import load_teacher
 from model.training.bounds import SEED
 
 from ..results import check_writable, command_line
-from .batching import infer
+from .ahead import ahead
+from .batching import infer_asked
 from .checks import Answers, warn_of_one_answer
 from .evaluate import SURROGATE, InferenceOptions, open_model, write_result
 from .predict import FILE_HELP, Lines, open_lines, read_chunks
@@ -89,10 +90,10 @@ class ZeroShot:
         """-> (texts, K)"""
         options, scores = self.options, []
         hypotheses = [options.template.replace("{}", label) for label in options.labels]
-        for start in range(0, len(texts), CHUNK):
-            pairs = [PairExample(text, each, "") for text in texts[start : start + CHUNK] for each in hypotheses]
-            features = self.task.encode(pairs, warn)
-            logits = infer(self.model, [feature.ids for feature in features], self.runtime, options.batch_tokens)
+        chunks = (texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK))
+        pairs = ([PairExample(text, each, "") for text in chunk for each in hypotheses] for chunk in chunks)
+        for features in ahead(self.task.encode(each, warn) for each in pairs):
+            logits = infer_asked(self.model, features, self.runtime, options.batch_tokens)
             by_text = torch.stack(logits).unflatten(0, (-1, len(hypotheses)))  # (texts, K, 3)
             scores += [candidate_scores(each, self.entailment, options.printed) for each in by_text]
         return torch.stack(scores)

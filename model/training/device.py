@@ -1,6 +1,5 @@
 """The device of a run, its precision, torch.compile, and the device's peak speed."""
 
-import ctypes
 import os
 import re
 from contextlib import AbstractContextManager
@@ -13,7 +12,8 @@ from data.cli import OptionError, first_line, is_out_of_memory, note
 
 from ..config import EncoderConfig
 from ..heads import MaskedLM
-from ..inference import PRECISIONS
+from ..inference import PRECISIONS, has_bf16
+from ..memory import keep_freed_memory
 from ..quantised import LEVELS, activation_levels
 from .optim import FixedScale
 from .stop import shielded
@@ -44,8 +44,6 @@ NO_VNNI = (
     "this processor has neither VNNI nor AMX, which multiply 8-bit integers: int8 saves memory here, a quarter of "
     "fp32's for the weights, but little time. On a processor that has them, int8 is about twice as fast as fp32."
 )
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-PAGE = 2**12  # bytes; with THP_MEM_ALLOC_ENABLE, PyTorch aligns tensors of 2 MB and more to it, else to 64
 OTHER_VARIANTS = "D|Ti|SUPER|Laptop|Mobile|Max-Q|MIG"  # GPUs of the same name with other peaks, and parts of a GPU
 
 
@@ -59,6 +57,11 @@ class Runtime:
 
     def to_json(self) -> dict:
         return {"device": str(self.device), "precision": self.precision, "compiled": self.compiled}
+
+    @property
+    def uses_graphs(self) -> bool:
+        """Whether compiled layers run as CUDA graphs, which the host starts with one call each."""
+        return self.compiled and self.device.type == "cuda"
 
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32")
@@ -95,21 +98,15 @@ def choose_device(name: str) -> torch.device:
 def set_up_process(device: torch.device) -> None:
     """Settings of this process for training, to be made before its first product.
 
-    CPU: glibc keeps freed memory. By default each large tensor goes back to the kernel, which clears its pages again
-    for the next step. With huge pages only: at PyTorch's other alignment, glibc before 2.38 would not reuse the memory.
-    GPU: operations are deterministic, so that a resumed run ends with the same bits. (With warn_only, attention would
-    not be.)
+    CPU: freed memory is kept. GPU: operations are deterministic, so that a resumed run ends with the same bits. (With
+    warn_only, attention would not be.)
     """
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False
     elif device.type == "cpu":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # of glibc only
-        in_huge_pages = torch.empty(2**22, dtype=torch.uint8).data_ptr() % PAGE == 0
-        if mallopt and in_huge_pages:
-            mallopt(M_MMAP_MAX, 0)
-            mallopt(M_TRIM_THRESHOLD, -1)
+        keep_freed_memory()
 
 
 def seed_generators(seed: int, device: torch.device) -> None:
@@ -127,20 +124,15 @@ def choose_precision(name: str, device: torch.device) -> str:
 
     Raises OptionError for a precision that the device does not support.
     """
-    if device.type == "cuda":
-        has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere
-    else:
-        capabilities = torch.cpu.get_capabilities()
-        has_bf16 = device.type == "cpu" and any(capabilities.get(key) for key in ("amx_bf16", "avx512_bf16", "bf16"))
     if name == "auto":
-        return "bf16" if has_bf16 else "fp16" if device.type == "cuda" else "fp32"
+        return "bf16" if has_bf16(device) else "fp16" if device.type == "cuda" else "fp32"
     if name == "int8":
         if device.type != "cpu":
             raise OptionError(f"--precision int8 runs on a CPU, not on {device}. Use bf16 or fp16 there.")
         if activation_levels() < LEVELS:
             note(NO_VNNI)
         return name
-    if name == "bf16" and device.type == "cuda" and not has_bf16:
+    if name == "bf16" and device.type == "cuda" and not has_bf16(device):
         gpu = torch.cuda.get_device_name(device)
         raise OptionError(f"--precision bf16 is not supported by {gpu}. Use fp16 or fp32.")
     if name != "fp32":
@@ -152,7 +144,7 @@ def choose_precision(name: str, device: torch.device) -> str:
             if is_out_of_memory(error):
                 raise
             raise OptionError(f"--precision {name} is not supported by {device} ({first_line(error)}).") from None
-    if name == "bf16" and device.type == "cpu" and not has_bf16:
+    if name == "bf16" and device.type == "cpu" and not has_bf16(device):
         note("this processor emulates bf16; fp32 is faster.")
     return name
 
@@ -167,7 +159,9 @@ def choose_compiled(name: str, device: torch.device, worth_it: bool) -> bool:
         return False
     try:
         with shielded():  # PyTorch's compiler starts processes that stay
-            torch.compile(torch.exp)(torch.zeros(8, device=device)).sum().item()
+            compiled = torch.compile(torch.exp, options={"triton.cudagraphs": device.type == "cuda"})
+            for _ in range(3):  # the second call records a CUDA graph, the third replays it
+                compiled(torch.zeros(8, device=device)).sum().item()
     except Exception as error:  # a missing or outdated compiler can raise nearly anything
         reason = first_line(error)
         if name == "on":
@@ -179,15 +173,22 @@ def choose_compiled(name: str, device: torch.device, worth_it: bool) -> bool:
 
 
 def prepare_models(student: MaskedLM, teacher: MaskedLM | None, runtime: Runtime) -> None:
-    """Casts the teacher's matrices to the run's precision once, which autocast would do at every step; compiles."""
+    """Casts the teacher's matrices to the run's precision once, which autocast would do at every step; compiles.
+
+    With CUDA graphs, each layer's are recorded in the second micro-batch and replayed from the third on. They hold the
+    addresses of the weights, which must stay, and their outputs last until the next micro-batch begins, which
+    torch.compiler.cudagraph_mark_step_begin says.
+    """
     if teacher:
         runtime.cast_linears(teacher)
         teacher.encoder.embeddings.word.to(PRECISIONS[runtime.precision])  # also the decoder
     if runtime.compiled:
         on_cpu = runtime.device.type == "cpu"  # there PyTorch's own generator keeps dropout the same as uncompiled
+        options = {"fallback_random": on_cpu, "triton.cudagraphs": runtime.uses_graphs}
+        torch._dynamo.config.optimize_ddp = False  # which would split a layer where a bucket of gradients ends
         for model in filter(None, (student, teacher)):
             for layer in model.encoder.layers:  # all layers of a model share one compiled form
-                layer.compile(dynamic=False, options={"fallback_random": on_cpu})
+                layer.compile(dynamic=False, options=options)
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:

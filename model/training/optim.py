@@ -1,17 +1,42 @@
 """AdamW, the learning rate, and the optimiser step."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
 BETAS, EPSILON = (0.9, 0.98), 1e-6  # of AdamW; the paper names none, these are the DistilBERT script's
 
 
-def make_optimiser(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW, fused; weight decay on matrices only, not on biases and LayerNorms."""
+class KeepingAdamW(torch.optim.AdamW):
+    """AdamW that never frees the gradients: it sets them to 0 in place.
+
+    For CUDA graphs. A gradient that a graph computes lies in the graph's memory, where the next replay overwrites it.
+    Autograd makes it the gradient of a parameter that has none, but adds it to a gradient that is there.
+    """
+
+    def __init__(self, params: Iterable[dict], **settings):
+        super().__init__(params, **settings)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        super().zero_grad(set_to_none=False)
+
+
+def make_optimiser(
+    model: nn.Module, lr: float, weight_decay: float, keeps_gradients: bool = False
+) -> torch.optim.AdamW:
+    """AdamW, fused; weight decay on matrices only, not on biases and LayerNorms.
+
+    keeps_gradients: in memory of their own, which CUDA graphs need; else the optimiser step frees them.
+    """
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr, betas=BETAS, eps=EPSILON, fused=True)
+    kind = KeepingAdamW if keeps_gradients else torch.optim.AdamW
+    return kind(groups, lr=lr, betas=BETAS, eps=EPSILON, fused=True)
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
@@ -52,5 +77,5 @@ def optimiser_step(
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
     scaler.step(optimiser)
     scaler.update()
-    optimiser.zero_grad(set_to_none=True)
+    optimiser.zero_grad()
     return grad_norm, ~grad_norm.isfinite()

@@ -92,7 +92,9 @@ class Options:
     device: str = option("auto", DEVICE_HELP, "device")
     precision: str = option("auto", PRECISION_HELP, choices=("auto", *PRECISIONS))
     compile: str = option(
-        "auto", f"torch.compile; auto: for runs of at least {COMPILE_STEPS:,} steps", choices=("auto", "on", "off")
+        "auto",
+        f"torch.compile, with CUDA graphs on a GPU; auto: for runs of at least {COMPILE_STEPS:,} steps",
+        choices=("auto", "on", "off"),
     )
     chunk_mb: int | None = option(
         None, f"memory for the loss's logits, in MiB (default: {CHUNK_MB})", type=int, least=1, most=10**6

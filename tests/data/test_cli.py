@@ -177,7 +177,10 @@ def test_a_terminal_gets_one_line_that_is_redrawn(monkeypatch, capsys, clock):
     assert all(len(line.rstrip("\n")) == 39 for line in output.split("\r")[1:])
 
 
+FOLLOWING = RuntimeError("CUDA error: operation failed due to a previous error during capture")
+FOLLOWING.__context__ = RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 MEMORY_ERRORS = [
+    FOLLOWING,
     MemoryError(),
     RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
     RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA"),

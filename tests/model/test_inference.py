@@ -63,8 +63,11 @@ def test_feed_forward_networks_in_parts(monkeypatch, precision):
     torch.testing.assert_close(encode_packed(fast, ids, LENGTHS), whole, rtol=1e-4, atol=1e-4)
 
 
-def test_a_text_does_not_depend_on_its_batch_in_int8():
+@pytest.mark.parametrize("half", [False, True])
+def test_a_text_does_not_depend_on_its_batch_in_int8(monkeypatch, half):
+    monkeypatch.setattr("model.inference.has_bf16", lambda device: half)
     fast = frozen(make_encoder(), "int8")
+    assert fast.layers[0].attention.products[0].dtype == (torch.bfloat16 if half else torch.float32)
     ids = torch.randint(5, 32005, (sum(LENGTHS),))
     together = encode_packed(fast, ids, LENGTHS).split(LENGTHS)
     for part, alone in zip(ids.split(LENGTHS), together):

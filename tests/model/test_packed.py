@@ -90,6 +90,13 @@ def test_packed_in_bf16_is_no_worse_than_padded(theirs, name, wanted):
     assert 1e-4 < error <= 1.5 * relative_norm(other[rows], expected[rows])
 
 
+@pytest.mark.gpu
+@torch.no_grad()
+def test_no_state_is_wanted(theirs):
+    encoder = convert(theirs).eval().to(DEVICE, torch.bfloat16).encoder
+    assert encode_packed(encoder, torch.tensor([5, 6, 5, 6], device=DEVICE), (2, 2), [[], []]).shape == (0, 48)
+
+
 @pytest.mark.parametrize("name", SEQLENS)
 @torch.no_grad()
 def test_packed_equals_transformers_one_sequence_at_a_time(theirs, ours, name):

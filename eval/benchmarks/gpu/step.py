@@ -40,21 +40,17 @@ from .results import (
     target,
 )
 
-CUDA_GRAPHS = (  # as torch.compile(mode="reduce-overhead"); what is left out of the graphs, and why, goes to the log
-    *(("TORCHINDUCTOR_CUDAGRAPHS", "1"), ("TORCH_LOGS", "perf_hints")),
-)
 STEP_TOKENS = 81_920  # per measurement: 10 steps of 8,192 tokens
 
 # ---- the step --------------------------------------------------------------------------------------------------
 
-PROJECT, COMPILED, GRAPHS = "this project", "this project, compiled", "this project, compiled, CUDA graphs"
+PROJECT, COMPILED = "this project", "this project, compiled"  # on a GPU, compiled layers run as CUDA graphs
 BASELINE, BASELINE_COMPILED = "transformers", "transformers, compiled"
-COMPARED = {  # row -> what makes its step, whether it is compiled, further variables of its process
-    PROJECT: (throughput.project_step, False, ()),
-    COMPILED: (throughput.project_step, True, ()),
-    GRAPHS: (throughput.project_step, True, CUDA_GRAPHS),
-    BASELINE: (throughput.distilbert_baseline, False, ()),
-    BASELINE_COMPILED: (throughput.distilbert_baseline, True, ()),
+COMPARED = {  # row -> what makes its step, whether it is compiled
+    PROJECT: (throughput.project_step, False),
+    COMPILED: (throughput.project_step, True),
+    BASELINE: (throughput.distilbert_baseline, False),
+    BASELINE_COMPILED: (throughput.distilbert_baseline, True),
 }
 Size = tuple[int, int]  # blocks per step, tokens per block
 SIZES = (64, 128), (16, 512)
@@ -113,16 +109,10 @@ def step(options: Options, results: Results) -> None:
 
 def step_job(precision: str, size: Size, name: str, small: bool) -> Job:
     """In a small run, only one row is compiled."""
-    make, compiled, environment = COMPARED[name]
+    make, compiled = COMPARED[name]
     compiled = compiled and (not small or (precision, size, name) == ("bf16", SMALL_SIZES[0], COMPILED))
-    return Job(
-        name,
-        step_row,
-        precision,
-        (make, size, not environment),
-        (*HUGE_PAGES, *COMPILE_THREADS, *environment),
-        compiled,
-    )
+    arguments = make, size, name != COMPILED
+    return Job(name, step_row, precision, arguments, (*HUGE_PAGES, *COMPILE_THREADS), compiled)
 
 
 def step_row(options: Options, runtime: Runtime, make: Callable[..., Run], size: Size, resets_peak: bool) -> Run:
@@ -167,9 +157,7 @@ def comparison(rows: dict, precision: str, size: Size, options: Options, peak: f
         lines.append(
             [name, f"{speed:,.0f}", *speed_ups, utilisation(speed, options, size, peak), gigabytes(row.peak), memory]
         )
-    fastest = min(
-        (rows[name] for name in (PROJECT, COMPILED, GRAPHS) if isinstance(rows[name], Row)), key=median, default=None
-    )
+    fastest = min((rows[name] for name in (PROJECT, COMPILED) if isinstance(rows[name], Row)), key=median, default=None)
     targets = []
     if fastest and peak and precision == "bf16":
         targets.append(

@@ -84,7 +84,10 @@ def test_number_and_lengths_of_mixed_texts():
 @needs(REAL_TOKENIZER, REAL_TEXT)
 def test_real_lines():
     options = speed.Options(text=str(REAL_TEXT / "ud_french_sentences.txt"), tokenizer=str(REAL_TOKENIZER))
-    texts = speed.texts_of_parts(options, EncoderConfig.distilcamembert(), EncoderConfig.camembert())
+    student, lines = EncoderConfig.distilcamembert(), speed.read_lines(options.text)
+    texts = speed.texts_of_parts(
+        options, speed.open_tokenizer(options, student), lines, student, EncoderConfig.camembert()
+    )
     lengths = {part: [len(ids) for ids in texts[part]] for part in texts}
     assert len(lengths["mixed"]) == 256 and max(lengths["mixed"]) == 512 and 25 < sum(lengths["mixed"]) / 256 < 45
     assert abs(lengths["latency"][0] - 20) <= 2 and lengths["fixed"] == [128] * 32

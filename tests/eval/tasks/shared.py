@@ -43,7 +43,7 @@ def save(model, path: Path, noise: float = 0.0) -> Path:
 
 
 def pipe(monkeypatch, content: bytes) -> None:
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=SimpleNamespace(raw=io.BytesIO(content))))
 
 
 def succeeded(result):
@@ -68,6 +68,11 @@ def check_error(result, *sentences: str) -> None:
     assert result.stderr.startswith("python -m eval: ") and all(s in result.stderr for s in sentences), result.stderr
 
 
+def asked(outputs, features) -> list[torch.Tensor]:
+    """Of the outputs of all tokens, those that the task decodes; of a text classifier, the one that there is."""
+    return [each[list(feature.asked)] if each.ndim == 2 else each for each, feature in zip(outputs, features)]
+
+
 def confident_outputs(features, num_labels: int) -> list[torch.Tensor]:
     """Outputs of a model that is certain of every target: logit 30 for the target, 0 for the rest."""
     outputs = []
@@ -83,7 +88,7 @@ def confident_outputs(features, num_labels: int) -> list[torch.Tensor]:
                 if target != IGNORE_INDEX:
                     output[position, target] = 1
         outputs.append(30.0 * output.float())
-    return outputs
+    return asked(outputs, features)
 
 
 def checked_metrics(report: dict):

@@ -2,17 +2,22 @@
 
 import copy
 import random
+from unittest.mock import patch
 
 import pytest
 import torch
 
-from eval.tasks.batching import infer, packed_outputs
+from data.tasks import QuestionExample, TextExample, WordsExample
+from eval.tasks.batching import TaskSettings, infer, infer_asked, packed_outputs
+from eval.tasks.ner import NerTask
+from eval.tasks.qa import QaTask
 from model import EncoderConfig, ModelError, QuestionAnswerer, SequenceClassifier, TokenClassifier
 from model.inference import freeze
 from model.training.device import Runtime
-from tests.eval.tasks.shared import RUNTIME
+from tests.eval.tasks.shared import RUNTIME, TOKENIZER, ignore
 
 CONFIG = EncoderConfig(2, 16, 2, 16, 60, max_positions=34)
+CONFIG_1005 = EncoderConfig(2, 16, 2, 16, 1005, max_positions=34)
 MODELS = {
     "sequence": (lambda: SequenceClassifier(CONFIG, 3), lambda length: (3,)),
     "token": (lambda: TokenClassifier(CONFIG, 5), lambda length: (length, 5)),
@@ -42,6 +47,46 @@ def test_every_text_has_the_output_that_it_has_alone(model_and_shape, budget):
             expected = model(torch.tensor([ids]))[0]
         assert output.shape == shape(len(ids)) == expected.shape and output.dtype == torch.float32
         assert (output - expected).abs().max() < 2e-5
+
+
+LONG = "Le film de Brest est long et le chat de Landerneau a faim. " * 3  # several windows
+ASKED = {  # a model's task, examples, and the range of the tokens whose outputs it decodes: of pieces, of the context
+    "ner": (
+        lambda settings: (TokenClassifier(CONFIG_1005, 3), NerTask(settings, ("O", "B-LOC", "I-LOC"))),
+        [TextExample("", ""), TextExample(LONG, ""), TextExample(" ", ""), WordsExample(("Elle", "vit", "à"), ())],
+        lambda feature: range(1, len(feature.ids) - 1),
+    ),
+    "qa": (
+        lambda settings: (QuestionAnswerer(CONFIG_1005), QaTask(settings)),
+        [QuestionExample("", text, "Où est-il ?", ()) for text in (LONG, "", "Ici.", LONG[:20])],
+        lambda feature: [0, *range(feature.ids.index(6) + 2, len(feature.ids) - 1)],  # </s></s> context </s>
+    ),
+}
+
+
+@pytest.mark.parametrize("precision", [None, "fp32", "bf16", "int8"])
+@pytest.mark.parametrize("name", ASKED)
+def test_the_last_layer_and_the_head_compute_only_the_tokens_that_are_asked_for(name, precision):
+    """With the same outputs as if they computed all, also of sentences without any."""
+    torch.manual_seed(0)
+    make, examples, expected_of = ASKED[name]
+    model, task = make(TaskSettings(TOKENIZER, 32))
+    if precision:
+        freeze(model.eval().encoder, precision)
+    features = task.encode(examples, ignore)
+    whole = infer(model.eval(), [feature.ids for feature in features], RUNTIME)
+    heads, layers = patch.object(model, "head", wraps=model.head), model.encoder.layers[-1]
+    with heads as head, patch.object(layers, "after_attention", wraps=layers.after_attention) as last:
+        for budget in (2048, 1):  # all together, and each alone
+            found = infer_asked(model, features, RUNTIME, budget)
+            for feature, output, all_tokens in zip(features, found, whole, strict=True):
+                expected = all_tokens[list(expected_of(feature))]
+                assert output.shape == expected.shape
+                assert torch.allclose(output, expected, atol=0.02 if precision == "bf16" else 1e-5)
+    number = 2 * sum(len(expected_of(feature)) for feature in features)
+    assert len(features) > len(examples)
+    assert sum(len(call.args[0]) for call in head.call_args_list) == number
+    assert sum(call.args[0].shape[-2] for call in last.call_args_list) == number
 
 
 def test_gradients_in_training_and_none_in_inference(model_and_shape):

@@ -19,7 +19,7 @@ from eval.tasks.batching import TaskSettings
 from eval.tasks.bootstrap import precision_recall_f1
 from eval.tasks.ner import NerTask, ner_report, span_counts, word_spans
 from losses import IGNORE_INDEX
-from tests.eval.tasks.shared import TOKENIZER, checked_metrics, confident_outputs, ignore
+from tests.eval.tasks.shared import TOKENIZER, asked, checked_metrics, confident_outputs, ignore
 from tests.helpers import REAL_TOKENIZER, SHARED, needs
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.UndefinedMetricWarning")  # also seqeval's
@@ -137,12 +137,12 @@ def test_the_tag_of_a_word():
     output[2 + first : 1 + second, 2] = 5
     output[1 + second : 1 + third, 0] = 5
     output[1 + third : -1, 2] = 5  # I- after O begins an entity
-    (prediction,) = task.decode([output], [feature], [example])
+    (prediction,) = task.decode(asked([output], [feature]), [feature], [example])
     assert prediction.tags == ("B-LOC", "O", "B-LOC") and prediction.pieces == task.pieces(example)
     assert torch.allclose(prediction.scores, output[1:-1].softmax(dim=-1))
     assert task.metrics([prediction], [example], 0)["entity_f1"]["value"] == 1
     output[2 + first : 1 + second] = torch.tensor([1.0, 0.0, 0.5])  # the word is still LOC, its other pieces are not
-    (prediction,) = task.decode([output], [feature], [example])
+    (prediction,) = task.decode(asked([output], [feature]), [feature], [example])
     assert prediction.tags[0] == "B-LOC"
     metrics = task.metrics([prediction], [example], 0)
     assert metrics["entity_f1"]["value"] == 1 > metrics["subword_f1"]["value"]

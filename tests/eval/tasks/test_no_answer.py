@@ -17,7 +17,7 @@ from eval.tasks.batching import TaskSettings
 from eval.tasks.qa import AnswerSpan, QaTask, best_threshold, normalise, qa_report, word_f1
 from model import EncoderConfig, MaskedLM, QuestionAnswerer, load_model
 from model.checkpoints.load import load_checkpoint
-from tests.eval.tasks.shared import ON_CPU, TOKENIZER, ignore, save, succeeded, write
+from tests.eval.tasks.shared import ON_CPU, TOKENIZER, asked, ignore, save, succeeded, write
 from tests.helpers import run_command
 
 pytestmark = pytest.mark.filterwarnings("ignore:'eval")
@@ -44,7 +44,7 @@ def test_the_first_token_of_the_window_where_it_is_lowest_counts():
     task, example, features = long_question([])
     outputs = list(torch.randn(len(features), 32, 2, generator=torch.Generator().manual_seed(0)))
     outputs = [output[: len(feature.ids)] for output, feature in zip(outputs, features)]
-    (prediction,) = task.decode(outputs, features, [example])
+    (prediction,) = task.decode(asked(outputs, features), features, [example])
     spans = []
     for output, feature in zip(outputs, features):
         starts, ends = output[feature.window.context_start : -1].T.tolist()

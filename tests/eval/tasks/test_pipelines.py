@@ -21,7 +21,7 @@ from eval.tasks.qa import QaTask
 from eval.tasks.sequences import SequenceTask
 from model.checkpoints.export import export_huggingface
 from model.checkpoints.load import load_checkpoint
-from tests.eval.tasks.shared import RUNTIME, ignore
+from tests.eval.tasks.shared import RUNTIME, asked, ignore
 from tests.helpers import MINI, REAL_TOKENIZER, SHARED, needs, transformers_tokenizer
 
 DATA = SHARED / "data"
@@ -173,7 +173,7 @@ def test_answers_to_questions(folders, tokenizer):
         features = task.encode(examples[:count], ignore)
         model = load_checkpoint(folders["qa"][0], ignore)
         outputs = infer(model, [feature.ids for feature in features], RUNTIME)
-        answers = task.decode(outputs, features, examples[:count])
+        answers = task.decode(asked(outputs, features), features, examples[:count])
         pairs = [[example.question for example in examples[:count]], [example.context for example in examples[:count]]]
         options = dict(truncation="only_second", return_overflowing_tokens=True, return_offsets_mapping=True)
         encoded = their_tokenizer(*pairs, max_length=max_length, stride=stride, **options)

@@ -4,9 +4,12 @@ import bz2
 import gzip
 import json
 import lzma
+import signal
 import subprocess
 import sys
+import time
 import tracemalloc
+from functools import partial
 
 import pytest
 import torch
@@ -338,3 +341,25 @@ def test_a_reader_that_closes_the_pipe(models, tmp_path):
     result = subprocess.run(shell, capture_output=True, cwd=REPOSITORY, text=True)
     assert result.returncode == 0 and result.stderr == ""
     assert json.loads(result.stdout)["line"] == 1
+
+
+def test_ctrl_c_while_the_input_is_silent(models, tmp_path):
+    """Chunks are answered while the thread that reads waits for the next; that thread delays no exit."""
+    words = [sys.executable, "-m", "eval", "predict", "sentiment", "--model", models["sentiment"], *ON_CPU]
+    default = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # which a shell's background ignores
+    found = tmp_path / "found"
+    pipes = dict(stdin=subprocess.PIPE, stdout=found.open("wb"), stderr=subprocess.PIPE)
+    with subprocess.Popen([*map(str, words)], cwd=REPOSITORY, preexec_fn=default, **pipes) as process:
+        process.stdin.write(b"Le film est long.\n" * 16_000)  # more than what tells the form of the input
+        process.stdin.flush()
+        try:
+            for _ in range(300):
+                time.sleep(0.1)
+                if found.stat().st_size:
+                    break
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 130
+        finally:
+            process.kill()
+        assert process.stderr.read() == b"\npython -m eval: interrupted.\n"
+    assert json.loads(found.read_text().split("\n")[0])["line"] == 1

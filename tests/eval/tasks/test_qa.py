@@ -17,7 +17,7 @@ from data.features import Window
 from data.tasks import Answer, QuestionExample, read_task
 from eval.tasks.batching import Feature, TaskSettings
 from eval.tasks.qa import QaTask, answer_f1, best_span, exact_match, inclusion, normalise, qa_report
-from tests.eval.tasks.shared import TOKENIZER, confident_outputs, ignore
+from tests.eval.tasks.shared import TOKENIZER, asked, confident_outputs, ignore
 from tests.helpers import REAL_TOKENIZER, SHARED, needs
 
 PIAF = SHARED / "data/qa/piaf-v1.0.json"
@@ -47,13 +47,14 @@ def test_the_answer_from_several_windows():
     example = QuestionExample("1", "a b c d e", "?", (Answer("d", 6),))
     head, spans = [5, 9, 6, 6], [(2 * i, 2 * i + 1) for i in range(5)]
     windows = [Window([*head, 20, 21, 22, 6], 4, spans[:3], 0), Window([*head, 22, 23, 24, 6], 4, spans[2:], 2)]
-    features = [Feature(window.ids, 0, None, window) for window in windows]
+    features = [Feature(window.ids, 0, None, window, asked=(0, 4, 5, 6)) for window in windows]
     outputs = [torch.zeros(8, 2), torch.zeros(8, 2)]
     for output in outputs:
         output[[0, 1, 7]] = 50.0  # <s>, question and </s> are not answers
     outputs[0][4, 0] = 2.0  # from a …
     outputs[0][6, 1] = 2.5  # … to c would be three tokens
     outputs[1][5, 0] = outputs[1][6, 1] = 1.8  # from d to e
+    outputs = asked(outputs, features)
     (prediction,) = QaTask(TaskSettings(TOKENIZER, 16, max_answer=2)).decode(outputs, features, [example])
     starts = math.exp(2) + math.exp(1.8) + 3  # c once, with the higher of its logits
     ends = math.exp(2.5) + math.exp(1.8) + 3
@@ -88,7 +89,7 @@ def test_the_score_does_not_depend_on_the_stride_if_the_windows_agree():
         for output, feature, offset in zip(outputs, features, offsets):
             of_window = logits[offset : offset + len(feature.window.spans)]
             output[feature.window.context_start :][: len(of_window)] = of_window
-        (prediction,) = task.decode(outputs, features, [example])
+        (prediction,) = task.decode(asked(outputs, features), features, [example])
         starts, ends = logits.double().softmax(dim=0).T
         assert prediction.score == pytest.approx((starts[50] * ends[52]).item(), rel=1e-5)
         predictions.append(prediction[:3])
@@ -100,7 +101,7 @@ def test_the_probabilities_of_all_spans_sum_to_at_most_1_if_the_windows_disagree
     task, example, features, offsets, _ = long_question(stride)
     generator = torch.Generator().manual_seed(1)
     outputs = [torch.randn(len(feature.ids), 2, generator=generator) for feature in features]
-    (prediction,) = task.decode(outputs, features, [example])
+    (prediction,) = task.decode(asked(outputs, features), features, [example])
     best = {}  # span -> the highest sum of its logits over the windows
     for output, feature, offset in zip(outputs, features, offsets):
         starts, ends = output[feature.window.context_start : -1].T.tolist()
@@ -116,7 +117,7 @@ def test_the_score_in_a_single_window():
     task = QaTask(TaskSettings(TOKENIZER, 64))
     (feature,) = task.encode([example], ignore)
     output = torch.randn(len(feature.ids), 2, generator=torch.Generator().manual_seed(0))
-    (prediction,) = task.decode([output], [feature], [example])
+    (prediction,) = task.decode(asked([output], [feature]), [feature], [example])
     logits = output[feature.window.context_start : -1]
     best, *_ = brute_force(logits, feature.window.spans, 30)
     assert prediction.score == (best - logits.logsumexp(dim=0).sum()).exp().item()  # to the last bit
@@ -127,7 +128,7 @@ def test_an_empty_context_has_no_answer():
     task = QaTask(TaskSettings(TOKENIZER, 32))
     features = task.encode([example], ignore)
     assert [feature.target for feature in features] == [None]
-    assert task.decode([torch.zeros(len(features[0].ids), 2)], features, [example]) == [("", 0, 0, 0.0, math.inf)]
+    assert task.decode([torch.zeros(1, 2)], features, [example]) == [("", 0, 0, 0.0, math.inf)]
 
 
 # ---- targets ---------------------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def test_operations_are_deterministic_on_a_gpu(monkeypatch):
 
 
 def test_compilation(monkeypatch, capsys):
-    monkeypatch.setattr("torch.compile", lambda function: function)  # as if a compiler worked
+    monkeypatch.setattr("torch.compile", lambda function, **settings: function)  # as if a compiler worked
     assert choose_compiled("on", CPU, worth_it=False) and choose_compiled("auto", CPU, worth_it=True)
     assert not choose_compiled("auto", CPU, worth_it=False) and not choose_compiled("off", CPU, worth_it=True)
     assert capsys.readouterr().out.splitlines()[-2:] == ["compile   off (short run)", "compile   off"]

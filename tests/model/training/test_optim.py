@@ -47,6 +47,25 @@ def test_a_gradient_above_the_maximum_norm_is_clipped(student):
     assert (parameters_to_vector(student.parameters()) - before).norm().item() == pytest.approx(0.5, rel=1e-4)
 
 
+def test_gradients_that_are_kept_give_the_same_bits():
+    """In the same memory from before the first step on, as CUDA graphs need; a step that is skipped included."""
+    found = []
+    for keeps_gradients in (False, True):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 2)
+        optimiser, scaler = make_optimiser(model, 0.1, 0.1, keeps_gradients), Runtime(torch.device("cpu")).grad_scaler()
+        before = [parameter.grad for parameter in model.parameters()]
+        for factor in (1.0, math.inf, 2.0):
+            for example in torch.eye(3):  # three micro-batches
+                scaler.scale(factor * model(example).square().sum()).backward()
+            if keeps_gradients:
+                assert all(parameter.grad is kept for parameter, kept in zip(model.parameters(), before))
+            optimiser_step(model, optimiser, scaler, 0.1, 5.0)
+            assert all((p.grad is not None and not p.grad.any()) == keeps_gradients for p in model.parameters())
+        found.append(parameters_to_vector(model.parameters()))
+    assert torch.equal(*found)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
