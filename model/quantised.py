@@ -16,6 +16,11 @@ than 1.5 % of its norm (0.8 % is usual), it has 16, and its products are two, of
 
     s_n = max_k |W_nk| / (127 · 256)    w_nk = 256 h_nk + l_nk    Σ_k q_mk w_nk = 256 Σ_k q_mk h_nk + Σ_k q_mk l_nk
 
+The inputs of W^forward, outputs of GELU, are at least a = −0.17 (of ReLU, 0), so that all steps lie above it:
+
+    t_m = (max_k x_mk − a) / (2 Q + 1)    q_mk = round((x_mk − a) / t_m)
+    y_mn = t_m s_n Σ_k q_mk w_nk + (a s_n Σ_k w_nk + b_n)
+
 A scale per token, not per tensor: a text's result does not depend on the texts that share its batch. Only products are
 in int8; sums, GELU, LayerNorm and softmax stay in float32, and so do biases and the heads of the tasks. Queries, keys
 and values are in bf16 where the processor multiplies it.
@@ -31,6 +36,7 @@ from torch import Tensor, nn
 
 LEVELS, LEVELS_WITHOUT_VNNI = 127, 63  # Q
 SMALLEST = torch.tensor(torch.finfo(torch.float32).tiny)
+LOWEST = {"gelu": -0.17, "relu": 0.0}  # a, of what an activation gives
 SCALE = "_scale"  # after the name of a matrix in int8: the name of its rows' scales
 BYTE = 256  # values of the low byte of 16 bits
 ROUNDING_LIMIT = 0.015  # ‖W − s w‖ / ‖W‖ from which a matrix has 16 bits
@@ -67,13 +73,16 @@ class QuantisedLinear(nn.Module):
 
     weight: w, (N, K) int8 or int16; scale: s, (N, 1); bias: (N,); activation: none, gelu or relu
 
+    lowest: a, which no x is below; by default, they are symmetric; dtype: of y
+
     The rows from the first to the last that exceed 8 bits have one more each in the product, their high bytes.
     """
 
-    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor, activation="none", dtype=torch.float32):
+    def __init__(self, weight, scale, bias, activation="none", dtype=torch.float32, lowest: float | None = None):
         super().__init__()
-        self.activation, self.dtype, self.bias, scale = activation, dtype, bias, scale.flatten()
-        self.zero_point = activation_levels() + 1
+        self.activation, self.dtype, self.lowest, self.levels = activation, dtype, lowest, activation_levels()
+        self.bias, scale = bias if lowest is None else bias + lowest * (weight.sum(1) * scale[:, 0]), scale.flatten()
+        self.zero_point = self.levels + 1 if lowest is None else 0
         self.rounding = torch.tensor(1.5 * 2**23 + self.zero_point)
         low, high = split_bytes(weight)
         wide = high.any(dim=1).nonzero().flatten().tolist()
@@ -84,8 +93,13 @@ class QuantisedLinear(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         x = x.float()
-        scale = row_scales(x, self.zero_point - 1)
-        rows = (x / scale).add_(self.rounding).view(torch.int32).to(torch.uint8)  # the last bits of a sum at 1.5 · 2²³
+        if self.lowest is None:
+            scale = row_scales(x, self.levels)
+            rows = x / scale
+        else:
+            scale = (x.amax(dim=-1, keepdim=True) - self.lowest).div_(2 * self.levels + 1).add_(SMALLEST)
+            rows = torch.addcmul(-self.lowest / scale, x, 1 / scale)
+        rows = rows.add_(self.rounding).view(torch.int32).to(torch.uint8)  # the last bits of a sum at 1.5 · 2²³
         y = integer_product(rows, self.zero_point, self.packed, self.scale, self.zero_points)
         if len(self.scale) > len(self.bias):
             y, high = y.tensor_split([len(self.bias)], dim=-1)

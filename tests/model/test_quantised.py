@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from model import EncoderConfig, MaskedLM
 from model.quantised import (
+    LOWEST,
     QuantisedEmbedding,
     QuantisedLinear,
     activation_levels,
@@ -62,6 +63,24 @@ def test_the_error_bound(m, k, n, outliers):
     error = (QuantisedLinear(rows, scale, bias)(x).double() - exact).abs()
     assert (error <= bound + 1e-6 * exact.abs()).all()
     assert k == 1 or (error > bound / 1e3).any()  # the bound is not far off
+
+
+@pytest.mark.parametrize("activation", [F.gelu, F.relu])
+@pytest.mark.parametrize("outliers", [False, True])
+def test_inputs_with_a_lowest_value(activation, outliers):
+    """The outputs of an activation, in steps of their own range: the formula in float64, and the error bound."""
+    x, weight, bias = linear_inputs(20, 96, 40, outliers)
+    x, lowest = activation(x), {F.gelu: -0.17, F.relu: 0.0}[activation]
+    x[3] = lowest
+    rows, scale = quantise_matrix(weight)
+    actual = QuantisedLinear(rows, scale, bias, lowest=LOWEST[activation.__name__])(x).double()
+    s, t = scale.T.double(), ((x.amax(-1, keepdim=True) - lowest) / (2 * activation_levels() + 1)).double()
+    q = ((x.double() - lowest) / t.clamp(min=1e-30)).round()
+    expected = q @ rows.double().T * t * s + lowest * s * rows.double().sum(1) + bias
+    torch.testing.assert_close(actual[1:], expected[1:], rtol=1e-4, atol=1e-4)  # q may differ where it is a half
+    bound = s / 2 * x.abs().sum(-1, keepdim=True) + t / 2 * weight.abs().sum(-1) + 96 * s * t / 4
+    exact = F.linear(x.double(), weight.double(), bias.double())
+    assert ((actual - exact).abs() <= bound + 1e-5 * exact.abs() + 1e-5).all()
 
 
 def test_16_bits_where_8_would_change_a_matrix_by_more_than_the_limit():
