@@ -47,11 +47,11 @@ class Part:
 
 ALL_PARTS = (
     Part("environment", 25, environment),
-    Part("correctness", 110, correctness),
+    Part("correctness", 165, correctness),
     Part("demo", 75, demo),
-    Part("step", 190, step),
+    Part("step", 140, step),
     Part("loss", 50, loss),
-    Part("inference", 70, inference),
+    Part("inference", 60, inference),
     Part("profile", 40, profile_step),
 )
 
