@@ -16,7 +16,7 @@ from .attention import MultiHeadAttention
 from .config import ModelError
 from .encoder import Encoder, TransformerLayer
 from .memory import keep_freed_memory
-from .quantised import SCALE, QuantisedEmbedding, QuantisedLinear, quantise_state
+from .quantised import LOWEST, SCALE, QuantisedEmbedding, QuantisedLinear, quantise_state
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ROWS = 512  # tokens that pass a feed-forward network together: their (512, E) states fit the cache
@@ -45,19 +45,19 @@ def freeze(encoder: Encoder, precision: str, state: Mapping[str, Tensor] | None 
         for part in ("word", "position"):
             name = f"embeddings.{part}.weight"
             setattr(encoder.embeddings, part, QuantisedEmbedding(state[name], state[name + SCALE]))
-        make_linear = partial(linear_of, QuantisedLinear, ("weight", "weight" + SCALE, "bias"), state)
-        attention_dtype = torch.bfloat16 if has_bf16(torch.device("cpu")) else torch.float32
-        make_projection = partial(make_linear, dtype=attention_dtype)
+        attention = {"dtype": torch.bfloat16 if has_bf16(torch.device("cpu")) else torch.float32}
+        settings = dict.fromkeys(("attention.query", "attention.key"), attention)
+        settings["feed_forward.forward_proj"] = {"lowest": LOWEST[encoder.config.activation]}
+        make_linear = partial(linear_of, QuantisedLinear, ("weight", "weight" + SCALE, "bias"), settings, state)
     else:
         encoder.to(PRECISIONS[precision]).eval()
         if device != "cpu" or not can_pack(PRECISIONS[precision]):
             return
-        make_linear = partial(linear_of, PackedLinear, ("weight", "bias"), encoder.state_dict())
-        make_projection = make_linear
+        make_linear = partial(linear_of, PackedLinear, ("weight", "bias"), {}, encoder.state_dict())
     for number, layer in enumerate(encoder.layers):
         is_last = number == len(encoder.layers) - 1
-        of_layer, projection = (partial(make, f"layers.{number}.") for make in (make_linear, make_projection))
-        encoder.layers[number] = FrozenLayer(layer, of_layer, projection, encoder.config.activation, is_last)
+        of_layer = partial(make_linear, f"layers.{number}.")
+        encoder.layers[number] = FrozenLayer(layer, of_layer, encoder.config.activation, is_last)
     encoder.eval()
 
 
@@ -93,14 +93,21 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 
 def linear_of(
-    kind: type, parts: Sequence[str], state: Mapping[str, Tensor], prefix: str, *names: str, **settings
+    kind: type,
+    parts: Sequence[str],
+    settings: Mapping[str, Mapping],
+    state: Mapping[str, Tensor],
+    prefix: str,
+    *names: str,
+    activation: str = "none",
 ) -> nn.Module:
     """A PackedLinear or QuantisedLinear of several matrices, one below the other.
 
     parts: what it needs of each, of the names prefix + name + "." + part in the encoder's tensors
+    settings: further arguments of its kind, by the first name
     """
     tensors = (torch.cat([state[f"{prefix}{name}.{part}"] for name in names]) for part in parts)
-    return kind(*tensors, **settings)
+    return kind(*tensors, activation, **settings.get(names[0], {}))
 
 
 class FrozenAttention(nn.Module):
@@ -112,14 +119,12 @@ class FrozenAttention(nn.Module):
     split_heads, concatenate_heads = MultiHeadAttention.split_heads, MultiHeadAttention.concatenate_heads
     attend, forward = MultiHeadAttention.attend, MultiHeadAttention.forward
 
-    def __init__(
-        self, attention: MultiHeadAttention, make_linear: MakeLinear, make_projection: MakeLinear, is_last: bool
-    ):
+    def __init__(self, attention: MultiHeadAttention, make_linear: MakeLinear, is_last: bool):
         super().__init__()
         self.num_heads, self.dropout = attention.num_heads, attention.dropout
         query, key, value = (f"attention.{name}" for name in ("query", "key", "value"))
         products = [(query,), (key, value)] if is_last else [(query, key, value)]
-        self.products = nn.ModuleList(make_projection(*names) for names in products)
+        self.products = nn.ModuleList(make_linear(*names) for names in products)
         self.out = make_linear("attention.out")
 
     def project(self, asking: Tensor, hidden: Tensor) -> list[Tensor]:
@@ -137,16 +142,9 @@ class FrozenLayer(nn.Module):
 
     forward = TransformerLayer.forward
 
-    def __init__(
-        self,
-        layer: TransformerLayer,
-        make_linear: MakeLinear,
-        make_projection: MakeLinear,
-        activation: str,
-        is_last: bool,
-    ):
+    def __init__(self, layer: TransformerLayer, make_linear: MakeLinear, activation: str, is_last: bool):
         super().__init__()
-        self.attention = FrozenAttention(layer.attention, make_linear, make_projection, is_last)
+        self.attention = FrozenAttention(layer.attention, make_linear, is_last)
         self.attention_norm, self.feed_forward_norm = layer.attention_norm, layer.feed_forward_norm
         self.feed = make_linear("feed_forward.feed", activation=activation)
         self.forward_proj = make_linear("feed_forward.forward_proj")

@@ -28,7 +28,7 @@ from ..config import EncoderConfig, ModelError
 from ..encoder import Encoder
 from ..heads import MaskedLM, QuestionAnswerer, SequenceClassifier, TokenClassifier
 from ..inference import PRECISIONS, freeze
-from ..quantised import LEVELS, SCALE, dequantise_state, is_quantised, quantise_state
+from ..quantised import BYTE, LEVELS, SCALE, dequantise_state, is_quantised, quantise_state
 
 FORMAT, OLD_FORMAT = "distilcamembert-2", "distilcamembert-1"
 OLD_NAMES = {".mix.": ".out.", ".expand.": ".feed.", ".contract.": ".forward_proj."}  # of OLD_FORMAT's tensors
@@ -107,7 +107,7 @@ def load_int8(path: str | Path) -> nn.Module:
 
 
 def is_packed(name: str, tensor: Tensor) -> bool:
-    return tensor.dtype == torch.int8 and "layers." in name
+    return not tensor.is_floating_point() and "layers." in name
 
 
 def read_model(path: Path) -> tuple[type, EncoderConfig, tuple, dict[str, Tensor]]:
@@ -213,10 +213,12 @@ def expected_scales(expected: Mapping[str, Tensor]) -> dict[str, tuple[int, int]
 def check_values(name: str, tensor: Tensor, scales: Mapping[str, tuple], called: str) -> None:
     """Raises ModelError for a dtype or values that the tensor of this name cannot have.  scales: of an int8 file"""
     if name + SCALE in scales:
-        if tensor.dtype != torch.int8:
+        if tensor.dtype != torch.int8 and (tensor.dtype != torch.int16 or "embeddings." in name):
             raise ModelError(f"{called} holds {tensor.dtype}, but its file has scales for int8. Convert it again.")
-        if tensor.numel() and tensor.min() < -LEVELS:
-            raise ModelError(f"{called} has the value {-LEVELS - 1}; int8 goes from {-LEVELS} to {LEVELS} here.")
+        levels = LEVELS if tensor.dtype == torch.int8 else LEVELS * BYTE
+        if tensor.numel() and max(-tensor.min().item(), tensor.max().item()) > levels:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ModelError(f"{called} has values beyond ±{levels:,}, the range of {kind} here.")
         return
     if tensor.dtype == torch.int8:
         raise ModelError(f"{called} holds int8, but its scale {name}{SCALE} is missing.")
@@ -226,7 +228,7 @@ def check_values(name: str, tensor: Tensor, scales: Mapping[str, tuple], called:
         raise ModelError(f"{called} contains NaN or infinity.")
     if name in scales and tensor.dtype != torch.float32:
         raise ModelError(f"{called} holds {tensor.dtype}; scales are float32.")
-    if name in scales and not (tensor.min() > 0 and is_finite(tensor * LEVELS)):
+    if name in scales and not (tensor.min() > 0 and is_finite(tensor * (LEVELS * BYTE))):
         raise ModelError(f"{called} has scales that are not positive, or too large for float32.")
 
 

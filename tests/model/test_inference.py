@@ -8,7 +8,7 @@ import torch
 
 from model import Encoder, EncoderConfig, ModelError, encode_packed
 from model.inference import FrozenLayer, can_pack, freeze
-from model.quantised import quantise_state
+from model.quantised import activation_levels, dequantise_rows, quantise_rows, quantise_state
 from tests.helpers import relative_norm
 
 BOUNDS = {"fp32": 2e-6, "bf16": 0.02, "int8": 0.05}
@@ -72,6 +72,20 @@ def test_a_text_does_not_depend_on_its_batch_in_int8(monkeypatch, half):
     together = encode_packed(fast, ids, LENGTHS).split(LENGTHS)
     for part, alone in zip(ids.split(LENGTHS), together):
         torch.testing.assert_close(encode_packed(fast, part, [len(part)]), alone, rtol=1e-3, atol=2e-2)
+
+
+@pytest.mark.parametrize("activation, lowest", [("gelu", -0.17), ("relu", 0.0)])
+def test_int8_inputs_of_forward_proj_have_the_range_of_their_activation(activation, lowest):
+    """Steps on both sides of 0 would be about twice as wide, and the error twice as large."""
+    encoder = make_encoder(activation=activation)
+    fast, hidden = frozen(encoder, "int8"), torch.randn(50, 64)
+    assert [layer.forward_proj.lowest for layer in fast.layers] == [lowest] * 3 and fast.layers[0].feed.lowest is None
+    inputs = getattr(torch.nn.functional, activation)(encoder.layers[0].feed_forward.feed(hidden))
+    matrix = dequantise_rows(*quantise_rows(encoder.layers[0].feed_forward.forward_proj.weight))
+    exact = torch.nn.functional.linear(inputs, matrix, encoder.layers[0].feed_forward.forward_proj.bias)
+    symmetric = dequantise_rows(*quantise_rows(inputs, activation_levels())) - inputs
+    error = (fast.layers[0].forward_proj(inputs) - exact).norm()
+    assert error < 0.75 * (symmetric @ matrix.T).norm()
 
 
 def test_int8_without_a_float_copy():
