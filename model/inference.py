@@ -19,7 +19,6 @@ from .memory import keep_freed_memory
 from .quantised import LOWEST, SCALE, QuantisedEmbedding, QuantisedLinear, quantise_state
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-ROWS = 512  # tokens that pass a feed-forward network together: their (512, E) states fit the cache
 MakeLinear = Callable[..., nn.Module]  # (names of matrices, one below the other, activation="none") -> their product
 
 
@@ -152,6 +151,4 @@ class FrozenLayer(nn.Module):
     def after_attention(self, hidden: Tensor, attended: Tensor) -> Tensor:
         """H and MultiHead_l(H) -> H_l.  (…, d_h), (…, d_h) -> (…, d_h)"""
         hidden = self.attention_norm(hidden + attended)  # A
-        parts = hidden.split(ROWS, dim=-2)
-        sums = [self.feed_forward_norm(self.forward_proj(self.feed(part), part)) for part in parts]
-        return sums[0] if len(sums) == 1 else torch.cat(sums, dim=-2)
+        return self.feed_forward_norm(self.forward_proj(self.feed(hidden), hidden))

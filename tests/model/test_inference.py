@@ -55,14 +55,6 @@ def test_packed_and_padded_states(precision, activation):
     assert relative_norm(states.float(), expected) < BOUNDS[precision]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_feed_forward_networks_in_parts(monkeypatch, precision):
-    fast, ids = frozen(make_encoder(), precision), torch.randint(5, 32005, (sum(LENGTHS),))
-    whole = encode_packed(fast, ids, LENGTHS)
-    monkeypatch.setattr("model.inference.ROWS", 5)
-    torch.testing.assert_close(encode_packed(fast, ids, LENGTHS), whole, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("half", [False, True])
 def test_a_text_does_not_depend_on_its_batch_in_int8(monkeypatch, half):
     monkeypatch.setattr("model.inference.has_bf16", lambda device: half)
