@@ -71,9 +71,8 @@ def dequantise_rows(rows: Tensor, scale: Tensor) -> Tensor:
 class QuantisedLinear(nn.Module):
     """y = activation(W x + b) with W and x in int8.  x: (…, K) float32 -> (…, N) float32; residual: added to y
 
-    weight: w, (N, K) int8 or int16; scale: s, (N, 1); bias: (N,); activation: none, gelu or relu
-
-    lowest: a, which no x is below; by default, they are symmetric; dtype: of y
+    weight: w, (N, K) int8 or int16; scale: s, (N, 1); bias: (N,); activation: none, gelu or relu; dtype: of y
+    lowest: a, below which no x is: x is what an activation gave, and is overwritten; by default, x is symmetric
 
     The rows from the first to the last that exceed 8 bits have one more each in the product, their high bytes.
     """
@@ -98,7 +97,7 @@ class QuantisedLinear(nn.Module):
             rows = x / scale
         else:
             scale = (x.amax(dim=-1, keepdim=True) - self.lowest).div_(2 * self.levels + 1).add_(SMALLEST)
-            rows = (x - self.lowest).div_(scale)
+            rows = x.sub_(self.lowest).div_(scale)
         rows = rows.add_(self.rounding).view(torch.int32).to(torch.uint8)  # the last bits of a sum at 1.5 · 2²³
         y = integer_product(rows, self.zero_point, self.packed, self.scale, self.zero_points)
         if len(self.scale) > len(self.bias):
