@@ -94,8 +94,9 @@ def attend(attention: MultiHeadAttention, queries: Tensor, keys: Tensor, values:
     if run.keys.is_padded:
         shortest = run.keys.shortest  # no column before it is padding
         scores[..., shortest:].masked_fill_(~run.keys.real[:, None, None, shortest:], -torch.inf)
-    weights = scores.softmax(dim=-1, dtype=torch.float32)  # on short rows in bf16, it takes three to six times as long
-    return weights.to(values.dtype) @ values
+    if is_half:  # three to six times as fast as in bf16, if rows are short
+        return scores.softmax(dim=-1, dtype=torch.float32).to(values.dtype) @ values
+    return scores.softmax(dim=-1) @ values
 
 
 def has_varlen_kernel(queries: Tensor, dropout: float) -> bool:
