@@ -110,9 +110,9 @@ class QuantisedLinear(nn.Module):
 
 
 def split_bytes(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """w, (N, K) int8 or int16 -> l and h, (N, K) int8, with w = 256 h + l; where w fits int8, h is 0."""
+    """w, (N, K) int8 or int16 -> l and h, (N, K) int8, with w = 256 h + l; of int8, h has no rows."""
     if weight.dtype == torch.int8:
-        return weight, torch.zeros_like(weight)
+        return weight, weight[:0]
     low = weight.to(torch.int8)  # modulo 256, in -128 … 127
     return low, ((weight - low) // BYTE).to(torch.int8)
 

@@ -93,21 +93,53 @@ def load_model(path: str | Path) -> nn.Module:
 def load_int8(path: str | Path) -> nn.Module:
     """The model in an int8 file, frozen for inference in int8. No matrix is ever there in float32.
 
-    What is not packed is copied: a tensor of the file would keep all of it in memory.
+    The word embeddings stay in the file, of which the system holds the rows that were read.
     Raises ModelError as load_model.
     """
     kind, config, head, tensors = read_model(Path(path))
-    model = empty_model(kind, config, head, tensors, Path(path))
-    tensors = {name: each if is_packed(name, each) else each.clone() for name, each in tensors.items()}
-    prefix = "" if kind is Encoder else "encoder."
-    of_encoder = {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
-    freeze(model if kind is Encoder else model.encoder, "int8", of_encoder)
-    model.load_state_dict(tensors, strict=False, assign=True)  # the head; the encoder is there
+    names, prefix = current_names({name: name for name in tensors}), "" if kind is Encoder else "encoder."
+    model = empty_model(kind, config, head, TensorsOfFile(Path(path), names), Path(path))
+    of_encoder = {name.removeprefix(prefix): names.pop(name) for name in list(names) if name.startswith(prefix)}
+    freeze(model if kind is Encoder else model.encoder, "int8", TensorsOfFile(Path(path), of_encoder))
+    of_head = {name: tensor.clone() for name, tensor in TensorsOfFile(Path(path), names).items()}
+    model.load_state_dict(of_head, strict=False, assign=True)  # the encoder is there
     return model.eval()
 
 
-def is_packed(name: str, tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() and "layers." in name
+class TensorsOfFile(Mapping):
+    """The tensors of a safetensors file, read when they are asked for: only those in use are in memory.
+
+    names: how a tensor is asked for -> its name in the file.  Raises ModelError if the file is replaced meanwhile.
+    """
+
+    def __init__(self, path: Path, names: Mapping[str, str]):
+        self.path, self.names, self.version = path, names, version_of(path)
+
+    def __getitem__(self, name: str) -> Tensor:
+        self.check_version()
+        with open_safetensors(self.path) as file:  # a mapping of its own: its pages go with the tensor
+            tensor = file.get_tensor(self.names[name])
+        self.check_version()
+        return tensor
+
+    def check_version(self) -> None:
+        if version_of(self.path) != self.version:
+            raise ModelError(f"{self.path} was replaced while it was read. Start again.")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def version_of(path: Path) -> tuple[int, ...]:
+    """What changes if a file is replaced or written to.  Raises ModelError if it is gone."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}.") from None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def read_model(path: Path) -> tuple[type, EncoderConfig, tuple, dict[str, Tensor]]:

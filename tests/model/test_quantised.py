@@ -73,7 +73,7 @@ def test_inputs_with_a_lowest_value(activation, outliers):
     x, lowest = activation(x), {F.gelu: -0.17, F.relu: 0.0}[activation]
     x[3] = lowest
     rows, scale = quantise_matrix(weight)
-    actual = QuantisedLinear(rows, scale, bias, lowest=LOWEST[activation.__name__])(x).double()
+    actual = QuantisedLinear(rows, scale, bias, lowest=LOWEST[activation.__name__])(x.clone()).double()
     s, t = scale.T.double(), ((x.amax(-1, keepdim=True) - lowest) / (2 * activation_levels() + 1)).double()
     q = ((x.double() - lowest) / t.clamp(min=1e-30)).round()
     expected = q @ rows.double().T * t * s + lowest * s * rows.double().sum(1) + bias

@@ -16,6 +16,7 @@ from model.checkpoints.card import model_card
 from model.checkpoints.load import load_checkpoint, load_frozen
 from model.checkpoints.native import load_int8, read_safetensors
 from model.checkpoints.provenance import provenance_of
+from model.inference import freeze
 from model.quantised import quantise_state
 from tests.helpers import REPOSITORY
 
@@ -81,6 +82,20 @@ def test_frozen_from_its_file_as_from_the_model(files):
     torch.testing.assert_close(found(ids), expected(ids), rtol=1e-5, atol=1e-6)
     assert not any(parameter.requires_grad for parameter in found.parameters())
     torch.testing.assert_close(load_frozen(in_int8, Encoder, CPU, "int8")(ids), found.encoder(ids))
+
+
+def test_a_file_that_is_replaced_while_it_is_read(files, monkeypatch):
+    """Half of the tensors would come from another model, whose values nobody has checked."""
+    path = files[1]
+
+    def freeze_later(*arguments):
+        save_file({"x": torch.zeros(1)}, path.with_name("other"), {"format": "pt"})
+        path.with_name("other").replace(path)
+        freeze(*arguments)
+
+    monkeypatch.setattr("model.checkpoints.native.freeze", freeze_later)
+    with pytest.raises(ModelError, match=r"int8.safetensors was replaced while it was read. Start again."):
+        load_int8(path)
 
 
 def test_serving_imports_no_compiler(files):
