@@ -2,6 +2,8 @@
 
 import numpy
 import pytest
+
+pytest.importorskip("seqeval")  # on a machine that is lent for the tests of a GPU
 from seqeval.metrics.sequence_labeling import get_entities
 from seqeval.scheme import BILOU, IOB1, IOB2, IOBES, Entities
 

@@ -227,7 +227,7 @@ def test_zero_shot_needs_a_softmax(tmp_path, kind, num_labels):
     torch.manual_seed(0)
     names = ("entailment", "neutral", "contradiction")[:num_labels]
     path = save(SequenceClassifier(CONFIG, num_labels, names, kind), tmp_path / "model.safetensors")
-    result = command("zero-shot", "--model", path, "--labels", "a", "b", write(tmp_path / "lines", b"Oui."))
+    result = command("zero-shot", write(tmp_path / "lines", b"Oui."), "--model", path, "--labels", "a", "b")
     check_error(result, f"is a {kind} model: zero-shot classification needs one with a softmax")
 
 
