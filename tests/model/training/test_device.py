@@ -1,9 +1,5 @@
 """The choice of device, precision and compilation, and the peak speed of a device."""
 
-import ctypes
-import os
-import subprocess
-import sys
 from unittest.mock import Mock
 
 import pytest
@@ -22,7 +18,7 @@ from model.training.device import (
     seed_generators,
     training_flops,
 )
-from tests.helpers import REPOSITORY, padded_batch, relative_norm
+from tests.helpers import padded_batch, relative_norm
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -56,36 +52,13 @@ def test_auto_precision_on_a_cpu_depends_on_its_instructions(monkeypatch, capsys
     assert ("this processor emulates bf16" in capsys.readouterr().err) == (expected == "fp32")
 
 
-COUNT_PAGE_FAULTS = """
-import resource, sys, torch
-from model.training.device import set_up_process
-if sys.argv[1] == "set up":
-    set_up_process(torch.device("cpu"))
-for step in range(40):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    kept = torch.ones(16_000_000)
-    del kept
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
-def test_freed_memory_is_kept_on_a_cpu():
-    """Otherwise the kernel clears the pages of a tensor of 64 MB again at each step; kept, at few of them."""
-    faults = {}
-    for name in ("set up", "default"):
-        command = [sys.executable, "-c", COUNT_PAGE_FAULTS, name]
-        variables = {**os.environ, "THP_MEM_ALLOC_ENABLE": "1"}  # as train.py sets it
-        result = subprocess.run(command, cwd=REPOSITORY, env=variables, capture_output=True, text=True, check=True)
-        faults[name] = list(map(int, result.stdout.split()))
-    assert sum(faults["default"]) > 4 * sum(faults["set up"])
-
-
-def test_operations_are_deterministic_on_a_gpu(monkeypatch):
+def test_freed_memory_is_kept_on_a_cpu_and_operations_are_deterministic_on_a_gpu(monkeypatch):
     monkeypatch.setattr("os.environ", {})
     monkeypatch.setattr(torch, "use_deterministic_algorithms", Mock())
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    monkeypatch.setattr(device, "keep_freed_memory", Mock())
     device.set_up_process(CPU)
+    device.keep_freed_memory.assert_called_once_with()
     torch.use_deterministic_algorithms.assert_not_called()
     device.set_up_process(GPU)
     torch.use_deterministic_algorithms.assert_called_once_with(True)
