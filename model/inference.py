@@ -34,7 +34,7 @@ def freeze(encoder: Encoder, precision: str, state: Mapping[str, Tensor] | None 
     """
     device = encoder.embeddings.norm.weight.device.type
     encoder.requires_grad_(False)
-    if device == "cpu":
+    if device in ("cpu", "meta"):
         keep_freed_memory()
     if precision == "int8":
         if device not in ("cpu", "meta"):
