@@ -331,9 +331,11 @@ def verdict_line(verdict: dict) -> str:
     return f"{subject} {verdict['ratio']:.2f} × as fast as {verdict['against']} ({target}): {reached}"
 
 
-def share_line(precision: str, share: float, number: int) -> str:
-    least = SAME_PREDICTIONS[precision]
+def share_line(precision: str, share: float, number: int, trained: bool) -> str:
     same = f"- {precision}: {share:.2%} of {number} predictions are the same as in fp32"
+    if not trained:
+        return f"{same} (of random weights, which need not be sure of any)"
+    least = SAME_PREDICTIONS[precision]
     return f"{same} (minimum {least:.1%}): {'reached' if share >= least else 'not reached'}"
 
 
@@ -407,7 +409,8 @@ def main(arguments: list[str] | None = None) -> None:
                 add(part_table(part, texts[part], by_precision, emulated))
     others = [name for name in options.precision if name != "fp32" and "fp32" in options.precision]
     shares |= {name: same_predictions(student, texts["mixed"], device, name) for name in others}
-    lines = [*map(verdict_line, found), *(share_line(*item, len(texts["mixed"])) for item in shares.items())]
+    same = (share_line(*item, len(texts["mixed"]), bool(options.student)) for item in shares.items())
+    lines = [*map(verdict_line, found), *same]
     if lines:
         add("\n".join(lines))
 
