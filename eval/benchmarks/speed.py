@@ -102,7 +102,7 @@ class Options:
     text: str | None = option(None, "text file, one line per sequence (default: the demo's text)", metavar="FILE")
     tokenizer: str | None = option(None, "SentencePiece model (default: the student's, or the demo's)", metavar="PATH")
     lines: int = option(256, "number of lines of the text to use, evenly spread", least=1, most=10**6)
-    predict_lines: int = option(6144, "number of lines of part predict, evenly spread", least=2, most=10**6)
+    predict_lines: int = option(2048, "number of lines of part predict, evenly spread", least=2, most=10**6)
     longest: int = option(512, "tokens of the longest line, which is made by joining lines", least=3, most=10**5)
 
     precision: tuple[str, ...] = option(
