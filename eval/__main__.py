@@ -14,7 +14,7 @@ commands:
   speed            inference speed of student, teacher and their transformers versions
   attention        what attention of packed sequences costs on this CPU, for the choice of model/runs.py
   throughput       speed and memory of the training step, compared with the DistilBERT script's
-  gpu              all of it on a GPU in under eight minutes: correctness, accuracy, speed, memory, a profile
+  gpu              all of it on a GPU in under ten minutes: correctness, accuracy, speed, memory, a profile
 
 python -m eval COMMAND --help lists the options. table2 without options runs on an embedded demo.
 """

@@ -40,8 +40,8 @@ def freeze(encoder: Encoder, precision: str, state: Mapping[str, Tensor] | None 
         if device not in ("cpu", "meta"):
             raise ModelError(f"int8 runs on a CPU, not on {device}. Use bf16 or fp16 there.")
         state = quantise_state(encoder.state_dict()) if state is None else state
-        others = {name: state[name].clone() for name in encoder.state_dict() if name + SCALE not in state}
-        encoder.load_state_dict(others, strict=False, assign=True)
+        norms = {name: state[name].clone() for name in encoder.state_dict() if "norm." in name}
+        encoder.load_state_dict(norms, strict=False, assign=True)
         for part in ("word", "position"):
             name = f"embeddings.{part}.weight"
             setattr(encoder.embeddings, part, QuantisedEmbedding(state[name], state[name + SCALE]))

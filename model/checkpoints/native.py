@@ -96,12 +96,14 @@ def load_int8(path: str | Path) -> nn.Module:
     The word embeddings stay in the file, of which the system holds the rows that were read.
     Raises ModelError as load_model.
     """
-    kind, config, head, tensors = read_model(Path(path))
+    path = Path(path)
+    kind, config, head, tensors = read_model(path)
+    version = version_of(path)
     names, prefix = current_names({name: name for name in tensors}), "" if kind is Encoder else "encoder."
-    model = empty_model(kind, config, head, TensorsOfFile(Path(path), names), Path(path))
+    model = empty_model(kind, config, head, TensorsOfFile(path, version, names), path)
     of_encoder = {name.removeprefix(prefix): names.pop(name) for name in list(names) if name.startswith(prefix)}
-    freeze(model if kind is Encoder else model.encoder, "int8", TensorsOfFile(Path(path), of_encoder))
-    of_head = {name: tensor.clone() for name, tensor in TensorsOfFile(Path(path), names).items()}
+    freeze(model if kind is Encoder else model.encoder, "int8", TensorsOfFile(path, version, of_encoder))
+    of_head = {name: tensor.clone() for name, tensor in TensorsOfFile(path, version, names).items()}
     model.load_state_dict(of_head, strict=False, assign=True)  # the encoder is there
     return model.eval()
 
@@ -109,11 +111,12 @@ def load_int8(path: str | Path) -> nn.Module:
 class TensorsOfFile(Mapping):
     """The tensors of a safetensors file, read when they are asked for: only those in use are in memory.
 
-    names: how a tensor is asked for -> its name in the file.  Raises ModelError if the file is replaced meanwhile.
+    version: of version_of; names: how a tensor is asked for -> its name in the file.
+    Raises ModelError if the file has another version by then, whose values nobody has checked.
     """
 
-    def __init__(self, path: Path, names: Mapping[str, str]):
-        self.path, self.names, self.version = path, names, version_of(path)
+    def __init__(self, path: Path, version: tuple[int, ...], names: Mapping[str, str]):
+        self.path, self.version, self.names = path, version, names
 
     def __getitem__(self, name: str) -> Tensor:
         self.check_version()
@@ -125,6 +128,9 @@ class TensorsOfFile(Mapping):
     def check_version(self) -> None:
         if version_of(self.path) != self.version:
             raise ModelError(f"{self.path} was replaced while it was read. Start again.")
+
+    def __contains__(self, name: object) -> bool:  # Mapping's would read the tensor
+        return name in self.names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)

@@ -14,7 +14,7 @@ from data.cli import OptionError
 from model import Encoder, EncoderConfig, MaskedLM, ModelError, SequenceClassifier, load_model, save_model
 from model.checkpoints.card import model_card
 from model.checkpoints.load import load_checkpoint, load_frozen
-from model.checkpoints.native import load_int8, read_safetensors
+from model.checkpoints.native import load_int8, open_safetensors, read_safetensors
 from model.checkpoints.provenance import provenance_of
 from model.inference import freeze
 from model.quantised import quantise_state
@@ -84,6 +84,13 @@ def test_frozen_from_its_file_as_from_the_model(files, monkeypatch):
     torch.testing.assert_close(found(ids), expected(ids), rtol=1e-5, atol=1e-6)
     assert not any(parameter.requires_grad for parameter in found.parameters())
     torch.testing.assert_close(load_frozen(in_int8, Encoder, CPU, "int8")(ids), found.encoder(ids))
+
+
+def test_each_tensor_is_read_twice_at_most(files, monkeypatch):
+    """To be checked, and to be used; asking whether there is one reads nothing."""
+    monkeypatch.setattr("model.checkpoints.native.open_safetensors", opened := mock.Mock(side_effect=open_safetensors))
+    load_int8(files[1])
+    assert opened.call_count <= 1 + 2 * len(read_safetensors(files[1])[1])
 
 
 def test_a_file_that_is_replaced_while_it_is_read(files, monkeypatch):
