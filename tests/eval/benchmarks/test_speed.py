@@ -48,6 +48,11 @@ def test_the_whole_command_on_tiny_models(tmp_path, monkeypatch):
     assert values["differences"]["transformers"] < speed.TOLERANCE and values["options"]["fixed"] == [2, 16]
 
 
+def test_equal_predictions_are_a_target_of_trained_weights_only():
+    assert speed.share_line("int8", 0.92, 50, trained=True).endswith("(minimum 99.0%): not reached")
+    assert "reached" not in speed.share_line("int8", 0.92, 50, trained=False)
+
+
 def test_files_another_precision_and_no_transformers(tmp_path, monkeypatch, capsys):
     """Models and text from files; the predictions in bf16 are compared; transformers is reported as not installed."""
     monkeypatch.setattr(speed, "transformers_model", Mock(side_effect=ImportError(name="transformers")))
@@ -63,7 +68,7 @@ def test_files_another_precision_and_no_transformers(tmp_path, monkeypatch, caps
     speed.main([*files.split(), *rest.split(), *SIZES])
     output = capsys.readouterr().out
     assert "transformers, which is not installed" in output and TRANSFORMERS not in output
-    assert "predictions are the same as in fp32" in output and "× as fast as teacher" in output
+    assert "predictions are the same as in fp32 (minimum 99.5%)" in output and "× as fast as teacher" in output
     assert "| bf16" in (tmp_path / "LOG.md").read_text(encoding="utf-8")
     values = json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))
     assert values["equal predictions"]["bf16"] > 0.5 and str(text) in values["files"]
