@@ -23,6 +23,7 @@ MAIN = {PAPERS_LOSS: "#0072b2", MLM_ONLY: "#d55e00", RANDOM: "#009e73"}  # lines
 OTHERS = ("#cc6677", "#332288", "#b5a642", "#117733", "#56b4e9", "#882255", "#44aa99", "#808000", "#aa4499")  # (Tol)
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))  # their number has no factor in common with OTHERS'
 GREY = "#444444"
+EARLY = 0.3  # share of the tokens after which all but the random start are in the upper part of the picture
 
 
 def draw(results: Mapping, statistics: Mapping, folder: Path) -> None:
@@ -44,9 +45,14 @@ def draw(results: Mapping, statistics: Mapping, folder: Path) -> None:
 
 
 def as_in_table2(results: Mapping, statistics: Mapping) -> dict[str, dict]:
-    """The results of the tasks in the form of table2.json: {task: {"baseline", model: {"runs", "over_seeds"}}}"""
-    found = {}
+    """The results of the tasks in the form of table2.json: {task: {"baseline", model: {"runs", "over_seeds"}}}
+
+    Without tasks that no model was fine-tuned on.
+    """
+    found: dict[str, dict] = {}
     for task, result in results["tasks"].items():
+        if not any(result["models"].values()):
+            continue
         found[task] = {"baseline": {name: {"value": value} for name, value in result["baseline"].items()}}
         for name, runs in result["models"].items():
             if name in BARS and runs:
@@ -63,15 +69,17 @@ def accuracy_chart(results: Mapping, statistics: Mapping):
     from matplotlib.figure import Figure
 
     variants = statistics["variants"]
-    figure = Figure(figsize=(13, max(4.6, 1.7 + 0.33 * (len(variants) + 1))), layout="constrained", facecolor="white")
-    while_training, at_end = figure.subplots(1, 2, width_ratios=(1.35, 1))
     styles = line_styles(list(variants))
-    draw_curves(while_training, results, styles)
-    draw_ends(at_end, results, variants, styles)
-    for axis in (while_training, at_end):
+    figure = Figure(figsize=(13, max(5.2, 1.7 + 0.36 * (len(variants) + 1))), layout="constrained", facecolor="white")
+    sizes = dict(width_ratios=(1.35, 1), height_ratios=(3, 1))
+    upper, end, lower = figure.subplot_mosaic([["upper", "end"], ["lower", "end"]], **sizes).values()
+    for axis in (upper, lower, end):
         axis.grid(color="#e6e6e6", zorder=0)
-        axis.tick_params(length=0)
+        axis.tick_params(length=0, pad=6)
         axis.spines[["top", "right"]].set_visible(False)
+    draw_curves(upper, lower, results, styles)
+    draw_ends(end, results, variants, styles)
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.03, hspace=0)
     figure.suptitle("Masked-token accuracy on held-out text, in percent", fontsize=13, fontweight="bold")
     return figure
 
@@ -99,28 +107,33 @@ def mean_curve(curves: Sequence[Sequence[tuple[int, float]]]) -> tuple[numpy.nda
     return tokens, values.mean(axis=0), deviation
 
 
-def draw_curves(axis, results: Mapping, styles: Mapping[str, dict]) -> None:
-    seeds = set()
-    for name, style in styles.items():
-        curves = [run["curve"] for run in results["variants"][name]["runs"] if run["curve"]]
-        if not curves:
-            continue
-        tokens, mean, deviation = mean_curve(curves)
-        front = 4 if name in MAIN else 3
-        axis.plot(tokens / 1e6, mean, label=name, zorder=front, solid_capstyle="butt", **style)
-        seeds.add(len(curves))
-        if len(curves) > 1:
-            band = dict(color=style["color"], alpha=0.25 if name in MAIN else 0.12, linewidth=0, zorder=front - 2)
-            axis.fill_between(tokens / 1e6, mean - deviation, mean + deviation, **band)
+def draw_curves(upper, lower, results: Mapping, styles: Mapping[str, dict]) -> None:
+    """The same lines in two parts of different scale; the upper holds all but the random start, after the beginning."""
+    curves = {name: [run["curve"] for run in results["variants"][name]["runs"] if run["curve"]] for name in styles}
+    means = {name: mean_curve(each) for name, each in curves.items() if each}
     teacher = 100 * results["teacher"]["accuracy"]["value"]
-    axis.axhline(teacher, color="black", linestyle="--", linewidth=1.6, label=TEACHER, zorder=2)
-    axis.annotate(
-        f"teacher {teacher:.1f}", (0, teacher), (4, 4), textcoords="offset points", fontsize=9, fontweight="bold"
-    )
-    axis.set(xlabel="tokens read, in millions", ylim=(0, 1.1 * max(teacher, axis.get_ylim()[1] / 1.05)))
-    axis.set_xlim(0, max((line.get_xdata()[-1] for line in axis.lines[:-1]), default=1))
-    bands = "; bands: ± one standard deviation over the seeds" if max(seeds, default=1) > 1 else ", one seed"
-    axis.set_title(f"During training{bands}", fontsize=10, color=GREY)
+    for axis in (upper, lower):
+        for name, (tokens, mean, deviation) in means.items():
+            front, colour = 4 if name in MAIN else 3, styles[name]["color"]
+            axis.plot(tokens / 1e6, mean, label=name, zorder=front, solid_capstyle="butt", **styles[name])
+            if len(curves[name]) > 1:
+                band = dict(color=colour, alpha=0.25 if name in MAIN else 0.12, linewidth=0, zorder=front - 2)
+                axis.fill_between(tokens / 1e6, mean - deviation, mean + deviation, **band)
+        axis.axhline(teacher, color="black", linestyle="--", linewidth=1.6, label=TEACHER, zorder=2)
+        axis.set_xlim(0, max((tokens[-1] / 1e6 for tokens, *_ in means.values()), default=0) or 1)
+    place = dict(textcoords="offset points", fontsize=9, fontweight="bold")
+    upper.annotate(f"teacher {teacher:.1f}", (0, teacher), (4, 4), **place)
+    lines = [each for name, each in means.items() if name != RANDOM] or list(means.values())
+    top = max([teacher, 1, *(mean.max() for _, mean, _ in means.values())])
+    early = [numpy.interp(EARLY * tokens[-1], tokens, mean) for tokens, mean, _ in lines]
+    middle = max(0.1 * top, min([*early, 0.9 * top]))
+    upper.set_ylim(middle, top + 0.1 * (top - middle))
+    lower.set(ylim=(0, middle), xlabel="tokens read, in millions")
+    upper.spines["bottom"].set(linestyle=":", color="#999999")
+    upper.tick_params(labelbottom=False)
+    bands = "; bands: ± one standard deviation" if any(len(each) > 1 for each in curves.values()) else ""
+    title = f"During training{bands}; below the dotted line: another scale"
+    upper.set_title(title, fontsize=10, color=GREY)
 
 
 def draw_ends(axis, results: Mapping, variants: Mapping[str, Mapping], styles: Mapping[str, dict]) -> None:
@@ -146,6 +159,8 @@ def draw_ends(axis, results: Mapping, variants: Mapping[str, Mapping], styles: M
     for label, name in zip(axis.get_yticklabels(), rows):
         label.set_fontweight(weight(name))
     axis.tick_params(axis="y", pad=9)  # room for the arrow
+    if any(mean < left for mean, _ in ends.values()):
+        axis.set_xlabel("the arrow: below this axis")
     several = any(len(each["seeds"]) > 1 for each in found.values())
     seeds = "; mean ± standard deviation; black dots: seeds" if several else ""
     axis.set_title(f"At the end{seeds}", fontsize=10, color=GREY)
@@ -220,6 +235,6 @@ def speed_chart(results: Mapping[str, Mapping], tasks: Mapping[str, dict]):
     figure.suptitle("Accuracy against speed, one text at a time", fontsize=13, fontweight="bold")
     handles = {label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels())}
     order = [label for label in (*(label for label, _ in BARS.values()), BEST_INT8) if label in handles]
-    style = dict(ncols=4, frameon=False, fontsize=9)
+    style = dict(ncols=4 if len(measures) > 2 else 2, frameon=False, fontsize=9)
     figure.legend([handles[label] for label in order], order, loc="outside lower center", **style)
     return figure

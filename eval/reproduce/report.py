@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import fill
 
 from data.cli import count
 
@@ -11,6 +12,7 @@ from .summary import CHAIN, STUDENTS
 
 NONE = "–"
 PICTURES = {"accuracy.png": "held-out accuracy", "table2.png": "Table 2", "speed.png": "accuracy against speed"}
+WHOLE_WORDS = dict(break_long_words=False, break_on_hyphens=False)
 STATES = {  # of two neighbours in the order that is expected
     "clear": "yes",
     "overlap": "higher in the mean, but the intervals over seeds overlap",
@@ -19,12 +21,13 @@ STATES = {  # of two neighbours in the order that is expected
     "not higher": "no, it is not higher",
     "missing": "not measured",
 }
-STATISTICS = """\
-± is the standard deviation over the seeds. Intervals are 95 %: over seeds by Student's t (what other seeds would give),
-over text by bootstrap of the held-out blocks (what other text would give); those of differences are paired. With two or
-three seeds, t intervals are wide and p-values coarse: a difference that is not significant is not shown to be none. p
-is that of the two-sided paired t-test. As many variants are compared with one, go by Holm's p: of plain p-values, 5 of
-100 are below 0.05 by chance alone."""
+STATISTICS = (
+    "± is the standard deviation over the seeds. Intervals are 95 %: over seeds by Student's t (what other seeds would "
+    "give), over text by bootstrap of the held-out blocks (what other text would give); those of differences are "
+    "paired. With two or three seeds, t intervals are wide and p-values coarse: a difference that is not significant "
+    "is not shown to be none. p is that of the two-sided paired t-test. As many variants are compared with one, go by "
+    "Holm's p: of plain p-values, 5 of 100 are below 0.05 by chance alone."
+)
 
 
 def report(results: Mapping, statistics: Mapping, folder: Path) -> str:
@@ -36,7 +39,15 @@ def report(results: Mapping, statistics: Mapping, folder: Path) -> str:
         parts += ["## Section 4: the tasks", *section_4(results, statistics, folder)]
     if results["not_done"]:
         parts += ["## Not done", "\n".join(f"- {line}" for line in results["not_done"])]
-    return "\n\n".join([*parts, "## Commands", *commands(results)]) + "\n"
+    return "\n\n".join([*map(wrapped, parts), "## Commands", *commands(results)]) + "\n"
+
+
+def wrapped(part: str) -> str:
+    """With lines of at most 120 characters, except a table's."""
+    return "\n".join(
+        line if line.startswith("|") else fill(line, 120, subsequent_indent="  " * line.startswith("- "), **WHOLE_WORDS)
+        for line in part.split("\n")
+    )
 
 
 # ---- cells -----------------------------------------------------------------------------------------------------
@@ -158,7 +169,7 @@ def differences(variants: Mapping) -> str:
 def verdict(variants: Mapping, order: Mapping) -> str:
     """Whether distilled > masked LM alone > random start, and for each two of them the difference."""
     answer = {True: "Yes, and their 95 % intervals over seeds do not overlap", False: "No", None: "Not known"}
-    lines = [f"**{' > '.join(CHAIN.values())}? {answer[order['holds']]}.**"]
+    lines = [f"**Is {' > '.join(CHAIN.values())}? {answer[order['holds']]}.**"]
     for pair, found in order["pairs"].items():
         above, below = (CHAIN[name] for name in pair.split(" > "))
         lines.append(f"- {above} > {below}: {STATES[found['state']]}{difference_in_words(found)}")

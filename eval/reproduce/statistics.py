@@ -77,7 +77,7 @@ def ratios(values: Mapping[int, float], others: Mapping[int, float]) -> dict[int
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's adjusted p-values: of all that lie below a level, one or more are false at most at that rate."""
+    """Holm's adjusted p-values: the chance of any false positive among all comparisons stays below the level."""
     adjusted, largest = {}, 0.0
     for rank, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[name]))
