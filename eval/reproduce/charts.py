@@ -124,7 +124,7 @@ def draw_curves(upper, lower, results: Mapping, styles: Mapping[str, dict]) -> N
     place = dict(textcoords="offset points", fontsize=9, fontweight="bold")
     upper.annotate(f"teacher {teacher:.1f}", (0, teacher), (4, 4), **place)
     lines = [each for name, each in means.items() if name != RANDOM] or list(means.values())
-    top = max([teacher, 1, *(mean.max() for _, mean, _ in means.values())])
+    top = max([teacher, 0.01, *((mean + deviation).max() for _, mean, deviation in means.values())])
     early = [numpy.interp(EARLY * tokens[-1], tokens, mean) for tokens, mean, _ in lines]
     middle = max(0.1 * top, min([*early, 0.9 * top]))
     upper.set_ylim(middle, top + 0.1 * (top - middle))
@@ -133,7 +133,7 @@ def draw_curves(upper, lower, results: Mapping, styles: Mapping[str, dict]) -> N
     upper.tick_params(labelbottom=False)
     bands = "; bands: ± one standard deviation" if any(len(each) > 1 for each in curves.values()) else ""
     title = f"During training{bands}; below the dotted line: another scale"
-    upper.set_title(title, fontsize=10, color=GREY)
+    upper.set_title(title, fontsize=10, color=GREY, loc="left")
 
 
 def draw_ends(axis, results: Mapping, variants: Mapping[str, Mapping], styles: Mapping[str, dict]) -> None:
@@ -163,7 +163,7 @@ def draw_ends(axis, results: Mapping, variants: Mapping[str, Mapping], styles: M
         axis.set_xlabel("the arrow: below this axis")
     several = any(len(each["seeds"]) > 1 for each in found.values())
     seeds = "; mean ± standard deviation; black dots: seeds" if several else ""
-    axis.set_title(f"At the end{seeds}", fontsize=10, color=GREY)
+    axis.set_title(f"At the end{seeds}", fontsize=10, color=GREY, loc="left")
 
 
 def weight(name: str) -> str:

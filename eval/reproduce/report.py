@@ -189,7 +189,7 @@ def difference_in_words(found: Mapping) -> str:
 
 
 def section_4(results: Mapping, statistics: Mapping, folder: Path) -> list[str]:
-    head = ["task", "measure", "baseline", "teacher", "distilled", "kept", "masked LM alone", "kept"]
+    head = ["task", "measure", "baseline", "teacher", "distilled (kept)", "masked LM alone (kept)"]
     head += ["distilled − masked LM alone", "p", "student, int8", "paper, Table 2", "model cards"]
     rows = [
         row_of(task, measure, results["tasks"][task], found)
@@ -208,10 +208,10 @@ def section_4(results: Mapping, statistics: Mapping, folder: Path) -> list[str]:
 
 def row_of(task: str, measure: str, result: Mapping, found: Mapping) -> list[str]:
     baseline = result["baseline"].get(measure)
-    kept = {name: f"{each['mean']:.1%}" if each else NONE for name, each in found["kept"].items()}
     cells = [NONE if baseline is None else f"{100 * baseline:.2f}", percent(found.get("teacher"))]
     for name in STUDENTS:
-        cells += [percent(found.get(name)), kept[name]]
+        kept = found["kept"][name]
+        cells.append(percent(found.get(name)) + (f" ({kept['mean']:.1%})" if kept else ""))
     change = found["difference"]
     cells += [with_interval(change, "+"), probability(change and change["p"])]
     fp32, int8 = result.get("int8", {}).get(measure, (None, None))

@@ -53,10 +53,10 @@ def test_everything(tmp_path):
         *of_measures, speed = rows(text, task)
         assert [row[1] for row in of_measures] == [measure.replace("_", " ") for measure in measures]
         for row, measure in zip(of_measures, measures):
-            assert row[2:8] == ["25.00", "81.00 ± 1.00", "71.00 ± 1.00", "87.7%", "65.00 ± 0.00", "80.3%"]
-            assert row[8:11] == ["+6.00 [+3.52, +8.48]", "0.009", "70.30 (-0.70)"]
+            assert row[2:6] == ["25.00", "81.00 ± 1.00", "71.00 ± 1.00 (87.7%)", "65.00 ± 0.00 (80.3%)"]
+            assert row[6:9] == ["+6.00 [+3.52, +8.48]", "0.009", "70.30 (-0.70)"]
             cells = [published(source.get((task, measure))) for source in (PAPER, CARDS)]
-            assert [*row[11:], "", ""][:2] == cells
+            assert [*row[9:], "", ""][:2] == cells
         assert speed == [task, "10.00", "4.00", "2.00", "× 2.50", "× 5.00", "99.20%"]
     assert rows(text, "all") == [["all", "4.00", "2.00", "1.00", "× 2.00", "× 4.00", "–"]]
     assert "downstream? Yes**" in prose and "+6.00 [+3.52, +8.48] points" in prose and "on 4 of 4 tasks" in prose
@@ -71,7 +71,7 @@ def test_one_seed_and_real_text(tmp_path):
     assert "invented" not in text and "? Not known.**" in text and "one seed gives no interval" in text
     (accuracy, change), (ner, *_) = rows(text, "`random`"), rows(text, "ner")
     assert accuracy[2:4] == ["19.20", "–"] and change[3] == change[5] == change[6] == "–"
-    assert ner[4] == "70.00" and ner[8:10] == ["+5.00", "–"] and "One seed does not say**" in text
+    assert ner[4] == "70.00 (87.5%)" and ner[6:8] == ["+5.00", "–"] and "One seed does not say**" in text
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_almost_nothing(tmp_path):
     assert "No student was trained." in text and "not both fine-tuned" in text
     assert rows(text, "qa")[1][2:] == [
         "25.00",
-        *["–"] * 7,
+        *["–"] * 5,
         "70.30 (-0.70)",
         "79.57 → 62.65 (78.7%)",
         "79.57 → 62.65 (78.7%)",
