@@ -126,7 +126,7 @@ def draw_curves(upper, lower, results: Mapping, styles: Mapping[str, dict]) -> N
     lines = [each for name, each in means.items() if name != RANDOM] or list(means.values())
     top = max([teacher, 0.01, *((mean + deviation).max() for _, mean, deviation in means.values())])
     early = [numpy.interp(EARLY * tokens[-1], tokens, mean) for tokens, mean, _ in lines]
-    middle = max(0.1 * top, min([*early, 0.9 * top]))
+    middle = max(0.1 * top, min([*early, 0.9 * teacher]))
     upper.set_ylim(middle, top + 0.1 * (top - middle))
     lower.set(ylim=(0, middle), xlabel="tokens read, in millions")
     upper.spines["bottom"].set(linestyle=":", color="#999999")

@@ -64,6 +64,19 @@ def test_accuracy(tmp_path, seeds, names):
     assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("curve", [[], [[0, 0.0]], [[0, 0.9], [1000, 0.9]]])
+def test_runs_of_which_little_is_known(tmp_path, curve):
+    """No curve, only its beginning, or students that are better than the teacher from the first step on."""
+    pytest.importorskip("matplotlib")
+    results = made_up(tmp_path, 2, NAMES[:2], tasks=())
+    for run in [run for variant in results["variants"].values() for run in variant["runs"]]:
+        run["curve"] = curve
+    upper, _, lower = accuracy_chart(results, summary(results, tmp_path)).axes
+    assert len(upper.lines) == (3 if curve else 1)
+    assert 0 == lower.get_ylim()[0] < lower.get_ylim()[1] == upper.get_ylim()[0] < 75 < upper.get_ylim()[1]
+
+
 @pytest.mark.parametrize("tasks", [("sentiment", "ner", "nli", "qa"), ("qa",)])
 def test_speed(tmp_path, tasks):
     pytest.importorskip("matplotlib")
