@@ -15,6 +15,8 @@ from .statistics import estimate, holm, over_text, paired, ratios
 PAPERS_LOSS, MLM_ONLY, RANDOM = "paper", "mlm-only", "random"  # the variants of the main comparison
 CHAIN = {PAPERS_LOSS: "distilled", MLM_ONLY: "masked LM alone", RANDOM: "random start"}
 STUDENTS = (PAPERS_LOSS, MLM_ONLY)  # fine-tuned on the tasks
+Runs = Mapping[str, Mapping[int, Mapping]]  # {variant: {seed: run}}
+Counts = Mapping[str, Mapping[int, ndarray]]  # {variant: {seed: (blocks, 4)}}, {} for a variant without
 
 
 def summary(results: Mapping, folder: Path) -> dict:
@@ -34,9 +36,6 @@ def summary(results: Mapping, folder: Path) -> dict:
 
 
 # ---- section 3 -------------------------------------------------------------------------------------------------
-
-Runs = Mapping[str, Mapping[int, Mapping]]  # {variant: {seed: run}}
-Counts = Mapping[str, Mapping[int, ndarray]]  # {variant: {seed: (blocks, 4)}}, {} for a variant without
 
 
 def of_variants(runs: Runs, counts: Counts, teacher: float) -> dict[str, dict]:
@@ -72,10 +71,11 @@ def accuracy_difference(name: str, other: str, runs: Runs, counts: Counts) -> di
 
 
 def order(runs: Runs, counts: Counts) -> dict:
-    """Whether distilled > masked LM alone > random start: {"holds": true, false or, if not known, null, "pairs"}
+    """Whether distilled > masked LM alone > random start: {"holds": true, false or, if not shown, null, "pairs"}
 
     pairs: of each two neighbours {"state"} and accuracy_difference(). It holds if both are "clear": the mean is higher,
-    the 95 % intervals over seeds do not overlap, and that of the difference over text leaves out 0.
+    the 95 % intervals over seeds do not overlap, and that of the difference over text leaves out 0. It does not if a
+    mean is not higher.
     """
     pairs = {}
     for above, below in zip(list(CHAIN), list(CHAIN)[1:]):
@@ -83,10 +83,9 @@ def order(runs: Runs, counts: Counts) -> dict:
         change = accuracy_difference(above, below, runs, counts) if there else None
         means = [estimate(values_of(runs.get(name, {}), "accuracy")) for name in (above, below)]
         pairs[f"{above} > {below}"] = {"state": state(*means, change)} | (change or {})
-    states = {pair["state"] for pair in pairs.values()}
-    if states <= {"clear", "missing", "one seed"}:
-        return {"holds": True if states == {"clear"} else None, "pairs": pairs}
-    return {"holds": False, "pairs": pairs}
+    states = [pair["state"] for pair in pairs.values()]
+    holds = False if "not higher" in states else True if set(states) == {"clear"} else None
+    return {"holds": holds, "pairs": pairs}
 
 
 def state(above: Mapping | None, below: Mapping | None, change: Mapping | None) -> str:
@@ -158,11 +157,19 @@ def values_of_measure(runs: Sequence[Mapping], measure: str) -> dict[int, float]
 
 
 def mean_difference(tasks: Mapping[str, Mapping]) -> dict | None:
-    """The difference in the mean over the tasks, each by the paper's measure, on the seeds that all tasks have."""
-    measures = {task: measure for task, measure in PAPER if task in tasks}
+    """paired() of the means over the tasks, each by the paper's measure, and "tasks": those that both students have.
+
+    On the seeds that all these tasks have.
+    """
+    by_task = {}
+    for task, measure in PAPER:
+        models = tasks[task]["models"] if task in tasks else {}
+        values = [values_of_measure(models.get(name, ()), measure) for name in STUDENTS]
+        if values[0].keys() & values[1].keys():
+            by_task[task] = values
     means = []
-    for name in STUDENTS:
-        values = [values_of_measure(tasks[task]["models"].get(name, ()), each) for task, each in measures.items()]
-        seeds = set.intersection(*map(set, values)) if values else set()
+    for values in zip(*by_task.values()):  # of each student, over the tasks
+        seeds = set.intersection(*map(set, values))
         means.append({seed: sum(each[seed] for each in values) / len(values) for seed in seeds})
-    return paired(*means)
+    found = paired(*means) if means else None
+    return found and found | {"tasks": list(by_task)}
