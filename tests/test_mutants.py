@@ -37,6 +37,7 @@ NO_ANSWER = "tests/eval/tasks/test_no_answer.py::test_the_first_token_of_the_win
 LABELS = "tests/eval/tasks/test_multi_label.py::test_labels_are_those_above_one_half"
 ASKED = "tests/eval/tasks/test_batching.py::test_the_last_layer_and_the_head_compute_only_the_tokens_that_are_asked_for"
 MASKING = "tests/data/test_masking.py"
+SEEDS = "tests/eval/reproduce/test_statistics.py::test_estimates_and_paired_tests_are_scipys"
 FAULTS = [  # name, file, what is changed, into what, the test that must see it
     ("position offset", "model/embeddings.py", "* is_token + pad_id", "* is_token + pad_id + 1", AGREES),
     ("position of padding", "model/embeddings.py", ".cumsum(dim=1) * is_token +", ".cumsum(dim=1) +", AGREES),
@@ -88,6 +89,20 @@ FAULTS = [  # name, file, what is changed, into what, the test that must see it
     ("fused: teacher's bias left out", "losses/fused.py", "teacher_bias - sums", "0 - sums", EQUAL),
     ("fused: half-precision gradients", "losses/fused.py", "shape, dtype=accum_dtype", "shape, dtype=dtype", HALF),
     ("fused: scaled after rounding", "losses/fused.py", "scaled = [", "loss_scale = 1.0; scaled = [", SCALED),
+    (
+        "n degrees of freedom",
+        "eval/reproduce/statistics.py",
+        "critical_value(len(values) - 1)",
+        "critical_value(len(values))",
+        SEEDS,
+    ),
+    (
+        "unpaired seeds",
+        "eval/reproduce/statistics.py",
+        "seed: values[seed] - others[seed]",
+        "seed: values[seed] - others[max(others)]",
+        SEEDS,
+    ),
     ("special tokens masked", "data/masking.py", "(ids >= ordinary.start) &", "", MASKING),
 ]
 

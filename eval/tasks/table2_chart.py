@@ -31,25 +31,32 @@ def draw(
         figure.savefig(temporary, dpi=130, format="png")
 
 
-def chart(results: Mapping[str, dict], paper: Mapping[tuple[str, str], Sequence[float]], is_demo: bool):
+def chart(
+    results: Mapping[str, dict],
+    paper: Mapping[tuple[str, str], Sequence[float]],
+    is_demo: bool,
+    bars: Mapping[str, tuple[str, str]] = BARS,
+):
     """-> matplotlib's Figure
 
     results: of each task, as in table2.json; paper: {(task, measure): CamemBERT's and DistilCamemBERT's percent}, which
-    chooses the measure of each task: the one that the paper has.
+    chooses the measure of each task: the one that the paper has. bars: {model: its label and colour}
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MultipleLocator
 
     measures = {task: measure for task, measure in paper if task in results}
-    shown = [name for name in BARS if all(name in result for result in results.values())]
+    shown = [name for name in bars if any(name in result for result in results.values())]
     figure = Figure(figsize=(max(1.6 + 2.3 * len(results), 9), 5.4), layout="constrained", facecolor="white")
     axis = figure.subplots()
     for place, (task, measure) in enumerate(measures.items()):
         left = place - (WIDTH * (len(shown) + len(PAPERS)) + GAP) / 2
         for index, name in enumerate(shown):
+            if name not in results[task]:
+                continue
             mean, low, high = value_and_error(results[task][name], measure)
-            at, (label, colour) = left + (index + 0.5) * WIDTH, BARS[name]
-            axis.bar(at, mean, 0.92 * WIDTH, color=colour, label=label if not place else None, zorder=2)
+            at, (label, colour) = left + (index + 0.5) * WIDTH, bars[name]
+            axis.bar(at, mean, 0.92 * WIDTH, color=colour, label=label, zorder=2)
             axis.errorbar(at, mean, [[low], [high]], color="black", capsize=3, linewidth=1, zorder=3)
             write(axis, at, mean + high, f"{mean:.1f}")
         right = left + len(shown) * WIDTH
@@ -79,7 +86,7 @@ def chart(results: Mapping[str, dict], paper: Mapping[tuple[str, str], Sequence[
         color="#444444",
     )
     handles = dict(zip(*reversed(axis.get_legend_handles_labels())))
-    order = [*(BARS[name][0] for name in shown), BASELINE, *PAPERS]
+    order = [*(bars[name][0] for name in shown), BASELINE, *PAPERS]
     style = dict(ncols=3, frameon=False, fontsize=9)
     figure.legend([handles[label] for label in order], order, loc="outside lower center", **style)
     return figure
@@ -105,6 +112,6 @@ def value_and_error(tuned: dict, measure: str) -> tuple[float, float, float]:
 
 
 def what_errors_are(results: Mapping[str, dict], shown: Sequence[str]) -> str:
-    seeds = {len(results[task][name]["runs"]) for task in results for name in shown}
+    seeds = {len(result[name]["runs"]) for result in results.values() for name in shown if name in result}
     several = "± one standard deviation over the seeds"
     return "95 % intervals over the test examples (one seed)" if seeds == {1} else several
