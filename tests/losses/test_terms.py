@@ -1,4 +1,4 @@
-"""What equations (10) to (13) and the terms beyond the paper share: gradients, padding, half precision, no token to count."""
+"""What all terms, those beyond the paper too, have in common: gradients, padding, half precision, no token to count."""
 
 from functools import partial
 
