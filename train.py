@@ -36,11 +36,11 @@ from data.corpus.files import check_corpus
 from data.corpus.shuffle import key_of
 from data.download.models import fetch_models
 from data.locks import own
-from data.masking import CHOSEN, Masking
+from data.masking import Masking
 from data.tokenizer import Tokenizer
 from data.versions import versions
 from eval.validation import VALIDATION_BLOCKS, encoder_speeds, validate
-from losses import IGNORE_INDEX, DistillationLoss, LossSettings, fused_distillation_loss, mlm_loss
+from losses import IGNORE_INDEX, LossSettings, fused_distillation_loss, mlm_loss
 from losses.fused import to_device
 from model import EncoderConfig, MaskedLM, ModelError, choose_layers, initialise_student, save_model
 from model.checkpoints.load import check_vocabulary, load_checkpoint, load_teacher, load_tokenizer
@@ -60,6 +60,7 @@ from model.training.device import (
     training_flops,
 )
 from model.training.distributed import SINGLE, World, join_world, meet, parsed
+from model.training.extra_terms import NO_EXTRA_TERMS, ExtraTerms, choose_extra_terms
 from model.training.optim import learning_rate, make_optimiser, optimiser_step
 from model.training.options import COMPILE_STEPS, ON_MEMORY, SIZES, Options
 from model.training.state import Diverged, PendingLosses
@@ -101,18 +102,26 @@ def make_student(options: Options, teacher: MaskedLM | None, vocab_size: int) ->
 class Distiller(nn.Module):
     """The student with equation (13), and a learned projection for (11) if the teacher has another width."""
 
-    def __init__(self, student: MaskedLM, teacher: MaskedLM | None, settings: LossSettings, runtime: Runtime):
+    def __init__(
+        self,
+        student: MaskedLM,
+        teacher: MaskedLM | None,
+        settings: LossSettings,
+        runtime: Runtime,
+        extra: ExtraTerms = NO_EXTRA_TERMS,
+    ):
         super().__init__()
-        self.student, self.settings, self.runtime = student, settings, runtime
+        self.student, self.settings, self.runtime, self.extra = student, settings, runtime, extra
         width, teacher_width = student.config.hidden_size, teacher.config.hidden_size if teacher else None
         needed = teacher and teacher_width != width and settings.weights[1]
         self.projection = nn.Linear(width, teacher_width) if needed else None
 
     def forward(
         self, teacher: MaskedLM | None, batch: Batch, real_tokens: int, masked_tokens: int, loss_scale: Tensor
-    ) -> tuple[Tensor, DistillationLoss]:
-        """Equations (10) to (13) of a micro-batch, divided by the token counts of the whole step -> total, terms.
+    ) -> tuple[Tensor, Tensor]:
+        """Equations (10) to (13) of a micro-batch, divided by the token counts of the whole step -> total, sums.
 
+        sums: of the three terms, (3,), or with the two beyond the paper (5,).
         The teacher is an argument and not a submodule: it is neither trained nor saved.
         """
         if self.runtime.uses_graphs:
@@ -120,13 +129,14 @@ class Distiller(nn.Module):
         with self.runtime.autocast():
             if teacher is None:
                 return self.masked_lm(batch, masked_tokens)
-            input_ids, _, real, has_padding = batch.to(self.runtime.device)
+            student, on_device = self.student, batch.to(self.runtime.device)
             with torch.no_grad():
-                teacher_hidden = teacher.encoder(input_ids, real, has_padding=has_padding).flatten(0, 1)  # (N, d_t)
+                teacher_states = self.extra.hidden_states(teacher, on_device)
+                teacher_hidden = teacher_states[-1].flatten(0, 1)  # (N, d_t)
                 teacher_state = teacher.transform(teacher_hidden)
-            student = self.student
-            student_hidden = student.encoder(input_ids, real, has_padding=has_padding).flatten(0, 1)  # (N, d_s)
-            return fused_distillation_loss(
+            student_states = self.extra.hidden_states(student, on_device)
+            student_hidden = student_states[-1].flatten(0, 1)  # (N, d_s)
+            total, terms = fused_distillation_loss(
                 *(student.transform(student_hidden), student.decoder, student.bias),
                 *(teacher_state, teacher.decoder, teacher.bias),
                 *(batch.labels.flatten(), batch.real.flatten()),
@@ -137,15 +147,21 @@ class Distiller(nn.Module):
                 loss_scale=loss_scale,
                 **self.settings._asdict(),
             )
+            sums = torch.stack(terms[:3])
+            if self.extra.are_used:
+                extra = self.extra.sums(student, student_states, teacher, teacher_states, on_device.real)  # (2,)
+                weighted = self.extra.weights[0] * extra[0] + self.extra.weights[1] * extra[1]
+                total, sums = total + weighted / max(real_tokens, 1), torch.cat([sums, extra.detach()])
+            return total, sums
 
-    def masked_lm(self, batch: Batch, masked_tokens: int) -> tuple[Tensor, DistillationLoss]:
+    def masked_lm(self, batch: Batch, masked_tokens: int) -> tuple[Tensor, Tensor]:
         """Without a teacher: equation (12) alone. Only the masked tokens go through the LM head."""
         input_ids, labels, real, has_padding = batch.to(self.runtime.device)
         masked = labels != IGNORE_INDEX
         hidden = self.student.encoder(input_ids, real, has_padding=has_padding)
-        mlm, count = mlm_loss(self.student.head(hidden[masked]), labels[masked])
+        mlm, _ = mlm_loss(self.student.head(hidden[masked]), labels[masked])
         zero = torch.zeros_like(mlm)
-        return mlm / max(masked_tokens, 1), DistillationLoss(zero, zero, mlm.detach(), batch.real.sum(), count)
+        return mlm / max(masked_tokens, 1), torch.stack([zero, zero, mlm.detach()])
 
 
 def backward(
@@ -156,7 +172,9 @@ def backward(
     world: World = SINGLE,
     dropout_key: tuple[int, int] = (0, 0),
 ) -> Tensor:
-    """Adds up the gradient of equation (13) over a step's micro-batches -> their sums and counts, (5,) float64
+    """Adds up the gradient of equation (13) over a step's micro-batches -> their sums and counts, float64
+
+    (5,) as in DistillationLoss, or with the terms beyond the paper (7,).
 
     The means are global: each micro-batch is divided by the token counts of the whole step, over all ranks. So k
     micro-batches give the gradient of one batch k times as large, whichever ranks compute them. The counts come from
@@ -173,8 +191,8 @@ def backward(
         with contextlib.nullcontext() if is_last or world.size == 1 else distiller.no_sync():
             total, terms = distiller(teacher, batch, real_tokens, masked_tokens, loss_scale)
             scaler.scale(total * world.size).backward()  # DistributedDataParallel takes the mean over ranks
-        sums = sums + torch.stack(terms[:3]).double()
-    return torch.cat([sums, to_device(counts.double(), sums.device)])
+        sums = sums + terms.double()
+    return torch.cat([sums[:3], to_device(counts.double(), sums.device), sums[3:]])
 
 
 # ---- the run ---------------------------------------------------------------------------------------------------
@@ -213,8 +231,11 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
 
     # ---- teacher and student
     tokenizer, teacher, student, start = load_models(found, device)
+    weights = options.weights if teacher else (0.0, 0.0, 1.0)
     report.print_models(found.teacher, teacher and teacher.config, student.config, start)
-    report.print_loss(options.weights if teacher else None, options.direction, options.temperature)
+    extra = choose_extra_terms(found, teacher, student)
+    loss_weights = (*weights, *extra.weights)
+    report.print_loss(loss_weights if teacher else None, options.direction, options.temperature)
     per_rank, blocks_per_step = options.accumulate // world.size, options.batch_size * options.accumulate
 
     # ---- data
@@ -229,7 +250,7 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
     folder = None if sample and sample.temporary else corpus
     report.print_corpus(None if options.corpus == DEMO else options.corpus, folder, len(held_out))
     report.print_run(work, available, sample.estimate if sample else "", runtime, world.size)
-    masking = Masking(tokenizer, options.masking, numpy.array(blocks.manifest["token_counts"]))
+    masking = Masking(tokenizer, options.masking, numpy.array(blocks.manifest["token_counts"]), options.masking_rate)
     validation = validation_batches(held_out, Masking(tokenizer), VALIDATION_BLOCKS)[world.rank :: world.size]
 
     # ---- a new run, or one to resume
@@ -247,9 +268,9 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
         say(f"\nThe run in {out} is finished. More --steps extend it; another --out begins a new one.")
         return 0
     runtime = replace(runtime, compiled=choose_compiled(options.compile, device, steps >= COMPILE_STEPS))
-    weights, chunk_bytes = options.weights if teacher else (0.0, 0.0, 1.0), options.chunk_mb and options.chunk_mb << 20
+    chunk_bytes = options.chunk_mb and options.chunk_mb << 20
     settings = LossSettings(options.direction, options.temperature, weights, chunk_bytes, runtime.compiled)
-    distiller = Distiller(student.train(), teacher, settings, runtime).to(device)
+    distiller = Distiller(student.train(), teacher, settings, runtime, extra).to(device)
     optimiser = make_optimiser(distiller, options.lr, options.weight_decay, keeps_gradients=runtime.uses_graphs)
     scaler = runtime.grad_scaler()
     state = run_state.resume(out, distiller, optimiser, scaler, runtime)
@@ -272,7 +293,7 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
     micro_batches = training_batches(blocks, masking, options.batch_size, options.seed, first, stride)
     if device.type == "cuda":
         micro_batches = prefetched(micro_batches)
-    flops = training_flops(student.config, teacher and teacher.config, options.block_size, CHOSEN)
+    flops = training_flops(student.config, teacher and teacher.config, options.block_size, options.masking_rate)
     peak = peak_tokens_per_second(runtime, world.size, flops)
     about = {"options": asdict(found), "runtime": runtime.to_json(), "versions": versions()}
     about["schedules"] = list(state.schedules)
@@ -300,7 +321,7 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
         return 0
 
     # ---- the loop
-    writer, pending = run_state.CheckpointWriter(out, options.keep, tokenizer), PendingLosses(weights)
+    writer, pending = run_state.CheckpointWriter(out, options.keep, tokenizer), PendingLosses(loss_weights)
     record, status, saved, first = {}, None, None, list(islice(micro_batches, 1))
     micro_batches = chain(first, micro_batches)
 
@@ -342,7 +363,7 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
                 pending.read_into(state, options.max_skipped, world)
                 state.add_seconds(time.monotonic() - clock)
             if logs:
-                record = log.metrics_record(state, grad_norm, lr, weights, blocks_per_step, peak)
+                record = log.metrics_record(state, grad_norm, lr, loss_weights, blocks_per_step, peak)
                 if validates:
                     logger.begin(f"the validation after step {step}")
                     record["held_out"] = validate_now()

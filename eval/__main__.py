@@ -9,6 +9,7 @@ commands:
   zero-shot        classify texts by labels that an NLI model was not trained on, equation (15)
   fill-mask TEXT   the most likely tokens for each <mask>
   table2           fine-tune teacher and student on all tasks and compare them as in the paper's Table 2
+  reproduce        the whole paper: teacher, distillation and its variants, the four tasks, a report with pictures
   compare RUN RUN… two or more students or fine-tuned models on the same data: figures, intervals, options that differ
   runs FOLDER      a table of the runs below a folder: state, figures, last change, size
   speed            inference speed of student, teacher and their transformers versions
@@ -55,6 +56,8 @@ def main(arguments: list[str]) -> int | None:
             from .tasks.fill_mask import main as command
         case ["table2", *rest]:
             from .tasks.table2 import main as command
+        case ["reproduce", *rest]:
+            from .reproduce.command import main as command
         case ["compare", *rest]:
             from .tasks.compare import main as command
         case ["runs", *rest]:

@@ -83,9 +83,11 @@ class Encoder(nn.Module):
             hidden = layer(hidden, attention_mask)
         return hidden
 
-    def hidden_states(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> list[Tensor]:
+    def hidden_states(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, has_padding: bool = True
+    ) -> list[Tensor]:
         """-> [H_0, …, H_L], each (B, n, d_h)."""
-        attention_mask = self.real_tokens(input_ids, attention_mask)
+        attention_mask = self.real_tokens(input_ids, attention_mask) if has_padding else None
         states = [self.embeddings(input_ids)]
         for layer in self.layers:
             states.append(layer(states[-1], attention_mask))

@@ -12,14 +12,11 @@ If the command is stopped, running it again continues after the last fine-tuning
 """
 
 import random
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
-
-from torch import nn
 
 import train
 from data import demo
@@ -37,18 +34,17 @@ from data.tasks.sequences import Labels
 from model.checkpoints.load import load_checkpoint
 from model.checkpoints.native import atomic_file
 from model.training.bounds import DROPOUT, LR, SEED
-from model.training.device import Runtime
 from model.training.options import Options as TrainOptions
 
 from ..benchmarks.harness import table
 from ..results import command_line, provenance, write_json
 from .baselines import baseline_report
-from .batching import infer
-from .checks import share_equal, warn_of_shared_examples
-from .evaluate import InferenceOptions, open_model, predict, task_settings, training_names
+from .checks import warn_of_shared_examples
+from .evaluate import InferenceOptions, task_settings, training_names
 from .finetune import Options as FinetuneOptions
 from .finetune import finetune
 from .table2_chart import draw
+from .table2_speed import speeds
 
 MEASURES = {  # rows of the table for each task
     "sentiment": ("accuracy", "macro_f1"),
@@ -74,7 +70,6 @@ CARDS = {  # the released models' cards, by the paper's authors, in percent: Cam
 CARDS_MILLISECONDS = {"ner": (88.49, 43.44), "nli": (105.0, 51.35), "qa": (432.17, 216.96)}
 DEMO_COUNTS = {"sentiment": 3000, "ner": 2500, "nli": 5000, "qa": 2000}
 DEMO_SETTINGS = {"epochs": 2, "lr": 3e-4, "dropout": 0.0}
-TIMED_TEXTS, TIMED_ROUNDS = 40, 3
 TASK_NAMES_HELP = "label or entity type in a task's data = its name: nli:0=entailment nli:1=neutral"
 MODELS = ("teacher", "student", "distilled")
 
@@ -234,31 +229,7 @@ def pairs_for(task: str, label_map: Sequence[str]) -> tuple[str, ...]:
     return tuple(pair.partition(":")[2] for pair in label_map if pair.startswith(f"{task}:"))
 
 
-# ---- speed and the table ---------------------------------------------------------------------------------------
-
-
-def milliseconds(models: dict[str, nn.Module], texts: Sequence[list[int]], runtime: Runtime) -> dict[str, float]:
-    """Each model's median time for one text; a text is a batch of its own, and the models alternate."""
-    times: dict[str, list[float]] = {name: [] for name in models}
-    for round_number in range(TIMED_ROUNDS + 1):
-        for name, model in models.items():
-            for text in texts:
-                start = time.perf_counter()
-                infer(model, [text], runtime)
-                if round_number:  # the first round is a warm-up
-                    times[name].append(time.perf_counter() - start)
-    return {name: 1000 * statistics.median(values) for name, values in times.items()}
-
-
-def in_int8(path: str, task_name: str, examples: Sequence[Example], options: Options) -> tuple[nn.Module, dict]:
-    """A fine-tuned model in int8 -> it, and figures on the examples, also in fp32, with the share of equal labels."""
-    predictions, figures = [], {}
-    for precision in ("fp32", "int8"):
-        settings = replace(options, tokenizer=None, precision=precision)
-        model, task, runtime = open_model(path, task_name, settings)
-        predictions.append(predict(model, task, examples, runtime, options.batch_tokens))
-        figures[precision] = task.metrics(predictions[-1], examples, options.seeds[0])
-    return model, {"figures": figures, "equal_to_fp32": share_equal(task, *predictions)}
+# ---- the table -------------------------------------------------------------------------------------------------
 
 
 def percent(metric: dict | None) -> str:
@@ -349,6 +320,21 @@ def compare(data: TaskData, teacher: str, student: str, options: Options, comman
     """Fine-tunes teacher and student on a task -> the baseline, their results, and their milliseconds per text."""
     folder = Path(options.out) / data.task
     make_folder(folder)
+    say(f"\n--- {data.task}")
+    of_teacher, of_student = (
+        finetune_settings(options, data, model, str(folder / name))
+        for name, model in (("teacher", teacher), ("student", student))
+    )
+    result = {"baseline": baseline_report(data.parts["train"], data.parts["test"], options.language)}
+    tuned_teacher, tuned_student = (str(folder / name / "model.safetensors") for name in ("teacher", "student"))
+    of_distilled = replace(of_student, teacher=tuned_teacher, out=str(folder / "distilled"))
+    runs = {"teacher": of_teacher, "student": of_student} | ({"distilled": of_distilled} if options.distil else {})
+    result |= {name: finetune(data.task, settings, command, data.parts) for name, settings in runs.items()}
+    return result | speeds(data.task, tuned_teacher, tuned_student, data.parts["test"], options, options.seeds[0])
+
+
+def finetune_settings(options: Options, data: TaskData, model: str, out: str) -> FinetuneOptions:
+    """The options of finetune for a model on a task."""
     shared = {f.name: getattr(options, f.name) for f in fields(InferenceOptions)}
     if options.precision == "int8":  # for inference only
         shared["precision"] = "auto"
@@ -356,24 +342,7 @@ def compare(data: TaskData, teacher: str, student: str, options: Options, comman
     given = {name: getattr(options, name) for name in ("epochs", "step_tokens", "lr", "dropout", "seeds", "wait")}
     shared |= {name: value for name, value in given.items() if value is not None}
     shared["label_map"] = pairs_for(data.task, options.label_map)
-    say(f"\n--- {data.task}")
-    of_teacher = FinetuneOptions(**shared, model=teacher, train=data.files, dev=data.files, out=str(folder / "teacher"))
-    of_student = replace(of_teacher, model=student, out=str(folder / "student"))
-    result = {"baseline": baseline_report(data.parts["train"], data.parts["test"], options.language)}
-    tuned_teacher = str(folder / "teacher" / "model.safetensors")
-    of_distilled = replace(of_student, teacher=tuned_teacher, out=str(folder / "distilled"))
-    runs = {"teacher": of_teacher, "student": of_student} | ({"distilled": of_distilled} if options.distil else {})
-    result |= {name: finetune(data.task, settings, command, data.parts) for name, settings in runs.items()}
-    models = {}
-    for name in ("teacher", "student"):
-        path = str(folder / name / "model.safetensors")
-        models[name], task, runtime = open_model(path, data.task, replace(options, tokenizer=None))
-    if runtime.device.type == "cpu":
-        tuned_student = str(folder / "student" / "model.safetensors")
-        models["student, int8"], result["student_int8"] = in_int8(tuned_student, data.task, data.parts["test"], options)
-    features = task.encode(data.parts["test"][:TIMED_TEXTS], lambda sentence: None)
-    result["milliseconds"] = milliseconds(models, [feature.ids for feature in features[:TIMED_TEXTS]], runtime)
-    return result
+    return FinetuneOptions(**shared, model=model, train=data.files, dev=data.files, out=out)
 
 
 def main(arguments: list[str]) -> None:

@@ -26,7 +26,14 @@ TASKS = {  # a task of section 4 -> its name and its pipeline
     "nli": ("natural language inference", "text-classification"),
     "qa": ("question answering", "question-answering"),
 }
-LOSSES = {"loss": "total", "soft_label_loss": "soft labels", "cosine_loss": "cosine", "mlm_loss": "masked LM"}
+LOSSES = {
+    "loss": "total",
+    "soft_label_loss": "soft labels",
+    "cosine_loss": "cosine",
+    "mlm_loss": "masked LM",
+    "hidden_state_loss": "hidden states",
+    "relation_loss": "attention relations",
+}
 METRICS = {  # our figures -> the hub's metrics; the others go by their own name
     **dict.fromkeys(("macro_f1", "micro_f1", "weighted_f1", "entity_f1", "overlap_f1", "subword_f1"), "f1"),
     **{"entity_precision": "precision", "entity_recall": "recall", "mcc": "matthews_correlation"},

@@ -215,7 +215,7 @@ def training_flops(student: EncoderConfig, teacher: EncoderConfig | None, block_
 
     The student's forward pass, twice that for its backward pass, and the teacher's forward pass. With a teacher all
     tokens go through the LM heads; for masked LM alone only the masked ones do, a fraction `masked` of the tokens.
-    Dropout, norms, softmaxes and the optimiser are not counted.
+    Dropout, norms, softmaxes, the loss terms beyond the paper and the optimiser are not counted.
     """
 
     def forward(config: EncoderConfig, in_head: float) -> float:

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from data.cli import note, warn
 from data.outputs import make_folder, open_to_append
-from losses import DistillationLoss
 
 from .run_state import METRICS
 from .screen import Screen, duration
-from .state import Diverged, TrainState
+from .state import Diverged, TrainState, means_and_total
 
-TERMS = {"soft_label_loss": "soft", "cosine_loss": "cos", "mlm_loss": "mlm"}
+EXTRA_TERMS = {"hidden_state_loss": "hidden", "relation_loss": "relations"}  # beyond the paper
+TERMS = {"soft_label_loss": "soft", "cosine_loss": "cos", "mlm_loss": "mlm", **EXTRA_TERMS}
 
 
 class MetricsLogger:
@@ -117,7 +117,7 @@ def progress_line(record: dict, label: str, seconds_left: float) -> str:
     parts = [
         label,
         f"loss {record['loss']:.4f}",
-        *(f"{name} {record[key]:.4f}" for key, name in TERMS.items() if record[key] is not None),
+        *(f"{name} {record[key]:.4f}" for key, name in TERMS.items() if record.get(key) is not None),
         f"lr {record['learning_rate']:.1e}",
         f"grad norm {'none' if norm is None else f'{norm:.2f}'}",
         f"{record['tokens_per_second']:>7,.0f} tok/s",
@@ -143,14 +143,15 @@ def metrics_record(
 ) -> dict:
     """A line of metrics.jsonl: means over all tokens since the last line.  Raises Diverged.
 
+    weights: of equation (13), and of the terms beyond the paper, which have a figure if their weight is not 0.
     peak: tokens per second at the peak of all GPUs, None if unknown.
     """
-    sums = DistillationLoss(*(torch.tensor(value, dtype=torch.float64) for value in state.sums))
-    soft_label, cosine, mlm = (mean.item() for mean in sums.means())
-    loss = sums.total(weights).item()
+    sums = torch.tensor(state.sums, dtype=torch.float64)
+    means, total = means_and_total(sums, weights)
+    (soft_label, cosine, mlm, *extra), loss = (mean.item() for mean in means), total.item()
     if not math.isfinite(loss):
         raise Diverged(f"The loss is {loss} at step {state.step}.")
-    distils, tokens = bool(weights[0] or weights[1]), round(sums.real_tokens.item())
+    distils, tokens = bool(weights[0] or weights[1]), round(sums[3].item())
     speed = tokens / max(state.since_line, 1e-9)
     return {
         "step": state.step,
@@ -159,6 +160,7 @@ def metrics_record(
         "soft_label_loss": soft_label if distils else None,
         "cosine_loss": cosine if distils else None,
         "mlm_loss": mlm,
+        **{name: mean for name, mean, weight in zip(EXTRA_TERMS, extra, weights[3:]) if weight},
         "learning_rate": lr,
         "gradient_norm": grad_norm.item() if grad_norm.isfinite() else None,
         "tokens": tokens,

@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass, replace
 from data.cache import DEMO
 from data.cli import check, check_bounds, dashed, option
 from data.locks import WAIT_HELP
-from data.masking import STRATEGIES
+from data.masking import CHOSEN, RATE, STRATEGIES
 from losses import DIRECTIONS, LossSettings
 from losses.fused import CHUNK_BYTES
 
 from ..checkpoints.load import TOKENIZER_HELP
 from ..inference import PRECISIONS
-from .bounds import CLIP, DROPOUT, LR, SEED, TEMPERATURE, WEIGHT_DECAY
+from .bounds import CLIP, DROPOUT, LR, SEED, TEMPERATURE, WEIGHT, WEIGHT_DECAY
 from .device import DEVICE_HELP, PRECISION_HELP
 
 DEFAULTS = LossSettings()
@@ -66,8 +66,17 @@ class Options:
         nargs=3,
         type=float,
         metavar=("SOFT", "COS", "MLM"),
-        least=0,
-        most=1000,
+        **WEIGHT,
+    )
+    hidden_weight: float = option(0.0, "beyond the paper: of 1 - cos at the student's layers before the last", **WEIGHT)
+    relation_weight: float = option(
+        0.0, "beyond the paper: of MiniLMv2's self-attention relations at the student's last layer", **WEIGHT
+    )
+    relation_heads: int | None = option(
+        None, "heads of these relations (default: the teacher's attention heads)", type=int, least=1, most=16384
+    )
+    relation_layer: int | None = option(
+        None, "teacher layer of these relations, from 0 (default: the last)", type=int, least=0, most=999
     )
 
     steps: int | None = option(
@@ -83,6 +92,7 @@ class Options:
     masking: str = option(
         STRATEGIES[0], "what is masked: single tokens, whole words, or rare tokens more often", choices=STRATEGIES
     )
+    masking_rate: float = option(CHOSEN, "fraction of the tokens to mask in training; validations keep 15 %%", **RATE)
     lr: float = option(5e-4, "peak learning rate", **LR)
     warmup: float = option(0.05, "warm-up fraction; the learning rate then decays linearly", least=0, most=1)
     weight_decay: float = option(0.0, "of AdamW, on matrices only", **WEIGHT_DECAY)

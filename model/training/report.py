@@ -22,6 +22,7 @@ from .state import TrainState
 DEMO_QUESTION = "Elle joue de la <mask>."
 QUESTION = "Le camembert est <mask> :)"
 MANY_EPOCHS = 10  # more are a warning
+LOSS_NAMES = ("soft label", "cosine", "masked LM", "hidden states", "attention relations")  # of equation (13), others
 DAY, YEAR = 86400, 365 * 86400  # seconds
 PURPOSES = {
     STUDENT: "the student at the end, with its tokenizer inside",
@@ -48,11 +49,12 @@ def describe(config: EncoderConfig) -> str:
 
 
 def print_loss(weights: Sequence[float] | None, direction: str, temperature: float) -> None:
-    """weights: of equation (13), None without a teacher."""
+    """weights: of equation (13), and of the terms beyond the paper; None without a teacher."""
     if weights is None:
         say("loss      masked LM")
         return
-    terms = " + ".join(f"{weight:g} {name}" for weight, name in zip(weights, ("soft label", "cosine", "masked LM")))
+    named = [f"{weight:g} {name}" for weight, name in zip(weights, LOSS_NAMES) if weight or name in LOSS_NAMES[:3]]
+    terms = " + ".join(named)
     divergence = "D_KL({} || {})".format(*direction.split("-"))
     say(f"loss      {terms}, {divergence}, temperature {temperature:g}")
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 
 import torch
 
 from data.cli import DataError
 from losses import DistillationLoss
+from losses.distillation import at_least_1
 
 from .distributed import World
 
@@ -27,7 +29,7 @@ class TrainState:
     step: int = 0  # the last completed step
     seconds: float = 0.0  # of all steps
     since_line: float = 0.0  # seconds since the last line of metrics.jsonl
-    sums: tuple[float, ...] = (0.0,) * 5  # of the losses since that line, with their counts (DistillationLoss)
+    sums: tuple[float, ...] = (0.0,) * 5  # of the losses since that line, with their counts
     highest: float = 0.0  # highest loss of a step since that line: the mean would hide a spike
     skipped: tuple[int, ...] = ()  # steps since that line that were skipped for a non-finite gradient
     skipped_in_a_row: int = 0
@@ -60,6 +62,17 @@ class TrainState:
             raise DataError(f"The checkpoint was written by another version of this program ({error}).") from None
 
 
+def means_and_total(sums: Sequence[torch.Tensor], weights: Sequence[float]) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """-> the mean of each term, those of equations (10) to (12) first, and the total that a run minimises.
+
+    sums: those of DistillationLoss, then those of the terms beyond the paper if these are used; weights: of all terms.
+    """
+    loss, extra = DistillationLoss(*sums[:5]), sums[5:]
+    extra_means = [each / at_least_1(loss.real_tokens) for each in extra]
+    total = loss.total(weights[:3]) + sum(weight * mean for weight, mean in zip(weights[3:], extra_means))
+    return [*loss.means(), *extra_means], total
+
+
 class PendingLosses:
     """The losses of recent steps, kept on the device until a step is logged, so that the host need not wait for it.
 
@@ -68,16 +81,16 @@ class PendingLosses:
     """
 
     def __init__(self, weights: Sequence[float]):
-        """weights: of equation (13)."""
+        """weights: of equation (13), and of the terms beyond the paper if there are any."""
         self.weights = weights
         self.clear()
 
     def clear(self) -> None:
-        self.sums: list[torch.Tensor] = []  # one (5,) per step
+        self.sums: list[torch.Tensor] = []  # one (5,) per step, or (7,)
         self.skipped: list[torch.Tensor] = []
 
     def add(self, sums: torch.Tensor, skipped: torch.Tensor) -> None:
-        """sums: of one step, (5,), which count unless the step was skipped."""
+        """sums: of one step, as `train.backward` returns them; they count unless the step was skipped."""
         self.sums.append(torch.where(skipped, 0.0, sums))
         self.skipped.append(skipped)
 
@@ -85,11 +98,11 @@ class PendingLosses:
         """Adds them to the state, over all ranks.  Raises Diverged after max_skipped skipped steps in a row."""
         if not self.sums:
             return
-        sums = world.sum(torch.stack(self.sums).cpu())  # (steps, 5)
-        state.highest = max(state.highest, *DistillationLoss(*sums.T).total(self.weights).tolist())
+        sums = world.sum(torch.stack(self.sums).cpu())  # (steps, 5) or (steps, 7)
+        state.highest = max(state.highest, *means_and_total(sums.T, self.weights)[1].tolist())
         flags = torch.stack(self.skipped).tolist()
         for step, (row, skipped) in enumerate(zip(sums.tolist(), flags), state.step - len(flags) + 1):
-            state.sums = tuple(one + other for one, other in zip(state.sums, row))
+            state.sums = tuple(one + other for one, other in zip_longest(state.sums, row, fillvalue=0.0))
             state.skipped_in_a_row = state.skipped_in_a_row + 1 if skipped else 0
             state.skipped += (step,) * skipped
             if state.skipped_in_a_row >= max_skipped:

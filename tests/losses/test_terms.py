@@ -1,11 +1,19 @@
-"""What equations (10) to (13) have in common: gradients, padding, half precision, no token to count."""
+"""What all terms, those beyond the paper too, have in common: gradients, padding, half precision, no token to count."""
 
 from functools import partial
 
 import pytest
 import torch
 
-from losses import IGNORE_INDEX, cosine_loss, distillation_loss, mlm_loss, soft_label_loss
+from losses import (
+    IGNORE_INDEX,
+    attention_relation_loss,
+    cosine_loss,
+    distillation_loss,
+    hidden_state_loss,
+    mlm_loss,
+    soft_label_loss,
+)
 
 
 def labels(teacher, real):
@@ -19,10 +27,23 @@ def total(student, teacher, real):
     return loss.total(), loss.real_tokens
 
 
+def hidden(student, teacher, real):
+    """Of two layers."""
+    return hidden_state_loss([student, student.flip(-1)], [teacher, teacher.flip(-1)], real)
+
+
+def relations(student, teacher, real):
+    """The same tensors as queries, keys and values."""
+    student, teacher = (x.reshape(-1, *x.shape[-2:]) for x in (student, teacher))
+    return attention_relation_loss([student] * 3, [teacher] * 3, real.reshape(-1, real.shape[-1]), 1)
+
+
 TERMS = {
     "soft label": soft_label_loss,
     "soft label, teacher-student": partial(soft_label_loss, direction="teacher-student", temperature=1.5),
     "cosine": cosine_loss,
+    "hidden states": hidden,
+    "attention relations": relations,
     "masked LM": lambda student, teacher, real: mlm_loss(student, labels(teacher, real)),
     "total": total,
 }
@@ -64,7 +85,7 @@ def test_half_precision_is_summed_in_float32(term):
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", list(TERMS)[:3])
+@pytest.mark.parametrize("name", list(TERMS)[:5])
 def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient(tensors, name):
     _, teacher, real = tensors
     student = teacher.clone().requires_grad_()

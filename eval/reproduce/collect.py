@@ -1,0 +1,111 @@
+"""What the jobs have found, as one dictionary, and the report written from it."""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from data.cache import prepared_folder
+from data.corpus.shards import MANIFEST
+from data.tokenizer import Tokenizer
+from model.training.device import choose_device
+
+from ..benchmarks.harness import processor
+from ..results import provenance, write_json
+from ..tasks.table2 import MEASURES
+from . import work
+from .jobs import Job
+from .plan import Lengths, Setup, run_name, task_folder
+from .variants import FINE_TUNED, TEACHER
+
+RESULTS, REPORT = "results.json", "report.md"
+
+
+def write_results(setup: Setup, options, lengths: Lengths, jobs: Sequence[Job], lost: Mapping[str, str]) -> dict:
+    """results.json from what is done -> its content.  lost: why jobs were not done"""
+    files = [prepared_folder(options.corpus, Tokenizer(setup.measuring.tokenizer), options.cache) / MANIFEST]
+    files += [path for data in setup.data for path in data.files]
+    if not setup.pretrained and Path(setup.teacher).is_file():
+        files.append(setup.teacher)
+    teacher = read(Path(setup.measuring.teacher) / work.FIGURES) or {}
+    results = provenance(setup.command, options, files, setup.seeds)
+    results["scale"] = scale(setup, options, lengths, teacher)
+    results["teacher"] = {name: teacher[name] for name in ("accuracy", "mlm_loss") if name in teacher}
+    results["parameters"] = {"teacher": teacher["parameters"]} if teacher else {}
+    results["variants"] = variants(setup, jobs)
+    for variant in results["variants"].values():
+        for run in variant["runs"]:
+            results["parameters"].setdefault("student", run.pop("parameters"))
+    results["tasks"] = {data.task: found for data in setup.data if (found := task_results(setup, data.task))}
+    results["not_done"] = [f"{name}: {reason}" for name, reason in lost.items()]
+    write_json(setup.out / RESULTS, results)
+    return results
+
+
+def read(path: Path) -> dict | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def scale(setup: Setup, options, lengths: Lengths, teacher: dict) -> dict:
+    device = choose_device(options.device)
+    sizes = setup.sizes
+    return {
+        "teacher": options.teacher,
+        "corpus": " ".join(options.corpus),
+        "is_demo": options.is_demo,
+        "tokens": lengths.tokens,
+        "teacher_tokens": lengths.teacher_tokens,
+        "steps": lengths.tokens // sizes.step_tokens,
+        "teacher_layers": sizes.teacher.num_layers,
+        "student_layers": sizes.student.num_layers,
+        "hidden_size": sizes.teacher.hidden_size,
+        "vocab_size": sizes.teacher.vocab_size,
+        "held_out_blocks": teacher.get("blocks"),
+        "masked_tokens": teacher.get("masked_tokens"),
+        "device": str(device),
+        "precision": teacher.get("runtime", {}).get("precision"),
+        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+    }
+
+
+def variants(setup: Setup, jobs: Sequence[Job]) -> dict[str, dict]:
+    """Of each variant, what its finished runs have found."""
+    arguments = {job.name: job.arguments[0] for job in jobs if job.run is work.train_and_measure}
+    found = {}
+    for variant in setup.variants:
+        runs = []
+        for name in (run_name(variant.name, seed) for seed in setup.seeds):
+            folder = setup.out / "runs" / name
+            if (figures := read(folder / work.FIGURES)) is not None:
+                command = f"python train.py {shlex.join(arguments[name])}"
+                runs.append({**figures, "command": command, "counts": f"runs/{name}/{work.COUNTS}"})
+        if runs:
+            found[variant.name] = {"about": variant.about, "runs": runs}
+    return found
+
+
+def task_results(setup: Setup, task: str) -> dict:
+    """Of a task, the test figures of each model and seed, the baseline and the speeds; {} if there are none."""
+    models = {}
+    for model in (TEACHER, *FINE_TUNED):
+        found = [read(task_folder(setup, task, model, seed) / work.FIGURES) for seed in setup.seeds]
+        if runs := [{"seed": run["seed"], "test": of_task(run["test"], task)} for run in found if run]:
+            models[model] = runs
+    if not models:
+        return {}
+    result, timed = {"models": models}, (read(setup.out / "tasks" / work.SPEEDS) or {}).get(task)
+    if timed is not None:
+        result["baseline"] = {measure: timed["baseline"][measure]["value"] for measure in MEASURES[task]}
+        result["milliseconds"] = timed["milliseconds"]
+        if "student_int8" in timed:
+            of_int8 = timed["student_int8"]
+            values = [of_task(of_int8["figures"][precision], task) for precision in ("fp32", "int8")]
+            result["int8"] = {measure: [each[measure]["value"] for each in values] for measure in MEASURES[task]}
+            result["int8"]["equal_to_fp32"] = of_int8["equal_to_fp32"]
+    return result
+
+
+def of_task(metrics: dict, task: str) -> dict:
+    return {measure: metrics[measure] for measure in MEASURES[task]}

@@ -1,0 +1,289 @@
+"""Reproduces the paper: teacher, distillation and its variants, the four tasks, with a report of what came out.
+
+python -m eval reproduce
+    all of it on the demo's invented world, in less than 20 minutes on two cores
+python -m eval reproduce --teacher camembert.safetensors --corpus texts/ --data tasks/ --tokens 2000000
+    a real teacher; every student sees the same tokens in the same order
+python -m eval reproduce --teacher none --tokenizer sentencepiece.bpe.model --corpus texts/ --data tasks/ --minutes 60
+    first pre-trains a teacher, and chooses how many tokens to train on, so that all ends in an hour
+
+The plan is printed first. Stopped and started again, the command goes on where it was; more --seeds or --variants with
+the same --out extend it. It writes report.md, results.json and pictures after every finished job.
+"""
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from data import demo
+from data.blocks import open_blocks
+from data.cache import DEMO, prepared_folder
+from data.cli import check, check_bounds, check_paths, option, parse_options, say
+from data.corpus.files import check_corpus
+from data.demo.tasks import write_tasks
+from data.download.models import fetch_models
+from data.locks import WAIT_HELP, own
+from data.masking import CHOSEN
+from data.outputs import remove_tree
+from data.tasks import TASKS
+from data.tokenizer import Tokenizer
+from model import EncoderConfig, MaskedLM
+from model.checkpoints.load import TOKENIZER_HELP, check_vocabulary, load_checkpoint, load_tokenizer
+from model.checkpoints.native import fingerprint
+from model.student import choose_layers
+from model.training.bounds import LR, SEED
+from model.training.device import DEVICE_HELP, PRECISION_HELP, choose_device
+from model.training.run_state import STUDENT, hash_json
+
+from ..results import command_line, write_json
+from ..tasks.table2 import DEMO_COUNTS, DEMO_SETTINGS, TaskData, read_tasks
+from ..tasks.table2 import Options as Table2Options
+from . import work
+from .collect import REPORT, write_results
+from .jobs import Job, Pool, run_jobs
+from .plan import REPORT_SECONDS, Lengths, Setup, Sizes, Speed, choose_lengths, make_jobs, print_plan, speed_of
+from .variants import NAMES, make_variants
+
+PLAN = "plan.json"
+DEMO_TOKENS, TOKENS = 300 * 8 * 128, 2_000_000
+SMALL = {**demo.STUDENT, "num_layers": 6}  # of a teacher that is pre-trained: the demo's size
+MOST_AT_ONCE = 4  # runs on a CPU, unless --jobs says so
+STORED_ELSEWHERE = ("out", "cache", "wait", "minutes", "tokens", "seeds", "variants", "tasks", "device", "jobs")
+
+
+VARIANTS_HELP = f"what to compare: {', '.join(NAMES)} (default: all)"
+JOBS_HELP = f"processes at the same time (default: 1 on a GPU, else one per core, at most {MOST_AT_ONCE})"
+
+
+@dataclass(frozen=True)
+class Options:
+    teacher: str = option(
+        "demo", "masked LM: path, or owner/name; demo; none: pre-trained first", "input and output", metavar="MODEL"
+    )
+    tokenizer: str | None = option(None, TOKENIZER_HELP, metavar="PATH")
+    corpus: tuple[str, ...] = option(DEMO, "prepared folder, text, hub:owner/dataset", nargs="+", metavar="PATH")
+    cache: str = option("runs/corpora", "folder where text given as --corpus is prepared", metavar="FOLDER")
+    data: str | None = option(
+        None, "folder with one subfolder per task (default: the demo's; else none)", metavar="FOLDER"
+    )
+    out: str = option("runs/reproduce", "folder for the report, the runs and their models", metavar="FOLDER")
+    wait: bool = option(False, WAIT_HELP)
+
+    minutes: float | None = option(
+        None, "time for all of it; chooses the tokens", "scale", type=float, least=1, most=1e6
+    )
+    tokens: int | None = option(
+        None, f"for each student (default: {TOKENS:,}; demo: {DEMO_TOKENS:,})", type=int, least=1000, most=10**12
+    )
+    seeds: tuple[int, ...] = option((0, 1, 2), "one run of each variant per seed", nargs="+", type=int, **SEED)
+    variants: tuple[str, ...] = option(
+        NAMES, f"what to compare: {', '.join(NAMES)} (default: all)", nargs="+", choices=NAMES, metavar="NAME"
+    )
+    tasks: tuple[str, ...] = option(TASKS, "tasks to fine-tune on", nargs="+", choices=TASKS)
+    blocks: int = option(8192, "held-out blocks to measure on, at most", least=1, most=10**6)
+    small: bool = option(False, "with --teacher none: a teacher of the demo's size, as a test of the command")
+
+    batch_size: int = option(8, "blocks per step", "training", least=1, most=10**6)
+    block_size: int = option(128, "tokens per block", least=3, most=10**5)
+    limit: int | None = option(None, "maximum number of training examples per task", type=int, least=1, most=10**9)
+    task_epochs: int | None = option(None, "epochs of fine-tuning (default: as table2)", type=int, least=1, most=10**4)
+    task_lr: float | None = option(None, "peak learning rate of fine-tuning (default: as table2)", type=float, **LR)
+
+    device: str = option("auto", DEVICE_HELP, "device")
+    precision: str = option("auto", PRECISION_HELP, choices=("auto", "fp32", "bf16", "fp16"))
+    jobs: int | None = option(None, JOBS_HELP, type=int, least=1, most=1000)
+
+    def __post_init__(self):
+        check_bounds(self)
+        check(
+            self.minutes is None or self.tokens is None,
+            "--minutes chooses the tokens: give one of them.",
+        )
+        for name in ("seeds", "variants", "tasks"):
+            values = getattr(self, name)
+            check(len(set(values)) == len(values), f"--{name} {' '.join(map(str, values))} has duplicates.")
+        check(
+            self.teacher in ("demo", "none") or self.corpus != DEMO,
+            "--corpus is missing: text for the teacher's students.",
+        )
+        check(
+            not self.small or self.teacher == "none", "--small needs --teacher none: otherwise the teacher has a size."
+        )
+        check(
+            self.teacher != "none" or self.corpus == DEMO or self.tokenizer,
+            "--teacher none needs --tokenizer for its text.",
+        )
+
+    @property
+    def is_demo(self) -> bool:
+        return self.corpus == DEMO
+
+
+def main(arguments: list[str]) -> int:
+    """The command -> exit status.  Raises OptionError, DataError, ModelError."""
+    begun = time.monotonic()
+    options = parse_options(Options, arguments, "python -m eval reproduce [OPTIONS]", __doc__)
+    options = fetch_models(options, "teacher", "tokenizer")
+    check_paths(options, "data")
+    if not options.is_demo:
+        check_corpus(options.corpus)
+    with own(Path(options.out), options.wait):
+        return reproduce(options, command_line("reproduce", arguments), begun)
+
+
+def reproduce(options: Options, command: str, begun: float) -> int:
+    """The command in a locked folder.  begun: of time.monotonic()"""
+    out, deadline = Path(options.out), begun + 60 * options.minutes if options.minutes else float("inf")
+    setup, identity = set_up(options, command)
+    number = options.jobs or (1 if choose_device(options.device).type == "cuda" else min(os.cpu_count(), MOST_AT_ONCE))
+    pool = Pool(number, max(1, torch.get_num_threads() // number), out / "logs", deadline - REPORT_SECONDS)
+    speed, lengths = stored_plan(out / PLAN, identity) or plan(setup, options, identity, pool, deadline)
+    jobs = make_jobs(setup, speed, lengths)
+    print_plan(setup, lengths, jobs, pool.number, pool.threads)
+    update = partial(write_results, setup, options, lengths, jobs)
+    lost = run_jobs(jobs, pool, lambda: update({}))
+    print(f"\n{json.dumps(update(lost))}")
+    print(f"Written: {out / REPORT}, results.json and pictures, in {(time.monotonic() - begun) / 60:.1f} minutes.")
+    return int(any("failed" in reason for reason in lost.values()))
+
+
+# ---- what all jobs share ---------------------------------------------------------------------------------------
+
+
+def set_up(options: Options, command: str) -> tuple[Setup, dict]:
+    """-> what the jobs share; the inputs that must stay the same.  Raises DataError, ModelError."""
+    out = Path(options.out)
+    path = demo.TEACHER if options.teacher == "demo" else None if options.teacher == "none" else options.teacher
+    tokenizer = load_tokenizer(options.tokenizer or (demo.FOLDER if options.is_demo else None), path)
+    config, identity = teacher_config(path, tokenizer, options)
+    corpus = prepared_folder(options.corpus, tokenizer, options.cache)
+    blocks, held_out = open_blocks(corpus, tokenizer, options.block_size)
+    given = asdict(options)
+    identity |= {
+        name: value
+        for name, value in given.items()
+        if name not in (*STORED_ELSEWHERE, "teacher", "tokenizer", "corpus", "data")
+    }
+    identity |= {"tokenizer": tokenizer.sha256(), "corpus": hash_json(blocks.hashes())}
+    folder = out / "teacher"
+    teacher = str(path) if path else str(folder / STUDENT)
+    shared = ["--corpus", *options.corpus, "--cache", options.cache, "--device", options.device]
+    shared += [] if options.is_demo else ["--tokenizer", str(tokenizer.path)]
+    shared += ["--precision", options.precision, "--batch-size", str(options.batch_size)]
+    shared += ["--block-size", str(options.block_size), "--keep", "1", "--log-every", "50"]
+    sizes = ("num_layers", "hidden_size", "num_heads", "intermediate_size")
+    pretrained = [
+        "--teacher",
+        "none",
+        *(word for name in sizes for word in (f"--{name.replace('_', '-')}", str(getattr(config, name)))),
+    ]
+    student = replace(config, num_layers=len(choose_layers("alternate", config.num_layers)))
+    data, finetuning = read_data(options, teacher)
+    identity |= {f"data of {each.task}": hash_json(json.dumps(each.parts)) for each in data}
+    measuring = work.Measuring(
+        options.corpus,
+        str(tokenizer.path),
+        options.cache,
+        options.block_size,
+        min(options.blocks, len(held_out)),
+        options.device,
+        options.precision,
+        str(folder),
+    )
+    setup = Setup(
+        out=out,
+        teacher=teacher,
+        pretrained=() if path else (*shared, *pretrained),
+        measuring=measuring,
+        variants=[variant for name, variant in make_variants(config).items() if name in options.variants],
+        seeds=options.seeds,
+        arguments=("--teacher", "demo" if options.teacher == "demo" else teacher, *shared),
+        sizes=Sizes(config, student, options.block_size, options.batch_size * options.block_size, CHOSEN),
+        data=data,
+        finetuning=finetuning,
+        command=command,
+    )
+    return setup, identity
+
+
+def teacher_config(path: str | Path | None, tokenizer: Tokenizer, options: Options) -> tuple[EncoderConfig, dict]:
+    """-> the teacher's sizes, and what identifies it: of a model, its weights."""
+    if path is None:
+        is_small = options.small or options.is_demo
+        sizes = SMALL if is_small else {}
+        return EncoderConfig(**{**asdict(EncoderConfig.camembert()), **sizes, "vocab_size": len(tokenizer)}), {}
+    model = load_checkpoint(path, kind=MaskedLM)
+    check_vocabulary(model.config, tokenizer)
+    longest = model.config.max_tokens
+    check(options.block_size <= longest, f"--block-size {options.block_size} exceeds the model's {longest} tokens.")
+    return model.config, {"teacher": fingerprint(model)}
+
+
+def read_data(options: Options, teacher: str) -> tuple[list[TaskData], Table2Options | None]:
+    """The examples of each task, and the options of fine-tuning; none without --data, but for the demo."""
+    folder = options.data
+    settings = {"epochs": options.task_epochs, "lr": options.task_lr, "limit": options.limit}
+    if folder is None:
+        if not options.is_demo:
+            say("Without --data, nothing is fine-tuned: section 4 is left out.")
+            return [], None
+        folder = str(Path(options.out) / "data")
+        write_tasks(folder, DEMO_COUNTS)
+        settings = DEMO_SETTINGS | {name: value for name, value in settings.items() if value is not None}
+    shared = Table2Options(
+        teacher=teacher,
+        student=teacher,
+        data=folder,
+        tasks=options.tasks,
+        wait=True,
+        tokenizer=str(options.tokenizer) if options.tokenizer else None,
+        device=options.device,
+        precision=options.precision,
+        **settings,
+    )
+    return read_tasks(Path(folder), shared), shared
+
+
+# ---- the plan --------------------------------------------------------------------------------------------------
+
+
+def stored_plan(path: Path, identity: dict) -> tuple[Speed, Lengths] | None:
+    """The plan of an earlier start in this folder.  Raises OptionError if it belongs to other inputs."""
+    if not path.exists():
+        return None
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    new = json.loads(json.dumps(identity))
+    differing = [name for name, value in stored["identity"].items() if new.get(name, value) != value]
+    check(not differing, f"{path} belongs to other inputs ({', '.join(differing)}). Choose another --out.")
+    return Speed(**stored["speed"]), Lengths(**stored["lengths"])
+
+
+def plan(setup: Setup, options: Options, identity: dict, pool: Pool, deadline: float) -> tuple[Speed, Lengths]:
+    """Times a few steps, in as many processes as will run beside one another, and chooses the tokens of each run."""
+    say("Timing a few steps …")
+    folder, kind = setup.out / "timing", "teacher" if setup.pretrained else "distil"
+    arguments = setup.pretrained or setup.arguments
+    jobs = [
+        Job(
+            f"timing-{index}",
+            work.time_training,
+            (arguments, str(folder / str(index))),
+            folder / str(index) / work.TIMING,
+            30.0,
+        )
+        for index in range(pool.number)
+    ]
+    lost = run_jobs(jobs, pool)
+    check(not lost, "The timing of a step did not succeed: " + "; ".join(lost.values()))
+    speed = speed_of([json.loads(job.done.read_text(encoding="utf-8")) for job in jobs], setup.sizes, kind)
+    seconds = None if options.minutes is None else deadline - time.monotonic()
+    tokens = options.tokens or (DEMO_TOKENS if options.is_demo else TOKENS)
+    lengths = choose_lengths(setup, speed, tokens, options.limit, seconds, pool.number)
+    write_json(setup.out / PLAN, {"identity": identity, "speed": speed._asdict(), "lengths": lengths._asdict()})
+    remove_tree(folder)
+    return speed, lengths

@@ -1,0 +1,240 @@
+"""How many tokens each run gets, what the jobs are, and how long they are expected to take."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from data.cli import check, count, say
+from model import EncoderConfig
+from model.training.device import training_flops
+from model.training.plan import time_text
+from model.training.run_state import STUDENT
+
+from ..benchmarks.harness import table_on_screen
+from ..tasks.table2 import Options as Table2Options
+from ..tasks.table2 import TaskData
+from . import work
+from .jobs import Job
+from .variants import FINE_TUNED, MAIN, PAPER, RANDOM, TEACHER, Variant
+
+VALIDATIONS = 6  # of each run, for its curve
+START_SECONDS = 4.0  # of a process, with its imports
+TEACHER_SHARE = 0.35  # of the time, for pre-training a teacher; its tokens are TEACHER_TOKENS times a student's
+TEACHER_TOKENS = 4
+MARGIN = 0.9  # of the minutes, for what is planned
+REPORT_SECONDS = 15.0
+LEAST_STEPS = 20
+TIMING_SECONDS = 8.0  # per task
+TASKS_SHARE = 0.3  # of the time, at most, for fine-tuning
+BLOCK = 128  # tokens, of a text for the cost of attention
+CHARACTERS = 4  # of a token, roughly
+SMALL_BATCHES = 1.5  # fine-tuning's products are smaller than those of distillation
+
+
+class Sizes(NamedTuple):
+    """What the cost of a run depends on."""
+
+    teacher: EncoderConfig
+    student: EncoderConfig
+    block_size: int
+    step_tokens: int
+    masked: float
+
+    def flops(self, kind: str) -> float:
+        """Operations per token of: distilling; a student from random numbers; pre-training the teacher."""
+        student, teacher = {
+            "distil": (self.student, self.teacher),
+            "random": (self.student, None),
+            "teacher": (self.teacher, None),
+        }[kind]
+        return training_flops(student, teacher, self.block_size, self.masked)
+
+
+class Speed(NamedTuple):
+    """Of one process, beside as many others as will run at the same time."""
+
+    flops: float  # per second
+    overhead: float  # seconds of a run beside its steps
+
+    def run(self, sizes: Sizes, kind: str, tokens: int) -> float:
+        """Seconds of a run of train.py, with its validations."""
+        return self.overhead * (1 + VALIDATIONS / 4) + tokens * sizes.flops(kind) / self.flops
+
+    def measuring(self, sizes: Sizes, config: EncoderConfig, blocks: int) -> float:
+        flops = training_flops(config, None, sizes.block_size, sizes.masked) / 3
+        return START_SECONDS + blocks * sizes.block_size * flops / self.flops
+
+    def finetuning(self, config: EncoderConfig, data: TaskData, epochs: int, limit: int | None) -> float:
+        """Seconds of a fine-tuning with its evaluations."""
+        tokens = {part: len(json.dumps(examples)) / CHARACTERS for part, examples in data.parts.items()}
+        share = min(1.0, limit / len(data.parts["train"])) if limit else 1.0
+        passes = epochs * (share * tokens["train"] + tokens["dev"] / 3) + tokens["test"] / 3
+        return SMALL_BATCHES * passes * training_flops(config, None, BLOCK, 0.0) / self.flops
+
+
+def speed_of(timings: Sequence[Mapping[str, float]], sizes: Sizes, kind: str) -> Speed:
+    """timings: what time_training found, of runs beside one another."""
+    per_token = max(timing["seconds_per_token"] for timing in timings)
+    return Speed(sizes.flops(kind) / per_token, max(timing["overhead"] for timing in timings))
+
+
+class Setup(NamedTuple):
+    """What all jobs share."""
+
+    out: Path
+    teacher: str  # path of the masked LM, which may still have to be pre-trained
+    pretrained: tuple[str, ...]  # arguments of train.py that pre-train it; () if it is given
+    measuring: work.Measuring
+    variants: Sequence[Variant]
+    seeds: tuple[int, ...]
+    arguments: tuple[str, ...]  # of train.py, that all variants have
+    sizes: Sizes
+    data: Sequence[TaskData]
+    finetuning: Table2Options | None  # options of fine-tuning, with data
+    command: str
+
+
+class Lengths(NamedTuple):
+    """Chosen once for a folder, so that all runs in it can be compared."""
+
+    tokens: int  # of each run
+    teacher_tokens: int  # 0 if the teacher is given
+    limit: int | None  # of training examples per task
+
+
+def run_name(variant: str, seed: int) -> str:
+    return f"{variant}-{seed}"
+
+
+def make_jobs(setup: Setup, speed: Speed, lengths: Lengths) -> list[Job]:
+    """In the order of their importance: if time is short, the last ones are not done."""
+    sizes, folder = setup.sizes, Path(setup.measuring.teacher)
+    jobs, needs = [], ()
+    if setup.pretrained:
+        steps = lengths.teacher_tokens // sizes.step_tokens
+        arguments = [*setup.pretrained, *length(steps)]
+        done = folder / work.TRAINED
+        seconds = speed.run(sizes, "teacher", lengths.teacher_tokens)
+        jobs.append(Job("teacher", work.pretrain, (arguments, str(folder)), done, seconds))
+        needs = ("teacher",)
+    seconds = speed.measuring(sizes, sizes.teacher, setup.measuring.blocks)
+    arguments = setup.teacher, setup.measuring
+    jobs.append(Job("teacher-held-out", work.measure_teacher, arguments, folder / work.FIGURES, seconds, needs))
+    main = [variant for variant in setup.variants if variant.name in MAIN]
+    others = [variant for variant in setup.variants if variant.name not in MAIN]
+    jobs += [distillation(setup, speed, lengths, variant, seed) for seed in setup.seeds for variant in main]
+    if setup.data:
+        models = [TEACHER, *(variant.name for variant in main if variant.name in FINE_TUNED)]
+        jobs += [finetuning(setup, speed, lengths, model, seed) for seed in setup.seeds for model in models]
+        jobs += [timing(setup)] if PAPER in models else []
+    return jobs + [distillation(setup, speed, lengths, variant, seed) for seed in setup.seeds for variant in others]
+
+
+def length(steps: int) -> list[str]:
+    return ["--steps", str(steps), "--eval-every", str(max(1, steps // VALIDATIONS))]
+
+
+def distillation(setup: Setup, speed: Speed, lengths: Lengths, variant: Variant, seed: int) -> Job:
+    name, sizes = run_name(variant.name, seed), setup.sizes
+    out = setup.out / "runs" / name
+    steps = lengths.tokens // sizes.step_tokens
+    arguments = [*setup.arguments, *variant.arguments, *length(steps), "--seed", str(seed), "--out", str(out)]
+    seconds = speed.run(sizes, "random" if variant.name == RANDOM else "distil", lengths.tokens)
+    seconds += speed.measuring(sizes, sizes.student, setup.measuring.blocks)
+    what = arguments, setup.measuring
+    return Job(name, work.train_and_measure, what, out / work.FIGURES, seconds, ("teacher-held-out",))
+
+
+def task_folder(setup: Setup, task: str, model: str, seed: int) -> Path:
+    """Of a fine-tuned model."""
+    return setup.out / "tasks" / task / run_name(model, seed)
+
+
+def finetuning(setup: Setup, speed: Speed, lengths: Lengths, model: str, seed: int) -> Job:
+    """Of a model on all tasks."""
+    of_teacher = model == TEACHER
+    config = setup.sizes.teacher if of_teacher else setup.sizes.student
+    path = setup.teacher if of_teacher else str(setup.out / "runs" / run_name(model, seed) / STUDENT)
+    folders = {data.task: str(task_folder(setup, data.task, model, seed)) for data in setup.data}
+    what = path, folders, replace(setup.finetuning, seeds=(seed,), limit=lengths.limit), setup.command
+    seconds = START_SECONDS + sum(
+        speed.finetuning(config, data, setup.finetuning.epochs, lengths.limit) for data in setup.data
+    )
+    needs = ("teacher-held-out",) if of_teacher else (run_name(model, seed),)
+    done = task_folder(setup, setup.data[-1].task, model, seed) / work.FIGURES
+    return Job(f"tasks-{run_name(model, seed)}", work.finetune_on_all, what, done, seconds, needs)
+
+
+def timing(setup: Setup) -> Job:
+    """Of the first seed's models on all tasks."""
+    seed, done = setup.seeds[0], setup.out / "tasks" / work.SPEEDS
+    pairs = {
+        data.task: [str(task_folder(setup, data.task, model, seed) / "model.safetensors") for model in (TEACHER, PAPER)]
+        for data in setup.data
+    }
+    what = pairs, str(done.parent), setup.finetuning
+    needs = tuple(f"tasks-{run_name(model, seed)}" for model in (TEACHER, PAPER))
+    seconds = START_SECONDS + TIMING_SECONDS * len(pairs)
+    return Job("speed", work.time_on_all, what, done, seconds, needs, alone=True)
+
+
+def seconds_of(jobs: Sequence[Job], number: int) -> float:
+    """Of what is not done, so many at a time."""
+    left = [job for job in jobs if not job.done.exists()]
+    alone = sum(job.seconds for job in left if job.alone)
+    return alone + sum(job.seconds for job in left if not job.alone) / number
+
+
+def choose_lengths(
+    setup: Setup, speed: Speed, tokens: int | None, limit: int | None, seconds: float | None, number: int
+):
+    """-> Lengths: of the tokens given, or so that all jobs fit in the seconds.  Raises OptionError if nothing fits."""
+    step = setup.sizes.step_tokens
+    pretrains = bool(setup.pretrained)
+    if seconds is None:
+        return Lengths(rounded(tokens, step), rounded(TEACHER_TOKENS * tokens, step) if pretrains else 0, limit)
+    seconds = MARGIN * seconds - REPORT_SECONDS
+    teacher_tokens = 0
+    if pretrains:
+        teacher_tokens = rounded(TEACHER_SHARE * seconds * speed.flops / setup.sizes.flops("teacher"), step)
+    if setup.data and limit is None:
+        of_tasks = [job for job in make_jobs(setup, speed, Lengths(0, 0, None)) if job.run is work.finetune_on_all]
+        if (share := TASKS_SHARE * seconds * number / sum(job.seconds for job in of_tasks)) < 1:
+            limit = max(1, int(share * max(len(data.parts["train"]) for data in setup.data)))
+    nothing, some = (seconds_of(make_jobs(setup, speed, Lengths(n, teacher_tokens, limit)), number) for n in (0, 10**6))
+    tokens = int((seconds - nothing) / (some - nothing) * 10**6)
+    least = LEAST_STEPS * step
+    check(
+        tokens >= least,
+        f"--minutes is too little: {time_text(nothing)} are needed before any run has a step. Give more, or fewer "
+        "--seeds, --variants or --tasks.",
+    )
+    return Lengths(rounded(tokens, step), teacher_tokens, limit)
+
+
+def rounded(tokens: float, step: int) -> int:
+    return max(1, round(tokens / step)) * step
+
+
+def print_plan(setup: Setup, lengths: Lengths, jobs: Sequence[Job], number: int, threads: int) -> None:
+    """What is left to do, and the time that it is expected to take."""
+    groups: dict[str, list[Job]] = {}
+    kinds = {
+        work.pretrain: "pre-training of the teacher",
+        work.measure_teacher: "the teacher on held-out text",
+        work.train_and_measure: "distillation",
+        work.finetune_on_all: "fine-tuning on the tasks",
+        work.time_on_all: "speed on the tasks",
+    }
+    for job in jobs:
+        groups.setdefault(kinds[job.run], []).append(job)
+    rows = [["part", "jobs", "done", "expected for the rest"]]
+    for kind, own in groups.items():
+        done = sum(job.done.exists() for job in own)
+        at_once = 1 if own[0].alone else min(number, len(own) - done or 1)
+        rows.append([kind, str(len(own)), str(done), time_text(seconds_of(own, at_once))])
+    say(f"\nPlan, {number} at a time, {count(threads, 'thread')} each; {lengths.tokens:,} tokens for each student:")
+    say(table_on_screen(*rows))
+    say(f"About {time_text(seconds_of(jobs, number))} in all.\n")

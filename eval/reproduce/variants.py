@@ -1,0 +1,65 @@
+"""What is compared: the paper's distillation, what its users asked about, and what goes beyond the paper."""
+
+from typing import NamedTuple
+
+from model import EncoderConfig
+from model.student import choose_layers
+
+PAPER, MLM_ONLY, RANDOM = "paper", "mlm-only", "random"
+MAIN = (PAPER, MLM_ONLY, RANDOM)  # the first is distilled, the second shows what the teacher's layers do alone
+TEACHER, FINE_TUNED = "teacher", (PAPER, MLM_ONLY)  # on the tasks of section 4
+NAMES = (
+    *MAIN,
+    *("no-cosine", "no-soft-labels", "teacher-student-T2"),
+    *("last-half", "first-half", "both-ends"),
+    *("hidden-states", "relations", "masking-30"),
+)
+
+
+class Variant(NamedTuple):
+    name: str
+    about: str  # the difference from the paper's distillation
+    arguments: tuple[str, ...]  # of train.py, beside those that all variants have
+
+
+def make_variants(teacher: EncoderConfig) -> dict[str, Variant]:
+    """All of NAMES for a teacher; without the choices of layers that are the same as another."""
+    layers = teacher.num_layers
+    alternate = choose_layers("alternate", layers)
+    kept = len(alternate)
+    sizes = {"num-layers": kept, "hidden-size": teacher.hidden_size}
+    sizes |= {"num-heads": teacher.num_heads, "intermediate-size": teacher.intermediate_size}
+    random = ["--teacher", "none", *(word for name, size in sizes.items() for word in (f"--{name}", str(size)))]
+    choices = {
+        "last-half": list(range(layers - kept, layers)),
+        "first-half": list(range(kept)),
+        "both-ends": [round(index * (layers - 1) / max(kept - 1, 1)) for index in range(kept)],  # DistilBERT's of 12
+    }
+    variants = [
+        Variant(PAPER, f"equation (13), layers {listed(alternate)}", ()),
+        Variant(MLM_ONLY, "equation (12) alone, from the teacher's layers", ("--weights", "0", "0", "1")),
+        Variant(RANDOM, "equation (12) alone, from random numbers", tuple(random)),
+        Variant("no-cosine", "without equation (11)", ("--weights", "0.5", "0", "0.2")),
+        Variant("no-soft-labels", "without equation (10)", ("--weights", "0", "0.3", "0.2")),
+        Variant(
+            "teacher-student-T2",
+            "D_KL(teacher || student) at temperature 2, as DistilBERT's script",
+            ("--direction", "teacher-student", "--temperature", "2"),
+        ),
+    ]
+    seen = [alternate]
+    for name, choice in choices.items():
+        if choice not in seen:
+            seen.append(choice)
+            about = f"layers {listed(choice)}" + ", chosen as DistilBERT's" * (name == "both-ends")
+            variants.append(Variant(name, about, ("--layers", ",".join(map(str, choice)))))
+    variants += [
+        Variant("hidden-states", "beside it, the hidden states of every layer", ("--hidden-weight", "1")),
+        Variant("relations", "beside it, the attention relations of MiniLM", ("--relation-weight", "1")),
+        Variant("masking-30", "30 % of the tokens masked", ("--masking-rate", "0.3")),
+    ]
+    return {variant.name: variant for variant in variants}
+
+
+def listed(layers: list[int]) -> str:
+    return ", ".join(map(str, layers))

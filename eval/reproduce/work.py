@@ -1,0 +1,149 @@
+"""What the jobs of the command do: distil or pre-train a model and measure it, fine-tune it, time it."""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy
+
+import train
+from data.cache import prepared_folder
+from data.cli import parse_options
+from data.outputs import remove_tree
+from model import MaskedLM, count_parameters
+from model.checkpoints.load import load_teacher, load_tokenizer
+from model.training.device import Runtime, choose_device, choose_precision
+from model.training.options import Options as TrainOptions
+from model.training.run_state import FOLDER, METRICS, STUDENT
+
+from ..results import write_json
+from ..tasks.baselines import baseline_report
+from ..tasks.bootstrap import bootstrap, ratio
+from ..tasks.finetune import finetune
+from ..tasks.table2 import Options as Table2Options
+from ..tasks.table2 import finetune_settings, read_parts
+from ..tasks.table2_speed import speeds
+from .held_out import COLUMNS, HeldOut, count_by_block, predict, read_held_out
+
+FIGURES, COUNTS, PREDICTIONS = "figures.json", "counts.npy", "predictions.npy"
+SPEEDS, TRAINED, TIMING = "speed.json", "trained.json", "timing.json"
+TIMED_STEPS = 8
+
+
+class Measuring(NamedTuple):
+    """The held-out text, and how models are run on it."""
+
+    corpus: tuple[str, ...]
+    tokenizer: str
+    cache: str
+    block_size: int
+    blocks: int
+    device: str
+    precision: str
+    teacher: str  # its folder in --out, for PREDICTIONS
+
+    def open(self) -> tuple[HeldOut, Runtime]:
+        tokenizer = load_tokenizer(self.tokenizer)
+        device = choose_device(self.device)
+        corpus = prepared_folder(self.corpus, tokenizer, self.cache)
+        runtime = Runtime(device, choose_precision(self.precision, device))
+        return read_held_out(corpus, tokenizer, self.block_size, self.blocks), runtime
+
+
+# ---- masked LMs ------------------------------------------------------------------------------------------------
+
+
+def run(arguments: Sequence[str]) -> tuple[TrainOptions, float]:
+    """A run of train.py -> its options and the seconds that it took.  A stopped one exits with its status."""
+    begun = time.monotonic()
+    options = parse_options(TrainOptions, [*arguments, "--wait"], "train.py", "")
+    if status := train.train(options):
+        sys.exit(status)
+    return options, time.monotonic() - begun
+
+
+def time_training(arguments: Sequence[str], out: str) -> None:
+    """A short run, to know the speed: TIMING, its seconds per token and those beside its steps."""
+    options, seconds = run([*arguments, "--steps", str(TIMED_STEPS), "--log-every", "1", "--out", out])
+    lines = [json.loads(line) for line in (Path(out) / METRICS).read_text(encoding="utf-8").splitlines()]
+    per_token = 1 / statistics.median(line["tokens_per_second"] for line in lines[-TIMED_STEPS // 2 :])
+    tokens = TIMED_STEPS * options.batch_size * options.accumulate * options.block_size
+    overhead = max(0.0, seconds - tokens * per_token)
+    write_json(Path(out) / TIMING, {"seconds_per_token": per_token, "overhead": overhead})
+
+
+def pretrain(arguments: Sequence[str], out: str) -> None:
+    """The teacher: a run of train.py by masked LM alone."""
+    options, seconds = run([*arguments, "--out", out])
+    write_json(Path(out) / TRAINED, {"steps": options.steps, "seconds": seconds})
+    remove_tree(Path(out) / FOLDER)
+
+
+def train_and_measure(arguments: Sequence[str], measuring: Measuring) -> None:
+    """A run of train.py, and then what its student predicts on the held-out text: COUNTS and FIGURES in its folder."""
+    options, seconds = run(arguments)
+    folder = Path(options.out)
+    held_out, runtime = measuring.open()
+    student = load_teacher(str(folder / STUDENT), MaskedLM, runtime.device)
+    predictions = predict(student, held_out, runtime)
+    teacher_tokens = numpy.load(Path(measuring.teacher) / PREDICTIONS)
+    counts = count_by_block(held_out, predictions.tokens, teacher_tokens)
+    numpy.save(folder / COUNTS, counts)
+    tokens = options.batch_size * options.accumulate * options.block_size
+    lines = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+    curve = [[line["step"] * tokens, line["held_out"]["accuracy"]] for line in lines if "held_out" in line]
+    masked, right, as_teacher, _ = counts.sum(axis=0)
+    figures = {"seed": options.seed, "tokens": options.steps * tokens, "seconds": seconds}
+    figures |= {"accuracy": right / masked, "agreement": as_teacher / masked, "mlm_loss": predictions.mlm_loss}
+    write_json(folder / FIGURES, {**figures, "curve": curve, "parameters": parameters(student)})
+    remove_tree(folder / FOLDER)  # the checkpoints, from which nothing goes on
+
+
+def measure_teacher(path: str, measuring: Measuring) -> None:
+    """What the teacher predicts on the held-out text: PREDICTIONS and FIGURES in its folder of --out."""
+    folder = Path(measuring.teacher)
+    folder.mkdir(parents=True, exist_ok=True)
+    held_out, runtime = measuring.open()
+    teacher = load_teacher(path, MaskedLM, runtime.device)
+    predictions = predict(teacher, held_out, runtime)
+    numpy.save(folder / PREDICTIONS, predictions.tokens)
+    counts = count_by_block(held_out, predictions.tokens, predictions.tokens)
+    accuracy = bootstrap(counts, lambda sums: {"accuracy": ratio(sums[..., 1], sums[..., 0])})["accuracy"]
+    about = {"blocks": held_out.blocks, "masked_tokens": len(held_out.labels), "runtime": runtime.to_json()}
+    about |= {"config": asdict(teacher.config), "columns": COLUMNS, "parameters": parameters(teacher)}
+    write_json(folder / FIGURES, {"accuracy": accuracy, "mlm_loss": predictions.mlm_loss, **about})
+
+
+def parameters(model: MaskedLM) -> dict[str, int]:
+    """Equation (9), and the encoder's parameters as they are there."""
+    counted = sum(parameter.numel() for parameter in model.encoder.parameters())
+    return {"equation_9": count_parameters(model.config), "counted": counted}
+
+
+# ---- the four tasks --------------------------------------------------------------------------------------------
+
+
+def finetune_on_all(model: str, folders: Mapping[str, str], options: Table2Options, command: str) -> None:
+    """Fine-tunes a model on each task, as table2 does, and tests it: FIGURES in the folder of each, {task: folder}."""
+    for task, folder in folders.items():
+        figures = Path(folder) / FIGURES
+        if not figures.exists():
+            data = read_parts(task, Path(options.data) / task, options)
+            result = finetune(task, finetune_settings(options, data, model, folder), command, data.parts)
+            write_json(figures, result["runs"][0])
+
+
+def time_on_all(pairs: Mapping[str, tuple[str, str]], folder: str, options: Table2Options) -> None:
+    """Of each task, {task: its fine-tuned teacher and student}: milliseconds per text, the student in int8, and the
+    baseline without a model, as SPEEDS."""
+    found = {}
+    for task, (teacher, student) in pairs.items():
+        parts = read_parts(task, Path(options.data) / task, options).parts
+        baseline = baseline_report(parts["train"], parts["test"], options.language)
+        found[task] = {"baseline": baseline, **speeds(task, teacher, student, parts["test"], options)}
+    write_json(Path(folder) / SPEEDS, found)
