@@ -10,16 +10,20 @@ from model.checkpoints.native import atomic_file
 
 from ..tasks.table2 import PAPER
 from ..tasks.table2_chart import NAMES, chart, value_and_error
-from .summary import MLM_ONLY, PAPERS_LOSS, RANDOM
+from .variants import MLM_ONLY, RANDOM, TEACHER
+from .variants import PAPER as PAPERS_LOSS
 
-TEACHER = "teacher"
 BARS = {  # fine-tuned models: label, colour
     TEACHER: ("teacher", "#4c5b70"),
     PAPERS_LOSS: ("student, distilled", "#0072b2"),
     MLM_ONLY: ("student, masked LM alone", "#e69f00"),
 }
 INT8, BEST_INT8 = "student, int8", "student, distilled, int8 (best seed)"
-MAIN = {PAPERS_LOSS: "#0072b2", MLM_ONLY: "#d55e00", RANDOM: "#009e73"}  # lines: safe for the colour-blind (Okabe, Ito)
+COLOURS = {
+    PAPERS_LOSS: "#0072b2",
+    MLM_ONLY: "#d55e00",
+    RANDOM: "#009e73",
+}  # lines: safe for the colour-blind (Okabe, Ito)
 OTHERS = ("#cc6677", "#332288", "#b5a642", "#117733", "#56b4e9", "#882255", "#44aa99", "#808000", "#aa4499")  # (Tol)
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))  # their number has no factor in common with OTHERS'
 GREY = "#444444"
@@ -53,7 +57,7 @@ def as_in_table2(results: Mapping, statistics: Mapping) -> dict[str, dict]:
     for task, result in results["tasks"].items():
         if not any(result["models"].values()):
             continue
-        found[task] = {"baseline": {name: {"value": value} for name, value in result["baseline"].items()}}
+        found[task] = {"baseline": {name: {"value": value} for name, value in result.get("baseline", {}).items()}}
         for name, runs in result["models"].items():
             if name in BARS and runs:
                 test = {measure: each[name] for measure, each in statistics["tasks"][task].items()}
@@ -86,8 +90,10 @@ def accuracy_chart(results: Mapping, statistics: Mapping):
 
 def line_styles(names: Sequence[str]) -> dict[str, dict]:
     """Of each variant's line; thicker for those of the main comparison."""
-    others = [name for name in names if name not in MAIN]
-    styles = {name: dict(color=colour, linestyle="-", linewidth=2.6) for name, colour in MAIN.items() if name in names}
+    others = [name for name in names if name not in COLOURS]
+    styles = {
+        name: dict(color=colour, linestyle="-", linewidth=2.6) for name, colour in COLOURS.items() if name in names
+    }
     for index, name in enumerate(others):
         colour, dashes = OTHERS[index % len(OTHERS)], DASHES[(index + 1) % len(DASHES)]
         styles[name] = dict(color=colour, linestyle=dashes, linewidth=1.3)
@@ -114,10 +120,10 @@ def draw_curves(upper, lower, results: Mapping, styles: Mapping[str, dict]) -> N
     teacher = 100 * results["teacher"]["accuracy"]["value"]
     for axis in (upper, lower):
         for name, (tokens, mean, deviation) in means.items():
-            front, colour = 4 if name in MAIN else 3, styles[name]["color"]
+            front, colour = 4 if name in COLOURS else 3, styles[name]["color"]
             axis.plot(tokens / 1e6, mean, label=name, zorder=front, solid_capstyle="butt", **styles[name])
             if len(curves[name]) > 1:
-                band = dict(color=colour, alpha=0.25 if name in MAIN else 0.12, linewidth=0, zorder=front - 2)
+                band = dict(color=colour, alpha=0.25 if name in COLOURS else 0.12, linewidth=0, zorder=front - 2)
                 axis.fill_between(tokens / 1e6, mean - deviation, mean + deviation, **band)
         axis.axhline(teacher, color="black", linestyle="--", linewidth=1.6, label=TEACHER, zorder=2)
         axis.set_xlim(0, max((tokens[-1] / 1e6 for tokens, *_ in means.values()), default=0) or 1)
@@ -167,7 +173,7 @@ def draw_ends(axis, results: Mapping, variants: Mapping[str, Mapping], styles: M
 
 
 def weight(name: str) -> str:
-    return "bold" if name in (*MAIN, TEACHER) else "normal"
+    return "bold" if name in (*COLOURS, TEACHER) else "normal"
 
 
 def draw_end(

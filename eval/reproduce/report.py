@@ -8,7 +8,8 @@ from data.cli import count
 
 from ..benchmarks.harness import table
 from ..tasks.table2 import CARDS, PAPER, PAPER_SPEED_UP, published
-from .summary import CHAIN, STUDENTS
+from .summary import LABELS
+from .variants import FINE_TUNED, TEACHER
 
 NONE = "–"
 PICTURES = {"accuracy.png": "held-out accuracy", "table2.png": "Table 2", "speed.png": "accuracy against speed"}
@@ -94,16 +95,23 @@ def scale(results: Mapping) -> list[str]:
         "**Teacher, text and tasks are the demo's invented world** (`data/demo/`): the figures show that the method "
         "works here, not what it achieves on French."
     )
+    pretrained = ""
+    if about["teacher_tokens"]:
+        pretrained = f" (pre-trained here by masked LM on {about['teacher_tokens']:,} tokens)"
     lines = [
-        f"- Teacher: `{about['teacher']}`, {about['teacher_layers']} layers; students: {about['student_layers']} "
-        f"layers; width {about['hidden_size']}, vocabulary {about['vocab_size']:,}.",
+        f"- Teacher: `{about['teacher']}`{pretrained}, {about['teacher_layers']} layers; students: "
+        f"{about['student_layers']} layers; width {about['hidden_size']}, vocabulary {about['vocab_size']:,}.",
         f"- Text: `{about['corpus']}`; {tokens_read(results)}.",
-        f"- Held out: {count(about['held_out_blocks'], 'block')}, {about['masked_tokens']:,} masked tokens, the same "
-        "for all. Accuracy is the share of them whose most likely token is the original; agreement, the share where "
-        "student and teacher predict the same token.",
-        f"- {results['date']}, {about['device']}, {about['precision']}, {about['processor']}; Python "
-        f"{versions['python']}, torch {versions['torch']}, commit {versions.get('commit', 'unknown')}.",
+        f"- {results['date']}, {about['device']}, {about['precision'] or 'precision not known yet'}, "
+        f"{about['processor']}; Python {versions['python']}, torch {versions['torch']}, commit "
+        f"{versions.get('commit', 'unknown')}.",
     ]
+    if about["held_out_blocks"]:
+        lines.append(
+            f"- Held out: {count(about['held_out_blocks'], 'block')}, {about['masked_tokens']:,} masked tokens, the "
+            "same for all. Accuracy is the share of them whose most likely token is the original; agreement, the share "
+            "where student and teacher predict the same token."
+        )
     return [demo] * about["is_demo"] + ["\n".join(lines)]
 
 
@@ -130,12 +138,12 @@ def parameters(results: Mapping) -> str:
 
 
 def section_3(results: Mapping, statistics: Mapping, folder: Path) -> list[str]:
-    variants = statistics["variants"]
-    teacher = results["teacher"]["accuracy"]
-    loss = results["teacher"]["mlm_loss"]["value"]
-    parts = [f"The teacher's accuracy is {with_interval(teacher)} %, its MLM loss {loss:.3f} (interval over text)."]
+    variants, teacher, parts = statistics["variants"], results["teacher"], []
+    if teacher:
+        accuracy, loss = with_interval(teacher["accuracy"]), teacher["mlm_loss"]
+        parts.append(f"The teacher's accuracy is {accuracy} % (interval over text), its MLM loss {loss:.3f}.")
     if not variants:
-        return [*parts, "No student was trained."]
+        return [*parts, "No student is trained yet."]
     parts += [verdict(variants, statistics["order"]), accuracies(results, variants)]
     if any(each["difference"] for each in variants.values()):
         parts += ["Differences to the paper's loss, in points of accuracy, on the same seeds:", differences(variants)]
@@ -170,11 +178,11 @@ def differences(variants: Mapping) -> str:
 def verdict(variants: Mapping, order: Mapping) -> str:
     """Whether distilled > masked LM alone > random start, and for each two of them the difference."""
     answer = {True: "Yes, and their 95 % intervals over seeds do not overlap", False: "No", None: "Not shown"}
-    lines = [f"**Is {' > '.join(CHAIN.values())}? {answer[order['holds']]}.**"]
+    lines = [f"**Is {' > '.join(LABELS.values())}? {answer[order['holds']]}.**"]
     for pair, found in order["pairs"].items():
-        above, below = (CHAIN[name] for name in pair.split(" > "))
+        above, below = (LABELS[name] for name in pair.split(" > "))
         lines.append(f"- {above} > {below}: {STATES[found['state']]}{difference_in_words(found)}")
-    figures = [f"{CHAIN[name]} {with_interval(variants[name]['accuracy'])}" for name in CHAIN if name in variants]
+    figures = [f"{LABELS[name]} {with_interval(variants[name]['accuracy'])}" for name in LABELS if name in variants]
     lines += [f"- in percent, with the intervals over seeds: {'; '.join(figures)}"] * bool(figures)
     return "\n".join(lines)
 
@@ -207,9 +215,9 @@ def section_4(results: Mapping, statistics: Mapping, folder: Path) -> list[str]:
 
 
 def row_of(task: str, measure: str, result: Mapping, found: Mapping) -> list[str]:
-    baseline = result["baseline"].get(measure)
-    cells = [NONE if baseline is None else f"{100 * baseline:.2f}", percent(found.get("teacher"))]
-    for name in STUDENTS:
+    baseline = result.get("baseline", {}).get(measure)
+    cells = [NONE if baseline is None else f"{100 * baseline:.2f}", percent(found.get(TEACHER))]
+    for name in FINE_TUNED:
         kept = found["kept"][name]
         cells.append(percent(found.get(name)) + (f" ({kept['mean']:.1%})" if kept else ""))
     change = found["difference"]
@@ -242,15 +250,14 @@ def downstream(statistics: Mapping) -> str:
 
 def speeds(results: Mapping) -> list[str]:
     timed = {task: result["milliseconds"] for task, result in results["tasks"].items() if result.get("milliseconds")}
-    timed |= {"all": results["speed"]} if results["speed"] else {}
     if not timed:
         return []
     rows = []
     for task, each in timed.items():
-        teacher, student, int8 = (each.get(name) for name in ("teacher", "student", "student, int8"))
-        cells = [f"{value:.2f}" if value else NONE for value in (teacher, student, int8)]
-        cells += [f"× {teacher / value:.2f}" if teacher and value else NONE for value in (student, int8)]
-        equal = results["tasks"].get(task, {}).get("int8", {}).get("equal_to_fp32")
+        times = [each.get(name) for name in ("teacher", "student", "student, int8")]
+        cells = [f"{time:.2f}" if time else NONE for time in times]
+        cells += [f"× {times[0] / time:.2f}" if time else NONE for time in times[1:]]
+        equal = results["tasks"][task].get("int8", {}).get("equal_to_fp32")
         rows.append([task, *cells, NONE if equal is None else f"{equal:.2%}"])
     head = ["task", "teacher, ms per text", "student", "student, int8", "speed-up", "speed-up, int8"]
     head.append("labels as in fp32")

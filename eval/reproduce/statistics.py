@@ -6,7 +6,7 @@ the finite sum of Abramowitz and Stegun, Handbook of Mathematical Functions, 26.
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy
 from numpy import ndarray
@@ -85,19 +85,20 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return adjusted
 
 
-def over_text(counts: Sequence[ndarray]) -> dict[str, Metric]:
-    """accuracy, agreement and kept (accuracy / the teacher's), each over all seeds, with 95 % intervals over blocks.
+def over_text(groups: Mapping[Hashable, Sequence[ndarray]]) -> dict[Hashable, dict[str, Metric]]:
+    """Of each group of runs accuracy, agreement and kept (accuracy / the teacher's), with 95 % intervals over blocks.
 
-    counts: of each seed, (blocks, 4): masked tokens, right, as the teacher, teacher right. As the blocks and the masks
-    are the same for all runs, bootstrap.difference() of two results has a paired interval.
+    groups: the counts of each run, (blocks, 4): masked tokens, right, as the teacher, teacher right. As the blocks and
+    the masks are the same for all runs, bootstrap.difference() of two groups has a paired interval.
     """
 
-    def metrics(sums: ndarray) -> dict[str, ndarray]:
+    def metrics(sums: ndarray) -> dict[Hashable, dict]:
+        """sums: (…, groups, 4)"""
         masked, right, agreed, teacher_right = numpy.moveaxis(sums, -1, 0)
-        return {
-            "accuracy": ratio(right, masked),
-            "agreement": ratio(agreed, masked),
-            "kept": ratio(right, teacher_right),
-        }
+        found = {"accuracy": ratio(right, masked), "agreement": ratio(agreed, masked)}
+        found["kept"] = ratio(right, teacher_right)
+        return {key: {name: each[..., i] for name, each in found.items()} for i, key in enumerate(groups)}
 
-    return bootstrap(numpy.sum(counts, axis=0), metrics)
+    if not groups:
+        return {}
+    return bootstrap(numpy.stack([numpy.sum(counts, axis=0) for counts in groups.values()], axis=1), metrics)

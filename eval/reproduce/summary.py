@@ -1,5 +1,6 @@
 """From the results of `reproduce` to its statistics: per variant, between variants, and of the tasks."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,15 +9,15 @@ from numpy import ndarray
 
 from data.cli import DataError
 
-from ..tasks.bootstrap import difference
+from ..tasks.bootstrap import Metric, difference
 from ..tasks.table2 import MEASURES, PAPER
 from .statistics import estimate, holm, over_text, paired, ratios
+from .variants import FINE_TUNED, MAIN, MLM_ONLY, RANDOM, TEACHER
+from .variants import PAPER as PAPERS_LOSS
 
-PAPERS_LOSS, MLM_ONLY, RANDOM = "paper", "mlm-only", "random"  # the variants of the main comparison
-CHAIN = {PAPERS_LOSS: "distilled", MLM_ONLY: "masked LM alone", RANDOM: "random start"}
-STUDENTS = (PAPERS_LOSS, MLM_ONLY)  # fine-tuned on the tasks
+LABELS = {PAPERS_LOSS: "distilled", MLM_ONLY: "masked LM alone", RANDOM: "random start"}
 Runs = Mapping[str, Mapping[int, Mapping]]  # {variant: {seed: run}}
-Counts = Mapping[str, Mapping[int, ndarray]]  # {variant: {seed: (blocks, 4)}}, {} for a variant without
+Text = Mapping[tuple[str, tuple[int, ...]], Mapping[str, Metric]]  # {(variant, seeds): as over_text() has it}
 
 
 def summary(results: Mapping, folder: Path) -> dict:
@@ -26,10 +27,10 @@ def summary(results: Mapping, folder: Path) -> dict:
     """
     runs = {name: {run["seed"]: run for run in each["runs"]} for name, each in results["variants"].items()}
     runs = {name: each for name, each in runs.items() if each}
-    counts = read_counts(runs, folder)
+    text = of_text(runs, read_counts(runs, folder))
     return {
-        "variants": of_variants(runs, counts, results["teacher"]["accuracy"]["value"]),
-        "order": order(runs, counts),
+        "variants": of_variants(runs, text, results["teacher"]),
+        "order": order(runs, text),
         "tasks": of_tasks(results["tasks"]),
         "mean_of_tasks": mean_difference(results["tasks"]),
     }
@@ -38,20 +39,30 @@ def summary(results: Mapping, folder: Path) -> dict:
 # ---- section 3 -------------------------------------------------------------------------------------------------
 
 
-def of_variants(runs: Runs, counts: Counts, teacher: float) -> dict[str, dict]:
+def of_text(runs: Runs, counts: Mapping[str, Mapping[int, ndarray]]) -> Text:
+    """Of each variant over all its seeds, and over those that are paired with another's."""
+    keys = {(name, tuple(sorted(runs[name]))) for name in runs}
+    for name, other in (*((name, PAPERS_LOSS) for name in runs), *itertools.pairwise(MAIN)):
+        if shared := tuple(sorted(runs.get(name, {}).keys() & runs.get(other, {}).keys())):
+            keys |= {(name, shared), (other, shared)}
+    groups = {(name, seeds): [counts[name][seed] for seed in seeds] for name, seeds in sorted(keys) if counts[name]}
+    return over_text(groups)
+
+
+def of_variants(runs: Runs, text: Text, teacher: Mapping) -> dict[str, dict]:
     """{variant: accuracy, agreement, mlm_loss, kept as estimate() has them, over_text, difference}
 
-    teacher: its accuracy, of which kept is a share; difference: accuracy_difference() from the paper's loss, with
-    p_holm, None for the paper's loss itself or without common seeds.
+    kept: of the teacher's accuracy; difference: accuracy_difference() from the paper's loss, with p_holm, None for the
+    paper's loss itself or without common seeds.
     """
     found = {}
     for name, by_seed in runs.items():
         figures = {key: values_of(by_seed, key) for key in ("accuracy", "agreement", "mlm_loss")}
-        figures["kept"] = ratios(figures["accuracy"], dict.fromkeys(by_seed, teacher))
+        figures["kept"] = ratios(figures["accuracy"], dict.fromkeys(by_seed, teacher["accuracy"]["value"]))
         found[name] = {key: estimate(values) for key, values in figures.items()}
-        found[name]["over_text"] = over_text(list(counts[name].values())) if counts[name] else None
+        found[name]["over_text"] = text.get((name, tuple(sorted(by_seed))))
         is_other = name != PAPERS_LOSS and PAPERS_LOSS in runs
-        found[name]["difference"] = accuracy_difference(name, PAPERS_LOSS, runs, counts) if is_other else None
+        found[name]["difference"] = accuracy_difference(name, PAPERS_LOSS, runs, text) if is_other else None
     changes = {name: each["difference"] for name, each in found.items() if each["difference"]}
     adjusted = holm({name: change["p"] for name, change in changes.items() if change["p"] is not None})
     for name, change in changes.items():
@@ -59,18 +70,16 @@ def of_variants(runs: Runs, counts: Counts, teacher: float) -> dict[str, dict]:
     return found
 
 
-def accuracy_difference(name: str, other: str, runs: Runs, counts: Counts) -> dict | None:
+def accuracy_difference(name: str, other: str, runs: Runs, text: Text) -> dict | None:
     """paired() of a variant's accuracy − another's, and over_text: of the same seeds, with the paired interval."""
     change = paired(values_of(runs[name], "accuracy"), values_of(runs[other], "accuracy"))
     if change is None:
         return None
-    if not counts[name] or not counts[other]:
-        return change | {"over_text": None}
-    ours, others = (over_text([counts[each][seed] for seed in change["seeds"]]) for each in (name, other))
-    return change | {"over_text": difference(ours["accuracy"], others["accuracy"])}
+    both = [text.get((each, tuple(change["seeds"]))) for each in (name, other)]
+    return change | {"over_text": difference(both[0]["accuracy"], both[1]["accuracy"]) if all(both) else None}
 
 
-def order(runs: Runs, counts: Counts) -> dict:
+def order(runs: Runs, text: Text) -> dict:
     """Whether distilled > masked LM alone > random start: {"holds": true, false or, if not shown, null, "pairs"}
 
     pairs: of each two neighbours {"state"} and accuracy_difference(). It holds if both are "clear": the mean is higher,
@@ -78,9 +87,9 @@ def order(runs: Runs, counts: Counts) -> dict:
     mean is not higher.
     """
     pairs = {}
-    for above, below in zip(list(CHAIN), list(CHAIN)[1:]):
+    for above, below in itertools.pairwise(MAIN):
         there = above in runs and below in runs
-        change = accuracy_difference(above, below, runs, counts) if there else None
+        change = accuracy_difference(above, below, runs, text) if there else None
         means = [estimate(values_of(runs.get(name, {}), "accuracy")) for name in (above, below)]
         pairs[f"{above} > {below}"] = {"state": state(*means, change)} | (change or {})
     states = [pair["state"] for pair in pairs.values()]
@@ -146,8 +155,8 @@ def of_tasks(tasks: Mapping[str, Mapping]) -> dict:
         for measure in MEASURES[task]:
             by_model = {name: values_of_measure(runs, measure) for name, runs in result["models"].items()}
             row = {name: estimate(values) for name, values in by_model.items()}
-            teacher, *students = (by_model.get(name, {}) for name in ("teacher", *STUDENTS))
-            row["kept"] = {name: estimate(ratios(each, teacher)) for name, each in zip(STUDENTS, students)}
+            teacher, *students = (by_model.get(name, {}) for name in (TEACHER, *FINE_TUNED))
+            row["kept"] = {name: estimate(ratios(each, teacher)) for name, each in zip(FINE_TUNED, students)}
             found[task][measure] = row | {"difference": paired(*students)}
     return found
 
@@ -164,7 +173,7 @@ def mean_difference(tasks: Mapping[str, Mapping]) -> dict | None:
     by_task = {}
     for task, measure in PAPER:
         models = tasks[task]["models"] if task in tasks else {}
-        values = [values_of_measure(models.get(name, ()), measure) for name in STUDENTS]
+        values = [values_of_measure(models.get(name, ()), measure) for name in FINE_TUNED]
         if values[0].keys() & values[1].keys():
             by_task[task] = values
     means = []

@@ -60,10 +60,11 @@ def chart(
             axis.errorbar(at, mean, [[low], [high]], color="black", capsize=3, linewidth=1, zorder=3)
             write(axis, at, mean + high, f"{mean:.1f}")
         right = left + len(shown) * WIDTH
-        baseline = 100 * results[task]["baseline"][measure]["value"]
-        line = dict(linestyles="--", label=BASELINE if not place else None, zorder=4, clip_on=False)
-        axis.hlines(baseline, left, right, RED, **line)
-        axis.text(right, baseline + 1, f"{baseline:.1f}", color=RED, fontsize=7, zorder=5)
+        if measure in results[task]["baseline"]:
+            baseline = 100 * results[task]["baseline"][measure]["value"]
+            line = dict(linestyles="--", label=BASELINE if not place else None, zorder=4, clip_on=False)
+            axis.hlines(baseline, left, right, RED, **line)
+            axis.text(right, baseline + 1, f"{baseline:.1f}", color=RED, fontsize=7, zorder=5)
         for index, (label, colour) in enumerate(PAPERS.items()):
             at, value = right + GAP + (index + 0.5) * WIDTH, paper[task, measure][index]
             style = dict(color=colour, hatch="///", edgecolor="white", linewidth=0, zorder=2)
@@ -86,7 +87,7 @@ def chart(
         color="#444444",
     )
     handles = dict(zip(*reversed(axis.get_legend_handles_labels())))
-    order = [*(bars[name][0] for name in shown), BASELINE, *PAPERS]
+    order = [label for label in (*(bars[name][0] for name in shown), BASELINE, *PAPERS) if label in handles]
     style = dict(ncols=3, frameon=False, fontsize=9)
     figure.legend([handles[label] for label in order], order, loc="outside lower center", **style)
     return figure

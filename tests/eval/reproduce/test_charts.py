@@ -99,11 +99,13 @@ def test_table_2_without_a_model_on_one_of_the_tasks(tmp_path):
     results = made_up(tmp_path, variants=(), tasks=("ner", "nli", "qa"))
     del results["tasks"]["qa"]["models"]["mlm-only"]
     results["tasks"]["nli"]["models"] = {}
+    del results["tasks"]["qa"]["baseline"]
     tasks = as_in_table2(results, summary(results, tmp_path))
     assert {task: [name for name in result if name != "baseline"] for task, result in tasks.items()} == {
         "ner": ["teacher", "paper", "mlm-only"],
         "qa": ["teacher", "paper"],
     }
+    assert tasks["qa"]["baseline"] == {}
     assert tasks["qa"]["paper"]["over_seeds"]["test"]["f1"]["mean"] == pytest.approx(0.71)
 
 

@@ -74,7 +74,8 @@ def counts(right, agreed, teacher_right, masked=20):
 def test_over_text():
     random = numpy.random.default_rng(3)
     teacher, first, second = random.binomial(20, [[0.6], [0.5], [0.4]], (3, 400))
-    found = over_text([counts(first, first + 1, teacher), counts(second, second, teacher)])
+    both = [counts(first, first + 1, teacher), counts(second, second, teacher)]
+    found = over_text({"other": both[:1], "both": both})["both"]
     mean = (first + second) / 2
     values = mean / 20, (mean + 0.5) / 20
     for name, value in zip(("accuracy", "agreement"), values):
@@ -88,6 +89,8 @@ def test_over_text():
 
 def test_a_difference_over_text_is_paired():
     right = numpy.random.default_rng(4).binomial(18, 0.5, 40)
-    one, other = over_text([counts(right + 1, right, right)]), over_text([counts(right, right, right)])
+    found = over_text({"one": [counts(right + 1, right, right)], "other": [counts(right, right, right)]})
+    one, other = found["one"], found["other"]
     assert one["accuracy"]["low"] < other["accuracy"]["high"]
     assert list(difference(one["accuracy"], other["accuracy"]).values()) == pytest.approx([0.05] * 3)
+    assert over_text({}) == {}

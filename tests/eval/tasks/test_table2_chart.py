@@ -70,3 +70,16 @@ def test_without_matplotlib(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     draw(made_up(), PAPER, Path(tmp_path, "table2.png"), True)
     assert "pip install matplotlib" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_what_is_missing_is_left_out():
+    pytest.importorskip("matplotlib")
+    results = made_up(("ner", "nli"), distilled=False)
+    del results["nli"]["student"]
+    for result in results.values():
+        result["baseline"] = {}
+    bars = {"student": ("a student", "red"), "teacher": ("a teacher", "blue")}
+    figure = chart(results, PAPER, is_demo=True, bars=bars)
+    expected = [60, 80, *PAPER["ner", "overlap_f1"], 80, *PAPER["nli", "macro_f1"]]
+    assert [bar.get_height() for bar in figure.axes[0].patches] == pytest.approx(expected)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a student", "a teacher", *PAPERS]
