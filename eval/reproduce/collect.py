@@ -9,22 +9,37 @@ import torch
 
 from data.cache import prepared_folder
 from data.corpus.shards import MANIFEST
+from data.outputs import write_file
 from data.tokenizer import Tokenizer
+from model import Encoder, EncoderConfig, count_parameters
 from model.training.device import choose_device
 
 from ..benchmarks.harness import processor
 from ..results import provenance, write_json
 from ..tasks.table2 import MEASURES
 from . import work
+from .charts import draw
 from .jobs import Job
 from .plan import Lengths, Setup, run_name, task_folder
+from .report import report
+from .summary import summary
 from .variants import FINE_TUNED, TEACHER
 
 RESULTS, REPORT = "results.json", "report.md"
 
 
-def write_results(setup: Setup, options, lengths: Lengths, jobs: Sequence[Job], lost: Mapping[str, str]) -> dict:
-    """results.json from what is done -> its content.  lost: why jobs were not done"""
+def write_report(setup: Setup, options, lengths: Lengths, jobs: Sequence[Job], lost: Mapping[str, str]) -> str:
+    """results.json, the pictures and report.md from what is done -> the report.  lost: why jobs were not done"""
+    results = collect(setup, options, lengths, jobs, lost)
+    statistics = summary(results, setup.out)
+    write_json(setup.out / RESULTS, {**results, "statistics": statistics})
+    draw(results, statistics, setup.out)
+    text = report(results, statistics, setup.out)
+    write_file(setup.out / REPORT, text.encode())
+    return text
+
+
+def collect(setup: Setup, options, lengths: Lengths, jobs: Sequence[Job], lost: Mapping[str, str]) -> dict:
     files = [prepared_folder(options.corpus, Tokenizer(setup.measuring.tokenizer), options.cache) / MANIFEST]
     files += [path for data in setup.data for path in data.files]
     if not setup.pretrained and Path(setup.teacher).is_file():
@@ -33,15 +48,19 @@ def write_results(setup: Setup, options, lengths: Lengths, jobs: Sequence[Job], 
     results = provenance(setup.command, options, files, setup.seeds)
     results["scale"] = scale(setup, options, lengths, teacher)
     results["teacher"] = {name: teacher[name] for name in ("accuracy", "mlm_loss") if name in teacher}
-    results["parameters"] = {"teacher": teacher["parameters"]} if teacher else {}
+    configs = {"teacher": setup.sizes.teacher, "student": setup.sizes.student}
+    results["parameters"] = {name: parameters(config) for name, config in configs.items()}
     results["variants"] = variants(setup, jobs)
-    for variant in results["variants"].values():
-        for run in variant["runs"]:
-            results["parameters"].setdefault("student", run.pop("parameters"))
     results["tasks"] = {data.task: found for data in setup.data if (found := task_results(setup, data.task))}
     results["not_done"] = [f"{name}: {reason}" for name, reason in lost.items()]
-    write_json(setup.out / RESULTS, results)
     return results
+
+
+def parameters(config: EncoderConfig) -> dict[str, int]:
+    """Equation (9), and the parameters that the encoder has."""
+    with torch.device("meta"):
+        counted = sum(parameter.numel() for parameter in Encoder(config).parameters())
+    return {"equation_9": count_parameters(config), "counted": counted}
 
 
 def read(path: Path) -> dict | None:
@@ -95,9 +114,10 @@ def task_results(setup: Setup, task: str) -> dict:
             models[model] = runs
     if not models:
         return {}
-    result, timed = {"models": models}, (read(setup.out / "tasks" / work.SPEEDS) or {}).get(task)
+    baseline = read(setup.out / "tasks" / task / work.BASELINE)
+    result = {"models": models, "baseline": {measure: baseline[measure]["value"] for measure in MEASURES[task]}}
+    timed = (read(setup.out / "tasks" / work.SPEEDS) or {}).get(task)
     if timed is not None:
-        result["baseline"] = {measure: timed["baseline"][measure]["value"] for measure in MEASURES[task]}
         result["milliseconds"] = timed["milliseconds"]
         if "student_int8" in timed:
             of_int8 = timed["student_int8"]

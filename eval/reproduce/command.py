@@ -44,7 +44,7 @@ from ..results import command_line, write_json
 from ..tasks.table2 import DEMO_COUNTS, DEMO_SETTINGS, TaskData, read_tasks
 from ..tasks.table2 import Options as Table2Options
 from . import work
-from .collect import REPORT, write_results
+from .collect import REPORT, RESULTS, write_report
 from .jobs import Job, Pool, run_jobs
 from .plan import REPORT_SECONDS, Lengths, Setup, Sizes, Speed, choose_lengths, make_jobs, print_plan, speed_of
 from .variants import NAMES, make_variants
@@ -145,10 +145,10 @@ def reproduce(options: Options, command: str, begun: float) -> int:
     speed, lengths = stored_plan(out / PLAN, identity) or plan(setup, options, identity, pool, deadline)
     jobs = make_jobs(setup, speed, lengths)
     print_plan(setup, lengths, jobs, pool.number, pool.threads)
-    update = partial(write_results, setup, options, lengths, jobs)
+    update = partial(write_report, setup, options, lengths, jobs)
     lost = run_jobs(jobs, pool, lambda: update({}))
-    print(f"\n{json.dumps(update(lost))}")
-    print(f"Written: {out / REPORT}, results.json and pictures, in {(time.monotonic() - begun) / 60:.1f} minutes.")
+    print(f"\n{update(lost)}")
+    print(f"Written: {out / REPORT}, {RESULTS} and pictures, in {(time.monotonic() - begun) / 60:.1f} minutes.")
     return int(any("failed" in reason for reason in lost.values()))
 
 

@@ -27,7 +27,8 @@ MARGIN = 0.9  # of the minutes, for what is planned
 REPORT_SECONDS = 15.0
 LEAST_STEPS = 20
 TIMING_SECONDS = 8.0  # per task
-TASKS_SHARE = 0.3  # of the time, at most, for fine-tuning
+TASKS_SHARE, MEASURING_SHARE = 0.3, 0.15  # of the time, at most: for fine-tuning, and on held-out text
+LEAST_BLOCKS = 64
 BLOCK = 128  # tokens, of a text for the cost of attention
 CHARACTERS = 4  # of a token, roughly
 SMALL_BATCHES = 1.5  # fine-tuning's products are smaller than those of distillation
@@ -102,6 +103,7 @@ class Lengths(NamedTuple):
     tokens: int  # of each run
     teacher_tokens: int  # 0 if the teacher is given
     limit: int | None  # of training examples per task
+    blocks: int  # held out, to measure on
 
 
 def run_name(variant: str, seed: int) -> str:
@@ -119,9 +121,9 @@ def make_jobs(setup: Setup, speed: Speed, lengths: Lengths) -> list[Job]:
         seconds = speed.run(sizes, "teacher", lengths.teacher_tokens)
         jobs.append(Job("teacher", work.pretrain, (arguments, str(folder)), done, seconds))
         needs = ("teacher",)
-    seconds = speed.measuring(sizes, sizes.teacher, setup.measuring.blocks)
-    arguments = setup.teacher, setup.measuring
-    jobs.append(Job("teacher-held-out", work.measure_teacher, arguments, folder / work.FIGURES, seconds, needs))
+    seconds = speed.measuring(sizes, sizes.teacher, lengths.blocks)
+    what = setup.teacher, setup.measuring._replace(blocks=lengths.blocks)
+    jobs.append(Job("teacher-held-out", work.measure_teacher, what, folder / work.FIGURES, seconds, needs))
     main = [variant for variant in setup.variants if variant.name in MAIN]
     others = [variant for variant in setup.variants if variant.name not in MAIN]
     jobs += [distillation(setup, speed, lengths, variant, seed) for seed in setup.seeds for variant in main]
@@ -142,8 +144,8 @@ def distillation(setup: Setup, speed: Speed, lengths: Lengths, variant: Variant,
     steps = lengths.tokens // sizes.step_tokens
     arguments = [*setup.arguments, *variant.arguments, *length(steps), "--seed", str(seed), "--out", str(out)]
     seconds = speed.run(sizes, "random" if variant.name == RANDOM else "distil", lengths.tokens)
-    seconds += speed.measuring(sizes, sizes.student, setup.measuring.blocks)
-    what = arguments, setup.measuring
+    seconds += speed.measuring(sizes, sizes.student, lengths.blocks)
+    what = arguments, setup.measuring._replace(blocks=lengths.blocks)
     return Job(name, work.train_and_measure, what, out / work.FIGURES, seconds, ("teacher-held-out",))
 
 
@@ -188,30 +190,37 @@ def seconds_of(jobs: Sequence[Job], number: int) -> float:
 
 
 def choose_lengths(
-    setup: Setup, speed: Speed, tokens: int | None, limit: int | None, seconds: float | None, number: int
-):
-    """-> Lengths: of the tokens given, or so that all jobs fit in the seconds.  Raises OptionError if nothing fits."""
-    step = setup.sizes.step_tokens
+    setup: Setup, speed: Speed, tokens: int, limit: int | None, seconds: float | None, number: int
+) -> Lengths:
+    """-> Lengths: of the tokens given, or, with seconds, so that all jobs fit in them, so many at a time.
+
+    Raises OptionError if they do not.
+    """
+    step, blocks = setup.sizes.step_tokens, setup.measuring.blocks
     pretrains = bool(setup.pretrained)
     if seconds is None:
-        return Lengths(rounded(tokens, step), rounded(TEACHER_TOKENS * tokens, step) if pretrains else 0, limit)
-    seconds = MARGIN * seconds - REPORT_SECONDS
-    teacher_tokens = 0
+        teacher_tokens = rounded(TEACHER_TOKENS * tokens, step) if pretrains else 0
+        return Lengths(rounded(tokens, step), teacher_tokens, limit, blocks)
+    seconds, teacher_tokens = MARGIN * seconds - REPORT_SECONDS, 0
     if pretrains:
         teacher_tokens = rounded(TEACHER_SHARE * seconds * speed.flops / setup.sizes.flops("teacher"), step)
-    if setup.data and limit is None:
-        of_tasks = [job for job in make_jobs(setup, speed, Lengths(0, 0, None)) if job.run is work.finetune_on_all]
-        if (share := TASKS_SHARE * seconds * number / sum(job.seconds for job in of_tasks)) < 1:
-            limit = max(1, int(share * max(len(data.parts["train"]) for data in setup.data)))
-    nothing, some = (seconds_of(make_jobs(setup, speed, Lengths(n, teacher_tokens, limit)), number) for n in (0, 10**6))
+    jobs = make_jobs(setup, speed, Lengths(0, 0, limit, blocks))
+    measured = seconds_of([job for job in jobs if job.run in (work.measure_teacher, work.train_and_measure)], number)
+    blocks = max(LEAST_BLOCKS, min(blocks, int(blocks * MEASURING_SHARE * seconds / measured)))
+    tuned = seconds_of([job for job in jobs if job.run is work.finetune_on_all], number)
+    if tuned > TASKS_SHARE * seconds and limit is None:
+        limit = max(1, int(TASKS_SHARE * seconds / tuned * max(len(data.parts["train"]) for data in setup.data)))
+    nothing, some = (
+        seconds_of(make_jobs(setup, speed, Lengths(tokens, teacher_tokens, limit, blocks)), number)
+        for tokens in (0, 10**6)
+    )
     tokens = int((seconds - nothing) / (some - nothing) * 10**6)
-    least = LEAST_STEPS * step
     check(
-        tokens >= least,
-        f"--minutes is too little: {time_text(nothing)} are needed before any run has a step. Give more, or fewer "
+        tokens >= LEAST_STEPS * step,
+        f"--minutes is too little: {time_text(nothing)} are needed beside the steps of the runs. Give more, or fewer "
         "--seeds, --variants or --tasks.",
     )
-    return Lengths(rounded(tokens, step), teacher_tokens, limit)
+    return Lengths(rounded(tokens, step), teacher_tokens, limit, blocks)
 
 
 def rounded(tokens: float, step: int) -> int:

@@ -14,8 +14,8 @@ import numpy
 import train
 from data.cache import prepared_folder
 from data.cli import parse_options
-from data.outputs import remove_tree
-from model import MaskedLM, count_parameters
+from data.outputs import make_folder, remove_tree
+from model import MaskedLM
 from model.checkpoints.load import load_teacher, load_tokenizer
 from model.training.device import Runtime, choose_device, choose_precision
 from model.training.options import Options as TrainOptions
@@ -31,7 +31,7 @@ from ..tasks.table2_speed import speeds
 from .held_out import COLUMNS, HeldOut, count_by_block, predict, read_held_out
 
 FIGURES, COUNTS, PREDICTIONS = "figures.json", "counts.npy", "predictions.npy"
-SPEEDS, TRAINED, TIMING = "speed.json", "trained.json", "timing.json"
+SPEEDS, BASELINE, TRAINED, TIMING = "speed.json", "baseline.json", "trained.json", "timing.json"
 TIMED_STEPS = 8
 
 
@@ -100,7 +100,7 @@ def train_and_measure(arguments: Sequence[str], measuring: Measuring) -> None:
     masked, right, as_teacher, _ = counts.sum(axis=0)
     figures = {"seed": options.seed, "tokens": options.steps * tokens, "seconds": seconds}
     figures |= {"accuracy": right / masked, "agreement": as_teacher / masked, "mlm_loss": predictions.mlm_loss}
-    write_json(folder / FIGURES, {**figures, "curve": curve, "parameters": parameters(student)})
+    write_json(folder / FIGURES, {**figures, "curve": curve})
     remove_tree(folder / FOLDER)  # the checkpoints, from which nothing goes on
 
 
@@ -115,35 +115,34 @@ def measure_teacher(path: str, measuring: Measuring) -> None:
     counts = count_by_block(held_out, predictions.tokens, predictions.tokens)
     accuracy = bootstrap(counts, lambda sums: {"accuracy": ratio(sums[..., 1], sums[..., 0])})["accuracy"]
     about = {"blocks": held_out.blocks, "masked_tokens": len(held_out.labels), "runtime": runtime.to_json()}
-    about |= {"config": asdict(teacher.config), "columns": COLUMNS, "parameters": parameters(teacher)}
+    about |= {"config": asdict(teacher.config), "columns": COLUMNS}
     write_json(folder / FIGURES, {"accuracy": accuracy, "mlm_loss": predictions.mlm_loss, **about})
-
-
-def parameters(model: MaskedLM) -> dict[str, int]:
-    """Equation (9), and the encoder's parameters as they are there."""
-    counted = sum(parameter.numel() for parameter in model.encoder.parameters())
-    return {"equation_9": count_parameters(model.config), "counted": counted}
 
 
 # ---- the four tasks --------------------------------------------------------------------------------------------
 
 
 def finetune_on_all(model: str, folders: Mapping[str, str], options: Table2Options, command: str) -> None:
-    """Fine-tunes a model on each task, as table2 does, and tests it: FIGURES in the folder of each, {task: folder}."""
+    """Fine-tunes a model on each task, as table2 does, and tests it: FIGURES in the folder of each, {task: folder}.
+
+    Beside the folders, once for all models: BASELINE, without a model.
+    """
     for task, folder in folders.items():
-        figures = Path(folder) / FIGURES
+        figures, baseline = Path(folder) / FIGURES, Path(folder).parent / BASELINE
         if not figures.exists():
             data = read_parts(task, Path(options.data) / task, options)
+            if not baseline.exists():
+                make_folder(baseline.parent)
+                write_json(baseline, baseline_report(data.parts["train"], data.parts["test"], options.language))
             result = finetune(task, finetune_settings(options, data, model, folder), command, data.parts)
             write_json(figures, result["runs"][0])
 
 
 def time_on_all(pairs: Mapping[str, tuple[str, str]], folder: str, options: Table2Options) -> None:
-    """Of each task, {task: its fine-tuned teacher and student}: milliseconds per text, the student in int8, and the
-    baseline without a model, as SPEEDS."""
+    """Of each task, {task: its fine-tuned teacher and student}: milliseconds per text and the student in int8, as
+    SPEEDS."""
     found = {}
     for task, (teacher, student) in pairs.items():
-        parts = read_parts(task, Path(options.data) / task, options).parts
-        baseline = baseline_report(parts["train"], parts["test"], options.language)
-        found[task] = {"baseline": baseline, **speeds(task, teacher, student, parts["test"], options)}
+        test = read_parts(task, Path(options.data) / task, options).parts["test"]
+        found[task] = speeds(task, teacher, student, test, options)
     write_json(Path(folder) / SPEEDS, found)

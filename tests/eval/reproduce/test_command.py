@@ -1,0 +1,75 @@
+"""The whole command on the demo, in one process: its files, going on, more seeds, other inputs, wrong options."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from data.cli import OptionError
+from eval.reproduce import jobs
+from eval.reproduce.command import Options, main
+from eval.reproduce.held_out import COLUMNS
+
+SMALL = ("--tokens", "2048", "--blocks", "16", "--tasks", "nli", "--limit", "8", "--task-epochs", "1")
+SMALL += ("--variants", "paper", "mlm-only", "--batch-size", "2", "--block-size", "64", "--jobs", "1")
+
+
+@pytest.fixture
+def in_one_process(monkeypatch):
+    """-> the names of the jobs that were run. The processes themselves are tested in test_jobs."""
+    names = []
+
+    def start(job, pool):
+        names.append(job.name)
+        job.run(*job.arguments)
+        return SimpleNamespace(is_alive=lambda: False, exitcode=0, sentinel=-1)
+
+    monkeypatch.setattr(jobs, "start", start)
+    monkeypatch.setattr(jobs, "wait", lambda sentinels, seconds: None)
+    return names
+
+
+def test_the_demo(tmp_path, in_one_process, capsys):
+    """Killed between two jobs, it goes on with what is missing; another seed extends it; other inputs are refused."""
+    arguments = [*SMALL, "--cache", str(tmp_path / "corpora"), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--seeds", "0"]) == 0
+    students, tasks = ["paper-0", "mlm-only-0"], ["tasks-teacher-0", "tasks-paper-0", "tasks-mlm-only-0"]
+    assert in_one_process == ["timing-0", "teacher-held-out", *students, *tasks, "speed"]
+    said = capsys.readouterr().out
+    assert said.index("Plan, 1 at a time") < said.index("1 of 7") and "in all." in said
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["scale"]["tokens"] == 2048 and results["scale"]["held_out_blocks"] == 16
+    assert results["parameters"]["teacher"]["equation_9"] == results["parameters"]["teacher"]["counted"] == 1_384_320
+    paper = results["variants"]["paper"]["runs"][0]
+    assert paper["command"].startswith("python train.py --teacher demo") and paper["curve"][-1][0] == 2048
+    assert set(results["tasks"]["nli"]["models"]) == {"teacher", "paper", "mlm-only"}
+    assert results["statistics"] and "accuracy" in results["tasks"]["nli"]["baseline"]
+    assert not (tmp_path / "out" / "runs" / "paper-0" / "checkpoints").exists() and len(COLUMNS) == 4
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert report in said and "python train.py --teacher demo" in report
+
+    in_one_process.clear()
+    (tmp_path / "out" / "runs" / "paper-0" / "figures.json").unlink()  # as if it had been killed before
+    assert main([*arguments, "--seeds", "0", "1"]) == 0
+    assert in_one_process[:3] == ["paper-0", "paper-1", "mlm-only-1"] and "tasks-teacher-0" not in in_one_process
+    again = json.loads((tmp_path / "out" / "results.json").read_text())["variants"]["paper"]["runs"]
+    assert [run["seed"] for run in again] == [0, 1] and again[0]["accuracy"] == paper["accuracy"]
+
+    with pytest.raises(OptionError, match=r"plan.json belongs to other inputs \(block_size\). Choose another --out"):
+        main([*arguments, "--block-size", "32"])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(minutes=5.0, tokens=5000), "give one of them"),
+        (dict(teacher="camembert.safetensors"), "--corpus is missing"),
+        (dict(corpus=("texts",)), "--corpus needs --teacher"),
+        (dict(teacher="none", corpus=("texts",)), "--teacher none needs --tokenizer"),
+        (dict(small=True), "--small needs --teacher none"),
+        (dict(seeds=(1, 1)), "--seeds 1 1 has duplicates"),
+    ],
+)
+def test_options_that_make_no_sense(arguments, message):
+    with pytest.raises(OptionError, match=message):
+        Options(**arguments)

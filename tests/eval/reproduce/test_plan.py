@@ -1,0 +1,105 @@
+"""The variants, and a plan whose jobs fit in the time."""
+
+import pytest
+
+from data.cli import OptionError
+from data.tasks import TextExample
+from eval.reproduce import work
+from eval.reproduce.plan import Setup, Sizes, Speed, choose_lengths, make_jobs, seconds_of, speed_of
+from eval.reproduce.variants import NAMES, PAPER, make_variants
+from eval.tasks.table2 import Options as Table2Options
+from eval.tasks.table2 import TaskData
+from model import EncoderConfig
+from model.student import DISTILBERT_LAYERS
+
+BASE = EncoderConfig.camembert()
+SIZES = Sizes(BASE, EncoderConfig.distilcamembert(), 128, 1024, 0.15)
+SPEED = Speed(5e12, 5.0)  # a small GPU
+
+
+def setup(tmp_path, names=NAMES, seeds=(0, 1, 2), pretrained=(), tasks=("nli", "qa")):
+    measuring = work.Measuring(("texts",), "tokenizer", "cache", 128, 4096, "cpu", "fp32", str(tmp_path / "teacher"))
+    variants = [variant for name, variant in make_variants(BASE).items() if name in names]
+    texts = [TextExample("un texte " * 20, "1")] * 1000
+    data = [TaskData(task, {"train": texts, "dev": texts[:100], "test": texts[:100]}, ()) for task in tasks]
+    options = Table2Options(teacher="t", student="t", data="tasks", epochs=3)
+    return Setup(tmp_path, "t", pretrained, measuring, variants, seeds, ("--teacher", "t"), SIZES, data, options, "")
+
+
+def arguments_of(variant):
+    return dict(zip(variant.arguments[::2], variant.arguments[1::2]))
+
+
+def test_the_layers_of_twelve():
+    """DistilBERT's choice is that of its script; a half is the last or the first six."""
+    found = {name: arguments_of(variant).get("--layers") for name, variant in make_variants(BASE).items()}
+    assert found["both-ends"] == ",".join(map(str, DISTILBERT_LAYERS))
+    assert found["last-half"] == "6,7,8,9,10,11" and found["first-half"] == "0,1,2,3,4,5" and found[PAPER] is None
+
+
+def test_no_choice_of_layers_twice():
+    one_layer = EncoderConfig(num_layers=1, hidden_size=8, num_heads=2, intermediate_size=8, vocab_size=20)
+    assert not {"last-half", "first-half", "both-ends"} & set(make_variants(one_layer))
+    assert tuple(make_variants(BASE)) == NAMES
+
+
+@pytest.mark.parametrize("pretrained", [(), ("--teacher", "none")])
+@pytest.mark.parametrize("minutes", [40, 400])
+def test_all_jobs_fit_in_the_minutes(tmp_path, minutes, pretrained):
+    """Of the time, 80 % or more is used."""
+    shared = setup(tmp_path, pretrained=pretrained)
+    lengths = choose_lengths(shared, SPEED, 1, None, 60 * minutes, number=4)
+    seconds = seconds_of(make_jobs(shared, SPEED, lengths), 4)
+    assert 0.8 * 60 * minutes < seconds < 60 * minutes
+    assert bool(lengths.teacher_tokens) == bool(pretrained)
+    assert lengths.tokens % SIZES.step_tokens == lengths.teacher_tokens % SIZES.step_tokens == 0
+
+
+def test_little_time_leaves_room_for_distillation(tmp_path):
+    """Fine-tuning gets fewer examples, and fewer blocks are measured."""
+    shared = setup(tmp_path, names=("paper", "mlm-only"), seeds=(0,))
+    lengths = choose_lengths(shared, SPEED, 1, None, 60 * 6.0, number=1)
+    tasks = [job for job in make_jobs(shared, SPEED, lengths) if job.run is work.finetune_on_all]
+    assert lengths.limit < 1000 and seconds_of(tasks, 1) < 0.4 * 60 * 6
+    assert lengths.blocks < 4096
+    with pytest.raises(OptionError, match="--minutes is too little"):
+        choose_lengths(shared, SPEED, 1, None, 60, number=1)
+
+
+def test_tokens_that_are_given_stay(tmp_path):
+    assert choose_lengths(setup(tmp_path), SPEED, 1_000_000, 50, None, 2) == (1_000_448, 0, 50, 4096)
+    assert choose_lengths(setup(tmp_path, pretrained=("x",)), SPEED, 1024, None, None, 2) == (1024, 4096, None, 4096)
+
+
+def test_every_job_comes_after_what_it_needs_and_the_main_ones_first(tmp_path):
+    jobs = make_jobs(
+        setup(tmp_path, pretrained=("--teacher", "none")),
+        SPEED,
+        choose_lengths(setup(tmp_path), SPEED, 10**6, None, None, 2),
+    )
+    names = [job.name for job in jobs]
+    assert len(set(names)) == len(names) == 1 + 1 + 3 * len(NAMES) + 3 * 3 + 1
+    for index, job in enumerate(jobs):
+        assert set(job.after) <= set(names[:index])
+    assert names[:5] == ["teacher", "teacher-held-out", "paper-0", "mlm-only-0", "random-0"]
+    assert names.index("speed") < names.index("no-cosine-0")
+    assert len({job.done for job in jobs}) == len(jobs)
+
+
+def test_the_students_of_a_seed_differ_in_their_variant_alone(tmp_path):
+    jobs = make_jobs(setup(tmp_path), SPEED, choose_lengths(setup(tmp_path), SPEED, 10**6, None, None, 2))
+    runs = {job.name: job.arguments[0] for job in jobs if job.run is work.train_and_measure}
+    steps = {
+        tuple(arguments[arguments.index("--steps") : arguments.index("--seed") + 2])
+        for name, arguments in runs.items()
+        if name.endswith("-1")
+    }
+    assert steps == {("--steps", "977", "--eval-every", "162", "--seed", "1")}
+    assert runs["no-cosine-1"][2:5] == ["--weights", "0.5", "0"] and runs["paper-1"][2] == "--steps"
+
+
+def test_the_speed_is_that_of_the_slowest_process():
+    timings = [{"seconds_per_token": 0.01, "overhead": 3.0}, {"seconds_per_token": 0.02, "overhead": 2.0}]
+    speed = speed_of(timings, SIZES, "distil")
+    assert speed.overhead == 3 and SIZES.flops("distil") / speed.flops == pytest.approx(0.02)
+    assert speed.run(SIZES, "random", 1000) < speed.run(SIZES, "teacher", 1000) < speed.run(SIZES, "distil", 1000)
