@@ -118,15 +118,17 @@ def draw_curves(upper, lower, results: Mapping, styles: Mapping[str, dict]) -> N
     curves = {name: [run["curve"] for run in results["variants"][name]["runs"] if run["curve"]] for name in styles}
     means = {name: mean_curve(each) for name, each in curves.items() if each}
     teacher = 100 * results["teacher"]["accuracy"]["value"]
+    last = max((tokens[-1] for tokens, *_ in means.values()), default=0)
+    unit, unit_name = (1e6, "millions") if last >= 1e6 else (1e3, "thousands")
     for axis in (upper, lower):
         for name, (tokens, mean, deviation) in means.items():
             front, colour = 4 if name in COLOURS else 3, styles[name]["color"]
-            axis.plot(tokens / 1e6, mean, label=name, zorder=front, solid_capstyle="butt", **styles[name])
+            axis.plot(tokens / unit, mean, label=name, zorder=front, solid_capstyle="butt", **styles[name])
             if len(curves[name]) > 1:
                 band = dict(color=colour, alpha=0.25 if name in COLOURS else 0.12, linewidth=0, zorder=front - 2)
-                axis.fill_between(tokens / 1e6, mean - deviation, mean + deviation, **band)
+                axis.fill_between(tokens / unit, mean - deviation, mean + deviation, **band)
         axis.axhline(teacher, color="black", linestyle="--", linewidth=1.6, label=TEACHER, zorder=2)
-        axis.set_xlim(0, max((tokens[-1] / 1e6 for tokens, *_ in means.values()), default=0) or 1)
+        axis.set_xlim(0, last / unit or 1)
     place = dict(textcoords="offset points", fontsize=9, fontweight="bold")
     upper.annotate(f"teacher {teacher:.1f}", (0, teacher), (4, 4), **place)
     lines = [each for name, each in means.items() if name != RANDOM] or list(means.values())
@@ -134,7 +136,7 @@ def draw_curves(upper, lower, results: Mapping, styles: Mapping[str, dict]) -> N
     early = [numpy.interp(EARLY * tokens[-1], tokens, mean) for tokens, mean, _ in lines]
     middle = max(0.1 * top, min([*early, 0.9 * teacher]))
     upper.set_ylim(middle, top + 0.1 * (top - middle))
-    lower.set(ylim=(0, middle), xlabel="tokens read, in millions")
+    lower.set(ylim=(0, middle), xlabel=f"tokens read, in {unit_name}")
     upper.spines["bottom"].set(linestyle=":", color="#999999")
     upper.tick_params(labelbottom=False)
     bands = "; bands: ± one standard deviation" if any(len(each) > 1 for each in curves.values()) else ""

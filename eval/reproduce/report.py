@@ -218,7 +218,7 @@ def row_of(task: str, measure: str, result: Mapping, found: Mapping) -> list[str
     baseline = result.get("baseline", {}).get(measure)
     cells = [NONE if baseline is None else f"{100 * baseline:.2f}", percent(found.get(TEACHER))]
     for name in FINE_TUNED:
-        kept = found["kept"][name]
+        kept = found["kept"][name] if found.get(TEACHER) and found[TEACHER]["mean"] > 0 else None  # mcc may be below
         cells.append(percent(found.get(name)) + (f" ({kept['mean']:.1%})" if kept else ""))
     change = found["difference"]
     cells += [with_interval(change, "+"), probability(change and change["p"])]

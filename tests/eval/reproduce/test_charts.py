@@ -43,10 +43,11 @@ def test_accuracy(tmp_path, seeds, names):
     assert len(training.collections) == (len(names) if seeds > 1 else 0)  # the bands
     for name in names:
         curves = [run["curve"] for run in results["variants"][name]["runs"]]
-        assert lines[name].get_xdata() == pytest.approx([tokens / 1e6 for tokens, _ in curves[0]])
+        assert lines[name].get_xdata() == pytest.approx([tokens / 1e3 for tokens, _ in curves[0]])
         last = 100 * sum(curve[-1][1] for curve in curves) / seeds
         assert lines[name].get_ydata()[-1] == pytest.approx(last)
         assert (lines[name].get_linewidth() > 2) == (name in ("paper", "mlm-only", "random"))
+    assert lower.get_xlabel() == "tokens read, in thousands" and lower.get_xlim() == (0, 500)
     rows = [label.get_text() for label in end.get_yticklabels()]
     figures = [text.get_text() for text in end.texts]
     means = {name: 100 * each["accuracy"]["mean"] for name, each in statistics["variants"].items()} | {"teacher": 75}

@@ -116,6 +116,13 @@ def test_almost_nothing(tmp_path):
     ]
 
 
+def test_what_is_kept_of_a_teacher_below_zero_is_not_said(tmp_path):
+    results = made_up(tmp_path, variants=(), tasks=("nli",), seeds=1)
+    results["tasks"]["nli"]["models"]["teacher"][0]["test"]["mcc"]["value"] = -0.01
+    *_, accuracy, macro_f1, mcc, _ = [None, *rows(written(results, tmp_path), "nli")]
+    assert accuracy[4] == macro_f1[4] == "70.00 (87.5%)" and mcc[3:5] == ["-1.00", "70.00"]
+
+
 def test_while_it_runs(tmp_path):
     """The teacher is pre-trained, and fine-tuned before it is measured; nothing is timed."""
     results = made_up(tmp_path, variants=(), tasks=("ner",), seeds=1)
