@@ -22,6 +22,8 @@ PACKED = "tests/model/test_packed.py::test_no_sequence_attends_to_another"
 EQUALS = "tests/model/test_packed.py::test_packed_equals_padded"
 FIRST = "tests/model/test_packed.py::test_packed_equals_padded[sorted-torch.float32-1e-05-first only]"
 SOFT, COSINE, MLM = (f"tests/losses/test_{name}.py" for name in ("soft_label", "cosine", "mlm"))
+RELATIONS = "tests/losses/test_relations.py"
+EXTRA = "tests/model/training/test_extra_terms.py::test_the_gradient_is_that_of_both_terms_beside_equation_13"
 ALL_THREE, FUSED = "tests/losses/test_distillation.py", "tests/losses/test_fused.py"
 EQUAL = f"{FUSED}::test_it_is_equation_13"
 HALF = f"{FUSED}::test_half_precision_is_no_worse_than_the_plain_form"
@@ -38,6 +40,7 @@ LABELS = "tests/eval/tasks/test_multi_label.py::test_labels_are_those_above_one_
 ASKED = "tests/eval/tasks/test_batching.py::test_the_last_layer_and_the_head_compute_only_the_tokens_that_are_asked_for"
 MASKING = "tests/data/test_masking.py"
 SEEDS = "tests/eval/reproduce/test_statistics.py::test_estimates_and_paired_tests_are_scipys"
+RATE = f"{MASKING}::test_every_strategy_keeps_the_rate"
 FAULTS = [  # name, file, what is changed, into what, the test that must see it
     ("position offset", "model/embeddings.py", "* is_token + pad_id", "* is_token + pad_id + 1", AGREES),
     ("position of padding", "model/embeddings.py", ".cumsum(dim=1) * is_token +", ".cumsum(dim=1) +", AGREES),
@@ -103,6 +106,9 @@ FAULTS = [  # name, file, what is changed, into what, the test that must see it
         "seed: values[seed] - others[max(others)]",
         SEEDS,
     ),
+    ("direction of relations", "losses/relations.py", "(log_t.exp() * (", "(log_s.exp() * (", RELATIONS),
+    ("one layer too late", "model/training/extra_terms.py", "teacher_states[k] ", "teacher_states[k + 1] ", EXTRA),
+    ("a rate without effect", "data/masking.py", "return draw < self.rate", "return draw < CHOSEN", RATE),
     ("special tokens masked", "data/masking.py", "(ids >= ordinary.start) &", "", MASKING),
 ]
 

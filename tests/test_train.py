@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import train
 from data import Tokenizer
 from data.blocks import Batch
-from data.masking import CHOSEN
+from data.masking import Masking
 from losses import DistillationLoss, LossSettings
 from model import EncoderConfig, MaskedLM, initialise_student, load_model, save_model
 from model.checkpoints.load import load_teacher
@@ -271,16 +271,29 @@ def test_the_same_seed_gives_the_same_student_to_the_last_bit(place):
     assert train_runs.weights(place / "a") == train_runs.weights(place / "b") != train_runs.weights(place / "c")
 
 
+def test_the_masking_rate_is_of_training_alone(place, monkeypatch):
+    """Two blocks a micro-batch in training; validations have more."""
+    rates, corrupt = set(), Masking.__call__
+
+    def spy(self, input_ids, keys):
+        rates.add((len(input_ids) == 2, self.strategy, self.rate))
+        return corrupt(self, input_ids, keys)
+
+    monkeypatch.setattr(Masking, "__call__", spy)
+    run(place, masking_rate=0.4, masking="rare")
+    assert rates == {(True, "rare", 0.4), (False, "tokens", 0.15)}
+
+
 def test_without_a_teacher_it_is_masked_lm_alone(place, monkeypatch):
     peak = Mock(return_value=1e6)
     monkeypatch.setattr("model.training.device.peak_tokens_per_second", peak)
-    result = run(place, **SIZES)
+    result = run(place, masking_rate=0.3, **SIZES)
     config = load_model(place / "out" / "student.safetensors").config
     assert config == EncoderConfig(1, 16, 2, 24, 1005)
     for line in metrics(place / "out"):
         assert line["loss"] == pytest.approx(line["mlm_loss"]) and line["soft_label_loss"] is None
         assert line["share_of_peak"] == pytest.approx(line["tokens_per_second"] / 1e6, rel=1e-3)
-    peak.assert_called_once_with(Runtime(CPU), 1, training_flops(config, None, 32, CHOSEN))
+    peak.assert_called_once_with(Runtime(CPU), 1, training_flops(config, None, 32, 0.3))
     assert "teacher  " not in result.stdout
 
 

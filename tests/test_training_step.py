@@ -20,6 +20,7 @@ from model import initialise_student
 from model.inference import PRECISIONS
 from model.training.device import Runtime, prepare_models, set_up_process
 from model.training.distributed import SINGLE
+from model.training.extra_terms import NO_EXTRA_TERMS, ExtraTerms
 from model.training.optim import make_optimiser, optimiser_step
 from model.training.state import PendingLosses, TrainState
 from tests import train_runs
@@ -28,23 +29,27 @@ from tests.helpers import DEVICE, assert_close, gradients, relative_norm
 pytestmark = pytest.mark.gpu
 
 SETTINGS = LossSettings()
+BEYOND = ExtraTerms((1.0, 1.0), layers=(0, 2), relation_layer=3, relation_heads=4)  # terms beyond the paper
+both = pytest.mark.parametrize("extra", [NO_EXTRA_TERMS, BEYOND], ids=["equation 13", "with terms beyond it"])
 aten = torch.ops.aten
 
 
 class Training:
     """A student, its frozen teacher, and what a step needs, as in train.run."""
 
-    def __init__(self, precision: str, dropout: float = 0.1, compiled: bool = False):
+    def __init__(
+        self, precision: str, dropout: float = 0.1, compiled: bool = False, extra: ExtraTerms = NO_EXTRA_TERMS
+    ):
         if compiled:
             torch._dynamo.reset()  # it compiles a layer for a few forms only, and then runs it uncompiled
         self.runtime = Runtime(DEVICE, precision, compiled)
         self.teacher = train_runs.make_teacher().to(DEVICE)
         self.student = initialise_student(self.teacher, [0, 2], dropout).train()
         prepare_models(self.student, self.teacher, self.runtime)
-        self.distiller = train.Distiller(self.student, self.teacher, SETTINGS, self.runtime).to(DEVICE)
+        self.distiller = train.Distiller(self.student, self.teacher, SETTINGS, self.runtime, extra).to(DEVICE)
         self.optimiser = make_optimiser(self.distiller, 1e-3, 0.01, keeps_gradients=self.runtime.uses_graphs)
         self.scaler = self.runtime.grad_scaler()
-        self.pending, self.state = PendingLosses(SETTINGS.weights), TrainState()
+        self.pending, self.state = PendingLosses((*SETTINGS.weights, *extra.weights)), TrainState()
         self.batches = train_runs.uneven_batches()
 
     def gradients(self, key: tuple[int, int] = (0, 0), batches: Sequence[Batch] | None = None) -> dict[str, Tensor]:
@@ -134,10 +139,12 @@ def no_wait_for(training: Training):
     assert all(name.startswith("FusedDistillation.backward") for name in watch.waits), watch.waits
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_the_host_does_not_wait_for_the_device(precision):
+@pytest.mark.parametrize(
+    ("precision", "extra"), [*((each, NO_EXTRA_TERMS) for each in ("fp32", "bf16", "fp16")), ("fp16", BEYOND)]
+)
+def test_the_host_does_not_wait_for_the_device(precision, extra):
     """In a step from the micro-batches on the CPU to the pending losses; it waits when they are read."""
-    training = Training(precision)
+    training = Training(precision, extra=extra)
     for _ in range(3):  # the first steps allocate memory and load kernels
         training.step()
     with no_wait_for(training):
@@ -163,12 +170,17 @@ def test_a_wait_for_the_device_is_found():
             wait()
 
 
+@both
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_the_gradients_in_half_precision_are_near_those_in_fp32(precision):
+def test_the_gradients_in_half_precision_are_near_those_in_fp32(precision, extra):
     """Of a whole step, after unscaling; none overflows at the GradScaler's initial scale."""
     found = []
     for each in (precision, "fp32"):
-        found.append(torch.cat([gradient.flatten() for gradient in Training(each, dropout=0.0).gradients().values()]))
+        found.append(
+            torch.cat(
+                [gradient.flatten() for gradient in Training(each, dropout=0.0, extra=extra).gradients().values()]
+            )
+        )
     assert 1e-5 < relative_norm(*found) < 4 * torch.finfo(PRECISIONS[precision]).eps
 
 
@@ -186,10 +198,11 @@ def deterministic():
 
 
 @needs_cuda
+@both
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 0.2)])
-def test_with_cuda_graphs_the_gradients_are_those_of_uncompiled_steps(precision, tolerance):
+def test_with_cuda_graphs_the_gradients_are_those_of_uncompiled_steps(precision, tolerance, extra):
     """Over steps of one to three micro-batches, with and without padding, whose weights change in between."""
-    plain, graphs = (Training(precision, dropout=0.0, compiled=each) for each in (False, True))
+    plain, graphs = (Training(precision, dropout=0.0, compiled=each, extra=extra) for each in (False, True))
     one, two, three, four = plain.batches
     for batches in ([two, three], [four, two], [three, one, two], [one, one], [four, three], [one], [two, four]):
         expected = plain.gradients(batches=batches)
@@ -199,15 +212,16 @@ def test_with_cuda_graphs_the_gradients_are_those_of_uncompiled_steps(precision,
 
 
 @needs_cuda
+@both
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_with_cuda_graphs_the_same_seed_gives_the_same_bits(precision, deterministic):
+def test_with_cuda_graphs_the_same_seed_gives_the_same_bits(precision, extra, deterministic):
     """Of dropout too: in the first steps, which record the graphs, in replays, and after a validation.
 
     Then no more are recorded, and memory does not grow; nothing was left out of the graphs.
     """
     from torch._inductor.cudagraph_trees import get_manager  # on a CPU, it would only make the other tests slower
 
-    training, counters = Training(precision, compiled=True), torch._dynamo.utils.counters["inductor"]
+    training, counters = Training(precision, compiled=True, extra=extra), torch._dynamo.utils.counters["inductor"]
     skipped, sizes, found = counters["cudagraph_skips"], [], []
     kept = [parameter.grad for parameter in training.student.parameters()]
     for key in ((0, 1), (0, 2), (0, 1), (0, 1), (0, 2), (0, 1)):

@@ -17,7 +17,10 @@ LOSSES = {
     "soft_label_loss": "soft-label loss, equation (10)",
     "cosine_loss": "cosine loss, equation (11)",
     "mlm_loss": "masked-LM loss, equation (12)",
+    "hidden_state_loss": "hidden-state loss, beyond the paper",
+    "relation_loss": "attention-relation loss, beyond the paper",
 }
+WITH_MORE = "loss, equation (13); in training with terms beyond it"
 TRAINING, HELD_OUT, TEACHER, BEFORE = "#8ab4d8", "#c2410c", "#15803d", "#737373"  # colours
 RATE_POINTS = 2000  # of the learning rate's curve at most
 
@@ -63,12 +66,15 @@ def draw_curves(folder: Path, steps: int, rate: Callable[[int], float], dropout:
         note(f"{CURVES} needs matplotlib: pip install matplotlib")
         return
     lines = read_lines(folder / METRICS)
-    found = {name: series(lines, name) for name in LOSSES}
-    if not found["soft_label_loss"][0]:  # masked LM alone
-        found = {"mlm_loss": found["mlm_loss"]}
+    found = {name: points for name in LOSSES if (points := series(lines, name))[0]}
+    titles = LOSSES | ({"loss": WITH_MORE} if {"hidden_state_loss", "relation_loss"} & found.keys() else {})
+    if found.keys() <= {"loss", "mlm_loss"}:  # masked LM alone
+        found = {"mlm_loss": series(lines, "mlm_loss")}
     panels = len(found) + 2
-    figure, axes = pyplot.subplots(*((2, 3) if panels == 6 else (1, 3)), layout="constrained", squeeze=False)
-    figure.set_size_inches(14, 4 * len(axes))
+    rows = 1 if panels == 3 else 2
+    columns = math.ceil(panels / rows)
+    figure, axes = pyplot.subplots(rows, columns, layout="constrained", squeeze=False)
+    figure.set_size_inches(14 / 3 * columns, 4 * rows)
     figure.suptitle(f"{folder}, {steps:,} steps")
     names = "training text", "held-out text"
     if dropout:  # the reason why the second may lie below the first
@@ -80,11 +86,13 @@ def draw_curves(folder: Path, steps: int, rate: Callable[[int], float], dropout:
             mark_before(axis, held_out, ".3g")
         if teacher := [line["held_out"] for line in lines if f"teacher_{name}" in line.get("held_out", {})]:
             axis.axhline(teacher[-1][f"teacher_{name}"], color=TEACHER, linestyle="--", label="teacher, held-out text")
-        axis.set_title(LOSSES[name])
+        axis.set_title(titles[name])
     draw_accuracy(axes.flat[panels - 2], lines)
     axes.flat[panels - 1].plot(*zip(*learning_rates(lines, steps, rate)), color=TRAINING)
     axes.flat[panels - 1].set_title("learning rate")
-    for axis in axes.flat:
+    for axis in axes.flat[panels:]:
+        axis.remove()
+    for axis in axes.flat[:panels]:
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)

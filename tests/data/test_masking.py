@@ -92,6 +92,23 @@ def test_the_corruption_depends_on_the_key_alone():
         assert not torch.equal(masking(input_ids, keys(3, seed=1))[1], labels)
 
 
+@pytest.mark.parametrize("rate", [0.15, 0.4])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_keeps_the_rate(strategy, rate):
+    """Of 80,000 tokens of one word each, with 20 kinds, some of them rare; what becomes of the chosen stays BERT's."""
+    words = [i for i, piece in enumerate(TOKENIZER.pieces(range(1000))) if piece.startswith("▁")][:20]
+    input_ids = torch.tensor(words).repeat(200, 20)
+    counts = numpy.ones(1005)
+    counts[words] = numpy.arange(1, 21) ** 2
+    output, labels = Masking(TOKENIZER, strategy, counts, rate)(input_ids, keys(200))
+    chosen = labels != IGNORE_INDEX
+    if strategy == "rare":
+        assert (chosen.sum(1) == round(rate * 400)).all()
+    else:
+        assert within(chosen.sum().item(), chosen.numel(), rate)
+    assert within((output[chosen] == TOKENIZER.mask_id).sum().item(), chosen.sum().item(), 0.80)
+
+
 def test_words_are_chosen_as_a_whole():
     text = TOKENIZER.encode(" ".join(itertools.islice(demo.texts(), 300)))
     input_ids = torch.tensor(text[: len(text) // 200 * 200]).view(-1, 200)

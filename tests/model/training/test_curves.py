@@ -72,6 +72,12 @@ def test_masked_lm_alone_has_three_panels(tmp_path, monkeypatch):
     assert len(axes) == 3 and names["masked-LM loss, equation (12)"] == ["training text", "held-out text"]
 
 
+def test_terms_beyond_the_paper_have_panels(tmp_path, monkeypatch):
+    axes, names = draw(tmp_path, monkeypatch, lines_of(relation_loss=1.1))
+    assert len(axes) == 7 and "loss, equation (13); in training with terms beyond it" in axes
+    assert names["attention-relation loss, beyond the paper"] == ["training text, with dropout 0.1"]
+
+
 def test_without_matplotlib_a_hint(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     draw_curves(tmp_path, 30, lambda step: 0.1, 0.1)
