@@ -46,6 +46,7 @@ from model import EncoderConfig, MaskedLM, ModelError, choose_layers, initialise
 from model.checkpoints.load import check_vocabulary, load_checkpoint, load_teacher, load_tokenizer
 from model.checkpoints.native import fingerprint
 from model.checkpoints.provenance import origins
+from model.dropout import set_dropout
 from model.training import log, plan, report, run_folder, run_state
 from model.training.curves import draw_curves
 from model.training.device import (
@@ -76,6 +77,7 @@ def load_models(options: Options, device: torch.device) -> tuple[Tokenizer, Mask
     tokenizer = load_tokenizer(options.tokenizer, path, options.student, options.is_demo and demo.FOLDER)
     teacher = load_teacher(path, MaskedLM, device) if path else None
     student, start = make_student(options, teacher, len(tokenizer))
+    set_dropout(student, options.dropout)
     for model in filter(None, (teacher, student)):
         check_vocabulary(model.config, tokenizer)
         longest = model.config.max_tokens
@@ -87,11 +89,11 @@ def make_student(options: Options, teacher: MaskedLM | None, vocab_size: int) ->
     """Section 3.1: layers of the teacher; or the given student; or a new model -> it, and where it starts from."""
     if options.student is not None:
         student = load_checkpoint(options.student, kind=MaskedLM).float()
-        return initialise_student(student, range(student.config.num_layers), options.dropout), options.student
+        return initialise_student(student, range(student.config.num_layers)), options.student
     if teacher is not None:
         layers = choose_layers(",".join(options.layers), teacher.config.num_layers)
-        return initialise_student(teacher, layers, options.dropout), f"teacher layers {', '.join(map(str, layers))}"
-    sizes = {name: getattr(options, name) for name in (*SIZES, "dropout") if getattr(options, name) is not None}
+        return initialise_student(teacher, layers), f"teacher layers {', '.join(map(str, layers))}"
+    sizes = {name: getattr(options, name) for name in SIZES if getattr(options, name) is not None}
     default = asdict(EncoderConfig.distilcamembert()) if options.tokenizer else demo.STUDENT
     return MaskedLM(EncoderConfig(**{**default, "vocab_size": vocab_size, **sizes})), "random initial values"
 
@@ -393,9 +395,7 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
         save_model(student, out / run_state.STUDENT, {**about, "step": steps, **figures}, tokenizer)
         on_demo_text = options.corpus == DEMO and not options.is_demo
         report.print_accuracy(figures["held_out_accuracy"], results, on_demo_text)
-        draw_curves(
-            out, steps, lambda step: learning_rate(step, steps, options.lr, options.warmup), student.config.dropout
-        )
+        draw_curves(out, steps, lambda step: learning_rate(step, steps, options.lr, options.warmup), options.dropout)
         models = {"teacher": teacher} if teacher else {}
         models["student"] = student
         report.print_sizes(models, encoder_speeds(models, validation[0], runtime))

@@ -18,7 +18,7 @@ from .corpus.shards import TRAIN, open_manifest
 from .corpus.shuffle import key_of, permute
 from .corpus.summary import print_summary
 from .download.models import fetch_models
-from .masking import CHOSEN, RATE, STRATEGIES, Masking
+from .masking import RATE, STRATEGIES, TRAINING_RATE, Masking
 from .tokenizer import Tokenizer
 
 QUANTILES = (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1)
@@ -32,7 +32,7 @@ class Options:
     examples: int = option(3, "number of documents, and of masked blocks, to print", "examples", least=0, most=1000)
     block_size: int = option(64, "tokens per masked block", least=3, most=10**5)
     masking: str = option(STRATEGIES[0], "masking strategy, as in train.py", choices=STRATEGIES)
-    masking_rate: float = option(CHOSEN, "fraction of the tokens to mask, as in train.py", **RATE)
+    masking_rate: float = option(TRAINING_RATE, "fraction of the tokens to mask, as in train.py", **RATE)
     seed: int = option(0, "of the examples and their masks", least=0, most=2**62)
 
     def __post_init__(self):

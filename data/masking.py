@@ -10,6 +10,7 @@ from .corpus.shuffle import uniform
 from .tokenizer import Tokenizer
 
 CHOSEN = 0.15  # of the ordinary tokens: BERT's rate
+TRAINING_RATE = 0.4  # in distillation: a student learns most at the masked tokens (eval/LOG.md)
 RATE = dict(least=0.01, most=0.9)  # bounds of another; without any context there is nothing to learn
 MASKED, REPLACED = 0.80, 0.10  # of the chosen tokens; the others stay
 RARITY = 0.7  # exponent of "rare", as in the DistilBERT script

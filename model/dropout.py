@@ -26,3 +26,10 @@ class Dropout(nn.Module):
 
     def acts_on_cpu(self, x: Tensor) -> bool:
         return self.training and self.p > 0 and x.device.type == "cpu"
+
+
+def set_dropout(model: nn.Module, p: float) -> None:
+    """The probability of all its dropouts, for a run; the model's config stays what it is."""
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.p = p

@@ -41,18 +41,16 @@ def check_layers(layers: Sequence[int], num_layers: int) -> None:
         raise ModelError(f"The student's layers are chosen from the teacher's, 0 to {num_layers - 1}: {what}.")
 
 
-def initialise_student(teacher: MaskedLM, layers: Sequence[int], dropout: float | None = None) -> MaskedLM:
+def initialise_student(teacher: MaskedLM, layers: Sequence[int]) -> MaskedLM:
     """Section 3.1: the student's layer i starts as a copy of the teacher's layer layers[i].
 
     The word and position embeddings are copied, as in the paper, and so are the embeddings' LayerNorm, the LM head
     and its bias, which the paper does not mention. Nothing shares memory with the teacher; the precision is kept.
-    dropout: the student's own during training; the teacher's by default.
     Raises ModelError for a layer that the teacher does not have.
     """
     check_layers(layers, teacher.config.num_layers)
-    dropout = teacher.config.dropout if dropout is None else dropout
     with torch.device("meta"):  # no memory, no random numbers: every tensor is a copy of the teacher's
-        student = MaskedLM(replace(teacher.config, num_layers=len(layers), dropout=dropout))
+        student = MaskedLM(replace(teacher.config, num_layers=len(layers)))
     state = {name: tensor.clone() for name, tensor in teacher.state_dict().items() if ".layers." not in name}
     for target, source in enumerate(layers):
         for name, tensor in teacher.encoder.layers[source].state_dict().items():

@@ -28,12 +28,15 @@ from .variants import FINE_TUNED, TEACHER
 RESULTS, REPORT = "results.json", "report.md"
 
 
-def write_report(setup: Setup, options, lengths: Lengths, jobs: Sequence[Job], lost: Mapping[str, str]) -> str:
-    """results.json, the pictures and report.md from what is done -> the report.  lost: why jobs were not done"""
+def write_report(
+    setup: Setup, options, lengths: Lengths, jobs: Sequence[Job], lost: Mapping[str, str] = {}, pictures: bool = False
+) -> str:
+    """results.json and report.md from what is done, and the pictures -> the report.  lost: why jobs were not done"""
     results = collect(setup, options, lengths, jobs, lost)
     statistics = summary(results, setup.out)
     write_json(setup.out / RESULTS, {**results, "statistics": statistics})
-    draw(results, statistics, setup.out)
+    if pictures:
+        draw(results, statistics, setup.out)
     text = report(results, statistics, setup.out)
     write_file(setup.out / REPORT, text.encode())
     return text

@@ -8,7 +8,7 @@ python -m eval reproduce --teacher none --tokenizer sentencepiece.bpe.model --co
     first pre-trains a teacher, and chooses how many tokens to train on, so that all ends in an hour
 
 The plan is printed first. Stopped and started again, the command goes on where it was; more --seeds or --variants with
-the same --out extend it. It writes report.md, results.json and pictures after every finished job.
+the same --out extend it. It writes report.md and results.json after every finished job, and pictures at the end.
 """
 
 import json
@@ -28,7 +28,7 @@ from data.corpus.files import check_corpus
 from data.demo.tasks import write_tasks
 from data.download.models import fetch_models
 from data.locks import WAIT_HELP, own
-from data.masking import CHOSEN
+from data.masking import TRAINING_RATE
 from data.outputs import remove_tree
 from data.tasks import TASKS
 from data.tokenizer import Tokenizer
@@ -107,17 +107,11 @@ class Options:
         for name in ("seeds", "variants", "tasks"):
             values = getattr(self, name)
             check(len(set(values)) == len(values), f"--{name} {' '.join(map(str, values))} has duplicates.")
-        check(
-            self.teacher in ("demo", "none") or self.corpus != DEMO,
-            "--corpus is missing: text for the teacher's students.",
-        )
-        check(
-            not self.small or self.teacher == "none", "--small needs --teacher none: otherwise the teacher has a size."
-        )
-        check(
-            self.teacher != "none" or self.corpus == DEMO or self.tokenizer,
-            "--teacher none needs --tokenizer for its text.",
-        )
+        own_text = self.corpus != DEMO
+        check(own_text or self.teacher in ("demo", "none"), "--corpus is missing: text to distil the teacher on.")
+        check(not own_text or self.teacher != "demo", "--corpus needs --teacher: the demo's knows only its own world.")
+        check(not own_text or self.teacher != "none" or self.tokenizer, "--teacher none needs --tokenizer.")
+        check(not self.small or self.teacher == "none", "--small needs --teacher none: a given teacher has its size.")
 
     @property
     def is_demo(self) -> bool:
@@ -146,8 +140,8 @@ def reproduce(options: Options, command: str, begun: float) -> int:
     jobs = make_jobs(setup, speed, lengths)
     print_plan(setup, lengths, jobs, pool.number, pool.threads)
     update = partial(write_report, setup, options, lengths, jobs)
-    lost = run_jobs(jobs, pool, lambda: update({}))
-    print(f"\n{update(lost)}")
+    lost = run_jobs(jobs, pool, update)
+    print(f"\n{update(lost, pictures=True)}")
     print(f"Written: {out / REPORT}, {RESULTS} and pictures, in {(time.monotonic() - begun) / 60:.1f} minutes.")
     return int(any("failed" in reason for reason in lost.values()))
 
@@ -203,7 +197,7 @@ def set_up(options: Options, command: str) -> tuple[Setup, dict]:
         variants=[variant for name, variant in make_variants(config).items() if name in options.variants],
         seeds=options.seeds,
         arguments=("--teacher", "demo" if options.teacher == "demo" else teacher, *shared),
-        sizes=Sizes(config, student, options.block_size, options.batch_size * options.block_size, CHOSEN),
+        sizes=Sizes(config, student, options.block_size, options.batch_size * options.block_size, TRAINING_RATE),
         data=data,
         finetuning=finetuning,
         command=command,

@@ -12,7 +12,7 @@ NAMES = (
     *MAIN,
     *("no-cosine", "no-soft-labels", "teacher-student-T2"),
     *("last-half", "first-half", "both-ends"),
-    *("hidden-states", "relations", "masking-30"),
+    *("hidden-states", "relations", "masking-15"),
 )
 
 
@@ -56,7 +56,7 @@ def make_variants(teacher: EncoderConfig) -> dict[str, Variant]:
     variants += [
         Variant("hidden-states", "beside it, the hidden states of every layer", ("--hidden-weight", "1")),
         Variant("relations", "beside it, the attention relations of MiniLM", ("--relation-weight", "1")),
-        Variant("masking-30", "30 % of the tokens masked", ("--masking-rate", "0.3")),
+        Variant("masking-15", "15 % of the tokens masked, as for BERT", ("--masking-rate", "0.15")),
     ]
     return {variant.name: variant for variant in variants}
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from data.cache import DEMO
 from data.cli import check, check_bounds, dashed, option
 from data.locks import WAIT_HELP
-from data.masking import CHOSEN, RATE, STRATEGIES
+from data.masking import RATE, STRATEGIES, TRAINING_RATE
 from losses import DIRECTIONS, LossSettings
 from losses.fused import CHUNK_BYTES
 
@@ -53,7 +53,7 @@ class Options:
         "teacher layers to copy: alternate (0, 2, …), distilbert (0, 2, 4, 7, 9, 11), indices",
         nargs="+",
     )
-    dropout: float | None = option(None, "of the student (default: the teacher's)", type=float, **DROPOUT)
+    dropout: float = option(0.0, "of the student in this run; its configuration keeps the teacher's", **DROPOUT)
     direction: str = option(
         DEFAULTS.direction,
         "of the KL divergence of equation (10), as printed D_KL(student || teacher)",
@@ -92,8 +92,10 @@ class Options:
     masking: str = option(
         STRATEGIES[0], "what is masked: single tokens, whole words, or rare tokens more often", choices=STRATEGIES
     )
-    masking_rate: float = option(CHOSEN, "fraction of the tokens to mask in training; validations keep 15 %%", **RATE)
-    lr: float = option(5e-4, "peak learning rate", **LR)
+    masking_rate: float = option(
+        TRAINING_RATE, "fraction of the tokens to mask in training; validations keep 15 %%", **RATE
+    )
+    lr: float = option(1e-3, "peak learning rate", **LR)
     warmup: float = option(0.05, "warm-up fraction; the learning rate then decays linearly", least=0, most=1)
     weight_decay: float = option(0.0, "of AdamW, on matrices only", **WEIGHT_DECAY)
     clip: float = option(5.0, "maximum gradient norm", **CLIP)
