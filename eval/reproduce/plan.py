@@ -135,7 +135,8 @@ def make_jobs(setup: Setup, speed: Speed, lengths: Lengths) -> list[Job]:
 
 
 def length(steps: int) -> list[str]:
-    return ["--steps", str(steps), "--eval-every", str(max(1, steps // VALIDATIONS))]
+    between = str(max(1, steps // VALIDATIONS))
+    return ["--steps", str(steps), "--eval-every", between, "--checkpoint-every", between]
 
 
 def distillation(setup: Setup, speed: Speed, lengths: Lengths, variant: Variant, seed: int) -> Job:
