@@ -16,7 +16,12 @@ ROOMS = {  # room -> what it may import; a room is a file or a package of the to
     "train": {"eval", "model", "losses", "data"},
     "convert_weights": {"eval", "model", "losses", "data"},
 }
-RUNS_TRAIN = {"eval.tasks.table2", "eval.benchmarks.throughput", "eval.benchmarks.distilbert_step"}
+RUNS_TRAIN = {
+    "eval.tasks.table2",
+    "eval.reproduce.work",
+    "eval.benchmarks.throughput",
+    "eval.benchmarks.distilbert_step",
+}
 PAPER_FILES = {
     f"model.{name}"
     for name in ("config", "embeddings", "dropout", "attention", "encoder", "heads", "student", "packed", "runs")

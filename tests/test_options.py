@@ -25,6 +25,7 @@ COMMANDS = {
     },
     **{f"python -m eval {name}": f"eval.benchmarks.{name}" for name in ("speed", "throughput", "attention")},
     "python -m eval gpu": "eval.benchmarks.gpu.results",
+    "python -m eval reproduce": "eval.reproduce.command",
 }
 OPTIONS = {command: importlib.import_module(module).Options for command, module in COMMANDS.items()}
 FIELDS = [(command, field) for command, options in OPTIONS.items() for field in dataclasses.fields(options)]
@@ -38,6 +39,8 @@ DIFFERENT = {  # options of one name that differ, and why
     ("batch_size", "bounds"): "the benchmark has all of a step on the device at once",
     ("compile", "type"): "a run may choose; the benchmark times one or the other",
     ("compile", "choices"): "as above",
+    ("tokens", "bounds"): "of a step; of a whole run",
+    ("tokens", "nargs"): "the benchmark takes several sizes",
     ("only", "choices"): "each benchmark has its own parts",
     ("precision", "choices"): "benchmarks name the precisions to compare; a run may choose",
     ("precision", "nargs"): "as above",

@@ -133,9 +133,11 @@ def test_the_figures():
     for config in (EncoderConfig.camembert(), EncoderConfig.distilcamembert()):
         assert f"{count_parameters(config):,}" in READMES["model"]
     options = Options()
-    assert options.lr == 5e-4 and options.warmup == 0.05 and options.clip == 5 and options.weight_decay == 0
+    assert options.lr == 1e-3 and options.warmup == 0.05 and options.clip == 5 and options.weight_decay == 0
+    assert options.dropout == 0 and options.masking_rate == 0.4
     assert BETAS == (0.9, 0.98) and EPSILON == 1e-6 and options.weights == (0.5, 0.3, 0.2)
-    assert "learning rate 5e-4, β 0.9 and 0.98, ε 1e-6, no weight decay, 5 % warm-up" in READMES["losses"]
+    assert "learning rate 1e-3, no dropout in the student, 40 % of the tokens masked in training" in READMES["losses"]
+    assert "β 0.9 and 0.98, ε 1e-6, no weight decay, 5 % warm-up" in READMES["losses"]
 
 
 @needs(PAPER)

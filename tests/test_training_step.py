@@ -17,6 +17,7 @@ from data.blocks import Batch
 from eval.validation import validate
 from losses import LossSettings
 from model import initialise_student
+from model.dropout import set_dropout
 from model.inference import PRECISIONS
 from model.training.device import Runtime, prepare_models, set_up_process
 from model.training.distributed import SINGLE
@@ -44,7 +45,8 @@ class Training:
             torch._dynamo.reset()  # it compiles a layer for a few forms only, and then runs it uncompiled
         self.runtime = Runtime(DEVICE, precision, compiled)
         self.teacher = train_runs.make_teacher().to(DEVICE)
-        self.student = initialise_student(self.teacher, [0, 2], dropout).train()
+        self.student = initialise_student(self.teacher, [0, 2]).train()
+        set_dropout(self.student, dropout)
         prepare_models(self.student, self.teacher, self.runtime)
         self.distiller = train.Distiller(self.student, self.teacher, SETTINGS, self.runtime, extra).to(DEVICE)
         self.optimiser = make_optimiser(self.distiller, 1e-3, 0.01, keeps_gradients=self.runtime.uses_graphs)

@@ -33,10 +33,9 @@ def test_the_precision_is_kept(teacher):
     assert torch.equal(student.dense.weight, teacher.dense.weight) and student.dense.weight.dtype == torch.float64
 
 
-def test_dropout_is_the_teachers_unless_given(teacher):
-    student = initialise_student(teacher, [1], dropout=0.4)
-    assert student.config.dropout == student.encoder.layers[0].dropout.p == 0.4
-    assert initialise_student(teacher, [1]).config.dropout == teacher.config.dropout == 0.1
+def test_dropout_is_the_teachers(teacher):
+    student = initialise_student(teacher, [1])
+    assert student.config.dropout == student.encoder.layers[0].dropout.p == teacher.config.dropout == 0.1
 
 
 def test_no_memory_is_shared(teacher):
