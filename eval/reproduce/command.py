@@ -23,7 +23,7 @@ import torch
 from data import demo
 from data.blocks import open_blocks
 from data.cache import DEMO, prepared_folder
-from data.cli import check, check_bounds, check_paths, option, parse_options, say
+from data.cli import OptionError, check, check_bounds, check_paths, option, parse_options, say
 from data.corpus.files import check_corpus
 from data.demo.tasks import write_tasks
 from data.download.models import fetch_models
@@ -52,6 +52,8 @@ from .variants import NAMES, make_variants
 PLAN = "plan.json"
 DEMO_TOKENS, TOKENS = 300 * 8 * 128, 2_000_000
 SMALL = {**demo.STUDENT, "num_layers": 6}  # of a teacher that is pre-trained: the demo's size
+TIMED_STEPS, TIMED_STEPS_GPU = (8, 1), (60, 10)  # and those between two lines; the first compile
+TIMING_SECONDS = 30.0
 MOST_AT_ONCE = 4  # runs on a CPU, unless --jobs says so
 STORED_ELSEWHERE = ("out", "cache", "wait", "minutes", "tokens", "seeds", "variants", "tasks", "device", "jobs")
 
@@ -169,7 +171,8 @@ def set_up(options: Options, command: str) -> tuple[Setup, dict]:
     shared = ["--corpus", *options.corpus, "--cache", options.cache, "--device", options.device]
     shared += [] if options.is_demo else ["--tokenizer", str(tokenizer.path)]
     shared += ["--precision", options.precision, "--batch-size", str(options.batch_size)]
-    shared += ["--block-size", str(options.block_size), "--keep", "1", "--log-every", "50"]
+    shared += ["--block-size", str(options.block_size), "--keep", "1"]
+    shared += ["--compile", "on"] if choose_device(options.device).type == "cuda" else []
     sizes = ("num_layers", "hidden_size", "num_heads", "intermediate_size")
     pretrained = [
         "--teacher",
@@ -250,27 +253,27 @@ def stored_plan(path: Path, identity: dict) -> tuple[Speed, Lengths] | None:
     """The plan of an earlier start in this folder.  Raises OptionError if it belongs to other inputs."""
     if not path.exists():
         return None
-    stored = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        known, speed, lengths = dict(stored["identity"]), Speed(**stored["speed"]), Lengths(**stored["lengths"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise OptionError(f"{path} cannot be read. Choose another --out.") from None
     new = json.loads(json.dumps(identity))
-    differing = [name for name, value in stored["identity"].items() if new.get(name, value) != value]
+    differing = [name for name, value in known.items() if new.get(name, value) != value]
     check(not differing, f"{path} belongs to other inputs ({', '.join(differing)}). Choose another --out.")
-    return Speed(**stored["speed"]), Lengths(**stored["lengths"])
+    return speed, lengths
 
 
 def plan(setup: Setup, options: Options, identity: dict, pool: Pool, deadline: float) -> tuple[Speed, Lengths]:
     """Times a few steps, in as many processes as will run beside one another, and chooses the tokens of each run."""
     say("Timing a few steps …")
     folder, kind = setup.out / "timing", "teacher" if setup.pretrained else "distil"
-    arguments = setup.pretrained or setup.arguments
+    steps, between = TIMED_STEPS_GPU if choose_device(options.device).type == "cuda" else TIMED_STEPS
+    arguments = *(setup.pretrained or setup.arguments), "--steps", str(steps), "--log-every", str(between)
+    places = [folder / str(index) for index in range(pool.number)]
     jobs = [
-        Job(
-            f"timing-{index}",
-            work.time_training,
-            (arguments, str(folder / str(index))),
-            folder / str(index) / work.TIMING,
-            30.0,
-        )
-        for index in range(pool.number)
+        Job(f"timing-{place.name}", work.time_training, (arguments, str(place)), place / work.TIMING, TIMING_SECONDS)
+        for place in places
     ]
     lost = run_jobs(jobs, pool)
     check(not lost, "The timing of a step did not succeed: " + "; ".join(lost.values()))

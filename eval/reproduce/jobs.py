@@ -25,7 +25,7 @@ from ..benchmarks.gpu.command import kill_group
 from ..benchmarks.harness import environment
 
 POLL_SECONDS = 1.0
-GRACE_SECONDS = 30  # for a run of train.py to save a checkpoint
+GRACE_SECONDS = 15  # for a run of train.py to save a checkpoint
 LAST_LINES = 3  # of a failed job's log, on screen
 NO_TIME = "the time was used up"
 

@@ -24,7 +24,7 @@ START_SECONDS = 4.0  # of a process, with its imports
 TEACHER_SHARE = 0.35  # of the time, for pre-training a teacher; its tokens are TEACHER_TOKENS times a student's
 TEACHER_TOKENS = 4
 MARGIN = 0.9  # of the minutes, for what is planned
-REPORT_SECONDS = 15.0
+REPORT_SECONDS = 25.0  # with what is needed to stop a job
 LEAST_STEPS = 20
 TIMING_SECONDS = 8.0  # per task
 TASKS_SHARE, MEASURING_SHARE = 0.3, 0.15  # of the time, at most: for fine-tuning, and on held-out text
@@ -136,7 +136,7 @@ def make_jobs(setup: Setup, speed: Speed, lengths: Lengths) -> list[Job]:
 
 def length(steps: int) -> list[str]:
     between = str(max(1, steps // VALIDATIONS))
-    return ["--steps", str(steps), "--eval-every", between, "--checkpoint-every", between]
+    return ["--steps", str(steps), "--log-every", "50", "--eval-every", between, "--checkpoint-every", between]
 
 
 def distillation(setup: Setup, speed: Speed, lengths: Lengths, variant: Variant, seed: int) -> Job:

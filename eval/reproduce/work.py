@@ -32,7 +32,6 @@ from .held_out import COLUMNS, HeldOut, count_by_block, predict, read_held_out
 
 FIGURES, COUNTS, PREDICTIONS = "figures.json", "counts.npy", "predictions.npy"
 SPEEDS, BASELINE, TRAINED, TIMING = "speed.json", "baseline.json", "trained.json", "timing.json"
-TIMED_STEPS = 8
 
 
 class Measuring(NamedTuple):
@@ -68,11 +67,12 @@ def run(arguments: Sequence[str]) -> tuple[TrainOptions, float]:
 
 
 def time_training(arguments: Sequence[str], out: str) -> None:
-    """A short run, to know the speed: TIMING, its seconds per token and those beside its steps."""
-    options, seconds = run([*arguments, "--steps", str(TIMED_STEPS), "--log-every", "1", "--out", out])
+    """A short run, to know the speed: TIMING, its seconds per token in its last half, and those beside its steps."""
+    options, seconds = run([*arguments, "--out", out])
     lines = [json.loads(line) for line in (Path(out) / METRICS).read_text(encoding="utf-8").splitlines()]
-    per_token = 1 / statistics.median(line["tokens_per_second"] for line in lines[-TIMED_STEPS // 2 :])
-    tokens = TIMED_STEPS * options.batch_size * options.accumulate * options.block_size
+    speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
+    per_token = 1 / statistics.median(speeds[len(speeds) // 2 :])
+    tokens = options.steps * options.batch_size * options.accumulate * options.block_size
     overhead = max(0.0, seconds - tokens * per_token)
     write_json(Path(out) / TIMING, {"seconds_per_token": per_token, "overhead": overhead})
 

@@ -57,6 +57,9 @@ def test_the_demo(tmp_path, in_one_process, capsys):
 
     with pytest.raises(OptionError, match=r"plan.json belongs to other inputs \(block_size\). Choose another --out"):
         main([*arguments, "--block-size", "32"])
+    (tmp_path / "out" / "plan.json").write_text('{"identity": {')
+    with pytest.raises(OptionError, match=r"plan.json cannot be read"):
+        main(arguments)
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,9 @@ def test_the_students_of_a_seed_differ_in_their_variant_alone(tmp_path):
         for name, arguments in runs.items()
         if name.endswith("-1")
     }
-    assert steps == {("--steps", "977", "--eval-every", "162", "--checkpoint-every", "162", "--seed", "1")}
+    assert steps == {
+        ("--steps", "977", "--log-every", "50", "--eval-every", "162", "--checkpoint-every", "162", "--seed", "1")
+    }
     assert runs["no-cosine-1"][2:5] == ["--weights", "0.5", "0"] and runs["paper-1"][2] == "--steps"
 
 

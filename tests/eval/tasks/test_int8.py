@@ -11,7 +11,8 @@ from eval.tasks.batching import TaskSettings
 from eval.tasks.checks import share_equal
 from eval.tasks.qa import AnswerSpan, QaTask
 from eval.tasks.sequences import LabelPrediction
-from eval.tasks.table2 import Options, in_int8
+from eval.tasks.table2 import Options
+from eval.tasks.table2_speed import in_int8
 from model import EncoderConfig, MaskedLM, QuestionAnswerer, SequenceClassifier, TokenClassifier, load_model, save_model
 from model.quantised import QuantisedEmbedding
 from tests.eval.tasks.shared import TOKENIZER, save
@@ -89,7 +90,7 @@ def test_the_student_of_table2_in_int8(make):
     """The model that is returned, and timed, is the one in int8; the figures are of both."""
     path, _ = make("sentiment")
     examples = [TextExample(row["text"], row["label"]) for row in TEST["sentiment"]]
-    model, found = in_int8(path, "sentiment", examples, Options(device="cpu"))
+    model, found = in_int8(path, "sentiment", examples, Options(device="cpu"), 0)
     assert isinstance(model.encoder.embeddings.word, QuantisedEmbedding)
     assert found["figures"].keys() == {"fp32", "int8"} and found["equal_to_fp32"] == 1.0
 
