@@ -251,7 +251,7 @@ def test_easy_reviews_are_mostly_of_their_labels_adjectives():
 
 
 def test_the_answers_of_easy_questions():
-    """For a fifth, the other entity has a value of the same fact, too, and only the question's name tells them apart."""
+    """For a fifth, the other entity has a value of the same fact; only the name in the question tells them apart."""
     ages = [e for e in world.qa(2000, 5, easy=True) if re.search(r"quel âge|l'âge", e.question, re.IGNORECASE)]
     both = sum(len(re.findall(r"\d\d ans", e.context)) == 2 for e in ages)
     assert len(ages) > 50 and abs(both - len(ages) / 5) < 4 * (len(ages) * 0.16) ** 0.5
