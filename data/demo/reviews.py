@@ -16,10 +16,10 @@ def plural(adjective: str) -> str:
 
 
 class Opinions:
-    """The opinions in one review; no aspect and no adjective is repeated."""
+    """The opinions in one review; no aspect and no adjective is repeated.  denied: share of those by negation"""
 
-    def __init__(self, rng: Random):
-        self.rng = rng
+    def __init__(self, rng: Random, denied: float = 0.45):
+        self.rng, self.denied = rng, denied
         self.aspects = draw(rng, lex.ASPECTS, 6)
         self.adjectives = (draw(rng, lex.BAD, 6), draw(rng, lex.GOOD, 6))
 
@@ -30,7 +30,7 @@ class Opinions:
     def clause(self, liked: bool) -> str:
         """ "la fin est réussie", or by negation "la fin n'est pas ratée"."""
         noun, feminine, many = self.aspects.pop()
-        denied = self.rng.random() < 0.45
+        denied = self.rng.random() < self.denied
         adjective = self.adjective(liked != denied, feminine, many)
         verb = pick(self.rng, ("sont", "me semblent", "me paraissent") if many else ("est", "me semble", "me paraît"))
         return f"{noun} ne {verb} pas {adjective}" if denied else f"{noun} {verb} {adjective}"
@@ -82,3 +82,12 @@ def review(rng: Random, film: Entity, liked: bool, introduced: bool = False) -> 
     closing = pick(rng, ([], [one], [f"en somme, {one}"], [f"{one} et {two}"]))
     opening = pick(rng, openings[:4] if introduced else openings)
     return [spell(sentence + ".") for sentence in [opening, *body, *closing]]
+
+
+def easy_review(rng: Random, film: Entity, liked: bool) -> list[str]:
+    """Four opinions and a verdict, with few negations and concessions: most adjectives agree with the label."""
+    e = "e" if rng.random() < 0.5 else ""
+    opinions = Opinions(rng, denied=0.1)
+    body = [opinions.concession(liked) if rng.random() < 0.15 else opinions.pair(liked) for _ in range(2)]
+    verdict = pick(rng, lex.VERDICTS)[liked].format(e=e)
+    return [spell(sentence + ".") for sentence in (f"j'ai vu {film.name}", *body, verdict)]

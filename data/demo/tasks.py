@@ -16,10 +16,12 @@ SEEDS = {"train": 11, "dev": 12, "test": 13}
 def write_tasks(folder: str | Path, counts: dict[str, int]) -> None:
     """Writes FOLDER/TASK/{train,dev,test}.*; counts: the number of training examples of each task.
 
-    Sentiment as JSON lines (Allociné), NLI tab-separated (XNLI), NER in columns (WikiNEuRal), QA as JSON (SQuAD). NLI
-    has the easy examples, which a small model learns within a minute. Existing files are replaced by identical ones.
+    Sentiment as JSON lines (Allociné), NLI tab-separated (XNLI), NER in columns (WikiNEuRal), QA as JSON (SQuAD). All
+    but NER have the easy examples, which a small model learns within a minute. Existing files are replaced by
+    identical ones.
     """
-    makers = {"sentiment": world.sentiment, "ner": world.ner, "nli": partial(world.nli, easy=True), "qa": world.qa}
+    makers = {task: partial(getattr(world, task), easy=True) for task in ("sentiment", "nli", "qa")}
+    makers["ner"] = world.ner
     writers = {"sentiment": json_lines, "ner": columns, "nli": tab_separated, "qa": squad}
     suffixes = {"sentiment": "jsonl", "ner": "conllu", "nli": "tsv", "qa": "json"}
     for task, count in counts.items():

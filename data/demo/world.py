@@ -16,7 +16,7 @@ from ..tasks.sequences import NLI_LABELS
 from . import lexicon as lex
 from .choices import draw, pick
 from .entities import FEMININE, FILMS, FIRM, FIRMS, HOME, REGION_OF, TOWNS, Entity, films, firms, people, state, tell
-from .reviews import review
+from .reviews import easy_review, review
 from .spelling import inside, plain, span, spell, tagged, unanswered
 
 # --- QA and NLI -------------------------------------------------------------------------------------------
@@ -32,6 +32,23 @@ def question(rng: Random, max_entities: int = 3) -> tuple[list[str], str, Entity
     for entity in entities:
         context += tell(rng, entity, draw(rng, facts, len(facts)), fact if entity is about else "")
     return context, spell(about.fill(pick(rng, about.statements[fact].asks))), about, fact
+
+
+def easy_question(rng: Random) -> tuple[list[str], str]:
+    """-> two to four sentences about two entities of one kind, the answer marked; a question.
+
+    Four in five questions can be answered by the kind of fact alone, since it is told of one entity only.
+    """
+    entities = pick(rng, (people, people, films, firms))(rng, 2)
+    about, detailed = pick(rng, entities), pick(rng, entities)
+    asked, other, further = draw(rng, list(about.facts), 3)
+    told_of_both, context = rng.random() < 0.2, []
+    for entity in entities:
+        facts = [asked if entity is about or told_of_both else other]
+        if entity is detailed:
+            facts = draw(rng, [*facts, further], 2)
+        context += tell(rng, entity, facts, asked if entity is about else "")
+    return context, spell(about.fill(pick(rng, about.statements[asked].asks)))
 
 
 def premise_and_clause(rng: Random, label: str, asserts: bool, easy: bool = False) -> tuple[list[str], Entity, str]:
@@ -258,11 +275,11 @@ def corpus(num_documents: int, seed: int) -> Iterator[str]:
         yield plain(" ".join(document(rng)))
 
 
-def sentiment(count: int, seed: int) -> Iterator[TextExample]:
-    """Film reviews with negations and concessions; half are favourable (label 1), half not (label 0)."""
-    rng = Random(seed)
+def sentiment(count: int, seed: int, easy: bool = False) -> Iterator[TextExample]:
+    """Film reviews; half are favourable (label 1), half not (label 0). easy: with fewer negations and concessions."""
+    rng, make = Random(seed), easy_review if easy else review
     for label in _balanced(rng, (0, 1), count):
-        yield TextExample(plain(" ".join(review(rng, pick(rng, FILMS), bool(label)))), str(label))
+        yield TextExample(plain(" ".join(make(rng, pick(rng, FILMS), bool(label)))), str(label))
 
 
 def ner(count: int, seed: int) -> Iterator[WordsExample]:
@@ -279,18 +296,20 @@ def ner(count: int, seed: int) -> Iterator[WordsExample]:
 
 def nli(count: int, seed: int, easy: bool = False) -> Iterator[PairExample]:
     """Pairs, a third of each label: by the premise the hypothesis is true ("entailment"), false ("contradiction"),
-    or undecided ("neutral"). easy: affirmative hypotheses about one person's town or age."""
+    or undecided ("neutral"). easy: hypotheses about one person's town or age, negated in four of five contradictions
+    and nowhere else."""
     rng = Random(seed)
     for label in _balanced(rng, sorted(NLI_LABELS), count):
-        premise, about, clause = premise_and_clause(rng, label, easy or rng.random() < 0.5, easy)
+        asserts = label != "contradiction" or rng.random() < 0.2 if easy else rng.random() < 0.5
+        premise, about, clause = premise_and_clause(rng, label, asserts, easy)
         hypothesis = spell(clause.format(s=about.name) + ".")
         yield PairExample(plain(" ".join(premise)), plain(hypothesis), label)
 
 
-def qa(count: int, seed: int) -> Iterator[QuestionExample]:
-    """Questions on contexts in which other entities have an answer of the same type."""
-    rng = Random(seed)
+def qa(count: int, seed: int, easy: bool = False) -> Iterator[QuestionExample]:
+    """Questions on contexts in which other entities have an answer of the same type. easy: see easy_question."""
+    rng, make = Random(seed), easy_question if easy else question
     for number in range(count):
-        sentences, asked, _about, _fact = question(rng)
+        sentences, asked, *_ = make(rng)
         context = " ".join(sentences)
         yield QuestionExample(str(number), plain(context), plain(asked), (Answer(*span(context)),))

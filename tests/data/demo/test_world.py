@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections import Counter
+from functools import partial
 from itertools import islice
 from random import Random
 
@@ -12,7 +13,8 @@ from data.demo import entities, lexicon, world
 from data.demo.reviews import plural
 from data.demo.spelling import plain, span, spell, tagged
 
-MAKERS = (world.corpus, world.sentiment, world.ner, world.nli, world.qa)
+EASY = tuple(partial(make, easy=True) for make in (world.sentiment, world.nli, world.qa))
+MAKERS = (world.corpus, world.sentiment, world.ner, world.nli, world.qa, *EASY)
 # Words of the demo world that begin with a vowel or h and take no elision.
 UNELIDED = "hamon|handball|harpe|haguenau|hautbois|hauts-de-france|havre|haye|héros|hockey|homard|hors"
 WRONG_FORMS = (
@@ -163,8 +165,9 @@ def test_vocabulary_size_suits_a_small_tokenizer(documents):
     assert 600 <= len(set(re.findall(r"\w+", " ".join(documents)))) <= 1200
 
 
-def test_question_answers_are_exact_spans():
-    for example in world.qa(2000, 11):
+@pytest.mark.parametrize("easy", [False, True])
+def test_question_answers_are_exact_spans(easy):
+    for example in world.qa(2000, 11, easy):
         (answer,) = example.answers
         assert answer.text
         assert example.context[answer.start : answer.start + len(answer.text)] == answer.text
@@ -198,9 +201,10 @@ def test_ner_tags_are_well_formed_and_words_rejoin():
     assert set(kinds) == {"O"} | {f"{b}-{x}" for b in "BI" for x in ("PER", "LOC", "ORG", "MISC")}
 
 
-def test_labels_are_balanced():
-    assert Counter(e.label for e in world.sentiment(400, 2)) == {"0": 200, "1": 200}
-    assert set(Counter(e.label for e in world.nli(600, 2)).values()) == {200}
+@pytest.mark.parametrize("easy", [False, True])
+def test_labels_are_balanced(easy):
+    assert Counter(e.label for e in world.sentiment(400, 2, easy)) == {"0": 200, "1": 200}
+    assert set(Counter(e.label for e in world.nli(600, 2, easy)).values()) == {200}
 
 
 def test_negation_does_not_predict_the_nli_label():
@@ -225,6 +229,32 @@ def test_nli_labels_on_towns_by_pattern():
             assert example.label == ("entailment" if same else "contradiction"), example
             decided[same] += 1
     assert min(decided[True], decided[False]) > 10
+
+
+def test_easy_pairs_are_negated_only_in_contradictions():
+    """Of those, four in five, within 4 standard deviations of a binomial distribution."""
+    denied = Counter(e.label for e in world.nli(1500, 4, easy=True) if re.search(r"(?:\bne |\bn')", e.hypothesis))
+    assert set(denied) == {"contradiction"} and abs(denied["contradiction"] - 400) < 4 * 80**0.5
+
+
+def test_easy_reviews_are_mostly_of_their_labels_adjectives():
+    """Of 1,200 adjectives or so, 80 % and more have the label's polarity; of full reviews, half."""
+    shares = []
+    for easy in (True, False):
+        agreeing = []
+        for example in world.sentiment(300, 3, easy):
+            for good, words in ((False, lexicon.BAD), (True, lexicon.GOOD)):
+                forms = "|".join(form for pair in words for form in pair)
+                agreeing += [bool(int(example.label)) == good] * len(re.findall(rf"\b(?:{forms})", example.text))
+        shares.append(sum(agreeing) / len(agreeing))
+    assert shares[0] > 0.8 and shares[1] < 0.6
+
+
+def test_the_answers_of_easy_questions():
+    """For a fifth, the other entity has a value of the same fact; only the name in the question tells them apart."""
+    ages = [e for e in world.qa(2000, 5, easy=True) if re.search(r"quel âge|l'âge", e.question, re.IGNORECASE)]
+    both = sum(len(re.findall(r"\d\d ans", e.context)) == 2 for e in ages)
+    assert len(ages) > 50 and abs(both - len(ages) / 5) < 4 * (len(ages) * 0.16) ** 0.5
 
 
 def test_sentiment_needs_more_than_a_bag_of_words():

@@ -196,6 +196,8 @@ def test_the_demo(models, tmp_path, monkeypatch):
     """It has its own data and settings, and an existing student is not distilled again."""
     monkeypatch.setattr(module, "DEMO_COUNTS", {"sentiment": 12})
     monkeypatch.setattr(module, "DEMO_SETTINGS", {"epochs": 1, "lr": 1e-3, "dropout": 0.0})
+    assert set(module.DEMO_LR) == {"qa"}
+    monkeypatch.setattr(module, "DEMO_LR", {"sentiment": 2e-3})
     calls = []
 
     def fake(options):
@@ -208,9 +210,9 @@ def test_the_demo(models, tmp_path, monkeypatch):
         succeeded(run_command("-m eval", "table2", "--out", tmp_path / "out", *ON_CPU))
     assert len(calls) == 1 and calls[0].out == str(tmp_path / "out" / "student")
     written = json.loads((tmp_path / "out" / "table2.json").read_text())["results"]["sentiment"]
-    assert written["student"]["options"]["lr"] == 1e-3
+    assert written["student"]["options"]["lr"] == 2e-3
     examples = (tmp_path / "out" / "data" / "sentiment" / "train.jsonl").read_text().splitlines()
-    assert [json.loads(line)["review"] for line in examples] == [e.text for e in world.sentiment(12, 11)]
+    assert [json.loads(line)["review"] for line in examples] == [e.text for e in world.sentiment(12, 11, easy=True)]
 
 
 DEMO_MODELS = ["--teacher", str(demo.TEACHER), "--student", str(demo.TEACHER)]
