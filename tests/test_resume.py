@@ -222,7 +222,7 @@ def test_a_lost_file_beside_a_checkpoint_does_not_cost_the_run(place, whole, hal
 
 def test_other_options_are_refused_also_by_a_checkpoint_alone(place, half):
     (half / "run.json").unlink()
-    assert_refused(place, half, "holds a run with different --lr.", lr=1e-3)
+    assert_refused(place, half, "holds a run with different --lr.", lr=2e-3)
 
 
 def test_checkpoints_without_any_options_are_not_overwritten(place, half):
@@ -237,7 +237,7 @@ def test_checkpoints_without_any_options_are_not_overwritten(place, half):
 @pytest.mark.parametrize(
     ("changed", "names"),
     [
-        (dict(lr=1e-3), "--lr"),
+        (dict(lr=2e-3), "--lr"),
         (dict(steps=7, dropout=0.2, masking="words"), "--dropout, --steps, --masking"),
         (dict(batch_size=4, accumulate=2), "--batch-size"),
         (dict(steps=7), "--steps"),
@@ -289,7 +289,7 @@ def test_a_finished_run_is_extended(place, whole, tmp_path):
     out, other = (shutil.copytree(whole(), tmp_path / name) for name in ("out", "other"))
     assert steps_kept(out) == [8]
     result = run(place, out, steps=12)
-    schedule = "the learning rate is 1.8e-04 now and decays linearly to 0 at step 12, no longer 8"
+    schedule = "the learning rate is 3.6e-04 now and decays linearly to 0 at step 12, no longer 8"
     assert f"extended  from 8 to 12 steps: {schedule}\n" in result.stdout and "resumed   after step 8" in result.stdout
     assert weights(out) != weights(whole()) and [line["step"] for line in untimed_metrics(out)][-3:] == [8, 9, 12]
     for _ in range(9):
