@@ -41,7 +41,7 @@ from model.training.device import DEVICE_HELP, PRECISION_HELP, choose_device
 from model.training.run_state import STUDENT, hash_json
 
 from ..results import command_line, write_json
-from ..tasks.table2 import DEMO_COUNTS, DEMO_SETTINGS, TaskData, read_tasks
+from ..tasks.table2 import DEMO_COUNTS, TaskData, read_tasks
 from ..tasks.table2 import Options as Table2Options
 from . import work
 from .collect import REPORT, RESULTS, write_report
@@ -180,7 +180,7 @@ def set_up(options: Options, command: str) -> tuple[Setup, dict]:
         *(word for name in sizes for word in (f"--{name.replace('_', '-')}", str(getattr(config, name)))),
     ]
     student = replace(config, num_layers=len(choose_layers("alternate", config.num_layers)))
-    data, finetuning = read_data(options, teacher)
+    data, data_folder, finetuning = read_data(options, teacher)
     identity |= {f"data of {each.task}": hash_json(json.dumps(each.parts)) for each in data}
     measuring = work.Measuring(
         options.corpus,
@@ -202,6 +202,7 @@ def set_up(options: Options, command: str) -> tuple[Setup, dict]:
         arguments=("--teacher", "demo" if options.teacher == "demo" else teacher, *shared),
         sizes=Sizes(config, student, options.block_size, options.batch_size * options.block_size, TRAINING_RATE),
         data=data,
+        data_folder=data_folder,
         finetuning=finetuning,
         command=command,
     )
@@ -221,29 +222,19 @@ def teacher_config(path: str | Path | None, tokenizer: Tokenizer, options: Optio
     return model.config, {"teacher": fingerprint(model)}
 
 
-def read_data(options: Options, teacher: str) -> tuple[list[TaskData], Table2Options | None]:
-    """The examples of each task, and the options of fine-tuning; none without --data, but for the demo."""
-    folder = options.data
-    settings = {"epochs": options.task_epochs, "lr": options.task_lr, "limit": options.limit}
-    if folder is None:
-        if not options.is_demo:
-            say("Without --data, nothing is fine-tuned: section 4 is left out.")
-            return [], None
-        folder = str(Path(options.out) / "data")
-        write_tasks(folder, DEMO_COUNTS)
-        settings = DEMO_SETTINGS | {name: value for name, value in settings.items() if value is not None}
-    shared = Table2Options(
-        teacher=teacher,
-        student=teacher,
-        data=folder,
-        tasks=options.tasks,
-        wait=True,
-        tokenizer=str(options.tokenizer) if options.tokenizer else None,
-        device=options.device,
-        precision=options.precision,
-        **settings,
-    )
-    return read_tasks(Path(folder), shared), shared
+def read_data(options: Options, teacher: str) -> tuple[list[TaskData], str, Table2Options | None]:
+    """The examples of each task, their folder, the options of fine-tuning; none without --data, but for the demo."""
+    shared = {"tasks": options.tasks, "limit": options.limit, "epochs": options.task_epochs, "lr": options.task_lr}
+    shared |= {"device": options.device, "precision": options.precision, "tokenizer": options.tokenizer, "wait": True}
+    if options.data is not None:
+        settings = Table2Options(teacher=teacher, student=teacher, data=options.data, **shared)
+        return read_tasks(Path(options.data), settings), options.data, settings
+    if not options.is_demo:
+        say("Without --data, nothing is fine-tuned: section 4 is left out.")
+        return [], "", None
+    folder, settings = Path(options.out) / "data", Table2Options(**shared)
+    write_tasks(folder, DEMO_COUNTS)
+    return read_tasks(folder, settings), str(folder), settings
 
 
 # ---- the plan --------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from model.training.run_state import STUDENT
 
 from ..benchmarks.harness import table_on_screen
 from ..tasks.table2 import Options as Table2Options
-from ..tasks.table2 import TaskData
+from ..tasks.table2 import TaskData, finetune_settings
 from . import work
 from .jobs import Job
 from .variants import FINE_TUNED, MAIN, PAPER, RANDOM, TEACHER, Variant
@@ -93,6 +93,7 @@ class Setup(NamedTuple):
     arguments: tuple[str, ...]  # of train.py, that all variants have
     sizes: Sizes
     data: Sequence[TaskData]
+    data_folder: str
     finetuning: Table2Options | None  # options of fine-tuning, with data
     command: str
 
@@ -161,9 +162,11 @@ def finetuning(setup: Setup, speed: Speed, lengths: Lengths, model: str, seed: i
     config = setup.sizes.teacher if of_teacher else setup.sizes.student
     path = setup.teacher if of_teacher else str(setup.out / "runs" / run_name(model, seed) / STUDENT)
     folders = {data.task: str(task_folder(setup, data.task, model, seed)) for data in setup.data}
-    what = path, folders, replace(setup.finetuning, seeds=(seed,), limit=lengths.limit), setup.command
+    options = replace(setup.finetuning, seeds=(seed,), limit=lengths.limit)
+    what = path, setup.data_folder, folders, options, setup.command
+    settings = [finetune_settings(options, data, path, folders[data.task]) for data in setup.data]
     seconds = START_SECONDS + sum(
-        speed.finetuning(config, data, setup.finetuning.epochs, lengths.limit) for data in setup.data
+        speed.finetuning(config, data, own.epochs, lengths.limit) for data, own in zip(setup.data, settings)
     )
     needs = ("teacher-held-out",) if of_teacher else (run_name(model, seed),)
     done = task_folder(setup, setup.data[-1].task, model, seed) / work.FIGURES
@@ -177,7 +180,7 @@ def timing(setup: Setup) -> Job:
         data.task: [str(task_folder(setup, data.task, model, seed) / "model.safetensors") for model in (TEACHER, PAPER)]
         for data in setup.data
     }
-    what = pairs, str(done.parent), setup.finetuning
+    what = pairs, setup.data_folder, str(done.parent), setup.finetuning
     needs = tuple(f"tasks-{run_name(model, seed)}" for model in (TEACHER, PAPER))
     seconds = START_SECONDS + TIMING_SECONDS * len(pairs)
     return Job("speed", work.time_on_all, what, done, seconds, needs, alone=True)

@@ -122,7 +122,9 @@ def measure_teacher(path: str, measuring: Measuring) -> None:
 # ---- the four tasks --------------------------------------------------------------------------------------------
 
 
-def finetune_on_all(model: str, folders: Mapping[str, str], options: Table2Options, command: str) -> None:
+def finetune_on_all(
+    model: str, data_folder: str, folders: Mapping[str, str], options: Table2Options, command: str
+) -> None:
     """Fine-tunes a model on each task, as table2 does, and tests it: FIGURES in the folder of each, {task: folder}.
 
     Beside the folders, once for all models: BASELINE, without a model.
@@ -130,7 +132,7 @@ def finetune_on_all(model: str, folders: Mapping[str, str], options: Table2Optio
     for task, folder in folders.items():
         figures, baseline = Path(folder) / FIGURES, Path(folder).parent / BASELINE
         if not figures.exists():
-            data = read_parts(task, Path(options.data) / task, options)
+            data = read_parts(task, Path(data_folder) / task, options)
             if not baseline.exists():
                 make_folder(baseline.parent)
                 write_json(baseline, baseline_report(data.parts["train"], data.parts["test"], options.language))
@@ -138,11 +140,11 @@ def finetune_on_all(model: str, folders: Mapping[str, str], options: Table2Optio
             write_json(figures, result["runs"][0])
 
 
-def time_on_all(pairs: Mapping[str, tuple[str, str]], folder: str, options: Table2Options) -> None:
+def time_on_all(pairs: Mapping[str, tuple[str, str]], data_folder: str, folder: str, options: Table2Options) -> None:
     """Of each task, {task: its fine-tuned teacher and student}: milliseconds per text and the student in int8, as
     SPEEDS."""
     found = {}
     for task, (teacher, student) in pairs.items():
-        test = read_parts(task, Path(options.data) / task, options).parts["test"]
+        test = read_parts(task, Path(data_folder) / task, options).parts["test"]
         found[task] = speeds(task, teacher, student, test, options)
     write_json(Path(folder) / SPEEDS, found)

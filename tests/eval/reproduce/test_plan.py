@@ -21,9 +21,11 @@ def setup(tmp_path, names=NAMES, seeds=(0, 1, 2), pretrained=(), tasks=("nli", "
     measuring = work.Measuring(("texts",), "tokenizer", "cache", 128, 4096, "cpu", "fp32", str(tmp_path / "teacher"))
     variants = [variant for name, variant in make_variants(BASE).items() if name in names]
     texts = [TextExample("un texte " * 20, "1")] * 1000
-    data = [TaskData(task, {"train": texts, "dev": texts[:100], "test": texts[:100]}, ()) for task in tasks]
+    data = [TaskData(task, {"train": texts, "dev": texts[:100], "test": texts[:100]}, ("file",)) for task in tasks]
     options = Table2Options(teacher="t", student="t", data="tasks", epochs=3)
-    return Setup(tmp_path, "t", pretrained, measuring, variants, seeds, ("--teacher", "t"), SIZES, data, options, "")
+    return Setup(
+        tmp_path, "t", pretrained, measuring, variants, seeds, ("--teacher", "t"), SIZES, data, "tasks", options, ""
+    )
 
 
 def arguments_of(variant):
