@@ -296,11 +296,11 @@ def ner(count: int, seed: int) -> Iterator[WordsExample]:
 
 def nli(count: int, seed: int, easy: bool = False) -> Iterator[PairExample]:
     """Pairs, a third of each label: by the premise the hypothesis is true ("entailment"), false ("contradiction"),
-    or undecided ("neutral"). easy: hypotheses about one person's town or age, negated in four of five contradictions
-    and nowhere else."""
+    or undecided ("neutral"). easy: about one person's town or age; a contradiction denies
+    what is said, no other hypothesis is negated."""
     rng = Random(seed)
     for label in _balanced(rng, sorted(NLI_LABELS), count):
-        asserts = label != "contradiction" or rng.random() < 0.2 if easy else rng.random() < 0.5
+        asserts = label != "contradiction" if easy else rng.random() < 0.5
         premise, about, clause = premise_and_clause(rng, label, asserts, easy)
         hypothesis = spell(clause.format(s=about.name) + ".")
         yield PairExample(plain(" ".join(premise)), plain(hypothesis), label)

@@ -196,7 +196,7 @@ def test_the_demo(models, tmp_path, monkeypatch):
     """It has its own data and settings, and an existing student is not distilled again."""
     monkeypatch.setattr(module, "DEMO_COUNTS", {"sentiment": 12})
     monkeypatch.setattr(module, "DEMO_SETTINGS", {"epochs": 1, "lr": 1e-3, "dropout": 0.0})
-    assert set(module.DEMO_LR) == {"qa"}
+    assert set(module.DEMO_LR) == {"nli", "qa"}
     monkeypatch.setattr(module, "DEMO_LR", {"sentiment": 2e-3})
     calls = []
 
