@@ -21,14 +21,13 @@ from .variants import FINE_TUNED, MAIN, PAPER, RANDOM, TEACHER, Variant
 
 VALIDATIONS = 6  # of each run, for its curve
 START_SECONDS = 4.0  # of a process, with its imports
-TEACHER_SHARE = 0.35  # of the time, for pre-training a teacher; its tokens are TEACHER_TOKENS times a student's
-TEACHER_TOKENS = 4
+TEACHER_SHARE = 0.35  # of the time that can be shared out: for pre-training a teacher
+TEACHER_TOKENS = 4  # times a student's, without a limit of time
 MARGIN = 0.9  # of the minutes, for what is planned
 REPORT_SECONDS = 25.0  # with what is needed to stop a job
-LEAST_STEPS = 20
 TIMING_SECONDS = 8.0  # per task
-TASKS_SHARE, MEASURING_SHARE = 0.3, 0.15  # of the time, at most: for fine-tuning, and on held-out text
-LEAST_BLOCKS = 64
+TASKS_SHARE, MEASURING_SHARE = 0.25, 0.1  # likewise, at most: for fine-tuning, and on held-out text
+LEAST_BLOCKS, LEAST_EXAMPLES = 64, 50
 BLOCK = 128  # tokens, of a text for the cost of attention
 CHARACTERS = 4  # of a token, roughly
 SMALL_BATCHES = 1.5  # fine-tuning's products are smaller than those of distillation
@@ -205,25 +204,27 @@ def choose_lengths(
     if seconds is None:
         teacher_tokens = rounded(TEACHER_TOKENS * tokens, step) if pretrains else 0
         return Lengths(rounded(tokens, step), teacher_tokens, limit, blocks)
-    seconds, teacher_tokens = MARGIN * seconds - REPORT_SECONDS, 0
-    if pretrains:
-        teacher_tokens = rounded(TEACHER_SHARE * seconds * speed.flops / setup.sizes.flops("teacher"), step)
-    jobs = make_jobs(setup, speed, Lengths(0, 0, limit, blocks))
-    measured = seconds_of([job for job in jobs if job.run in (work.measure_teacher, work.train_and_measure)], number)
-    blocks = max(LEAST_BLOCKS, min(blocks, int(blocks * MEASURING_SHARE * seconds / measured)))
-    tuned = seconds_of([job for job in jobs if job.run is work.finetune_on_all], number)
-    if tuned > TASKS_SHARE * seconds and limit is None:
-        limit = max(1, int(TASKS_SHARE * seconds / tuned * max(len(data.parts["train"]) for data in setup.data)))
-    nothing, some = (
-        seconds_of(make_jobs(setup, speed, Lengths(tokens, teacher_tokens, limit, blocks)), number)
-        for tokens in (0, 10**6)
-    )
-    tokens = int((seconds - nothing) / (some - nothing) * 10**6)
+
+    def cost(**changed) -> float:
+        return seconds_of(make_jobs(setup, speed, least._replace(**changed)), number)
+
+    least = Lengths(0, 0, min(limit or LEAST_EXAMPLES, LEAST_EXAMPLES), min(blocks, LEAST_BLOCKS))
+    free = MARGIN * seconds - REPORT_SECONDS - cost()
     check(
-        tokens >= LEAST_STEPS * step,
-        f"--minutes is too little: {time_text(nothing)} are needed beside the steps of the runs. Give more, or fewer "
-        "--seeds, --variants or --tasks.",
+        free > 0,
+        f"--minutes is too little: {time_text(MARGIN * seconds - free)} are needed beside the steps of the runs. Give "
+        "more, or fewer --seeds, --variants or --tasks.",
     )
+    if (measuring := cost(blocks=blocks) - cost()) > MEASURING_SHARE * free:
+        blocks = least.blocks + int((blocks - least.blocks) * MEASURING_SHARE * free / measuring)
+    if (tuning := cost(limit=limit) - cost()) > TASKS_SHARE * free:
+        most = limit or max(len(data.parts["train"]) for data in setup.data)
+        limit = least.limit + int((most - least.limit) * TASKS_SHARE * free / tuning)
+    teacher_tokens = 0
+    if pretrains:
+        teacher_tokens = rounded(TEACHER_SHARE * free * speed.flops / setup.sizes.flops("teacher"), step)
+    free -= cost(teacher_tokens=teacher_tokens, limit=limit, blocks=blocks) - cost()
+    tokens = free / (cost(tokens=10**6) - cost()) * 10**6
     return Lengths(rounded(tokens, step), teacher_tokens, limit, blocks)
 
 
