@@ -12,8 +12,10 @@ the same --out extend it. It writes report.md and results.json after every finis
 """
 
 import json
+import math
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +25,7 @@ import torch
 from data import demo
 from data.blocks import open_blocks
 from data.cache import DEMO, prepared_folder
-from data.cli import OptionError, check, check_bounds, check_paths, option, parse_options, say
+from data.cli import OptionError, check, check_bounds, check_paths, count, option, parse_options, say
 from data.corpus.files import check_corpus
 from data.demo.tasks import write_tasks
 from data.download.models import fetch_models
@@ -38,6 +40,7 @@ from model.checkpoints.native import fingerprint
 from model.student import choose_layers
 from model.training.bounds import LR, SEED
 from model.training.device import DEVICE_HELP, PRECISION_HELP, choose_device
+from model.training.options import DEMO_TEXT_STEPS
 from model.training.run_state import STUDENT, hash_json
 
 from ..results import command_line, write_json
@@ -46,8 +49,8 @@ from ..tasks.table2 import Options as Table2Options
 from . import work
 from .collect import REPORT, RESULTS, write_report
 from .jobs import Job, Pool, run_jobs
-from .plan import REPORT_SECONDS, Lengths, Setup, Sizes, Speed, choose_lengths, make_jobs, print_plan, speed_of
-from .variants import NAMES, make_variants
+from .plan import REPORT_SECONDS, Lengths, Setup, Sizes, Speed, choose_lengths, make_jobs, print_plan, rounded, speed_of
+from .variants import NAMES, Variant, make_variants
 
 PLAN = "plan.json"
 DEMO_TOKENS, TOKENS = 300 * 8 * 128, 2_000_000
@@ -56,8 +59,6 @@ TIMED_STEPS, TIMED_STEPS_GPU = (8, 1), (60, 10)  # and those between two lines; 
 TIMING_SECONDS = 30.0
 MOST_AT_ONCE = 4  # runs on a CPU, unless --jobs says so
 STORED_ELSEWHERE = ("out", "cache", "wait", "minutes", "tokens", "seeds", "variants", "tasks", "device", "jobs")
-
-
 VARIANTS_HELP = f"what to compare: {', '.join(NAMES)} (default: all)"
 JOBS_HELP = f"processes at the same time (default: 1 on a GPU, else one per core, at most {MOST_AT_ONCE})"
 
@@ -83,9 +84,7 @@ class Options:
         None, f"for each student (default: {TOKENS:,}; demo: {DEMO_TOKENS:,})", type=int, least=1000, most=10**12
     )
     seeds: tuple[int, ...] = option((0, 1, 2), "one run of each variant per seed", nargs="+", type=int, **SEED)
-    variants: tuple[str, ...] = option(
-        NAMES, f"what to compare: {', '.join(NAMES)} (default: all)", nargs="+", choices=NAMES, metavar="NAME"
-    )
+    variants: tuple[str, ...] = option(NAMES, VARIANTS_HELP, nargs="+", choices=NAMES, metavar="NAME")
     tasks: tuple[str, ...] = option(TASKS, "tasks to fine-tune on", nargs="+", choices=TASKS)
     blocks: int = option(8192, "held-out blocks to measure on, at most", least=1, most=10**6)
     small: bool = option(False, "with --teacher none: a teacher of the demo's size, as a test of the command")
@@ -113,6 +112,7 @@ class Options:
         check(own_text or self.teacher in ("demo", "none"), "--corpus is missing: text to distil the teacher on.")
         check(not own_text or self.teacher != "demo", "--corpus needs --teacher: the demo's knows only its own world.")
         check(not own_text or self.teacher != "none" or self.tokenizer, "--teacher none needs --tokenizer.")
+        check(own_text or self.tokenizer is None, "--tokenizer needs --corpus: the demo has its own.")
         check(not self.small or self.teacher == "none", "--small needs --teacher none: a given teacher has its size.")
 
     @property
@@ -138,7 +138,8 @@ def reproduce(options: Options, command: str, begun: float) -> int:
     setup, identity = set_up(options, command)
     number = options.jobs or (1 if choose_device(options.device).type == "cuda" else min(os.cpu_count(), MOST_AT_ONCE))
     pool = Pool(number, max(1, torch.get_num_threads() // number), out / "logs", deadline - REPORT_SECONDS)
-    speed, lengths = stored_plan(out / PLAN, identity) or plan(setup, options, identity, pool, deadline)
+    tokens = options.tokens and rounded(options.tokens, setup.sizes.step_tokens)
+    speed, lengths = stored_plan(out / PLAN, identity, tokens) or plan(setup, options, identity, pool, deadline)
     jobs = make_jobs(setup, speed, lengths)
     print_plan(setup, lengths, jobs, pool.number, pool.threads)
     update = partial(write_report, setup, options, lengths, jobs)
@@ -197,7 +198,7 @@ def set_up(options: Options, command: str) -> tuple[Setup, dict]:
         teacher=teacher,
         pretrained=() if path else (*shared, *pretrained),
         measuring=measuring,
-        variants=[variant for name, variant in make_variants(config).items() if name in options.variants],
+        variants=choose_variants(options.variants, config),
         seeds=options.seeds,
         arguments=("--teacher", "demo" if options.teacher == "demo" else teacher, *shared),
         sizes=Sizes(config, student, options.block_size, options.batch_size * options.block_size, TRAINING_RATE),
@@ -209,12 +210,22 @@ def set_up(options: Options, command: str) -> tuple[Setup, dict]:
     return setup, identity
 
 
+def choose_variants(names: Sequence[str], teacher: EncoderConfig) -> list[Variant]:
+    """Says which of them such a teacher does not have.  Raises OptionError if it has none."""
+    found = make_variants(teacher)
+    if lost := [name for name in names if name not in found]:
+        say(f"With a teacher of {count(teacher.num_layers, 'layer')} there is no variant {', '.join(lost)}.")
+    check(len(lost) < len(names), "--variants: name others, such as paper.")
+    return [variant for name, variant in found.items() if name in names]
+
+
 def teacher_config(path: str | Path | None, tokenizer: Tokenizer, options: Options) -> tuple[EncoderConfig, dict]:
-    """-> the teacher's sizes, and what identifies it: of a model, its weights."""
+    """-> the teacher's sizes, and what identifies it: its weights, None if it has yet to be pre-trained."""
     if path is None:
         is_small = options.small or options.is_demo
         sizes = SMALL if is_small else {}
-        return EncoderConfig(**{**asdict(EncoderConfig.camembert()), **sizes, "vocab_size": len(tokenizer)}), {}
+        config = EncoderConfig(**{**asdict(EncoderConfig.camembert()), **sizes, "vocab_size": len(tokenizer)})
+        return config, {"teacher": None}
     model = load_checkpoint(path, kind=MaskedLM)
     check_vocabulary(model.config, tokenizer)
     longest = model.config.max_tokens
@@ -240,8 +251,11 @@ def read_data(options: Options, teacher: str) -> tuple[list[TaskData], str, Tabl
 # ---- the plan --------------------------------------------------------------------------------------------------
 
 
-def stored_plan(path: Path, identity: dict) -> tuple[Speed, Lengths] | None:
-    """The plan of an earlier start in this folder.  Raises OptionError if it belongs to other inputs."""
+def stored_plan(path: Path, identity: dict, tokens: int | None) -> tuple[Speed, Lengths] | None:
+    """The plan of an earlier start in this folder, to which the data of further tasks are added.
+
+    tokens: those asked for.  Raises OptionError if it belongs to other inputs.
+    """
     if not path.exists():
         return None
     try:
@@ -252,13 +266,24 @@ def stored_plan(path: Path, identity: dict) -> tuple[Speed, Lengths] | None:
     new = json.loads(json.dumps(identity))
     differing = [name for name, value in known.items() if new.get(name, value) != value]
     check(not differing, f"{path} belongs to other inputs ({', '.join(differing)}). Choose another --out.")
+    others = f"{path} is of students that read {lengths.tokens:,} tokens. Choose another --out for other --tokens."
+    check(tokens in (None, lengths.tokens), others)
+    if new.keys() - known.keys():
+        write_json(path, {**stored, "identity": known | new})
     return speed, lengths
 
 
 def plan(setup: Setup, options: Options, identity: dict, pool: Pool, deadline: float) -> tuple[Speed, Lengths]:
     """Times a few steps, in as many processes as will run beside one another, and chooses the tokens of each run."""
+    most = math.inf
+    if options.is_demo and setup.pretrained:
+        most = DEMO_TEXT_STEPS * setup.sizes.step_tokens  # which train.py allows on the demo's text
+    tokens = options.tokens or min(DEMO_TOKENS if options.is_demo else TOKENS, most)
+    limit = f"--tokens {tokens:,} are too many for the demo's text: at most {most:,}. Name a corpus with --corpus."
+    check(tokens <= most, limit)
     say("Timing a few steps …")
     folder, kind = setup.out / "timing", "teacher" if setup.pretrained else "distil"
+    remove_tree(folder)  # of a start that was killed, perhaps with other options
     steps, between = TIMED_STEPS_GPU if choose_device(options.device).type == "cuda" else TIMED_STEPS
     arguments = *(setup.pretrained or setup.arguments), "--steps", str(steps), "--log-every", str(between)
     places = [folder / str(index) for index in range(pool.number)]
@@ -270,8 +295,8 @@ def plan(setup: Setup, options: Options, identity: dict, pool: Pool, deadline: f
     check(not lost, "The timing of a step did not succeed: " + "; ".join(lost.values()))
     speed = speed_of([json.loads(job.done.read_text(encoding="utf-8")) for job in jobs], setup.sizes, kind)
     seconds = None if options.minutes is None else deadline - time.monotonic()
-    tokens = options.tokens or (DEMO_TOKENS if options.is_demo else TOKENS)
     lengths = choose_lengths(setup, speed, tokens, options.limit, seconds, pool.number)
+    lengths = lengths._replace(tokens=min(lengths.tokens, most))
     write_json(setup.out / PLAN, {"identity": identity, "speed": speed._asdict(), "lengths": lengths._asdict()})
     remove_tree(folder)
     return speed, lengths

@@ -23,7 +23,8 @@ class Variant(NamedTuple):
 
 
 def make_variants(teacher: EncoderConfig) -> dict[str, Variant]:
-    """All of NAMES for a teacher; without the choices of layers that are the same as another."""
+    """All of NAMES for a teacher; without the choices of layers that are the same as another, or with one layer
+    hidden-states, which has no other layer than the last to compare."""
     layers = teacher.num_layers
     alternate = choose_layers("alternate", layers)
     kept = len(alternate)
@@ -53,8 +54,10 @@ def make_variants(teacher: EncoderConfig) -> dict[str, Variant]:
             seen.append(choice)
             about = f"layers {listed(choice)}" + ", chosen as DistilBERT's" * (name == "both-ends")
             variants.append(Variant(name, about, ("--layers", ",".join(map(str, choice)))))
+    if kept > 1:
+        about = "beside it, the hidden states of every layer"
+        variants.append(Variant("hidden-states", about, ("--hidden-weight", "1")))
     variants += [
-        Variant("hidden-states", "beside it, the hidden states of every layer", ("--hidden-weight", "1")),
         Variant("relations", "beside it, the attention relations of MiniLM", ("--relation-weight", "1")),
         Variant("masking-15", "15 % of the tokens masked, as for BERT", ("--masking-rate", "0.15")),
     ]

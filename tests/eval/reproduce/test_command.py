@@ -7,8 +7,9 @@ import pytest
 
 from data.cli import OptionError
 from eval.reproduce import jobs
-from eval.reproduce.command import Options, main
-from eval.reproduce.held_out import COLUMNS
+from eval.reproduce.command import Options, choose_variants, main, stored_plan
+from eval.reproduce.plan import Lengths, Speed
+from model import EncoderConfig
 
 SMALL = ("--tokens", "2048", "--blocks", "16", "--tasks", "nli", "--limit", "8", "--task-epochs", "1")
 SMALL += ("--variants", "paper", "mlm-only", "--batch-size", "2", "--block-size", "64", "--jobs", "1")
@@ -32,6 +33,8 @@ def in_one_process(monkeypatch):
 def test_the_demo(tmp_path, in_one_process, capsys):
     """Killed between two jobs, it goes on with what is missing; another seed extends it; other inputs are refused."""
     arguments = [*SMALL, "--cache", str(tmp_path / "corpora"), "--out", str(tmp_path / "out")]
+    (tmp_path / "out" / "timing" / "0").mkdir(parents=True)
+    (tmp_path / "out" / "timing" / "0" / "timing.json").write_text("of a start that was killed")
     assert main([*arguments, "--seeds", "0"]) == 0
     students, tasks = ["paper-0", "mlm-only-0"], ["tasks-teacher-0", "tasks-paper-0", "tasks-mlm-only-0"]
     assert in_one_process == ["timing-0", "teacher-held-out", *students, *tasks, "speed"]
@@ -44,7 +47,7 @@ def test_the_demo(tmp_path, in_one_process, capsys):
     assert paper["command"].startswith("python train.py --teacher demo") and paper["curve"][-1][0] == 2048
     assert set(results["tasks"]["nli"]["models"]) == {"teacher", "paper", "mlm-only"}
     assert results["statistics"] and "accuracy" in results["tasks"]["nli"]["baseline"]
-    assert not (tmp_path / "out" / "runs" / "paper-0" / "checkpoints").exists() and len(COLUMNS) == 4
+    assert not (tmp_path / "out" / "runs" / "paper-0" / "checkpoints").exists()
     report = (tmp_path / "out" / "report.md").read_text()
     assert report in said and "python train.py --teacher demo" in report
 
@@ -57,6 +60,10 @@ def test_the_demo(tmp_path, in_one_process, capsys):
 
     with pytest.raises(OptionError, match=r"plan.json belongs to other inputs \(block_size\). Choose another --out"):
         main([*arguments, "--block-size", "32"])
+    with pytest.raises(OptionError, match=r"belongs to other inputs \(teacher\)"):
+        main([*arguments, "--teacher", "none"])
+    with pytest.raises(OptionError, match=r"students that read 2,048 tokens. Choose another --out"):
+        main([*arguments, "--tokens", "4096"])
     (tmp_path / "out" / "plan.json").write_text('{"identity": {')
     with pytest.raises(OptionError, match=r"plan.json cannot be read"):
         main(arguments)
@@ -70,9 +77,28 @@ def test_the_demo(tmp_path, in_one_process, capsys):
         (dict(corpus=("texts",)), "--corpus needs --teacher"),
         (dict(teacher="none", corpus=("texts",)), "--teacher none needs --tokenizer"),
         (dict(small=True), "--small needs --teacher none"),
+        (dict(teacher="none", tokenizer="sentencepiece.bpe.model"), "--tokenizer needs --corpus"),
         (dict(seeds=(1, 1)), "--seeds 1 1 has duplicates"),
     ],
 )
 def test_options_that_make_no_sense(arguments, message):
     with pytest.raises(OptionError, match=message):
         Options(**arguments)
+
+
+def test_the_data_of_further_tasks_become_part_of_the_plan(tmp_path):
+    path, speed, lengths = tmp_path / "plan.json", Speed(1e9, 1.0), Lengths(2048, 0, None, 16)
+    stored = {"identity": {"data of qa": "1"}, "speed": speed._asdict(), "lengths": lengths._asdict()}
+    path.write_text(json.dumps(stored))
+    assert stored_plan(path, {"data of nli": "2"}, None) == (speed, lengths)
+    assert stored_plan(path, {"data of qa": "1", "data of nli": "2"}, 2048) == (speed, lengths)
+    with pytest.raises(OptionError, match=r"other inputs \(data of nli\)"):
+        stored_plan(path, {"data of nli": "3"}, None)
+
+
+def test_variants_that_a_teacher_does_not_have(capsys):
+    five = EncoderConfig(num_layers=5, hidden_size=8, num_heads=2, intermediate_size=8, vocab_size=20)
+    assert [variant.name for variant in choose_variants(("both-ends", "paper"), five)] == ["paper"]
+    assert "With a teacher of 5 layers there is no variant both-ends." in capsys.readouterr().out
+    with pytest.raises(OptionError, match="--variants: name others"):
+        choose_variants(("both-ends",), five)

@@ -41,7 +41,7 @@ def test_the_layers_of_twelve():
 
 def test_no_choice_of_layers_twice():
     one_layer = EncoderConfig(num_layers=1, hidden_size=8, num_heads=2, intermediate_size=8, vocab_size=20)
-    assert not {"last-half", "first-half", "both-ends"} & set(make_variants(one_layer))
+    assert not {"last-half", "first-half", "both-ends", "hidden-states"} & set(make_variants(one_layer))
     assert tuple(make_variants(BASE)) == NAMES
 
 
