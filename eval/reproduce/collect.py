@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from data.cache import prepared_folder
+from data.cli import DataError
 from data.corpus.shards import MANIFEST
 from data.outputs import write_file
 from data.tokenizer import Tokenizer
@@ -29,7 +30,7 @@ RESULTS, REPORT = "results.json", "report.md"
 
 
 def write_report(
-    setup: Setup, options, lengths: Lengths, jobs: Sequence[Job], lost: Mapping[str, str] = {}, pictures: bool = False
+    setup: Setup, options, lengths: Lengths, jobs: Sequence[Job], lost: Mapping[str, str], pictures: bool = False
 ) -> str:
     """results.json and report.md from what is done, and the pictures -> the report.  lost: why jobs were not done"""
     results = collect(setup, options, lengths, jobs, lost)
@@ -67,7 +68,11 @@ def parameters(config: EncoderConfig) -> dict[str, int]:
 
 
 def read(path: Path) -> dict | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    """None if a job has yet to write it.  Raises DataError."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({error}). Remove it, and start again: only its job is repeated.") from None
 
 
 def scale(setup: Setup, options, lengths: Lengths, teacher: dict) -> dict:
@@ -119,7 +124,7 @@ def task_results(setup: Setup, task: str) -> dict:
         return {}
     baseline = read(setup.out / "tasks" / task / work.BASELINE)
     result = {"models": models, "baseline": {measure: baseline[measure]["value"] for measure in MEASURES[task]}}
-    timed = (read(setup.out / "tasks" / work.SPEEDS) or {}).get(task)
+    timed = read(setup.out / "tasks" / task / work.SPEEDS)
     if timed is not None:
         result["milliseconds"] = timed["milliseconds"]
         if "student_int8" in timed:

@@ -287,13 +287,14 @@ def plan(setup: Setup, options: Options, identity: dict, pool: Pool, deadline: f
     steps, between = TIMED_STEPS_GPU if choose_device(options.device).type == "cuda" else TIMED_STEPS
     arguments = *(setup.pretrained or setup.arguments), "--steps", str(steps), "--log-every", str(between)
     places = [folder / str(index) for index in range(pool.number)]
+    timings = [place / work.TIMING for place in places]
     jobs = [
-        Job(f"timing-{place.name}", work.time_training, (arguments, str(place)), place / work.TIMING, TIMING_SECONDS)
-        for place in places
+        Job(f"timing-{place.name}", work.time_training, (arguments, str(place)), (timing,), TIMING_SECONDS)
+        for place, timing in zip(places, timings)
     ]
     lost = run_jobs(jobs, pool)
     check(not lost, "The timing of a step did not succeed: " + "; ".join(lost.values()))
-    speed = speed_of([json.loads(job.done.read_text(encoding="utf-8")) for job in jobs], setup.sizes, kind)
+    speed = speed_of([json.loads(timing.read_text(encoding="utf-8")) for timing in timings], setup.sizes, kind)
     seconds = None if options.minutes is None else deadline - time.monotonic()
     lengths = choose_lengths(setup, speed, tokens, options.limit, seconds, pool.number)
     lengths = lengths._replace(tokens=min(lengths.tokens, most))

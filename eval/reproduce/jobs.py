@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -28,16 +28,20 @@ POLL_SECONDS = 1.0
 GRACE_SECONDS = 15  # for a run of train.py to save a checkpoint
 LAST_LINES = 3  # of a failed job's log, on screen
 NO_TIME = "the time was used up"
+UNFINISHED = "not finished yet"
 
 
 class Job(NamedTuple):
     name: str  # on screen, and of its log
     run: Callable[..., None]
     arguments: tuple
-    done: Path  # the file that it writes last: while it exists, the job is done
+    done: tuple[Path, ...]  # the files that it writes: while all of them exist, the job is done
     seconds: float  # that it is expected to take
     after: tuple[str, ...] = ()  # the jobs whose results it needs
-    alone: bool = False  # nothing else may run beside it: it measures time
+    alone: bool = False  # nothing else runs beside it
+
+    def is_done(self) -> bool:
+        return all(path.exists() for path in self.done)
 
 
 class Pool(NamedTuple):
@@ -46,47 +50,56 @@ class Pool(NamedTuple):
     number: int  # at the same time
     threads: int  # of each
     logs: Path
-    deadline: float = (
-        math.inf
-    )  # of time.monotonic(): running jobs are stopped then, and none begins that would end later
+    # of time.monotonic(): running jobs are stopped then, and none begins that would end later
+    deadline: float = math.inf
 
 
-def run_jobs(jobs: Sequence[Job], pool: Pool, report: Callable[[], None] = lambda: None) -> dict[str, str]:
+def run_jobs(
+    jobs: Sequence[Job], pool: Pool, report: Callable[[Mapping[str, str]], None] = lambda missing: None
+) -> dict[str, str]:
     """Runs what is not done, in this order where possible -> {name: why it was not done}.
 
-    report: called after each job that has ended. A job that fails does not end the others, but those that need it.
-    A signal to this process, or its death, ends the jobs; runs of train.py save a checkpoint first.
+    report: called when jobs have ended, with such a dictionary of what is missing at that time. A job that fails does
+    not end the others, but those that need it. A signal to this process, or its death, ends the jobs; runs of train.py
+    save a checkpoint first.
     """
     by_name, running = {job.name: job for job in jobs}, {}
-    waiting = [job for job in jobs if not job.done.exists()]
+    waiting = [job for job in jobs if not job.is_done()]
     lost, clock, number = {}, Clock(), len(waiting)
     pool.logs.mkdir(parents=True, exist_ok=True)
-    with stopping(running):
+    with stopping():
         while waiting or running:
-            for name in [name for name, process in running.items() if not process.is_alive()]:
-                job, status, seconds = by_name[name], running.pop(name).exitcode, clock.end(by_name[name])
-                if status or not job.done.exists():
-                    lost[job.name] = f"failed with status {status}: {last_lines(pool.logs / f'{job.name}.txt')}"
-                ended = f"{number - len(waiting) - len(running)} of {number}  {job.name}: "
-                ended += lost.get(job.name, f"done in {time_text(seconds)}")
-                left = clock.seconds_left(waiting, [by_name[name] for name in running], pool.number)
-                say(ended + f"; about {time_text(left)} left" * bool(waiting or running))
-                report()
+            ended = [name for name, process in running.items() if not process.is_alive()]
+            for name in ended:
+                job, status = by_name[name], running.pop(name).exitcode
+                if status or not job.is_done():
+                    lost[name] = f"failed with status {status}: {last_lines(pool.logs / f'{name}.txt')}"
+                seconds = clock.end(job, succeeded=name not in lost)
+                news = f"{number - len(waiting) - len(running)} of {number}  {name}: "
+                news += lost.get(name, f"done in {time_text(seconds)}")
+                left = clock.seconds_left(waiting, [by_name[other] for other in running], pool.number)
+                say(news + f"; about {time_text(left)} left" * bool(waiting or running))
+            reserved = 0.0  # seconds, for those before that run alone: the others would else use up their time
             for job in list(waiting):
                 missing = [name for name in job.after if name in lost]
                 if missing:
                     lost[job.name] = f"needs what was not done: {missing[0]}"
-                elif time.monotonic() + clock.expected(job) > pool.deadline:
+                elif time.monotonic() + reserved + clock.expected(job) > pool.deadline:
                     lost[job.name] = NO_TIME
                 elif may_begin(job, waiting, [by_name[name] for name in running], pool.number):
                     running[job.name] = start(job, pool)
                     clock.begin(job)
                 else:
+                    reserved += clock.expected(job) * job.alone
                     continue
                 waiting.remove(job)
+            if ended:  # the next are running
+                report(lost | dict.fromkeys([*running, *(job.name for job in waiting)], UNFINISHED))
             if time.monotonic() > pool.deadline:
-                lost |= {name: f"{NO_TIME}; the same command goes on with it" for name in running}
-                stop(running)
+                stop(running.values())
+                stopped = [name for name in running if not by_name[name].is_done()]
+                lost |= dict.fromkeys(stopped, f"{NO_TIME}; the same command goes on with it")
+                running.clear()
             wait([process.sentinel for process in running.values()], POLL_SECONDS)
     return lost
 
@@ -98,24 +111,30 @@ def may_begin(job: Job, waiting: Sequence[Job], running: Sequence[Job], number: 
 
 
 class Clock:
-    """What jobs take, against what was expected of them."""
+    """What jobs take, against what was expected of them.
+
+    Each kind has its own correction: what a short job takes to start says nothing about a long run.
+    """
 
     def __init__(self):
         self.begun: dict[str, float] = {}
-        self.expected_seconds = self.real_seconds = 0.0
+        self.ended: dict[Callable, tuple[float, float]] = {}  # {kind: expected and real seconds, of all together}
 
     def begin(self, job: Job) -> None:
         self.begun[job.name] = time.monotonic()
 
-    def end(self, job: Job) -> float:
-        """-> the seconds that it took"""
+    def end(self, job: Job, succeeded: bool) -> float:
+        """-> the seconds that it took; those of a job that failed say nothing about others"""
         seconds = time.monotonic() - self.begun[job.name]
-        self.expected_seconds, self.real_seconds = self.expected_seconds + job.seconds, self.real_seconds + seconds
+        if succeeded:
+            expected, real = self.ended.get(job.run, (0.0, 0.0))
+            self.ended[job.run] = expected + job.seconds, real + seconds
         return seconds
 
     def expected(self, job: Job) -> float:
-        """The expected seconds, corrected by how wrong expectations were until now."""
-        return job.seconds * (self.real_seconds / self.expected_seconds if self.expected_seconds else 1.0)
+        """The expected seconds, corrected by how wrong expectations of such jobs were until now."""
+        expected, real = self.ended.get(job.run, (1.0, 1.0))
+        return job.seconds * real / expected
 
     def seconds_left(self, waiting: Sequence[Job], running: Iterable[Job], number: int) -> float:
         now = time.monotonic()
@@ -159,25 +178,24 @@ def end_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def stopping(running: dict[str, SpawnProcess]) -> Iterator[None]:
-    """Whatever ends the block also ends the jobs that are running."""
+def stopping() -> Iterator[None]:
+    """Whatever ends the block also ends the jobs that are running, and one that was being started."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-        stop(running)
+        stop(multiprocessing.active_children())
 
 
-def stop(running: dict[str, SpawnProcess]) -> None:
+def stop(processes: Collection[SpawnProcess]) -> None:
     """Ends the jobs, and what they have started; runs of train.py have time to save a checkpoint."""
-    for process in running.values():
+    for process in processes:
         process.terminate()
     deadline = time.monotonic() + GRACE_SECONDS
-    for process in running.values():
+    for process in processes:
         process.join(max(0.0, deadline - time.monotonic()))
         kill_group(process)
-    running.clear()
 
 
 def last_lines(log: Path) -> str:

@@ -117,13 +117,14 @@ def make_jobs(setup: Setup, speed: Speed, lengths: Lengths) -> list[Job]:
     if setup.pretrained:
         steps = lengths.teacher_tokens // sizes.step_tokens
         arguments = [*setup.pretrained, *length(steps)]
-        done = folder / work.TRAINED
+        done = (folder / work.TRAINED,)
         seconds = speed.run(sizes, "teacher", lengths.teacher_tokens)
-        jobs.append(Job("teacher", work.pretrain, (arguments, str(folder)), done, seconds))
+        jobs.append(Job("teacher", work.pretrain, (arguments, str(folder)), done, seconds, alone=True))
         needs = ("teacher",)
     seconds = speed.measuring(sizes, sizes.teacher, lengths.blocks)
     what = setup.teacher, setup.measuring._replace(blocks=lengths.blocks)
-    jobs.append(Job("teacher-held-out", work.measure_teacher, what, folder / work.FIGURES, seconds, needs))
+    done = folder / work.FIGURES, folder / work.PREDICTIONS
+    jobs.append(Job("teacher-held-out", work.measure_teacher, what, done, seconds, needs, alone=True))
     main = [variant for variant in setup.variants if variant.name in MAIN]
     others = [variant for variant in setup.variants if variant.name not in MAIN]
     jobs += [distillation(setup, speed, lengths, variant, seed) for seed in setup.seeds for variant in main]
@@ -147,7 +148,8 @@ def distillation(setup: Setup, speed: Speed, lengths: Lengths, variant: Variant,
     seconds = speed.run(sizes, "random" if variant.name == RANDOM else "distil", lengths.tokens)
     seconds += speed.measuring(sizes, sizes.student, lengths.blocks)
     what = arguments, setup.measuring._replace(blocks=lengths.blocks)
-    return Job(name, work.train_and_measure, what, out / work.FIGURES, seconds, ("teacher-held-out",))
+    done = out / work.FIGURES, out / work.COUNTS
+    return Job(name, work.train_and_measure, what, done, seconds, ("teacher-held-out",))
 
 
 def task_folder(setup: Setup, task: str, model: str, seed: int) -> Path:
@@ -168,18 +170,19 @@ def finetuning(setup: Setup, speed: Speed, lengths: Lengths, model: str, seed: i
         speed.finetuning(config, data, own.epochs, lengths.limit) for data, own in zip(setup.data, settings)
     )
     needs = ("teacher-held-out",) if of_teacher else (run_name(model, seed),)
-    done = task_folder(setup, setup.data[-1].task, model, seed) / work.FIGURES
+    done = tuple(Path(folder) / work.FIGURES for folder in folders.values())
     return Job(f"tasks-{run_name(model, seed)}", work.finetune_on_all, what, done, seconds, needs)
 
 
 def timing(setup: Setup) -> Job:
     """Of the first seed's models on all tasks."""
-    seed, done = setup.seeds[0], setup.out / "tasks" / work.SPEEDS
+    seed, folder = setup.seeds[0], setup.out / "tasks"
+    done = tuple(folder / data.task / work.SPEEDS for data in setup.data)
     pairs = {
         data.task: [str(task_folder(setup, data.task, model, seed) / "model.safetensors") for model in (TEACHER, PAPER)]
         for data in setup.data
     }
-    what = pairs, setup.data_folder, str(done.parent), setup.finetuning
+    what = pairs, setup.data_folder, str(folder), setup.finetuning
     needs = tuple(f"tasks-{run_name(model, seed)}" for model in (TEACHER, PAPER))
     seconds = START_SECONDS + TIMING_SECONDS * len(pairs)
     return Job("speed", work.time_on_all, what, done, seconds, needs, alone=True)
@@ -187,7 +190,7 @@ def timing(setup: Setup) -> Job:
 
 def seconds_of(jobs: Sequence[Job], number: int) -> float:
     """Of what is not done, so many at a time."""
-    left = [job for job in jobs if not job.done.exists()]
+    left = [job for job in jobs if not job.is_done()]
     alone = sum(job.seconds for job in left if job.alone)
     return alone + sum(job.seconds for job in left if not job.alone) / number
 
@@ -246,7 +249,7 @@ def print_plan(setup: Setup, lengths: Lengths, jobs: Sequence[Job], number: int,
         groups.setdefault(kinds[job.run], []).append(job)
     rows = [["part", "jobs", "done", "expected for the rest"]]
     for kind, own in groups.items():
-        done = sum(job.done.exists() for job in own)
+        done = sum(job.is_done() for job in own)
         at_once = 1 if own[0].alone else min(number, len(own) - done or 1)
         rows.append([kind, str(len(own)), str(done), time_text(seconds_of(own, at_once))])
     say(f"\nPlan, {number} at a time, {count(threads, 'thread')} each; {lengths.tokens:,} tokens for each student:")

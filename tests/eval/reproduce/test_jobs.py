@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from eval.reproduce.jobs import NO_TIME, Clock, Job, Pool, may_begin, run_jobs
+from eval.reproduce.jobs import NO_TIME, UNFINISHED, Clock, Job, Pool, may_begin, run_jobs
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def job(name, folder=Path("."), run=Path.touch, arguments=None, **settings):
     done = folder / name
-    return Job(name, run, (done,) if arguments is None else arguments, done, **{"seconds": 1.0, **settings})
+    return Job(name, run, (done,) if arguments is None else arguments, (done,), **{"seconds": 1.0, **settings})
 
 
 def test_what_can_be_done_is_done_and_only_once(tmp_path, capsys):
@@ -32,11 +32,12 @@ def test_what_can_be_done_is_done_and_only_once(tmp_path, capsys):
     ]
     reports = []
     pool = Pool(3, 1, tmp_path / "logs", time.monotonic() + 120)
-    lost = run_jobs(jobs, pool, lambda: reports.append(sorted(path.name for path in tmp_path.iterdir())))
+    lost = run_jobs(jobs, pool, reports.append)
     assert set(lost) == {"fails", "needs it", "says nothing", "too long"}
     assert lost["fails"].startswith("failed with status 3") and lost["says nothing"].startswith("failed with status 0")
     assert lost["needs it"] == "needs what was not done: fails" and lost["too long"] == NO_TIME
-    assert (tmp_path / "alone").exists() and len(reports) == 3
+    assert (tmp_path / "alone").exists() and reports[-1] == lost
+    assert all(set(report) <= {job.name for job in jobs[1:]} for report in reports)
     lines = capsys.readouterr().out.splitlines()
     assert sum("alone: done in" in line for line in lines) == 1 and not any("before" in line for line in lines)
 
@@ -53,8 +54,8 @@ from pathlib import Path
 from eval.reproduce.jobs import Job, Pool, run_jobs
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    write = Job("write", Path.write_text, (folder / "begun", "x"), folder / "begun", 1.0)
-    run_jobs([write, Job("sleep", time.sleep, (600,), folder / "done", 1.0)], Pool(1, 1, folder / "logs"))
+    write = Job("write", Path.write_text, (folder / "begun", "x"), (folder / "begun",), 1.0)
+    run_jobs([write, Job("sleep", time.sleep, (600,), (folder / "done",), 1.0)], Pool(1, 1, folder / "logs"))
 """
 
 
@@ -108,5 +109,27 @@ def test_the_time_left_is_corrected_by_what_jobs_took():
     assert clock.expected(waiting[0]) == 6 and clock.seconds_left(waiting, [], 2) == 5
     clock.begin(done)
     clock.begun["done"] -= 20  # seconds, twice what was expected
-    assert clock.end(done) == pytest.approx(20, abs=1)
+    assert clock.end(done, succeeded=True) == pytest.approx(20, abs=1)
     assert clock.seconds_left(waiting, [], 2) == pytest.approx(10, rel=0.1)
+    failed, other_kind = job("failed"), job("other", run=os.getpid)
+    clock.begin(failed)
+    clock.end(failed, succeeded=False)
+    assert clock.expected(waiting[0]) == pytest.approx(12, rel=0.1) and clock.expected(other_kind) == 1
+
+
+def test_time_is_kept_for_a_job_that_waits_to_run_alone(tmp_path):
+    """Not given to a later one, which could begin at once."""
+    first = job("first", tmp_path, Path.write_text, (tmp_path / "first", "x"))
+    jobs = [first, job("alone", tmp_path, seconds=20.0, alone=True), job("later", tmp_path, seconds=50.0)]
+    reports = []
+    lost = run_jobs(jobs, Pool(2, 1, tmp_path / "logs", time.monotonic() + 60), reports.append)
+    assert lost == {"later": NO_TIME} and (tmp_path / "alone").exists()
+    assert reports == [{"alone": UNFINISHED, "later": NO_TIME}, {"later": NO_TIME}]
+
+
+def test_a_job_is_done_when_all_its_files_exist(tmp_path):
+    both = job("one", tmp_path)._replace(done=(tmp_path / "one", tmp_path / "two"))
+    (tmp_path / "two").touch()
+    assert not both.is_done()
+    (tmp_path / "one").touch()
+    assert both.is_done()

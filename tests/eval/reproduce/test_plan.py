@@ -5,7 +5,7 @@ import pytest
 from data.cli import OptionError
 from data.tasks import TextExample
 from eval.reproduce import work
-from eval.reproduce.plan import Setup, Sizes, Speed, choose_lengths, make_jobs, seconds_of, speed_of
+from eval.reproduce.plan import Setup, Sizes, Speed, choose_lengths, make_jobs, seconds_of, speed_of, task_folder
 from eval.reproduce.variants import NAMES, PAPER, make_variants
 from eval.tasks.table2 import Options as Table2Options
 from eval.tasks.table2 import TaskData
@@ -85,7 +85,20 @@ def test_every_job_comes_after_what_it_needs_and_the_main_ones_first(tmp_path):
         assert set(job.after) <= set(names[:index])
     assert names[:5] == ["teacher", "teacher-held-out", "paper-0", "mlm-only-0", "random-0"]
     assert names.index("speed") < names.index("no-cosine-0")
-    assert len({job.done for job in jobs}) == len(jobs)
+    assert len({path for job in jobs for path in job.done}) == sum(len(job.done) for job in jobs)
+
+
+def test_a_task_that_is_added_is_done_too(tmp_path):
+    """Whether it stands before or after those that are done."""
+    for task in ("nli", "qa"):
+        shared = setup(tmp_path / task, names=(PAPER,), seeds=(0,))
+        jobs = {job.name: job for job in make_jobs(shared, SPEED, choose_lengths(shared, SPEED, 10**6, None, None, 2))}
+        for model in ("teacher", PAPER):
+            figures = task_folder(shared, task, model, 0) / work.FIGURES
+            figures.parent.mkdir(parents=True)
+            figures.touch()
+        (tmp_path / task / "tasks" / task / work.SPEEDS).touch()
+        assert not any(jobs[name].is_done() for name in ("tasks-teacher-0", "tasks-paper-0", "speed"))
 
 
 def test_the_students_of_a_seed_differ_in_their_variant_alone(tmp_path):
