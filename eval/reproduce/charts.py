@@ -18,7 +18,7 @@ BARS = {  # fine-tuned models: label, colour
     PAPERS_LOSS: ("student, distilled", "#0072b2"),
     MLM_ONLY: ("student, masked LM alone", "#e69f00"),
 }
-INT8, BEST_INT8 = "student, int8", "student, distilled, int8 (best seed)"
+INT8, FIRST_INT8 = "student, int8", "student, distilled, int8 (first seed)"
 COLOURS = {
     PAPERS_LOSS: "#0072b2",
     MLM_ONLY: "#d55e00",
@@ -231,7 +231,7 @@ def speed_chart(results: Mapping[str, Mapping], tasks: Mapping[str, dict]):
                 style = dict(fmt=marker, color=colour, markersize=8, capsize=3, label=label, zorder=3)
                 axis.errorbar(time + shift, mean, [[low], [high]], **style)
         if measure in results[task].get("int8", {}) and INT8 in times:
-            style = dict(marker="D", color="#56b4e9", markersize=8, linestyle="", label=BEST_INT8)
+            style = dict(marker="D", color="#56b4e9", markersize=8, linestyle="", label=FIRST_INT8)
             axis.plot(times[INT8], 100 * results[task]["int8"][measure][1], zorder=3, **style)
         axis.set(title=f"{task}, {NAMES.get(measure, measure)}", xlabel="milliseconds per text")
         axis.set_xlim(0, 1.15 * max(times.values()))
@@ -242,7 +242,7 @@ def speed_chart(results: Mapping[str, Mapping], tasks: Mapping[str, dict]):
     figure.axes[0].set_ylabel("on the test data, in percent")
     figure.suptitle("Accuracy against speed, one text at a time", fontsize=13, fontweight="bold")
     handles = {label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels())}
-    order = [label for label in (*(label for label, _ in BARS.values()), BEST_INT8) if label in handles]
+    order = [label for label in (*(label for label, _ in BARS.values()), FIRST_INT8) if label in handles]
     style = dict(ncols=4 if len(measures) > 2 else 2, frameon=False, fontsize=9)
     figure.legend([handles[label] for label in order], order, loc="outside lower center", **style)
     return figure

@@ -206,7 +206,7 @@ def section_4(results: Mapping, statistics: Mapping, folder: Path) -> list[str]:
     ]
     note = (
         "In percent, on the test examples; differences in points, on the same seeds, with 95 % intervals over seeds. "
-        "Baseline: without a model. Kept: of the teacher's figure. int8: the best seed on dev, and the difference from "
+        "Baseline: without a model. Kept: of the teacher's figure. int8: the first seed, and the difference from "
         "the same model in fp32. The last two columns are published figures, CamemBERT → DistilCamemBERT, of other "
         "models on other data."
     )

@@ -117,15 +117,17 @@ def values_of(runs: Mapping[int, Mapping], key: str) -> dict[int, float]:
 
 def read_counts(runs: Runs, folder: Path) -> dict[str, dict[int, ndarray]]:
     """{} for a variant of which a run names no file.  Raises DataError."""
-    found, masked = {}, None
+    found, same = {}, None
     for name, by_seed in runs.items():
         complete = all("counts" in run for run in by_seed.values())
         paths = {seed: folder / run["counts"] for seed, run in by_seed.items()} if complete else {}
         found[name] = {seed: read_array(path) for seed, path in paths.items()}
         for seed, counts in found[name].items():
-            masked = counts[:, 0] if masked is None else masked
-            if not numpy.array_equal(counts[:, 0], masked):
-                raise DataError(f"{paths[seed]} was counted on other text or masks than the other runs. Remove it.")
+            of_all = counts[:, [0, 3]]  # the masked tokens, and where the teacher is right
+            same = of_all if same is None else same
+            if not numpy.array_equal(of_all, same):
+                what = "was counted on other text or masks than the other runs, or with another teacher"
+                raise DataError(f"{paths[seed]} {what}. Remove the folder of this run, and start again.")
     return found
 
 

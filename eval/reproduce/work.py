@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy
+from numpy import ndarray
 
 import train
 from data.cache import prepared_folder
@@ -17,9 +18,10 @@ from data.cli import parse_options
 from data.outputs import make_folder, remove_tree
 from model import MaskedLM
 from model.checkpoints.load import load_teacher, load_tokenizer
+from model.checkpoints.native import atomic_file
 from model.training.device import Runtime, choose_device, choose_precision
 from model.training.options import Options as TrainOptions
-from model.training.run_state import FOLDER, METRICS, STUDENT
+from model.training.run_state import BEST, FOLDER, METRICS, STUDENT
 
 from ..results import write_json
 from ..tasks.baselines import baseline_report
@@ -57,19 +59,26 @@ class Measuring(NamedTuple):
 # ---- masked LMs ------------------------------------------------------------------------------------------------
 
 
-def run(arguments: Sequence[str]) -> tuple[TrainOptions, float]:
-    """A run of train.py -> its options and the seconds that it took.  A stopped one exits with its status."""
-    begun = time.monotonic()
+def run(arguments: Sequence[str]) -> tuple[TrainOptions, list[dict]]:
+    """A run of train.py -> its options and the lines of METRICS.  A stopped one exits with its status."""
     options = parse_options(TrainOptions, [*arguments, "--wait"], "train.py", "")
     if status := train.train(options):
         sys.exit(status)
-    return options, time.monotonic() - begun
+    lines = (Path(options.out) / METRICS).read_text(encoding="utf-8").splitlines()
+    return options, [json.loads(line) for line in lines]
+
+
+def save_array(path: Path, array: ndarray) -> None:
+    """Writes atomically.  Raises ModelError if it cannot."""
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        numpy.save(file, array)
 
 
 def time_training(arguments: Sequence[str], out: str) -> None:
     """A short run, to know the speed: TIMING, its seconds per token in its last half, and those beside its steps."""
-    options, seconds = run([*arguments, "--out", out])
-    lines = [json.loads(line) for line in (Path(out) / METRICS).read_text(encoding="utf-8").splitlines()]
+    begun = time.monotonic()
+    options, lines = run([*arguments, "--out", out])
+    seconds = time.monotonic() - begun
     speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
     per_token = 1 / statistics.median(speeds[len(speeds) // 2 :])
     tokens = options.steps * options.batch_size * options.accumulate * options.block_size
@@ -79,29 +88,34 @@ def time_training(arguments: Sequence[str], out: str) -> None:
 
 def pretrain(arguments: Sequence[str], out: str) -> None:
     """The teacher: a run of train.py by masked LM alone."""
-    options, seconds = run([*arguments, "--out", out])
-    write_json(Path(out) / TRAINED, {"steps": options.steps, "seconds": seconds})
+    options, lines = run([*arguments, "--out", out])
+    write_json(Path(out) / TRAINED, {"steps": options.steps, "seconds": seconds_of_steps(lines)})
     remove_tree(Path(out) / FOLDER)
 
 
 def train_and_measure(arguments: Sequence[str], measuring: Measuring) -> None:
     """A run of train.py, and then what its student predicts on the held-out text: COUNTS and FIGURES in its folder."""
-    options, seconds = run(arguments)
+    options, lines = run(arguments)
     folder = Path(options.out)
     held_out, runtime = measuring.open()
     student = load_teacher(str(folder / STUDENT), MaskedLM, runtime.device)
     predictions = predict(student, held_out, runtime)
     teacher_tokens = numpy.load(Path(measuring.teacher) / PREDICTIONS)
     counts = count_by_block(held_out, predictions.tokens, teacher_tokens)
-    numpy.save(folder / COUNTS, counts)
+    save_array(folder / COUNTS, counts)
     tokens = options.batch_size * options.accumulate * options.block_size
-    lines = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
     curve = [[line["step"] * tokens, line["held_out"]["accuracy"]] for line in lines if "held_out" in line]
     masked, right, as_teacher, _ = counts.sum(axis=0)
-    figures = {"seed": options.seed, "tokens": options.steps * tokens, "seconds": seconds}
+    figures = {"seed": options.seed, "tokens": options.steps * tokens, "seconds": seconds_of_steps(lines)}
     figures |= {"accuracy": right / masked, "agreement": as_teacher / masked, "mlm_loss": predictions.mlm_loss}
     write_json(folder / FIGURES, {**figures, "curve": curve})
     remove_tree(folder / FOLDER)  # the checkpoints, from which nothing goes on
+    (folder / BEST).unlink(missing_ok=True)
+
+
+def seconds_of_steps(lines: Sequence[Mapping]) -> float:
+    """Of a run, also one that was resumed.  lines: of METRICS"""
+    return sum(line["tokens"] / line["tokens_per_second"] for line in lines if line.get("tokens_per_second"))
 
 
 def measure_teacher(path: str, measuring: Measuring) -> None:
@@ -111,7 +125,7 @@ def measure_teacher(path: str, measuring: Measuring) -> None:
     held_out, runtime = measuring.open()
     teacher = load_teacher(path, MaskedLM, runtime.device)
     predictions = predict(teacher, held_out, runtime)
-    numpy.save(folder / PREDICTIONS, predictions.tokens)
+    save_array(folder / PREDICTIONS, predictions.tokens)
     counts = count_by_block(held_out, predictions.tokens, predictions.tokens)
     accuracy = bootstrap(counts, lambda sums: {"accuracy": ratio(sums[..., 1], sums[..., 0])})["accuracy"]
     about = {"blocks": held_out.blocks, "masked_tokens": len(held_out.labels), "runtime": runtime.to_json()}

@@ -92,7 +92,7 @@ def test_speed(tmp_path, tasks):
         assert found == pytest.approx([coordinate for point in expected for coordinate in point])
         assert axis.get_xlim() == pytest.approx((0, 11.5)) and axis.get_ylim()[0] < 65 < 82 < axis.get_ylim()[1]
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()][::3] == ["teacher", "student, distilled, int8 (best seed)"]
+    assert [text.get_text() for text in legend.get_texts()][::3] == ["teacher", "student, distilled, int8 (first seed)"]
     assert legend.get_window_extent().x0 >= 0 and legend.get_window_extent().x1 <= figure.bbox.x1
 
 

@@ -47,16 +47,18 @@ def test_the_demo(tmp_path, in_one_process, capsys):
     assert paper["command"].startswith("python train.py --teacher demo") and paper["curve"][-1][0] == 2048
     assert set(results["tasks"]["nli"]["models"]) == {"teacher", "paper", "mlm-only"}
     assert results["statistics"] and "accuracy" in results["tasks"]["nli"]["baseline"]
-    assert not (tmp_path / "out" / "runs" / "paper-0" / "checkpoints").exists()
+    of_paper = tmp_path / "out" / "runs" / "paper-0"
+    assert not (of_paper / "checkpoints").exists() and not list(of_paper.glob("best*")) and paper["seconds"] > 0
     report = (tmp_path / "out" / "report.md").read_text()
     assert report in said and "python train.py --teacher demo" in report
 
     in_one_process.clear()
-    (tmp_path / "out" / "runs" / "paper-0" / "figures.json").unlink()  # as if it had been killed before
+    (of_paper / "figures.json").unlink()  # as if it had been killed before
     assert main([*arguments, "--seeds", "0", "1"]) == 0
     assert in_one_process[:3] == ["paper-0", "paper-1", "mlm-only-1"] and "tasks-teacher-0" not in in_one_process
     again = json.loads((tmp_path / "out" / "results.json").read_text())["variants"]["paper"]["runs"]
     assert [run["seed"] for run in again] == [0, 1] and again[0]["accuracy"] == paper["accuracy"]
+    assert again[0]["seconds"] == paper["seconds"]  # of its training, which was not repeated
 
     with pytest.raises(OptionError, match=r"plan.json belongs to other inputs \(block_size\). Choose another --out"):
         main([*arguments, "--block-size", "32"])

@@ -110,6 +110,7 @@ def test_an_order_that_other_text_may_change(tmp_path):
         (lambda path: numpy.save(path, numpy.ones((BLOCKS, 3))), "four counts per block"),
         (lambda path: numpy.save(path, numpy.full((BLOCKS, 4), MASKED + 1)), "other text or masks"),
         (lambda path: numpy.save(path, numpy.full((BLOCKS + 1, 4), MASKED)), "other text or masks"),
+        (lambda path: numpy.save(path, numpy.load(path) + [0, 0, 0, 1]), "another teacher"),
     ],
 )
 def test_damaged_counts(tmp_path, damage, sentence):
