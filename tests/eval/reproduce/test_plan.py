@@ -5,7 +5,7 @@ import pytest
 from data.cli import OptionError
 from data.tasks import TextExample
 from eval.reproduce import work
-from eval.reproduce.plan import Setup, Sizes, Speed, choose_lengths, make_jobs, seconds_of, speed_of
+from eval.reproduce.plan import Setup, Sizes, Speed, TaskSize, choose_lengths, make_jobs, seconds_of, speed_of
 from eval.reproduce.variants import NAMES, PAPER, make_variants
 from eval.tasks.table2 import Options as Table2Options
 from eval.tasks.table2 import TaskData
