@@ -41,6 +41,7 @@ from model.student import choose_layers
 from model.training.bounds import LR, SEED
 from model.training.device import DEVICE_HELP, PRECISION_HELP, choose_device
 from model.training.options import DEMO_TEXT_STEPS
+from model.training.options import Options as TrainOptions
 from model.training.run_state import STUDENT, hash_json
 
 from ..results import command_line, write_json
@@ -49,7 +50,19 @@ from ..tasks.table2 import Options as Table2Options
 from . import work
 from .collect import REPORT, RESULTS, write_report
 from .jobs import Job, Pool, run_jobs
-from .plan import REPORT_SECONDS, Lengths, Setup, Sizes, Speed, choose_lengths, make_jobs, print_plan, rounded, speed_of
+from .plan import (
+    REPORT_SECONDS,
+    Lengths,
+    Setup,
+    Sizes,
+    Speed,
+    TaskSize,
+    choose_lengths,
+    make_jobs,
+    print_plan,
+    rounded,
+    speed_of,
+)
 from .variants import NAMES, Variant, make_variants
 
 PLAN = "plan.json"
@@ -90,6 +103,7 @@ class Options:
     small: bool = option(False, "with --teacher none: a teacher of the demo's size, as a test of the command")
 
     batch_size: int = option(8, "blocks per step", "training", least=1, most=10**6)
+    lr: float = option(TrainOptions.lr, "peak learning rate", **LR)
     block_size: int = option(128, "tokens per block", least=3, most=10**5)
     limit: int | None = option(None, "maximum number of training examples per task", type=int, least=1, most=10**9)
     task_epochs: int | None = option(None, "epochs of fine-tuning (default: as table2)", type=int, least=1, most=10**4)
@@ -172,7 +186,7 @@ def set_up(options: Options, command: str) -> tuple[Setup, dict]:
     shared = ["--corpus", *options.corpus, "--cache", options.cache, "--device", options.device]
     shared += [] if options.is_demo else ["--tokenizer", str(tokenizer.path)]
     shared += ["--precision", options.precision, "--batch-size", str(options.batch_size)]
-    shared += ["--block-size", str(options.block_size), "--keep", "1"]
+    shared += ["--lr", str(options.lr), "--block-size", str(options.block_size), "--keep", "1"]
     shared += ["--compile", "on"] if choose_device(options.device).type == "cuda" else []
     sizes = ("num_layers", "hidden_size", "num_heads", "intermediate_size")
     pretrained = [
@@ -203,6 +217,7 @@ def set_up(options: Options, command: str) -> tuple[Setup, dict]:
         arguments=("--teacher", "demo" if options.teacher == "demo" else teacher, *shared),
         sizes=Sizes(config, student, options.block_size, options.batch_size * options.block_size, TRAINING_RATE),
         data=data,
+        task_sizes=[TaskSize.of(each) for each in data],
         data_folder=data_folder,
         finetuning=finetuning,
         command=command,

@@ -52,6 +52,18 @@ class Sizes(NamedTuple):
         return training_flops(student, teacher, self.block_size, self.masked)
 
 
+class TaskSize(NamedTuple):
+    """What the cost of fine-tuning on a task depends on."""
+
+    examples: int  # of train
+    tokens: dict[str, float]  # of each part, roughly
+
+    @classmethod
+    def of(cls, data: TaskData) -> "TaskSize":
+        tokens = {part: len(json.dumps(examples)) / CHARACTERS for part, examples in data.parts.items()}
+        return cls(len(data.parts["train"]), tokens)
+
+
 class Speed(NamedTuple):
     """Of one process, beside as many others as will run at the same time."""
 
@@ -66,11 +78,10 @@ class Speed(NamedTuple):
         flops = training_flops(config, None, sizes.block_size, sizes.masked) / 3
         return START_SECONDS + blocks * sizes.block_size * flops / self.flops
 
-    def finetuning(self, config: EncoderConfig, data: TaskData, epochs: int, limit: int | None) -> float:
+    def finetuning(self, config: EncoderConfig, task: TaskSize, epochs: int, limit: int | None) -> float:
         """Seconds of a fine-tuning with its evaluations."""
-        tokens = {part: len(json.dumps(examples)) / CHARACTERS for part, examples in data.parts.items()}
-        share = min(1.0, limit / len(data.parts["train"])) if limit else 1.0
-        passes = epochs * (share * tokens["train"] + tokens["dev"] / 3) + tokens["test"] / 3
+        share = min(1.0, limit / task.examples) if limit else 1.0
+        passes = epochs * (share * task.tokens["train"] + task.tokens["dev"] / 3) + task.tokens["test"] / 3
         return SMALL_BATCHES * passes * training_flops(config, None, BLOCK, 0.0) / self.flops
 
 
@@ -92,6 +103,7 @@ class Setup(NamedTuple):
     arguments: tuple[str, ...]  # of train.py, that all variants have
     sizes: Sizes
     data: Sequence[TaskData]
+    task_sizes: Sequence[TaskSize]  # of data
     data_folder: str
     finetuning: Table2Options | None  # options of fine-tuning, with data
     command: str
@@ -167,7 +179,7 @@ def finetuning(setup: Setup, speed: Speed, lengths: Lengths, model: str, seed: i
     what = path, setup.data_folder, folders, options, setup.command
     settings = [finetune_settings(options, data, path, folders[data.task]) for data in setup.data]
     seconds = START_SECONDS + sum(
-        speed.finetuning(config, data, own.epochs, lengths.limit) for data, own in zip(setup.data, settings)
+        speed.finetuning(config, size, own.epochs, lengths.limit) for size, own in zip(setup.task_sizes, settings)
     )
     needs = ("teacher-held-out",) if of_teacher else (run_name(model, seed),)
     done = tuple(Path(folder) / work.FIGURES for folder in folders.values())
@@ -221,7 +233,7 @@ def choose_lengths(
     if (measuring := cost(blocks=blocks) - cost()) > MEASURING_SHARE * free:
         blocks = least.blocks + int((blocks - least.blocks) * MEASURING_SHARE * free / measuring)
     if (tuning := cost(limit=limit) - cost()) > TASKS_SHARE * free:
-        most = limit or max(len(data.parts["train"]) for data in setup.data)
+        most = limit or max(size.examples for size in setup.task_sizes)
         limit = least.limit + int((most - least.limit) * TASKS_SHARE * free / tuning)
     teacher_tokens = 0
     if pretrains:

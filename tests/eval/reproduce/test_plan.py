@@ -5,7 +5,17 @@ import pytest
 from data.cli import OptionError
 from data.tasks import TextExample
 from eval.reproduce import work
-from eval.reproduce.plan import Setup, Sizes, Speed, choose_lengths, make_jobs, seconds_of, speed_of, task_folder
+from eval.reproduce.plan import (
+    Setup,
+    Sizes,
+    Speed,
+    TaskSize,
+    choose_lengths,
+    make_jobs,
+    seconds_of,
+    speed_of,
+    task_folder,
+)
 from eval.reproduce.variants import NAMES, PAPER, make_variants
 from eval.tasks.table2 import Options as Table2Options
 from eval.tasks.table2 import TaskData
@@ -23,9 +33,9 @@ def setup(tmp_path, names=NAMES, seeds=(0, 1, 2), pretrained=(), tasks=("nli", "
     texts = [TextExample("un texte " * 20, "1")] * 1000
     data = [TaskData(task, {"train": texts, "dev": texts[:100], "test": texts[:100]}, ("file",)) for task in tasks]
     options = Table2Options(teacher="t", student="t", data="tasks", epochs=3)
-    return Setup(
-        tmp_path, "t", pretrained, measuring, variants, seeds, ("--teacher", "t"), SIZES, data, "tasks", options, ""
-    )
+    sizes, shared = [TaskSize.of(each) for each in data], ("--teacher", "t")
+    rest = measuring, variants, seeds, shared, SIZES, data, sizes, "tasks", options, ""
+    return Setup(tmp_path, "t", pretrained, *rest)
 
 
 def arguments_of(variant):
