@@ -68,7 +68,7 @@ from .variants import NAMES, Variant, make_variants
 PLAN = "plan.json"
 DEMO_TOKENS, TOKENS = 300 * 8 * 128, 2_000_000
 SMALL = {**demo.STUDENT, "num_layers": 6}  # of a teacher that is pre-trained: the demo's size
-TIMED_STEPS, TIMED_STEPS_GPU = (8, 1), (60, 10)  # and those between two lines; the first compile
+TIMED_STEPS, TIMED_STEPS_GPU = (8, 1), (60, 10)  # and those between two lines; the first ones compile
 TIMING_SECONDS = 30.0
 MOST_AT_ONCE = 4  # runs on a CPU, unless --jobs says so
 STORED_ELSEWHERE = ("out", "cache", "wait", "minutes", "tokens", "seeds", "variants", "tasks", "device", "jobs")
@@ -299,17 +299,19 @@ def plan(setup: Setup, options: Options, identity: dict, pool: Pool, deadline: f
     say("Timing a few steps …")
     folder, kind = setup.out / "timing", "teacher" if setup.pretrained else "distil"
     remove_tree(folder)  # of a start that was killed, perhaps with other options
-    steps, between = TIMED_STEPS_GPU if choose_device(options.device).type == "cuda" else TIMED_STEPS
+    on_gpu = choose_device(options.device).type == "cuda"
+    steps, between = TIMED_STEPS_GPU if on_gpu else TIMED_STEPS
     arguments = *(setup.pretrained or setup.arguments), "--steps", str(steps), "--log-every", str(between)
-    places = [folder / str(index) for index in range(pool.number)]
-    timings = [place / work.TIMING for place in places]
-    jobs = [
-        Job(f"timing-{place.name}", work.time_training, (arguments, str(place)), (timing,), TIMING_SECONDS)
-        for place, timing in zip(places, timings)
-    ]
-    lost = run_jobs(jobs, pool)
+
+    def timed(name: str, after: tuple[str, ...] = ()) -> Job:
+        place = folder / name
+        return Job(name, work.time_training, (arguments, str(place)), (place / work.TIMING,), TIMING_SECONDS, after)
+
+    first = [timed("compiling")] if on_gpu else []  # fills the compiler's cache, as the runs will find it
+    jobs = [timed(f"timing-{index}", tuple(job.name for job in first)) for index in range(pool.number)]
+    lost = run_jobs([*first, *jobs], pool)
     check(not lost, "The timing of a step did not succeed: " + "; ".join(lost.values()))
-    speed = speed_of([json.loads(timing.read_text(encoding="utf-8")) for timing in timings], setup.sizes, kind)
+    speed = speed_of([json.loads(job.done[0].read_text(encoding="utf-8")) for job in jobs], setup.sizes, kind)
     seconds = None if options.minutes is None else deadline - time.monotonic()
     lengths = choose_lengths(setup, speed, tokens, options.limit, seconds, pool.number)
     lengths = lengths._replace(tokens=min(lengths.tokens, most))

@@ -15,11 +15,13 @@ from model.training.run_state import STUDENT
 from ..benchmarks.harness import table_on_screen
 from ..tasks.table2 import Options as Table2Options
 from ..tasks.table2 import TaskData, finetune_settings
+from ..validation import VALIDATION_BLOCKS
 from . import work
 from .jobs import Job
 from .variants import FINE_TUNED, MAIN, PAPER, RANDOM, TEACHER, Variant
 
-VALIDATIONS = 6  # of each run, for its curve
+VALIDATIONS = 6  # of each run, for its curve, beside the first and the last
+VALIDATION_COST = 0.5  # of a token of validation, in tokens of training
 START_SECONDS = 4.0  # of a process, with its imports
 TEACHER_SHARE = 0.35  # of the time that can be shared out: for pre-training a teacher
 TEACHER_TOKENS = 4  # times a student's, without a limit of time
@@ -68,11 +70,12 @@ class Speed(NamedTuple):
     """Of one process, beside as many others as will run at the same time."""
 
     flops: float  # per second
-    overhead: float  # seconds of a run beside its steps
+    overhead: float  # seconds of a run beside its steps, with two validations
 
     def run(self, sizes: Sizes, kind: str, tokens: int) -> float:
         """Seconds of a run of train.py, with its validations."""
-        return self.overhead * (1 + VALIDATIONS / 4) + tokens * sizes.flops(kind) / self.flops
+        tokens += VALIDATION_COST * VALIDATIONS * VALIDATION_BLOCKS * sizes.block_size
+        return self.overhead + tokens * sizes.flops(kind) / self.flops
 
     def measuring(self, sizes: Sizes, config: EncoderConfig, blocks: int) -> float:
         flops = training_flops(config, None, sizes.block_size, sizes.masked) / 3

@@ -33,8 +33,8 @@ def in_one_process(monkeypatch):
 def test_the_demo(tmp_path, in_one_process, capsys):
     """Killed between two jobs, it goes on with what is missing; another seed extends it; other inputs are refused."""
     arguments = [*SMALL, "--cache", str(tmp_path / "corpora"), "--out", str(tmp_path / "out")]
-    (tmp_path / "out" / "timing" / "0").mkdir(parents=True)
-    (tmp_path / "out" / "timing" / "0" / "timing.json").write_text("of a start that was killed")
+    (tmp_path / "out" / "timing" / "timing-0").mkdir(parents=True)
+    (tmp_path / "out" / "timing" / "timing-0" / "timing.json").write_text("of a start that was killed")
     assert main([*arguments, "--seeds", "0"]) == 0
     students, tasks = ["paper-0", "mlm-only-0"], ["tasks-teacher-0", "tasks-paper-0", "tasks-mlm-only-0"]
     assert in_one_process == ["timing-0", "teacher-held-out", *students, *tasks, "speed"]
