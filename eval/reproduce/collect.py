@@ -51,7 +51,7 @@ def collect(setup: Setup, options, lengths: Lengths, jobs: Sequence[Job], lost: 
     teacher = read(Path(setup.measuring.teacher) / work.FIGURES) or {}
     results = provenance(setup.command, options, files, setup.seeds)
     results["scale"] = scale(setup, options, lengths, teacher)
-    results["teacher"] = {name: teacher[name] for name in ("accuracy", "mlm_loss") if name in teacher}
+    results["teacher"] = {name: teacher[name] for name in ("accuracy", "mlm_loss", "weights") if name in teacher}
     configs = {"teacher": setup.sizes.teacher, "student": setup.sizes.student}
     results["parameters"] = {name: parameters(config) for name, config in configs.items()}
     results["variants"] = variants(setup, jobs)

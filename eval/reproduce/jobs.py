@@ -8,14 +8,14 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import NamedTuple
 
-from data.cli import DataError, OptionError, say
+from data.cli import run_command, say
 from data.outputs import open_to_append
 from model import ModelError
 from model.training.plan import time_text
@@ -29,6 +29,7 @@ GRACE_SECONDS = 15  # for a run of train.py to save a checkpoint
 LAST_LINES = 3  # of a failed job's log, on screen
 NO_TIME = "the time was used up"
 UNFINISHED = "not finished yet"
+ON_MEMORY = "Use fewer --jobs; or a smaller --batch-size, with another --out."
 
 
 class Job(NamedTuple):
@@ -161,15 +162,7 @@ def job_process(job: Job, logs: Path) -> None:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(log.fileno(), stream.fileno())
     threading.Thread(target=end_with_parent, daemon=True).start()
-    try:
-        job.run(*job.arguments)
-    except (DataError, OptionError, ModelError, Diverged) as error:
-        print(error, file=sys.stderr, flush=True)
-        sys.exit(2)
-    except Exception:
-        traceback.print_exc()
-        sys.stderr.flush()
-        sys.exit(1)
+    run_command("error", partial(job.run, *job.arguments), ModelError, Diverged, on_memory=ON_MEMORY)
 
 
 def end_with_parent() -> None:

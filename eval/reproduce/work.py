@@ -18,7 +18,7 @@ from data.cli import parse_options
 from data.outputs import make_folder, remove_tree
 from model import MaskedLM
 from model.checkpoints.load import load_teacher, load_tokenizer
-from model.checkpoints.native import atomic_file
+from model.checkpoints.native import atomic_file, fingerprint
 from model.training.device import Runtime, choose_device, choose_precision
 from model.training.options import Options as TrainOptions
 from model.training.run_state import BEST, FOLDER, METRICS, STUDENT
@@ -124,12 +124,13 @@ def measure_teacher(path: str, measuring: Measuring) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     held_out, runtime = measuring.open()
     teacher = load_teacher(path, MaskedLM, runtime.device)
+    weights = fingerprint(teacher)  # before they are rounded to the precision
     predictions = predict(teacher, held_out, runtime)
     save_array(folder / PREDICTIONS, predictions.tokens)
     counts = count_by_block(held_out, predictions.tokens, predictions.tokens)
     accuracy = bootstrap(counts, lambda sums: {"accuracy": ratio(sums[..., 1], sums[..., 0])})["accuracy"]
     about = {"blocks": held_out.blocks, "masked_tokens": len(held_out.labels), "runtime": runtime.to_json()}
-    about |= {"config": asdict(teacher.config), "columns": COLUMNS}
+    about |= {"config": asdict(teacher.config), "columns": COLUMNS, "weights": weights}
     write_json(folder / FIGURES, {"accuracy": accuracy, "mlm_loss": predictions.mlm_loss, **about})
 
 

@@ -5,11 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from data import demo
 from data.cli import OptionError
 from eval.reproduce import jobs
 from eval.reproduce.command import Options, choose_variants, main, stored_plan
 from eval.reproduce.plan import Lengths, Speed
 from model import EncoderConfig
+from model.checkpoints.load import load_checkpoint
+from model.checkpoints.native import fingerprint
 
 SMALL = ("--tokens", "2048", "--blocks", "16", "--tasks", "nli", "--limit", "8", "--task-epochs", "1")
 SMALL += ("--variants", "paper", "mlm-only", "--batch-size", "2", "--block-size", "64", "--jobs", "1")
@@ -43,6 +46,7 @@ def test_the_demo(tmp_path, in_one_process, capsys):
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["scale"]["tokens"] == 2048 and results["scale"]["held_out_blocks"] == 16
     assert results["parameters"]["teacher"]["equation_9"] == results["parameters"]["teacher"]["counted"] == 1_384_320
+    assert results["teacher"]["weights"] == fingerprint(load_checkpoint(demo.TEACHER).float())
     paper = results["variants"]["paper"]["runs"][0]
     assert paper["command"].startswith("python train.py --teacher demo") and paper["curve"][-1][0] == 2048
     assert set(results["tasks"]["nli"]["models"]) == {"teacher", "paper", "mlm-only"}

@@ -29,11 +29,13 @@ def test_what_can_be_done_is_done_and_only_once(tmp_path, capsys):
         job("alone", tmp_path, after=("before",), alone=True),
         job("says nothing", tmp_path, os.getpid, ()),
         job("too long", tmp_path, seconds=10_000.0),
+        job("without its file", tmp_path, Path.read_bytes, (tmp_path / "lost",)),
     ]
     reports = []
     pool = Pool(3, 1, tmp_path / "logs", time.monotonic() + 120)
     lost = run_jobs(jobs, pool, reports.append)
-    assert set(lost) == {"fails", "needs it", "says nothing", "too long"}
+    assert set(lost) == {"fails", "needs it", "says nothing", "too long", "without its file"}
+    assert lost["without its file"] == f"failed with status 2: error: {tmp_path / 'lost'}: No such file or directory."
     assert lost["fails"].startswith("failed with status 3") and lost["says nothing"].startswith("failed with status 0")
     assert lost["needs it"] == "needs what was not done: fails" and lost["too long"] == NO_TIME
     assert (tmp_path / "alone").exists() and reports[-1] == lost
