@@ -10,6 +10,7 @@ from model.checkpoints.native import atomic_file
 
 from ..tasks.table2 import PAPER
 from ..tasks.table2_chart import NAMES, chart, value_and_error
+from ..validation import VALIDATION_BLOCKS
 from .variants import MLM_ONLY, RANDOM, TEACHER
 from .variants import PAPER as PAPERS_LOSS
 
@@ -136,7 +137,9 @@ def draw_curves(upper, lower, results: Mapping, styles: Mapping[str, dict]) -> N
     early = [numpy.interp(EARLY * tokens[-1], tokens, mean) for tokens, mean, _ in lines]
     middle = max(0.1 * top, min([*early, 0.9 * teacher]))
     upper.set_ylim(middle, top + 0.1 * (top - middle))
-    lower.set(ylim=(0, middle), xlabel=f"tokens read, in {unit_name}")
+    blocks = results["scale"]["held_out_blocks"]
+    part = f"; curves: on {VALIDATION_BLOCKS} of the {blocks:,} blocks" if blocks > VALIDATION_BLOCKS else ""
+    lower.set(ylim=(0, middle), xlabel=f"tokens read, in {unit_name}{part}")
     upper.spines["bottom"].set(linestyle=":", color="#999999")
     upper.tick_params(labelbottom=False)
     bands = "; bands: ± one standard deviation" if any(len(each) > 1 for each in curves.values()) else ""

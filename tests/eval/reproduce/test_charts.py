@@ -65,6 +65,15 @@ def test_accuracy(tmp_path, seeds, names):
     assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
 
 
+def test_curves_on_a_part_of_the_held_out_blocks(tmp_path):
+    """The teacher's line and the accuracy at the end are over all of them."""
+    pytest.importorskip("matplotlib")
+    results = made_up(tmp_path, 1, NAMES[:1], tasks=())
+    results["scale"]["held_out_blocks"] = 8192
+    lower = accuracy_chart(results, summary(results, tmp_path)).axes[2]
+    assert lower.get_xlabel() == "tokens read, in thousands; curves: on 256 of the 8,192 blocks"
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("curve", [[], [[0, 0.0]], [[0, 0.9], [1000, 0.9]]])
 def test_runs_of_which_little_is_known(tmp_path, curve):
