@@ -54,7 +54,7 @@ def collect(setup: Setup, options, lengths: Lengths, jobs: Sequence[Job], lost: 
     results["teacher"] = {name: teacher[name] for name in ("accuracy", "mlm_loss", "weights") if name in teacher}
     configs = {"teacher": setup.sizes.teacher, "student": setup.sizes.student}
     results["parameters"] = {name: parameters(config) for name, config in configs.items()}
-    results["variants"] = variants(setup, jobs)
+    results["variants"] = variants(setup, jobs) if teacher else {}  # all are compared with it
     results["tasks"] = {data.task: found for data in setup.data if (found := task_results(setup, data.task))}
     results["not_done"] = [f"{name}: {reason}" for name, reason in lost.items()]
     return results
