@@ -31,9 +31,9 @@ from data.demo.tasks import write_tasks
 from data.download.models import fetch_models
 from data.locks import WAIT_HELP, own
 from data.masking import TRAINING_RATE
-from data.outputs import remove_tree
+from data.outputs import remove_tree, write_file
 from data.tasks import TASKS
-from data.tokenizer import Tokenizer
+from data.tokenizer import FILE_NAME, Tokenizer
 from model import EncoderConfig, MaskedLM
 from model.checkpoints.load import TOKENIZER_HELP, check_vocabulary, load_checkpoint, load_tokenizer
 from model.checkpoints.native import fingerprint
@@ -174,6 +174,8 @@ def set_up(options: Options, command: str) -> tuple[Setup, dict]:
     config, identity = teacher_config(path, tokenizer, options)
     corpus = prepared_folder(options.corpus, tokenizer, options.cache)
     blocks, held_out = open_blocks(corpus, tokenizer, options.block_size)
+    own_tokenizer = out / FILE_NAME  # also of a tokenizer inside a tarball, which only its model can be read from
+    write_file(own_tokenizer, tokenizer.content)
     given = asdict(options)
     identity |= {
         name: value
@@ -184,7 +186,7 @@ def set_up(options: Options, command: str) -> tuple[Setup, dict]:
     folder = out / "teacher"
     teacher = str(path) if path else str(folder / STUDENT)
     shared = ["--corpus", *options.corpus, "--cache", options.cache, "--device", options.device]
-    shared += [] if options.is_demo else ["--tokenizer", str(tokenizer.path)]
+    shared += [] if options.is_demo else ["--tokenizer", str(own_tokenizer)]
     shared += ["--precision", options.precision, "--batch-size", str(options.batch_size)]
     shared += ["--lr", str(options.lr), "--block-size", str(options.block_size), "--keep", "1"]
     shared += ["--compile", "on"] if choose_device(options.device).type == "cuda" else []
@@ -199,7 +201,7 @@ def set_up(options: Options, command: str) -> tuple[Setup, dict]:
     identity |= {f"data of {each.task}": hash_json(json.dumps(each.parts)) for each in data}
     measuring = work.Measuring(
         options.corpus,
-        str(tokenizer.path),
+        str(own_tokenizer),
         options.cache,
         options.block_size,
         min(options.blocks, len(held_out)),

@@ -7,6 +7,7 @@ import pytest
 
 from data import demo
 from data.cli import OptionError
+from data.tokenizer import FILE_NAME, Tokenizer
 from eval.reproduce import jobs
 from eval.reproduce.command import Options, choose_variants, main, stored_plan
 from eval.reproduce.plan import Lengths, Speed
@@ -46,6 +47,7 @@ def test_the_demo(tmp_path, in_one_process, capsys):
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["scale"]["tokens"] == 2048 and results["scale"]["held_out_blocks"] == 16
     assert results["parameters"]["teacher"]["equation_9"] == results["parameters"]["teacher"]["counted"] == 1_384_320
+    assert (tmp_path / "out" / FILE_NAME).read_bytes() == Tokenizer(demo.FOLDER).content
     assert results["teacher"]["weights"] == fingerprint(load_checkpoint(demo.TEACHER).float())
     paper = results["variants"]["paper"]["runs"][0]
     assert paper["command"].startswith("python train.py --teacher demo") and paper["curve"][-1][0] == 2048
