@@ -175,7 +175,8 @@ def set_up(options: Options, command: str) -> tuple[Setup, dict]:
     corpus = prepared_folder(options.corpus, tokenizer, options.cache)
     blocks, held_out = open_blocks(corpus, tokenizer, options.block_size)
     own_tokenizer = out / FILE_NAME  # also of a tokenizer inside a tarball, which only its model can be read from
-    write_file(own_tokenizer, tokenizer.content)
+    if not ((out / PLAN).exists() and own_tokenizer.exists()):  # else the plan says whether it is the same one
+        write_file(own_tokenizer, tokenizer.content)
     given = asdict(options)
     identity |= {
         name: value
