@@ -275,6 +275,8 @@ def stored_plan(path: Path, identity: dict, tokens: int | None) -> tuple[Speed, 
     tokens: those asked for.  Raises OptionError if it belongs to other inputs.
     """
     if not path.exists():
+        lost = f"{path.parent} has runs, but no {path.name}, which says of what they are. Choose another --out."
+        check(not (path.parent / "runs").exists(), lost)
         return None
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))

@@ -96,12 +96,17 @@ def test_options_that_make_no_sense(arguments, message):
 
 def test_the_data_of_further_tasks_become_part_of_the_plan(tmp_path):
     path, speed, lengths = tmp_path / "plan.json", Speed(1e9, 1.0), Lengths(2048, 0, None, 16)
+    assert stored_plan(path, {}, None) is None
     stored = {"identity": {"data of qa": "1"}, "speed": speed._asdict(), "lengths": lengths._asdict()}
     path.write_text(json.dumps(stored))
     assert stored_plan(path, {"data of nli": "2"}, None) == (speed, lengths)
     assert stored_plan(path, {"data of qa": "1", "data of nli": "2"}, 2048) == (speed, lengths)
     with pytest.raises(OptionError, match=r"other inputs \(data of nli\)"):
         stored_plan(path, {"data of nli": "3"}, None)
+    path.unlink()
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(OptionError, match="has runs, but no plan.json"):
+        stored_plan(path, {}, None)
 
 
 def test_variants_that_a_teacher_does_not_have(capsys):
