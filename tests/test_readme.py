@@ -76,9 +76,10 @@ def test_every_command_can_be_parsed(command):
         name, *rest = words[2:]
         module = "evaluate" if name in TASKS else name.replace("-", "_")
         package = "benchmarks" if name in ("speed", "throughput", "attention", "gpu") else "tasks"
-        module = "gpu.results" if name == "gpu" else module
+        module = {"gpu": "gpu.results", "reproduce": "reproduce.command"}.get(name, module)
         rest = rest[1:] if name in ("finetune", "predict") else rest
-        options = importlib.import_module(f"eval.{package}.{module}").Options
+        package = "" if name == "reproduce" else f"{package}."
+        options = importlib.import_module(f"eval.{package}{module}").Options
         if rest or name not in TASKS:  # `python -m eval nli` alone stands for the command
             parse_options(options, rest, "", "")
     elif words[0] == "-m":
