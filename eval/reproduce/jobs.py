@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -162,7 +161,11 @@ def job_process(job: Job, logs: Path) -> None:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(log.fileno(), stream.fileno())
     threading.Thread(target=end_with_parent, daemon=True).start()
-    run_command("error", partial(job.run, *job.arguments), ModelError, Diverged, on_memory=ON_MEMORY)
+
+    def run() -> None:
+        job.run(*job.arguments)
+
+    run_command("error", run, ModelError, Diverged, on_memory=ON_MEMORY)
 
 
 def end_with_parent() -> None:

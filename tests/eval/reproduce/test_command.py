@@ -9,7 +9,7 @@ from data import demo
 from data.cli import OptionError
 from data.tokenizer import FILE_NAME, Tokenizer
 from eval.reproduce import jobs
-from eval.reproduce.command import Options, choose_variants, main, stored_plan
+from eval.reproduce.command import Options, choose_variants, main, stored_plan, teacher_config
 from eval.reproduce.plan import Lengths, Speed
 from model import EncoderConfig
 from model.checkpoints.load import load_checkpoint
@@ -68,10 +68,6 @@ def test_the_demo(tmp_path, in_one_process, capsys):
 
     with pytest.raises(OptionError, match=r"plan.json belongs to other inputs \(block_size\). Choose another --out"):
         main([*arguments, "--block-size", "32"])
-    with pytest.raises(OptionError, match=r"belongs to other inputs \(teacher\)"):
-        main([*arguments, "--teacher", "none"])
-    with pytest.raises(OptionError, match=r"students that read 2,048 tokens. Choose another --out"):
-        main([*arguments, "--tokens", "4096"])
     (tmp_path / "out" / "plan.json").write_text('{"identity": {')
     with pytest.raises(OptionError, match=r"plan.json cannot be read"):
         main(arguments)
@@ -94,7 +90,7 @@ def test_options_that_make_no_sense(arguments, message):
         Options(**arguments)
 
 
-def test_the_data_of_further_tasks_become_part_of_the_plan(tmp_path):
+def test_a_plan_belongs_to_its_inputs_and_takes_further_tasks(tmp_path):
     path, speed, lengths = tmp_path / "plan.json", Speed(1e9, 1.0), Lengths(2048, 0, None, 16)
     assert stored_plan(path, {}, None) is None
     stored = {"identity": {"data of qa": "1"}, "speed": speed._asdict(), "lengths": lengths._asdict()}
@@ -103,6 +99,12 @@ def test_the_data_of_further_tasks_become_part_of_the_plan(tmp_path):
     assert stored_plan(path, {"data of qa": "1", "data of nli": "2"}, 2048) == (speed, lengths)
     with pytest.raises(OptionError, match=r"other inputs \(data of nli\)"):
         stored_plan(path, {"data of nli": "3"}, None)
+    with pytest.raises(OptionError, match=r"students that read 2,048 tokens. Choose another --out"):
+        stored_plan(path, {}, 4096)
+    path.write_text(json.dumps({**stored, "identity": {"teacher": "3"}}))
+    _, pretrained = teacher_config(None, Tokenizer(demo.FOLDER), Options(teacher="none"))
+    with pytest.raises(OptionError, match=r"other inputs \(teacher\)"):
+        stored_plan(path, pretrained, None)
     path.unlink()
     (tmp_path / "runs").mkdir()
     with pytest.raises(OptionError, match="has runs, but no plan.json"):
