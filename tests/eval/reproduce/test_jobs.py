@@ -6,9 +6,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from eval.reproduce import jobs as jobs_module
 from eval.reproduce.jobs import NO_TIME, UNFINISHED, Clock, Job, Pool, may_begin, run_jobs
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -119,8 +121,15 @@ def test_the_time_left_is_corrected_by_what_jobs_took():
     assert clock.expected(waiting[0]) == pytest.approx(12, rel=0.1) and clock.expected(other_kind) == 1
 
 
-def test_time_is_kept_for_a_job_that_waits_to_run_alone(tmp_path):
-    """Not given to a later one, which could begin at once."""
+def test_time_is_kept_for_a_job_that_waits_to_run_alone(tmp_path, monkeypatch):
+    """Not given to a later one, which could begin at once. All in this process."""
+
+    def start(job, pool):
+        job.run(*job.arguments)
+        return SimpleNamespace(is_alive=lambda: False, exitcode=0, sentinel=-1)
+
+    monkeypatch.setattr(jobs_module, "start", start)
+    monkeypatch.setattr(jobs_module, "wait", lambda sentinels, seconds: None)
     first = job("first", tmp_path, Path.write_text, (tmp_path / "first", "x"))
     jobs = [first, job("alone", tmp_path, seconds=20.0, alone=True), job("later", tmp_path, seconds=50.0)]
     reports = []
