@@ -61,7 +61,7 @@ def collect(setup: Setup, options, lengths: Lengths, jobs: Sequence[Job], lost: 
 
 
 def parameters(config: EncoderConfig) -> dict[str, int]:
-    """Equation (9), and the parameters that the encoder has."""
+    """The parameters that the encoder has, and what equation (9) gives."""
     with torch.device("meta"):
         counted = sum(parameter.numel() for parameter in Encoder(config).parameters())
     return {"equation_9": count_parameters(config), "counted": counted}
