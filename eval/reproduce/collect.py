@@ -7,11 +7,9 @@ from pathlib import Path
 
 import torch
 
-from data.cache import prepared_folder
 from data.cli import DataError
 from data.corpus.shards import MANIFEST
 from data.outputs import write_file
-from data.tokenizer import Tokenizer
 from model import Encoder, EncoderConfig, count_parameters
 from model.training.device import choose_device
 
@@ -44,7 +42,7 @@ def write_report(
 
 
 def collect(setup: Setup, options, lengths: Lengths, jobs: Sequence[Job], lost: Mapping[str, str]) -> dict:
-    files = [prepared_folder(options.corpus, Tokenizer(setup.measuring.tokenizer), options.cache) / MANIFEST]
+    files = [setup.measuring.corpus / MANIFEST]
     files += [path for data in setup.data for path in data.files]
     if not setup.pretrained and Path(setup.teacher).is_file():
         files.append(setup.teacher)

@@ -39,7 +39,7 @@ from model.checkpoints.load import TOKENIZER_HELP, check_vocabulary, load_checkp
 from model.checkpoints.native import fingerprint
 from model.student import choose_layers
 from model.training.bounds import LR, SEED
-from model.training.device import DEVICE_HELP, PRECISION_HELP, choose_device
+from model.training.device import DEVICE_HELP, PRECISION_HELP, choose_device, choose_precision
 from model.training.options import DEMO_TEXT_STEPS
 from model.training.options import Options as TrainOptions
 from model.training.run_state import STUDENT, hash_json
@@ -184,6 +184,7 @@ def set_up(options: Options, command: str) -> tuple[Setup, dict]:
         if name not in (*STORED_ELSEWHERE, "teacher", "tokenizer", "corpus", "data")
     }
     identity |= {"tokenizer": tokenizer.sha256(), "corpus": hash_json(blocks.hashes())}
+    identity["precision"] = choose_precision(options.precision, choose_device(options.device))
     folder = out / "teacher"
     teacher = str(path) if path else str(folder / STUDENT)
     shared = ["--corpus", *options.corpus, "--cache", options.cache, "--device", options.device]
@@ -201,9 +202,8 @@ def set_up(options: Options, command: str) -> tuple[Setup, dict]:
     data, data_folder, finetuning = read_data(options, teacher)
     identity |= {f"data of {each.task}": hash_json(json.dumps(each.parts)) for each in data}
     measuring = work.Measuring(
-        options.corpus,
+        corpus,
         str(own_tokenizer),
-        options.cache,
         options.block_size,
         min(options.blocks, len(held_out)),
         options.device,

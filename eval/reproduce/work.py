@@ -13,7 +13,6 @@ import numpy
 from numpy import ndarray
 
 import train
-from data.cache import prepared_folder
 from data.cli import parse_options
 from data.outputs import make_folder, remove_tree
 from model import MaskedLM
@@ -39,9 +38,8 @@ SPEEDS, BASELINE, TRAINED, TIMING = "speed.json", "baseline.json", "trained.json
 class Measuring(NamedTuple):
     """The held-out text, and how models are run on it."""
 
-    corpus: tuple[str, ...]
+    corpus: Path  # prepared
     tokenizer: str
-    cache: str
     block_size: int
     blocks: int
     device: str
@@ -51,9 +49,8 @@ class Measuring(NamedTuple):
     def open(self) -> tuple[HeldOut, Runtime]:
         tokenizer = load_tokenizer(self.tokenizer)
         device = choose_device(self.device)
-        corpus = prepared_folder(self.corpus, tokenizer, self.cache)
         runtime = Runtime(device, choose_precision(self.precision, device))
-        return read_held_out(corpus, tokenizer, self.block_size, self.blocks), runtime
+        return read_held_out(self.corpus, tokenizer, self.block_size, self.blocks), runtime
 
 
 # ---- masked LMs ------------------------------------------------------------------------------------------------

@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
+import train
 from data import demo
 from data.cli import OptionError
 from data.tokenizer import FILE_NAME, Tokenizer
-from eval.reproduce import jobs
+from eval.reproduce import command, jobs
 from eval.reproduce.command import Options, choose_variants, main, stored_plan, teacher_config
 from eval.reproduce.plan import Lengths, Speed
 from model import EncoderConfig
@@ -31,6 +32,8 @@ def in_one_process(monkeypatch):
 
     monkeypatch.setattr(jobs, "start", start)
     monkeypatch.setattr(jobs, "wait", lambda sentinels, seconds: None)
+    monkeypatch.setattr(command, "DEMO_COUNTS", {"nli": 40})
+    monkeypatch.setattr(train, "VALIDATION_BLOCKS", 4)
     return names
 
 

@@ -1,5 +1,7 @@
 """The variants, and a plan whose jobs fit in the time."""
 
+from pathlib import Path
+
 import pytest
 
 from data.cli import OptionError
@@ -28,7 +30,7 @@ SPEED = Speed(5e12, 5.0)  # a small GPU
 
 
 def setup(tmp_path, names=NAMES, seeds=(0, 1, 2), pretrained=(), tasks=("nli", "qa")):
-    measuring = work.Measuring(("texts",), "tokenizer", "cache", 128, 4096, "cpu", "fp32", str(tmp_path / "teacher"))
+    measuring = work.Measuring(Path("corpus"), "tokenizer", 128, 4096, "cpu", "fp32", str(tmp_path / "teacher"))
     variants = [variant for name, variant in make_variants(BASE).items() if name in names]
     texts = [TextExample("un texte " * 20, "1")] * 1000
     data = [TaskData(task, {"train": texts, "dev": texts[:100], "test": texts[:100]}, ("file",)) for task in tasks]
