@@ -53,7 +53,7 @@ class Options:
         "teacher layers to copy: alternate (0, 2, …), distilbert (0, 2, 4, 7, 9, 11), indices",
         nargs="+",
     )
-    dropout: float = option(0.0, "of the student in this run; its configuration keeps the teacher's", **DROPOUT)
+    dropout: float = option(0.0, "of the student in training, not stored with it", **DROPOUT)
     direction: str = option(
         DEFAULTS.direction,
         "of the KL divergence of equation (10), as printed D_KL(student || teacher)",
@@ -68,10 +68,8 @@ class Options:
         metavar=("SOFT", "COS", "MLM"),
         **WEIGHT,
     )
-    hidden_weight: float = option(0.0, "beyond the paper: of 1 - cos at the student's layers before the last", **WEIGHT)
-    relation_weight: float = option(
-        0.0, "beyond the paper: of MiniLMv2's self-attention relations at the student's last layer", **WEIGHT
-    )
+    hidden_weight: float = option(0.0, "beyond the paper: of hidden states before the last layer", **WEIGHT)
+    relation_weight: float = option(0.0, "beyond the paper: of MiniLMv2's attention relations", **WEIGHT)
     relation_heads: int | None = option(
         None, "heads of these relations (default: the teacher's attention heads)", type=int, least=1, most=16384
     )
@@ -92,9 +90,7 @@ class Options:
     masking: str = option(
         STRATEGIES[0], "what is masked: single tokens, whole words, or rare tokens more often", choices=STRATEGIES
     )
-    masking_rate: float = option(
-        TRAINING_RATE, "fraction of the tokens to mask in training; validations keep 15 %%", **RATE
-    )
+    masking_rate: float = option(TRAINING_RATE, "fraction of the tokens masked in training", **RATE)
     lr: float = option(1e-3, "peak learning rate", **LR)
     warmup: float = option(0.05, "warm-up fraction; the learning rate then decays linearly", least=0, most=1)
     weight_decay: float = option(0.0, "of AdamW, on matrices only", **WEIGHT_DECAY)
