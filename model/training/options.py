@@ -53,7 +53,7 @@ class Options:
         "teacher layers to copy: alternate (0, 2, …), distilbert (0, 2, 4, 7, 9, 11), indices",
         nargs="+",
     )
-    dropout: float = option(0.0, "of the student in training, not stored with it", **DROPOUT)
+    dropout: float = option(0.0, "of the student in training only", **DROPOUT)
     direction: str = option(
         DEFAULTS.direction,
         "of the KL divergence of equation (10), as printed D_KL(student || teacher)",
@@ -62,19 +62,19 @@ class Options:
     temperature: float = option(DEFAULTS.temperature, "of the softmaxes of equation (10)", **TEMPERATURE)
     weights: tuple[float, ...] = option(
         DEFAULTS.weights,
-        "of the losses in equation (13)",
+        "of the terms in equation (13)",
         nargs=3,
         type=float,
         metavar=("SOFT", "COS", "MLM"),
         **WEIGHT,
     )
-    hidden_weight: float = option(0.0, "beyond the paper: of hidden states before the last layer", **WEIGHT)
-    relation_weight: float = option(0.0, "beyond the paper: of MiniLMv2's attention relations", **WEIGHT)
+    hidden_weight: float = option(0.0, "beyond the paper: of hidden states", **WEIGHT)
+    relation_weight: float = option(0.0, "beyond the paper: attention relations", **WEIGHT)
     relation_heads: int | None = option(
-        None, "heads of these relations (default: the teacher's attention heads)", type=int, least=1, most=16384
+        None, "their heads (default: the teacher's attention heads)", type=int, least=1, most=16384
     )
     relation_layer: int | None = option(
-        None, "teacher layer of these relations, from 0 (default: the last)", type=int, least=0, most=999
+        None, "their teacher layer, from 0 (default: the last)", type=int, least=0, most=999
     )
 
     steps: int | None = option(
@@ -90,7 +90,7 @@ class Options:
     masking: str = option(
         STRATEGIES[0], "what is masked: single tokens, whole words, or rare tokens more often", choices=STRATEGIES
     )
-    masking_rate: float = option(TRAINING_RATE, "fraction of the tokens masked in training", **RATE)
+    masking_rate: float = option(TRAINING_RATE, "fraction of tokens masked in training", **RATE)
     lr: float = option(1e-3, "peak learning rate", **LR)
     warmup: float = option(0.05, "warm-up fraction; the learning rate then decays linearly", least=0, most=1)
     weight_decay: float = option(0.0, "of AdamW, on matrices only", **WEIGHT_DECAY)
