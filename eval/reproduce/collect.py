@@ -11,10 +11,9 @@ from data.cli import DataError
 from data.corpus.shards import MANIFEST
 from data.outputs import write_file
 from model import Encoder, EncoderConfig, count_parameters
-from model.training.device import choose_device
 
 from ..benchmarks.harness import processor
-from ..results import provenance, write_json
+from ..results import write_json
 from ..tasks.table2 import MEASURES
 from . import work
 from .charts import draw
@@ -27,11 +26,26 @@ from .variants import FINE_TUNED, TEACHER
 RESULTS, REPORT = "results.json", "report.md"
 
 
+def input_files(setup: Setup) -> list[Path | str]:
+    """What the results depend on, for the provenance."""
+    files = [setup.measuring.corpus / MANIFEST, *(path for data in setup.data for path in data.files)]
+    given = not setup.pretrained and Path(setup.teacher).is_file()
+    return [*files, setup.teacher] if given else files
+
+
 def write_report(
-    setup: Setup, options, lengths: Lengths, jobs: Sequence[Job], lost: Mapping[str, str], pictures: bool = False
+    setup: Setup,
+    about: Mapping,
+    lengths: Lengths,
+    jobs: Sequence[Job],
+    lost: Mapping[str, str],
+    pictures: bool = False,
 ) -> str:
-    """results.json and report.md from what is done, and the pictures -> the report.  lost: why jobs were not done"""
-    results = collect(setup, options, lengths, jobs, lost)
+    """results.json and report.md from what is done, and the pictures -> the report
+
+    about: provenance() of the command; lost: why jobs were not done.
+    """
+    results = collect(setup, about, lengths, jobs, lost)
     statistics = summary(results, setup.out)
     write_json(setup.out / RESULTS, {**results, "statistics": statistics})
     if pictures:
@@ -41,21 +55,18 @@ def write_report(
     return text
 
 
-def collect(setup: Setup, options, lengths: Lengths, jobs: Sequence[Job], lost: Mapping[str, str]) -> dict:
-    files = [setup.measuring.corpus / MANIFEST]
-    files += [path for data in setup.data for path in data.files]
-    if not setup.pretrained and Path(setup.teacher).is_file():
-        files.append(setup.teacher)
+def collect(setup: Setup, about: Mapping, lengths: Lengths, jobs: Sequence[Job], lost: Mapping[str, str]) -> dict:
     teacher = read(Path(setup.measuring.teacher) / work.FIGURES) or {}
-    results = provenance(setup.command, options, files, setup.seeds)
-    results["scale"] = scale(setup, options, lengths, teacher)
-    results["teacher"] = {name: teacher[name] for name in ("accuracy", "mlm_loss", "weights") if name in teacher}
     configs = {"teacher": setup.sizes.teacher, "student": setup.sizes.student}
-    results["parameters"] = {name: parameters(config) for name, config in configs.items()}
-    results["variants"] = variants(setup, jobs) if teacher else {}  # all are compared with it
-    results["tasks"] = {data.task: found for data in setup.data if (found := task_results(setup, data.task))}
-    results["not_done"] = [f"{name}: {reason}" for name, reason in lost.items()]
-    return results
+    return {
+        **about,
+        "scale": scale(setup, about["options"], lengths, teacher),
+        "teacher": {name: teacher[name] for name in ("accuracy", "mlm_loss", "weights") if name in teacher},
+        "parameters": {name: parameters(config) for name, config in configs.items()},
+        "variants": variants(setup, jobs) if teacher else {},  # all are compared with it
+        "tasks": {data.task: found for data in setup.data if (found := task_results(setup, data.task))},
+        "not_done": [f"{name}: {reason}" for name, reason in lost.items()],
+    }
 
 
 def parameters(config: EncoderConfig) -> dict[str, int]:
@@ -73,13 +84,12 @@ def read(path: Path) -> dict | None:
         raise DataError(f"{path} is damaged ({error}). Remove it, and start again: only its job is repeated.") from None
 
 
-def scale(setup: Setup, options, lengths: Lengths, teacher: dict) -> dict:
-    device = choose_device(options.device)
-    sizes = setup.sizes
+def scale(setup: Setup, options: Mapping, lengths: Lengths, teacher: Mapping) -> dict:
+    device, sizes = setup.device, setup.sizes
     return {
-        "teacher": options.teacher,
-        "corpus": " ".join(options.corpus),
-        "is_demo": options.is_demo,
+        "teacher": options["teacher"],
+        "corpus": " ".join(options["corpus"]),
+        "is_demo": setup.is_demo,
         "tokens": lengths.tokens,
         "teacher_tokens": lengths.teacher_tokens,
         "steps": lengths.tokens // sizes.step_tokens,

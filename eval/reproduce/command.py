@@ -40,16 +40,16 @@ from model.checkpoints.native import fingerprint
 from model.student import choose_layers
 from model.training.bounds import LR, SEED
 from model.training.device import DEVICE_HELP, PRECISION_HELP, choose_device, choose_precision
-from model.training.options import DEMO_TEXT_STEPS
+from model.training.options import DEMO_TEXT_STEPS, STEPS
 from model.training.options import Options as TrainOptions
 from model.training.run_state import STUDENT, hash_json
 
-from ..results import command_line, write_json
+from ..results import command_line, provenance, write_json
 from ..tasks.table2 import DEMO_COUNTS, TaskData, read_tasks
 from ..tasks.table2 import Options as Table2Options
 from . import work
-from .collect import REPORT, RESULTS, write_report
-from .jobs import Job, Pool, run_jobs
+from .collect import REPORT, RESULTS, input_files, write_report
+from .jobs import FAILED, Job, Pool, run_jobs
 from .plan import (
     REPORT_SECONDS,
     Lengths,
@@ -63,15 +63,18 @@ from .plan import (
     rounded,
     speed_of,
 )
-from .variants import NAMES, Variant, make_variants
+from .variants import NAMES, Variant, make_variants, random_start
 
 PLAN = "plan.json"
-DEMO_TOKENS, TOKENS = 300 * 8 * 128, 2_000_000
+DEMO_TOKENS, TOKENS = STEPS * TrainOptions.batch_size * TrainOptions.block_size, 2_000_000
 SMALL = {**demo.STUDENT, "num_layers": 6}  # of a teacher that is pre-trained: the demo's size
 TIMED_STEPS, TIMED_STEPS_GPU = (8, 1), (60, 10)  # and those between two lines; the first ones compile
 TIMING_SECONDS = 30.0
 MOST_AT_ONCE = 4  # runs on a CPU, unless --jobs says so
-STORED_ELSEWHERE = ("out", "cache", "wait", "minutes", "tokens", "seeds", "variants", "tasks", "device", "jobs")
+STORED_ELSEWHERE = (  # options that may differ when the command goes on, or that are compared by content
+    *("out", "cache", "wait", "minutes", "tokens", "seeds", "variants", "tasks", "device", "jobs"),
+    *("teacher", "tokenizer", "corpus", "data", "precision"),
+)
 VARIANTS_HELP = f"what to compare: {', '.join(NAMES)} (default: all)"
 JOBS_HELP = f"processes at the same time (default: 1 on a GPU, else one per core, at most {MOST_AT_ONCE})"
 
@@ -115,10 +118,7 @@ class Options:
 
     def __post_init__(self):
         check_bounds(self)
-        check(
-            self.minutes is None or self.tokens is None,
-            "--minutes chooses the tokens: give one of them.",
-        )
+        check(self.minutes is None or self.tokens is None, "--minutes chooses the tokens: give one of them.")
         for name in ("seeds", "variants", "tasks"):
             values = getattr(self, name)
             check(len(set(values)) == len(values), f"--{name} {' '.join(map(str, values))} has duplicates.")
@@ -148,19 +148,19 @@ def main(arguments: list[str]) -> int:
 
 def reproduce(options: Options, command: str, begun: float) -> int:
     """The command in a locked folder.  begun: of time.monotonic()"""
-    out, deadline = Path(options.out), begun + 60 * options.minutes if options.minutes else float("inf")
+    out, deadline = Path(options.out), begun + 60 * (options.minutes or math.inf)
     setup, identity = set_up(options, command)
-    number = options.jobs or (1 if choose_device(options.device).type == "cuda" else min(os.cpu_count(), MOST_AT_ONCE))
+    number = options.jobs or (1 if setup.device.type == "cuda" else min(os.cpu_count(), MOST_AT_ONCE))
     pool = Pool(number, max(1, torch.get_num_threads() // number), out / "logs", deadline - REPORT_SECONDS)
     tokens = options.tokens and rounded(options.tokens, setup.sizes.step_tokens)
     speed, lengths = stored_plan(out / PLAN, identity, tokens) or plan(setup, options, identity, pool, deadline)
     jobs = make_jobs(setup, speed, lengths)
     print_plan(setup, lengths, jobs, pool.number, pool.threads)
-    update = partial(write_report, setup, options, lengths, jobs)
+    update = partial(write_report, setup, provenance(command, options, input_files(setup), setup.seeds), lengths, jobs)
     lost = run_jobs(jobs, pool, update)
     print(f"\n{update(lost, pictures=True)}")
     print(f"Written: {out / REPORT}, {RESULTS} and pictures, in {(time.monotonic() - begun) / 60:.1f} minutes.")
-    return int(any("failed" in reason for reason in lost.values()))
+    return int(any(reason.startswith(FAILED) for reason in lost.values()))
 
 
 # ---- what all jobs share ---------------------------------------------------------------------------------------
@@ -177,27 +177,16 @@ def set_up(options: Options, command: str) -> tuple[Setup, dict]:
     own_tokenizer = out / FILE_NAME  # also of a tokenizer inside a tarball, which only its model can be read from
     if not ((out / PLAN).exists() and own_tokenizer.exists()):  # else the plan says whether it is the same one
         write_file(own_tokenizer, tokenizer.content)
-    given = asdict(options)
-    identity |= {
-        name: value
-        for name, value in given.items()
-        if name not in (*STORED_ELSEWHERE, "teacher", "tokenizer", "corpus", "data")
-    }
+    identity |= {name: value for name, value in asdict(options).items() if name not in STORED_ELSEWHERE}
     identity |= {"tokenizer": tokenizer.sha256(), "corpus": hash_json(blocks.hashes())}
-    identity["precision"] = choose_precision(options.precision, choose_device(options.device))
-    folder = out / "teacher"
+    device, folder = choose_device(options.device), out / "teacher"
+    identity["precision"] = choose_precision(options.precision, device)
     teacher = str(path) if path else str(folder / STUDENT)
     shared = ["--corpus", *options.corpus, "--cache", options.cache, "--device", options.device]
     shared += [] if options.is_demo else ["--tokenizer", str(own_tokenizer)]
     shared += ["--precision", options.precision, "--batch-size", str(options.batch_size)]
     shared += ["--lr", str(options.lr), "--block-size", str(options.block_size), "--keep", "1"]
-    shared += ["--compile", "on"] if choose_device(options.device).type == "cuda" else []
-    sizes = ("num_layers", "hidden_size", "num_heads", "intermediate_size")
-    pretrained = [
-        "--teacher",
-        "none",
-        *(word for name in sizes for word in (f"--{name.replace('_', '-')}", str(getattr(config, name)))),
-    ]
+    shared += ["--compile", "on"] if device.type == "cuda" else []
     student = replace(config, num_layers=len(choose_layers("alternate", config.num_layers)))
     data, data_folder, finetuning = read_data(options, teacher)
     identity |= {f"data of {each.task}": hash_json(json.dumps(each.parts)) for each in data}
@@ -212,8 +201,10 @@ def set_up(options: Options, command: str) -> tuple[Setup, dict]:
     )
     setup = Setup(
         out=out,
+        device=device,
+        is_demo=options.is_demo,
         teacher=teacher,
-        pretrained=() if path else (*shared, *pretrained),
+        pretrained=() if path else (*shared, *random_start(config)),
         measuring=measuring,
         variants=choose_variants(options.variants, config),
         seeds=options.seeds,
@@ -240,8 +231,7 @@ def choose_variants(names: Sequence[str], teacher: EncoderConfig) -> list[Varian
 def teacher_config(path: str | Path | None, tokenizer: Tokenizer, options: Options) -> tuple[EncoderConfig, dict]:
     """-> the teacher's sizes, and what identifies it: its weights, None if it has yet to be pre-trained."""
     if path is None:
-        is_small = options.small or options.is_demo
-        sizes = SMALL if is_small else {}
+        sizes = SMALL if options.small or options.is_demo else {}
         config = EncoderConfig(**{**asdict(EncoderConfig.camembert()), **sizes, "vocab_size": len(tokenizer)})
         return config, {"teacher": None}
     model = load_checkpoint(path, kind=MaskedLM)
@@ -304,7 +294,7 @@ def plan(setup: Setup, options: Options, identity: dict, pool: Pool, deadline: f
     say("Timing a few steps …")
     folder, kind = setup.out / "timing", "teacher" if setup.pretrained else "distil"
     remove_tree(folder)  # of a start that was killed, perhaps with other options
-    on_gpu = choose_device(options.device).type == "cuda"
+    on_gpu = setup.device.type == "cuda"
     steps, between = TIMED_STEPS_GPU if on_gpu else TIMED_STEPS
     arguments = *(setup.pretrained or setup.arguments), "--steps", str(steps), "--log-every", str(between)
 

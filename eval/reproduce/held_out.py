@@ -7,13 +7,16 @@ from typing import NamedTuple
 import numpy
 import torch
 from numpy import ndarray
+from torch import Tensor
 
 from data.blocks import Batch, open_blocks, validation_batches
 from data.masking import Masking
 from data.tokenizer import Tokenizer
-from losses import IGNORE_INDEX, mlm_loss
+from losses import IGNORE_INDEX, LossSettings
 from model import MaskedLM
 from model.training.device import Runtime
+
+from ..validation import validate
 
 COLUMNS = ("masked", "right", "as_teacher", "teacher_right")  # of counts
 BATCH = 32  # blocks
@@ -44,19 +47,16 @@ def read_held_out(corpus: Path, tokenizer: Tokenizer, block_size: int, blocks: i
     return HeldOut(batches, labels[block, place].numpy(), block.numpy(), len(labels))
 
 
-@torch.no_grad()
 def predict(model: MaskedLM, held_out: HeldOut, runtime: Runtime) -> Predictions:
     """Without dropout. Only the masked tokens go through the LM head."""
-    runtime.cast_linears(model.eval())
-    tokens, total = [], 0.0
-    for batch in held_out.batches:
-        input_ids, labels, real, has_padding = batch.to(runtime.device)
-        masked = labels != IGNORE_INDEX
-        with runtime.autocast():
-            logits = model.head(model.encoder(input_ids, real, has_padding=has_padding)[masked])  # (N, |W|)
+    runtime.cast_linears(model)
+    tokens: list[Tensor] = []
+
+    def observe(batch: Batch, logits: Tensor, _) -> None:
         tokens.append(logits.argmax(dim=-1).cpu())
-        total += mlm_loss(logits, labels[masked])[0].item()
-    return Predictions(torch.cat(tokens).numpy(), total / len(held_out.labels))
+
+    figures = validate(model, None, held_out.batches, LossSettings(), runtime, observe=observe)
+    return Predictions(torch.cat(tokens).numpy(), figures["mlm_loss"])
 
 
 def count_by_block(held_out: HeldOut, tokens: ndarray, teacher_tokens: ndarray) -> ndarray:

@@ -5,7 +5,6 @@ import math
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -15,19 +14,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.cli import run_command, say
-from data.outputs import open_to_append
 from model import ModelError
 from model.training.plan import time_text
 from model.training.state import Diverged
 
-from ..benchmarks.gpu.command import kill_group
 from ..benchmarks.harness import environment
+from ..processes import exit_on_sigterm, kill_group, print_into
 
 POLL_SECONDS = 1.0
 GRACE_SECONDS = 15  # for a run of train.py to save a checkpoint
 LAST_LINES = 3  # of a failed job's log, on screen
-NO_TIME = "the time was used up"
+NO_TIME = "not enough time left"
 UNFINISHED = "not finished yet"
+FAILED = "failed"  # how the reason of a job that failed begins
 ON_MEMORY = "Use fewer --jobs; or a smaller --batch-size, with another --out."
 
 
@@ -73,7 +72,7 @@ def run_jobs(
             for name in ended:
                 job, status = by_name[name], running.pop(name).exitcode
                 if status or not job.is_done():
-                    lost[name] = f"failed with status {status}: {last_lines(pool.logs / f'{name}.txt')}"
+                    lost[name] = f"{FAILED} with status {status}: {last_lines(pool.logs / f'{name}.txt')}"
                 seconds = clock.end(job, succeeded=name not in lost)
                 news = f"{number - len(waiting) - len(running)} of {number}  {name}: "
                 news += lost.get(name, f"done in {time_text(seconds)}")
@@ -154,12 +153,8 @@ def start(job: Job, pool: Pool) -> SpawnProcess:
 
 
 def job_process(job: Job, logs: Path) -> None:
-    """A job's process, in a group of its own; it prints into the job's log, and ends when its parent has."""
-    os.setpgid(0, 0)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    with open_to_append(logs / f"{job.name}.txt") as log:
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(log.fileno(), stream.fileno())
+    """A job's process, which prints into the job's log, and ends when its parent has."""
+    print_into(logs / f"{job.name}.txt")
     threading.Thread(target=end_with_parent, daemon=True).start()
 
     def run() -> None:
@@ -176,11 +171,10 @@ def end_with_parent() -> None:
 @contextlib.contextmanager
 def stopping() -> Iterator[None]:
     """Whatever ends the block also ends the jobs that are running, and one that was being started."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        yield
+        with exit_on_sigterm():
+            yield
     finally:
-        signal.signal(signal.SIGTERM, before)
         stop(multiprocessing.active_children())
 
 

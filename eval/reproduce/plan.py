@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from data.cli import check, count, say
 from model import EncoderConfig
 from model.training.device import training_flops
@@ -98,6 +100,8 @@ class Setup(NamedTuple):
     """What all jobs share."""
 
     out: Path
+    device: torch.device
+    is_demo: bool
     teacher: str  # path of the masked LM, which may still have to be pre-trained
     pretrained: tuple[str, ...]  # arguments of train.py that pre-train it; () if it is given
     measuring: work.Measuring
@@ -109,7 +113,7 @@ class Setup(NamedTuple):
     task_sizes: Sequence[TaskSize]  # of data
     data_folder: str
     finetuning: Table2Options | None  # options of fine-tuning, with data
-    command: str
+    command: str  # of the shell, for the provenance
 
 
 class Lengths(NamedTuple):

@@ -1,9 +1,12 @@
 """What is compared: the paper's distillation, what its users asked about, and what goes beyond the paper."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
+from data.cli import dashed
 from model import EncoderConfig
 from model.student import choose_layers
+from model.training.options import SIZES
 
 PAPER, MLM_ONLY, RANDOM = "paper", "mlm-only", "random"
 MAIN = (PAPER, MLM_ONLY, RANDOM)  # the first is distilled, the second shows what the teacher's layers do alone
@@ -28,9 +31,6 @@ def make_variants(teacher: EncoderConfig) -> dict[str, Variant]:
     layers = teacher.num_layers
     alternate = choose_layers("alternate", layers)
     kept = len(alternate)
-    sizes = {"num-layers": kept, "hidden-size": teacher.hidden_size}
-    sizes |= {"num-heads": teacher.num_heads, "intermediate-size": teacher.intermediate_size}
-    random = ["--teacher", "none", *(word for name, size in sizes.items() for word in (f"--{name}", str(size)))]
     choices = {
         "last-half": list(range(layers - kept, layers)),
         "first-half": list(range(kept)),
@@ -39,7 +39,7 @@ def make_variants(teacher: EncoderConfig) -> dict[str, Variant]:
     variants = [
         Variant(PAPER, f"equation (13), layers {listed(alternate)}", ()),
         Variant(MLM_ONLY, "equation (12) alone, from the teacher's layers", ("--weights", "0", "0", "1")),
-        Variant(RANDOM, "equation (12) alone, from random numbers", tuple(random)),
+        Variant(RANDOM, "equation (12) alone, from random numbers", random_start(replace(teacher, num_layers=kept))),
         Variant("no-cosine", "without equation (11)", ("--weights", "0.5", "0", "0.2")),
         Variant("no-soft-labels", "without equation (10)", ("--weights", "0", "0.3", "0.2")),
         Variant(
@@ -55,13 +55,19 @@ def make_variants(teacher: EncoderConfig) -> dict[str, Variant]:
             about = f"layers {listed(choice)}" + ", chosen as DistilBERT's" * (name == "both-ends")
             variants.append(Variant(name, about, ("--layers", ",".join(map(str, choice)))))
     if kept > 1:
-        about = "beside it, the hidden states of every layer"
+        about = "also the hidden states before the last layer, weight 1"
         variants.append(Variant("hidden-states", about, ("--hidden-weight", "1")))
     variants += [
-        Variant("relations", "beside it, the attention relations of MiniLM", ("--relation-weight", "1")),
+        Variant("relations", "also MiniLMv2's attention relations, weight 1", ("--relation-weight", "1")),
         Variant("masking-15", "15 % of the tokens masked, as for BERT", ("--masking-rate", "0.15")),
     ]
     return {variant.name: variant for variant in variants}
+
+
+def random_start(config: EncoderConfig) -> tuple[str, ...]:
+    """The arguments of train.py for masked LM alone from random initial values."""
+    sizes = (word for name in SIZES for word in (dashed(name), str(getattr(config, name))))
+    return "--teacher", "none", *sizes
 
 
 def listed(layers: list[int]) -> str:

@@ -7,24 +7,21 @@ they are measured: summary.md for people, results.jsonl with every measurement, 
 replace those of an earlier run in the folder. The exit status is 1 if a check failed or a part did not finish.
 """
 
-import contextlib
 import functools
 import multiprocessing
-import os
-import signal
 import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from data.cli import parse_options, say
-from data.outputs import open_to_append, write_file
+from data.outputs import write_file
 from data.versions import REPOSITORY, commit
 
+from ...processes import exit_on_sigterm, kill_group, print_into
 from ...results import check_writable
 from ..harness import heading
 from .checks import correctness, demo, environment
@@ -94,16 +91,13 @@ def run_parts(parts: Sequence[Part], options: Options, report: Sequence[str]) ->
     """Runs the parts, and keeps summary.md up to date -> exit status."""
     folder, outcomes, deadline = Path(options.out), {}, time.monotonic()
     update = functools.partial(write_summary, folder, report, parts, outcomes)
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the running part, too
-    try:
+    with exit_on_sigterm():
         for part in parts:
             deadline += part.seconds
             say(f"\n{part.name}: at most {deadline - time.monotonic():.0f} s")
             outcomes[part.name] = run_part(part, options, deadline, update)
             update()
             say(f"{part.name}: {outcomes[part.name]}")
-    finally:
-        signal.signal(signal.SIGTERM, before)
     print(f"\n{(folder / SUMMARY).read_text(encoding='utf-8')}", flush=True)
     failed = [record for record in read_records(folder) if record.get("passed") is False]
     return int(bool(failed) or any(not outcome.startswith("finished") for outcome in outcomes.values()))
@@ -137,12 +131,7 @@ def run_part(part: Part, options: Options, deadline: float, update: Callable[[],
 
 
 def part_process(part: Part, options: Options, deadline: float) -> None:
-    """The process of a part; it and the programs that it starts print into the log."""
-    os.setpgid(0, 0)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    with open_to_append(Path(options.out) / LOG) as log:
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(log.fileno(), stream.fileno())
+    print_into(Path(options.out) / LOG)
     print(f"\n==== {part.name} ====", flush=True)
     try:
         part.run(options, Results(Path(options.out), part.name, deadline))
@@ -150,14 +139,6 @@ def part_process(part: Part, options: Options, deadline: float) -> None:
         traceback.print_exc()
         sys.stderr.flush()
         sys.exit(1)
-
-
-def kill_group(process: SpawnProcess) -> None:
-    """Ends the process and all that it has started and left."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.kill()
-    process.join()
 
 
 # ---- the summary -----------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from data.cli import OptionError
 from data.tasks import TextExample
@@ -37,7 +38,7 @@ def setup(tmp_path, names=NAMES, seeds=(0, 1, 2), pretrained=(), tasks=("nli", "
     options = Table2Options(teacher="t", student="t", data="tasks", epochs=3)
     sizes, shared = [TaskSize.of(each) for each in data], ("--teacher", "t")
     rest = measuring, variants, seeds, shared, SIZES, data, sizes, "tasks", options, ""
-    return Setup(tmp_path, "t", pretrained, *rest)
+    return Setup(tmp_path, torch.device("cpu"), False, "t", pretrained, *rest)
 
 
 def arguments_of(variant):

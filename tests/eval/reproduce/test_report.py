@@ -29,7 +29,7 @@ def rows(text, first):
 def test_everything(tmp_path):
     (tmp_path / "accuracy.png").touch()
     results = made_up(tmp_path, variants=NAMES)
-    results["not_done"] = ["no-cosine, seed 2: the time was used up"]
+    results["not_done"] = ["no-cosine, seed 2: not enough time left"]
     results["variants"]["random"]["runs"][1]["tokens"] = 123_456
     text = written(results, tmp_path)
     prose = in_one_line(text)
@@ -60,7 +60,7 @@ def test_everything(tmp_path):
             assert [*row[9:], "", ""][:2] == cells
         assert speed == [task, "10.00", "4.00", "2.00", "× 2.50", "× 5.00", "99.20%"]
     assert "downstream? Yes**" in prose and "+6.00 [+3.52, +8.48] points" in prose and "on 4 of 4 tasks" in prose
-    assert "## Not done\n\n- no-cosine, seed 2: the time was used up" in text
+    assert "## Not done\n\n- no-cosine, seed 2: not enough time left" in text
     assert "![held-out accuracy](accuracy.png)" in text and "table2.png" not in text and "speed.png" not in text
     assert "```\npython -m eval reproduce\npython train.py --seed 0 --out paper-0\n" in text
     assert all(len(line) <= 120 or line.startswith("|") for line in text.splitlines())
