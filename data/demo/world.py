@@ -296,8 +296,7 @@ def ner(count: int, seed: int) -> Iterator[WordsExample]:
 
 def nli(count: int, seed: int, easy: bool = False) -> Iterator[PairExample]:
     """Pairs, a third of each label: by the premise the hypothesis is true ("entailment"), false ("contradiction"),
-    or undecided ("neutral"). easy: about one person's town or age; a contradiction denies
-    what is said, no other hypothesis is negated."""
+    or undecided ("neutral"). easy: about one person's town or age; contradictions are negated, the others are not."""
     rng = Random(seed)
     for label in _balanced(rng, sorted(NLI_LABELS), count):
         asserts = label != "contradiction" if easy else rng.random() < 0.5

@@ -53,7 +53,7 @@ class Options:
         "teacher layers to copy: alternate (0, 2, …), distilbert (0, 2, 4, 7, 9, 11), indices",
         nargs="+",
     )
-    dropout: float = option(0.0, "of the student in training only", **DROPOUT)
+    dropout: float = option(0.0, "of the student, in this run only", **DROPOUT)
     direction: str = option(
         DEFAULTS.direction,
         "of the KL divergence of equation (10), as printed D_KL(student || teacher)",
