@@ -13,10 +13,12 @@ import torch.nn.functional as F
 import train
 from data import Tokenizer
 from data.blocks import Batch
+from data.cli import parse_options
 from data.masking import Masking
 from losses import DistillationLoss, LossSettings
 from model import EncoderConfig, MaskedLM, initialise_student, load_model, save_model
 from model.checkpoints.load import load_teacher
+from model.dropout import Dropout
 from model.training.device import Runtime, training_flops
 from model.training.options import Options
 from tests import helpers, train_runs
@@ -388,6 +390,13 @@ def test_the_demo_and_its_loss_trace(tmp_path):
     assert accuracy["teacher"] > 0.7 > accuracy["student before"]
     trace = [[line[name] for name in LOSSES] for line in metrics(tmp_path)]
     assert [pytest.approx(line, rel=2e-3) for line in TRACE] == trace  # other processors round differently
+
+
+def test_dropout_is_of_this_run_and_not_stored_with_the_student(place):
+    words = train_runs.arguments(place, dropout=0.2)
+    *_, student, _ = train.load_models(parse_options(Options, words, "", ""), DEVICE)
+    assert {module.p for module in student.modules() if isinstance(module, Dropout)} == {0.2}
+    assert student.config.dropout == 0.0  # its teacher's
 
 
 @needs(MINI, REAL_TOKENIZER, REAL_TEXT)

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from model import EncoderConfig, MaskedLM
 from model.attention import scaled_dot_product
-from model.dropout import Dropout
+from model.dropout import Dropout, set_dropout
 from tests.helpers import DEVICE
 
 SHAPE = (3, 5, 40_001)  # not a multiple of four
@@ -69,3 +70,10 @@ def test_dropout_of_the_attention_maps():
     dropped = heads == 0
     assert 0.3 < dropped.float().mean() < 0.7 and torch.allclose(maps.sum(dim=-1), torch.ones(2, 4, 6))
     assert torch.allclose(heads, torch.where(dropped, 0.0, 2 * maps))
+
+
+def test_a_run_has_its_own_probability_and_the_config_keeps_the_other():
+    model = MaskedLM(EncoderConfig(2, 8, 2, 12, 30, dropout=0.3))
+    set_dropout(model, 0.5)
+    places = [module.p for module in model.modules() if isinstance(module, Dropout)]
+    assert len(places) == 5 and set(places) == {0.5} and model.config.dropout == 0.3  # embeddings, 2 in each layer

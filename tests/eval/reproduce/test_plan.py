@@ -1,11 +1,12 @@
 """The variants, and a plan whose jobs fit in the time."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
-from data.cli import OptionError
+from data.cli import OptionError, parse_options
 from data.tasks import TextExample
 from eval.reproduce import work
 from eval.reproduce.plan import (
@@ -24,6 +25,7 @@ from eval.tasks.table2 import Options as Table2Options
 from eval.tasks.table2 import TaskData
 from model import EncoderConfig
 from model.student import DISTILBERT_LAYERS
+from model.training.options import Options as TrainOptions
 
 BASE = EncoderConfig.camembert()
 SIZES = Sizes(BASE, EncoderConfig.distilcamembert(), 128, 1024, 0.15)
@@ -50,6 +52,30 @@ def test_the_layers_of_twelve():
     found = {name: arguments_of(variant).get("--layers") for name, variant in make_variants(BASE).items()}
     assert found["both-ends"] == ",".join(map(str, DISTILBERT_LAYERS))
     assert found["last-half"] == "6,7,8,9,10,11" and found["first-half"] == "0,1,2,3,4,5" and found[PAPER] is None
+
+
+CHANGED = {  # options of train.py by which a variant of a teacher of twelve layers differs from the paper's loss
+    "paper": {},
+    "mlm-only": {"weights": (0.0, 0.0, 1.0)},
+    "random": {"teacher": "none", "num_layers": 6, "hidden_size": 768, "num_heads": 12, "intermediate_size": 3072},
+    "no-cosine": {"weights": (0.5, 0.0, 0.2)},
+    "no-soft-labels": {"weights": (0.0, 0.3, 0.2)},
+    "teacher-student-T2": {"direction": "teacher-student", "temperature": 2.0},
+    "last-half": {"layers": ("6,7,8,9,10,11",)},
+    "first-half": {"layers": ("0,1,2,3,4,5",)},
+    "both-ends": {"layers": ("0,2,4,7,9,11",)},
+    "hidden-states": {"hidden_weight": 1.0},
+    "relations": {"relation_weight": 1.0},
+    "masking-15": {"masking_rate": 0.15},
+}
+
+
+def test_each_variant_differs_in_its_own_options_alone():
+    variants = make_variants(BASE)
+    assert tuple(variants) == NAMES == tuple(CHANGED)
+    for name, variant in variants.items():
+        options = asdict(parse_options(TrainOptions, variant.arguments, "", ""))
+        assert {key: value for key, value in options.items() if value != getattr(TrainOptions(), key)} == CHANGED[name]
 
 
 def test_no_choice_of_layers_twice():
