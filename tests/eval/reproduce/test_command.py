@@ -37,7 +37,7 @@ def in_one_process(monkeypatch):
     return names
 
 
-def test_the_demo(tmp_path, in_one_process, capsys):
+def test_the_demo(tmp_path, in_one_process, capsys, monkeypatch):
     """Killed between two jobs, it goes on with what is missing; another seed extends it; other inputs are refused."""
     arguments = [*SMALL, "--cache", str(tmp_path / "corpora"), "--out", str(tmp_path / "out")]
     (tmp_path / "out" / "timing" / "timing-0").mkdir(parents=True)
@@ -69,6 +69,9 @@ def test_the_demo(tmp_path, in_one_process, capsys):
     assert [run["seed"] for run in again] == [0, 1] and again[0]["accuracy"] == paper["accuracy"]
     assert again[0]["seconds"] == paper["seconds"]  # of its training, which was not repeated
 
+    for reason, status in ((f"{jobs.FAILED} with status 3: no memory", 1), (jobs.NO_TIME, 0)):
+        monkeypatch.setattr(command, "run_jobs", lambda *_, said=reason: {"random-0": said})
+        assert main(arguments) == status and f"- random-0: {reason}" in capsys.readouterr().out
     with pytest.raises(OptionError, match=r"plan.json belongs to other inputs \(block_size\). Choose another --out"):
         main([*arguments, "--block-size", "32"])
     (tmp_path / "out" / "plan.json").write_text('{"identity": {')
