@@ -284,7 +284,8 @@ def stored_plan(path: Path, identity: dict, tokens: int | None) -> tuple[Speed, 
 
 
 def plan(setup: Setup, options: Options, identity: dict, pool: Pool, deadline: float) -> tuple[Speed, Lengths]:
-    """Times a few steps, in as many processes as will run beside one another, and chooses the tokens of each run."""
+    """Times a few steps, alone and in as many processes as will run beside one another, and chooses the tokens of each
+    run."""
     most = math.inf
     if options.is_demo and setup.pretrained:
         most = DEMO_TEXT_STEPS * setup.sizes.step_tokens  # which train.py allows on the demo's text
@@ -298,15 +299,17 @@ def plan(setup: Setup, options: Options, identity: dict, pool: Pool, deadline: f
     steps, between = TIMED_STEPS_GPU if on_gpu else TIMED_STEPS
     arguments = *(setup.pretrained or setup.arguments), "--steps", str(steps), "--log-every", str(between)
 
-    def timed(name: str, after: tuple[str, ...] = ()) -> Job:
-        place = folder / name
-        return Job(name, work.time_training, (arguments, str(place)), (place / work.TIMING,), TIMING_SECONDS, after)
+    def timed(name: str, alone: bool) -> Job:
+        done = (folder / name / work.TIMING,)
+        return Job(name, work.time_training, (arguments, str(folder / name)), done, TIMING_SECONDS, alone=alone)
 
-    first = [timed("compiling")] if on_gpu else []  # fills the compiler's cache, as the runs will find it
-    jobs = [timed(f"timing-{index}", tuple(job.name for job in first)) for index in range(pool.number)]
-    lost = run_jobs([*first, *jobs], pool)
+    # on a GPU the first one also fills the compiler's cache, as the runs will find it
+    jobs = [timed("alone", True)]
+    jobs += [timed(f"timing-{index}", False) for index in range(pool.number)] if on_gpu or pool.number > 1 else []
+    lost = run_jobs(jobs, pool)
     check(not lost, "The timing of a step did not succeed: " + "; ".join(lost.values()))
-    speed = speed_of([json.loads(job.done[0].read_text(encoding="utf-8")) for job in jobs], setup.sizes, kind)
+    alone, *together = [json.loads(job.done[0].read_text(encoding="utf-8")) for job in jobs]
+    speed = speed_of(alone, together or [alone], setup.sizes, kind)
     seconds = None if options.minutes is None else deadline - time.monotonic()
     lengths = choose_lengths(setup, speed, tokens, options.limit, seconds, pool.number)
     lengths = lengths._replace(tokens=min(lengths.tokens, most))

@@ -47,7 +47,7 @@ class Pool(NamedTuple):
     """How jobs are run."""
 
     number: int  # at the same time
-    threads: int  # of each
+    threads: int  # of each; a job that runs alone has those of all
     logs: Path
     # of time.monotonic(): running jobs are stopped then, and none begins that would end later
     deadline: float = math.inf
@@ -147,7 +147,8 @@ class Clock:
 
 def start(job: Job, pool: Pool) -> SpawnProcess:
     process = multiprocessing.get_context("spawn").Process(target=job_process, args=(job, pool.logs))
-    with environment([("OMP_NUM_THREADS", str(pool.threads))]):
+    threads = pool.threads * (pool.number if job.alone else 1)
+    with environment([("OMP_NUM_THREADS", str(threads))]):
         process.start()
     return process
 

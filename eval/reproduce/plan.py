@@ -10,11 +10,12 @@ import torch
 
 from data.cli import check, count, say
 from model import EncoderConfig
-from model.training.device import training_flops
+from model.training.device import choose_device, training_flops
 from model.training.plan import time_text
 from model.training.run_state import STUDENT
 
 from ..benchmarks.harness import table_on_screen
+from ..tasks.finetune import Options as FinetuneOptions
 from ..tasks.table2 import Options as Table2Options
 from ..tasks.table2 import TaskData, finetune_settings
 from ..validation import VALIDATION_BLOCKS
@@ -25,7 +26,7 @@ from .variants import FINE_TUNED, MAIN, PAPER, RANDOM, TEACHER, Variant
 VALIDATIONS = 6  # of each run, for its curve, beside the first and the last
 VALIDATION_COST = 0.5  # of a token of validation, in tokens of training
 START_SECONDS = 4.0  # of a process, with its imports
-TEACHER_SHARE = 0.35  # of the time that can be shared out: for pre-training a teacher
+TEACHER_SHARE = 0.5  # of the time that can be shared out: for pre-training a teacher
 TEACHER_TOKENS = 4  # times a student's, without a limit of time
 MARGIN = 0.9  # of the minutes, for what is planned
 REPORT_SECONDS = 25.0  # with what is needed to stop a job
@@ -35,6 +36,7 @@ LEAST_BLOCKS, LEAST_EXAMPLES = 64, 50
 BLOCK = 128  # tokens, of a text for the cost of attention
 CHARACTERS = 4  # of a token, roughly
 SMALL_BATCHES = 1.5  # fine-tuning's products are smaller than those of distillation
+LAUNCH_SECONDS = 3e-3  # per layer and step of fine-tuning, which on a GPU waits for the host
 
 
 class Sizes(NamedTuple):
@@ -69,31 +71,36 @@ class TaskSize(NamedTuple):
 
 
 class Speed(NamedTuple):
-    """Of one process, beside as many others as will run at the same time."""
+    """Of one process, beside as many others as will run at the same time, or alone."""
 
     flops: float  # per second
     overhead: float  # seconds of a run beside its steps, with two validations
+    flops_alone: float
 
     def run(self, sizes: Sizes, kind: str, tokens: int) -> float:
-        """Seconds of a run of train.py, with its validations."""
+        """Seconds of a run of train.py, with its validations.  The teacher's runs alone."""
         tokens += VALIDATION_COST * VALIDATIONS * VALIDATION_BLOCKS * sizes.block_size
-        return self.overhead + tokens * sizes.flops(kind) / self.flops
+        return self.overhead + tokens * sizes.flops(kind) / (self.flops_alone if kind == "teacher" else self.flops)
 
     def measuring(self, sizes: Sizes, config: EncoderConfig, blocks: int) -> float:
         flops = training_flops(config, None, sizes.block_size, sizes.masked) / 3
         return START_SECONDS + blocks * sizes.block_size * flops / self.flops
 
-    def finetuning(self, config: EncoderConfig, task: TaskSize, epochs: int, limit: int | None) -> float:
+    def finetuning(self, config: EncoderConfig, task: TaskSize, settings: FinetuneOptions, limit: int | None) -> float:
         """Seconds of a fine-tuning with its evaluations."""
         share = min(1.0, limit / task.examples) if limit else 1.0
-        passes = epochs * (share * task.tokens["train"] + task.tokens["dev"] / 3) + task.tokens["test"] / 3
-        return SMALL_BATCHES * passes * training_flops(config, None, BLOCK, 0.0) / self.flops
+        tokens = settings.epochs * share * task.tokens["train"]
+        passes = tokens + settings.epochs * task.tokens["dev"] / 3 + task.tokens["test"] / 3
+        seconds = SMALL_BATCHES * passes * training_flops(config, None, BLOCK, 0.0) / self.flops
+        launching = LAUNCH_SECONDS * config.num_layers * tokens / settings.step_tokens
+        return seconds + launching * (choose_device(settings.device).type == "cuda")
 
 
-def speed_of(timings: Sequence[Mapping[str, float]], sizes: Sizes, kind: str) -> Speed:
-    """timings: what time_training found, of runs beside one another."""
-    per_token = max(timing["seconds_per_token"] for timing in timings)
-    return Speed(sizes.flops(kind) / per_token, max(timing["overhead"] for timing in timings))
+def speed_of(alone: Mapping[str, float], together: Sequence[Mapping[str, float]], sizes: Sizes, kind: str) -> Speed:
+    """Of what time_training found: of a run alone, and of runs beside one another."""
+    slowest = max(timing["seconds_per_token"] for timing in together)
+    overhead = max(timing["overhead"] for timing in together)
+    return Speed(sizes.flops(kind) / slowest, overhead, sizes.flops(kind) / alone["seconds_per_token"])
 
 
 class Setup(NamedTuple):
@@ -186,7 +193,7 @@ def finetuning(setup: Setup, speed: Speed, lengths: Lengths, model: str, seed: i
     what = path, setup.data_folder, folders, options, setup.command
     settings = [finetune_settings(options, data, path, folders[data.task]) for data in setup.data]
     seconds = START_SECONDS + sum(
-        speed.finetuning(config, size, own.epochs, lengths.limit) for size, own in zip(setup.task_sizes, settings)
+        speed.finetuning(config, size, own, lengths.limit) for size, own in zip(setup.task_sizes, settings)
     )
     needs = ("teacher-held-out",) if of_teacher else (run_name(model, seed),)
     done = tuple(Path(folder) / work.FIGURES for folder in folders.values())
@@ -244,7 +251,7 @@ def choose_lengths(
         limit = least.limit + int((most - least.limit) * TASKS_SHARE * free / tuning)
     teacher_tokens = 0
     if pretrains:
-        teacher_tokens = rounded(TEACHER_SHARE * free * speed.flops / setup.sizes.flops("teacher"), step)
+        teacher_tokens = rounded(TEACHER_SHARE * free * speed.flops_alone / setup.sizes.flops("teacher"), step)
     free -= cost(teacher_tokens=teacher_tokens, limit=limit, blocks=blocks) - cost()
     tokens = free / (cost(tokens=10**6) - cost()) * 10**6
     return Lengths(rounded(tokens, step), teacher_tokens, limit, blocks)

@@ -40,11 +40,11 @@ def in_one_process(monkeypatch):
 def test_the_demo(tmp_path, in_one_process, capsys, monkeypatch):
     """Killed between two jobs, it goes on with what is missing; another seed extends it; other inputs are refused."""
     arguments = [*SMALL, "--cache", str(tmp_path / "corpora"), "--out", str(tmp_path / "out")]
-    (tmp_path / "out" / "timing" / "timing-0").mkdir(parents=True)
-    (tmp_path / "out" / "timing" / "timing-0" / "timing.json").write_text("of a start that was killed")
+    (tmp_path / "out" / "timing" / "alone").mkdir(parents=True)
+    (tmp_path / "out" / "timing" / "alone" / "timing.json").write_text("of a start that was killed")
     assert main([*arguments, "--seeds", "0"]) == 0
     students, tasks = ["paper-0", "mlm-only-0"], ["tasks-teacher-0", "tasks-paper-0", "tasks-mlm-only-0"]
-    assert in_one_process == ["timing-0", "teacher-held-out", *students, *tasks, "speed"]
+    assert in_one_process == ["alone", "teacher-held-out", *students, *tasks, "speed"]
     said = capsys.readouterr().out
     assert said.index("Plan, 1 at a time") < said.index("1 of 7") and "in all." in said
     results = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -97,7 +97,7 @@ def test_options_that_make_no_sense(arguments, message):
 
 
 def test_a_plan_belongs_to_its_inputs_and_takes_further_tasks(tmp_path):
-    path, speed, lengths = tmp_path / "plan.json", Speed(1e9, 1.0), Lengths(2048, 0, None, 16)
+    path, speed, lengths = tmp_path / "plan.json", Speed(1e9, 1.0, 2e9), Lengths(2048, 0, None, 16)
     assert stored_plan(path, {}, None) is None
     stored = {"identity": {"data of qa": "1"}, "speed": speed._asdict(), "lengths": lengths._asdict()}
     path.write_text(json.dumps(stored))

@@ -46,6 +46,16 @@ def test_what_can_be_done_is_done_and_only_once(tmp_path, capsys):
     assert sum("alone: done in" in line for line in lines) == 1 and not any("before" in line for line in lines)
 
 
+def write_threads(path):
+    path.write_text(os.environ["OMP_NUM_THREADS"])
+
+
+def test_a_job_that_runs_alone_has_the_threads_of_all(tmp_path):
+    jobs = [job("alone", tmp_path, write_threads, alone=True), job("beside others", tmp_path, write_threads)]
+    run_jobs(jobs, Pool(3, 2, tmp_path / "logs", time.monotonic() + 60))
+    assert [(tmp_path / job.name).read_text() for job in jobs] == ["6", "2"]
+
+
 def test_at_the_deadline_a_running_job_is_stopped(tmp_path):
     begun = time.monotonic()
     lost = run_jobs([job("sleeps", tmp_path, time.sleep, (600,))], Pool(1, 1, tmp_path / "logs", begun + 2))

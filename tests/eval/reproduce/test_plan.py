@@ -1,6 +1,6 @@
 """The variants, and a plan whose jobs fit in the time."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +8,7 @@ import torch
 
 from data.cli import OptionError, parse_options
 from data.tasks import TextExample
-from eval.reproduce import work
+from eval.reproduce import plan, work
 from eval.reproduce.plan import (
     Setup,
     Sizes,
@@ -21,6 +21,7 @@ from eval.reproduce.plan import (
     task_folder,
 )
 from eval.reproduce.variants import NAMES, PAPER, make_variants
+from eval.tasks.finetune import Options as FinetuneOptions
 from eval.tasks.table2 import Options as Table2Options
 from eval.tasks.table2 import TaskData
 from model import EncoderConfig
@@ -29,7 +30,10 @@ from model.training.options import Options as TrainOptions
 
 BASE = EncoderConfig.camembert()
 SIZES = Sizes(BASE, EncoderConfig.distilcamembert(), 128, 1024, 0.15)
-SPEED = Speed(5e12, 5.0)  # a small GPU
+SPEED = Speed(5e12, 5.0, 1e13)  # a small GPU
+
+
+FINETUNE = dict(model="m", out="o", train=("t",), dev=("d",), device="cpu", epochs=3, step_tokens=1024)
 
 
 def setup(tmp_path, names=NAMES, seeds=(0, 1, 2), pretrained=(), tasks=("nli", "qa")):
@@ -154,8 +158,21 @@ def test_the_students_of_a_seed_differ_in_their_variant_alone(tmp_path):
     assert runs["no-cosine-1"][2:5] == ["--weights", "0.5", "0"] and runs["paper-1"][2] == "--steps"
 
 
-def test_the_speed_is_that_of_the_slowest_process():
+def test_the_speed_is_that_of_the_slowest_process_and_the_teachers_that_of_one_alone():
     timings = [{"seconds_per_token": 0.01, "overhead": 3.0}, {"seconds_per_token": 0.02, "overhead": 2.0}]
-    speed = speed_of(timings, SIZES, "distil")
+    speed = speed_of({"seconds_per_token": 0.004, "overhead": 9.0}, timings, SIZES, "distil")
     assert speed.overhead == 3 and SIZES.flops("distil") / speed.flops == pytest.approx(0.02)
-    assert speed.run(SIZES, "random", 1000) < speed.run(SIZES, "teacher", 1000) < speed.run(SIZES, "distil", 1000)
+    assert SIZES.flops("distil") / speed.flops_alone == pytest.approx(0.004)
+    same = speed._replace(flops_alone=speed.flops)
+    assert speed.run(SIZES, "teacher", 10**6) == pytest.approx(same.run(SIZES, "teacher", 10**6) / 5, rel=1e-3)
+    assert same.run(SIZES, "random", 1000) < same.run(SIZES, "teacher", 1000) < same.run(SIZES, "distil", 1000)
+
+
+def test_on_a_gpu_small_steps_of_fine_tuning_wait_for_the_host():
+    """12 layers × 3 ms × steps, beside the computation; none on a CPU."""
+    task, on_cpu = TaskSize(1000, {"train": 102_400.0, "dev": 0.0, "test": 0.0}), FinetuneOptions(**FINETUNE)
+    seconds = SPEED.finetuning(BASE, task, on_cpu, None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "choose_device", torch.device)
+        on_gpu = SPEED.finetuning(BASE, task, replace(on_cpu, device="cuda"), None)
+    assert on_gpu - seconds == pytest.approx(12 * 0.003 * 3 * 100)
