@@ -246,7 +246,8 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
         corpus = sample.folder if sample else prepared_folder(options.corpus, tokenizer, options.cache)
     blocks, held_out = open_blocks(corpus, tokenizer, options.block_size, options.within_documents)
     available = len(blocks) if sample is None else sample.share and len(blocks) / sample.share
-    options, found = options.in_steps(available), found.in_steps(available)
+    size = student.config.hidden_size, bool(teacher or options.student), available
+    options, found = options.complete(*size), found.complete(*size)
     steps = options.steps
     work = plan.Work(0, steps, blocks_per_step, options.block_size, options.eval_every)
     folder = None if sample and sample.temporary else corpus

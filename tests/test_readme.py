@@ -11,7 +11,7 @@ from data import demo
 from data.cli import parse_options
 from data.tasks import TASKS
 from model import EncoderConfig, count_parameters
-from model.training.optim import BETAS, EPSILON
+from model.training.optim import BETAS, EPSILON, default_lr
 from model.training.options import Options
 from tests.helpers import PAPER, REPOSITORY, needs
 
@@ -134,10 +134,16 @@ def test_the_figures():
     for config in (EncoderConfig.camembert(), EncoderConfig.distilcamembert()):
         assert f"{count_parameters(config):,}" in READMES["model"]
     options = Options()
-    assert options.lr == 1e-3 and options.warmup == 0.05 and options.clip == 5 and options.weight_decay == 0
+    assert (
+        default_lr(256, True) == default_lr(128, False) == 1e-3
+        and options.warmup == 0.05
+        and options.clip == 5
+        and options.weight_decay == 0
+    )
     assert options.dropout == 0 and options.masking_rate == 0.4
     assert BETAS == (0.9, 0.98) and EPSILON == 1e-6 and options.weights == (0.5, 0.3, 0.2)
-    assert "learning rate 1e-3, no dropout in the student, 40 % of the tokens masked in training" in READMES["losses"]
+    assert "learning rate 1e-3 (less for students wider than 256), no dropout in the student" in READMES["losses"]
+    assert "40 % of the tokens masked in training" in READMES["losses"]
     assert "β 0.9 and 0.98, ε 1e-6, no weight decay, 5 % warm-up" in READMES["losses"]
 
 

@@ -336,6 +336,14 @@ def test_a_student_learns(place):
     assert losses[0] > losses[1] > losses[2] and losses[2] < 5.9  # ln 1005 is 6.9
 
 
+def test_the_default_learning_rate_is_that_of_the_student(place):
+    """Of its width, and smaller without a teacher's layers to start from."""
+    wide = SIZES | dict(hidden_size=512, num_heads=2)
+    for out, settings, lr in (("copied", {}, 1e-3), ("random", SIZES, 1e-3), ("wide", wide, 2.5e-4)):
+        run(place, out=place / out, steps=1, **settings)
+        assert provenance(place / out)["options"]["lr"] == lr
+
+
 @pytest.mark.parametrize("layers", ["3,1", ["3", "1"]])
 def test_listed_layers_and_the_other_direction(place, layers):
     result = run(place, layers=layers, direction="teacher-student", temperature=2, weights=[1, 0, 1])

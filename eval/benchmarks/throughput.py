@@ -87,9 +87,10 @@ def random_batch(options: Options, vocab_size: int) -> Batch:
     return Batch(input_ids, torch.where(masked, input_ids, IGNORE_INDEX), torch.ones_like(masked), has_padding=False)
 
 
-def training_options() -> TrainOptions:
+def training_options(hidden_size: int) -> TrainOptions:
     """The loss settings of the DistilBERT script, with the paper's weights; all else by default."""
-    return TrainOptions(direction="teacher-student", temperature=2.0)
+    options = TrainOptions(direction="teacher-student", temperature=2.0)
+    return options.complete(hidden_size, from_layers=True, blocks=None)
 
 
 def project_step(options: Options, runtime: Runtime) -> Run:
@@ -97,7 +98,7 @@ def project_step(options: Options, runtime: Runtime) -> Run:
     set_up_process(runtime.device)
     student_config, teacher_config = configs(options.small)
     teacher = MaskedLM(teacher_config).to(runtime.device).eval().requires_grad_(False)
-    student, run = MaskedLM(student_config).to(runtime.device).train(), training_options()
+    student, run = MaskedLM(student_config).to(runtime.device).train(), training_options(student_config.hidden_size)
     chunk_bytes = options.chunk_mb and options.chunk_mb << 20
     settings = LossSettings(run.direction, run.temperature, run.weights, chunk_bytes, runtime.compiled)
     distiller = train.Distiller(student, teacher, settings, runtime).to(runtime.device)
@@ -116,7 +117,7 @@ def project_step(options: Options, runtime: Runtime) -> Run:
 def distilbert_baseline(options: Options, runtime: Runtime) -> Run:
     """A step of the DistilBERT script."""
     student, teacher = configs(options.small)
-    step = baseline_step(student, teacher, training_options(), runtime)
+    step = baseline_step(student, teacher, training_options(student.hidden_size), runtime)
     return functools.partial(step, random_batch(options, student.vocab_size))
 
 

@@ -1,8 +1,7 @@
 """What the jobs have found, as one dictionary, and the report written from it."""
 
 import json
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,7 +16,6 @@ from ..results import write_json
 from ..tasks.table2 import MEASURES
 from . import work
 from .charts import draw
-from .jobs import Job
 from .plan import Lengths, Setup, run_name, task_folder
 from .report import report
 from .summary import summary
@@ -37,7 +35,6 @@ def write_report(
     setup: Setup,
     about: Mapping,
     lengths: Lengths,
-    jobs: Sequence[Job],
     lost: Mapping[str, str],
     pictures: bool = False,
 ) -> str:
@@ -45,7 +42,7 @@ def write_report(
 
     about: provenance() of the command; lost: why jobs were not done.
     """
-    results = collect(setup, about, lengths, jobs, lost)
+    results = collect(setup, about, lengths, lost)
     statistics = summary(results, setup.out)
     write_json(setup.out / RESULTS, {**results, "statistics": statistics})
     if pictures:
@@ -55,7 +52,7 @@ def write_report(
     return text
 
 
-def collect(setup: Setup, about: Mapping, lengths: Lengths, jobs: Sequence[Job], lost: Mapping[str, str]) -> dict:
+def collect(setup: Setup, about: Mapping, lengths: Lengths, lost: Mapping[str, str]) -> dict:
     teacher = read(Path(setup.measuring.teacher) / work.FIGURES) or {}
     configs = {"teacher": setup.sizes.teacher, "student": setup.sizes.student}
     return {
@@ -63,7 +60,7 @@ def collect(setup: Setup, about: Mapping, lengths: Lengths, jobs: Sequence[Job],
         "scale": scale(setup, about["options"], lengths, teacher),
         "teacher": {name: teacher[name] for name in ("accuracy", "mlm_loss", "weights") if name in teacher},
         "parameters": {name: parameters(config) for name, config in configs.items()},
-        "variants": variants(setup, jobs) if teacher else {},  # all are compared with it
+        "variants": variants(setup) if teacher else {},  # all are compared with it
         "tasks": {data.task: found for data in setup.data if (found := task_results(setup, data.task))},
         "not_done": [f"{name}: {reason}" for name, reason in lost.items()],
     }
@@ -105,17 +102,15 @@ def scale(setup: Setup, options: Mapping, lengths: Lengths, teacher: Mapping) ->
     }
 
 
-def variants(setup: Setup, jobs: Sequence[Job]) -> dict[str, dict]:
+def variants(setup: Setup) -> dict[str, dict]:
     """Of each variant, what its finished runs have found."""
-    arguments = {job.name: job.arguments[0] for job in jobs if job.run is work.train_and_measure}
     found = {}
     for variant in setup.variants:
         runs = []
         for name in (run_name(variant.name, seed) for seed in setup.seeds):
             folder = setup.out / "runs" / name
             if (figures := read(folder / work.FIGURES)) is not None:
-                command = f"python train.py {shlex.join(arguments[name])}"
-                runs.append({**figures, "command": command, "counts": f"runs/{name}/{work.COUNTS}"})
+                runs.append({**figures, "counts": f"runs/{name}/{work.COUNTS}"})
         if runs:
             found[variant.name] = {"about": variant.about, "runs": runs}
     return found

@@ -45,7 +45,7 @@ from model.training.options import Options as TrainOptions
 from model.training.run_state import STUDENT, hash_json
 
 from ..results import command_line, provenance, write_json
-from ..tasks.table2 import DEMO_COUNTS, TaskData, read_tasks
+from ..tasks.table2 import DEMO_COUNTS, TaskData, finetune_settings, read_tasks
 from ..tasks.table2 import Options as Table2Options
 from . import work
 from .collect import REPORT, RESULTS, input_files, write_report
@@ -58,6 +58,7 @@ from .plan import (
     Speed,
     TaskSize,
     choose_lengths,
+    distilling,
     make_jobs,
     print_plan,
     rounded,
@@ -75,6 +76,7 @@ STORED_ELSEWHERE = (  # options that may differ when the command goes on, or tha
     *("out", "cache", "wait", "minutes", "tokens", "seeds", "variants", "tasks", "device", "jobs"),
     *("teacher", "tokenizer", "corpus", "data", "precision"),
 )
+TUNING = ("epochs", "step_tokens", "lr", "warmup", "weight_decay", "clip", "dropout")  # of finetune
 VARIANTS_HELP = f"what to compare: {', '.join(NAMES)} (default: all)"
 JOBS_HELP = f"processes at the same time (default: 1 on a GPU, else one per core, at most {MOST_AT_ONCE})"
 
@@ -106,7 +108,7 @@ class Options:
     small: bool = option(False, "with --teacher none: a teacher of the demo's size, as a test of the command")
 
     batch_size: int = option(8, "blocks per step", "training", least=1, most=10**6)
-    lr: float = option(TrainOptions.lr, "peak learning rate", **LR)
+    lr: float | None = option(None, "peak learning rate (default: train.py's)", type=float, **LR)
     block_size: int = option(128, "tokens per block", least=3, most=10**5)
     limit: int | None = option(None, "maximum number of training examples per task", type=int, least=1, most=10**9)
     task_epochs: int | None = option(None, "epochs of fine-tuning (default: as table2)", type=int, least=1, most=10**4)
@@ -156,7 +158,7 @@ def reproduce(options: Options, command: str, begun: float) -> int:
     speed, lengths = stored_plan(out / PLAN, identity, tokens) or plan(setup, options, identity, pool, deadline)
     jobs = make_jobs(setup, speed, lengths)
     print_plan(setup, lengths, jobs, pool.number, pool.threads)
-    update = partial(write_report, setup, provenance(command, options, input_files(setup), setup.seeds), lengths, jobs)
+    update = partial(write_report, setup, provenance(command, options, input_files(setup), setup.seeds), lengths)
     lost = run_jobs(jobs, pool, update)
     print(f"\n{update(lost, pictures=True)}")
     print(f"Written: {out / REPORT}, {RESULTS} and pictures, in {(time.monotonic() - begun) / 60:.1f} minutes.")
@@ -168,47 +170,33 @@ def reproduce(options: Options, command: str, begun: float) -> int:
 
 def set_up(options: Options, command: str) -> tuple[Setup, dict]:
     """-> what the jobs share; the inputs that must stay the same.  Raises DataError, ModelError."""
-    out = Path(options.out)
+    out, device = Path(options.out), choose_device(options.device)
     path = demo.TEACHER if options.teacher == "demo" else None if options.teacher == "none" else options.teacher
     tokenizer = load_tokenizer(options.tokenizer or (demo.FOLDER if options.is_demo else None), path)
-    config, identity = teacher_config(path, tokenizer, options)
+    config, of_teacher = teacher_config(path, tokenizer, options)
     corpus = prepared_folder(options.corpus, tokenizer, options.cache)
     blocks, held_out = open_blocks(corpus, tokenizer, options.block_size)
     own_tokenizer = out / FILE_NAME  # also of a tokenizer inside a tarball, which only its model can be read from
     if not ((out / PLAN).exists() and own_tokenizer.exists()):  # else the plan says whether it is the same one
         write_file(own_tokenizer, tokenizer.content)
-    identity |= {name: value for name, value in asdict(options).items() if name not in STORED_ELSEWHERE}
-    identity |= {"tokenizer": tokenizer.sha256(), "corpus": hash_json(blocks.hashes())}
-    device, folder = choose_device(options.device), out / "teacher"
-    identity["precision"] = choose_precision(options.precision, device)
+    folder, arguments = out / "teacher", training_arguments(options, own_tokenizer, device)
     teacher = str(path) if path else str(folder / STUDENT)
-    shared = ["--corpus", *options.corpus, "--cache", options.cache, "--device", options.device]
-    shared += [] if options.is_demo else ["--tokenizer", str(own_tokenizer)]
-    shared += ["--precision", options.precision, "--batch-size", str(options.batch_size)]
-    shared += ["--lr", str(options.lr), "--block-size", str(options.block_size), "--keep", "1"]
-    shared += ["--compile", "on"] if device.type == "cuda" else []
-    student = replace(config, num_layers=len(choose_layers("alternate", config.num_layers)))
     data, data_folder, finetuning = read_data(options, teacher)
-    identity |= {f"data of {each.task}": hash_json(json.dumps(each.parts)) for each in data}
-    measuring = work.Measuring(
-        corpus,
-        str(own_tokenizer),
-        options.block_size,
-        min(options.blocks, len(held_out)),
-        options.device,
-        options.precision,
-        str(folder),
-    )
+    identity = of_teacher | {"tokenizer": tokenizer.sha256(), "corpus": hash_json(blocks.hashes())}
+    identity["precision"] = choose_precision(options.precision, device)
+    identity |= identity_of_options(options, data, finetuning)
+    student = replace(config, num_layers=len(choose_layers("alternate", config.num_layers)))
+    what = corpus, str(own_tokenizer), options.block_size, min(options.blocks, len(held_out))
     setup = Setup(
         out=out,
         device=device,
         is_demo=options.is_demo,
         teacher=teacher,
-        pretrained=() if path else (*shared, *random_start(config)),
-        measuring=measuring,
+        pretrained=() if path else (*arguments, *random_start(config)),
+        measuring=work.Measuring(*what, options.device, options.precision, str(folder)),
         variants=choose_variants(options.variants, config),
         seeds=options.seeds,
-        arguments=("--teacher", "demo" if options.teacher == "demo" else teacher, *shared),
+        arguments=arguments,
         sizes=Sizes(config, student, options.block_size, options.batch_size * options.block_size, TRAINING_RATE),
         data=data,
         task_sizes=[TaskSize.of(each) for each in data],
@@ -217,6 +205,27 @@ def set_up(options: Options, command: str) -> tuple[Setup, dict]:
         command=command,
     )
     return setup, identity
+
+
+def training_arguments(options: Options, tokenizer: Path, device: torch.device) -> tuple[str, ...]:
+    """Of train.py, that all runs have."""
+    found = ["--corpus", *options.corpus, "--cache", options.cache, "--device", options.device]
+    found += [] if options.is_demo else ["--tokenizer", str(tokenizer)]
+    found += ["--precision", options.precision, "--batch-size", str(options.batch_size)]
+    found += ["--lr", str(options.lr)] if options.lr else []
+    found += ["--block-size", str(options.block_size), "--keep", "1"]
+    return (*found, *(["--compile", "on"] if device.type == "cuda" else []))
+
+
+def identity_of_options(options: Options, data: Sequence[TaskData], finetuning: Table2Options | None) -> dict:
+    """What must stay the same: options, the defaults of train.py, and of each task its data and settings."""
+    found = {name: value for name, value in asdict(options).items() if name not in STORED_ELSEWHERE}
+    found |= {f"train.py {name}": value for name, value in TrainOptions().of_all_ranks().items()}
+    for each in data:
+        settings = finetune_settings(finetuning, each, finetuning.teacher, options.out)
+        found[f"data of {each.task}"] = hash_json(json.dumps(each.parts))
+        found |= {f"{name} of {each.task}": getattr(settings, name) for name in TUNING}
+    return found
 
 
 def choose_variants(names: Sequence[str], teacher: EncoderConfig) -> list[Variant]:
@@ -297,7 +306,7 @@ def plan(setup: Setup, options: Options, identity: dict, pool: Pool, deadline: f
     remove_tree(folder)  # of a start that was killed, perhaps with other options
     on_gpu = setup.device.type == "cuda"
     steps, between = TIMED_STEPS_GPU if on_gpu else TIMED_STEPS
-    arguments = *(setup.pretrained or setup.arguments), "--steps", str(steps), "--log-every", str(between)
+    arguments = *(setup.pretrained or distilling(setup)), "--steps", str(steps), "--log-every", str(between)
 
     def timed(name: str, alone: bool) -> Job:
         done = (folder / name / work.TIMING,)

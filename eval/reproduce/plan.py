@@ -1,6 +1,7 @@
 """How many tokens each run gets, what the jobs are, and how long they are expected to take."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +37,7 @@ LEAST_BLOCKS, LEAST_EXAMPLES = 64, 50
 BLOCK = 128  # tokens, of a text for the cost of attention
 CHARACTERS = 4  # of a token, roughly
 SMALL_BATCHES = 1.5  # fine-tuning's products are smaller than those of distillation
-LAUNCH_SECONDS = 3e-3  # per layer and step of fine-tuning, which on a GPU waits for the host
+LAUNCH_SECONDS = 0.02  # per layer and step of fine-tuning, which on a GPU waits for the host: an H200, two at a time
 
 
 class Sizes(NamedTuple):
@@ -114,7 +115,7 @@ class Setup(NamedTuple):
     measuring: work.Measuring
     variants: Sequence[Variant]
     seeds: tuple[int, ...]
-    arguments: tuple[str, ...]  # of train.py, that all variants have
+    arguments: tuple[str, ...]  # of train.py, that all runs have
     sizes: Sizes
     data: Sequence[TaskData]
     task_sizes: Sequence[TaskSize]  # of data
@@ -154,23 +155,31 @@ def make_jobs(setup: Setup, speed: Speed, lengths: Lengths) -> list[Job]:
     main = [variant for variant in setup.variants if variant.name in MAIN]
     others = [variant for variant in setup.variants if variant.name not in MAIN]
     jobs += [distillation(setup, speed, lengths, variant, seed) for seed in setup.seeds for variant in main]
-    if setup.data:
-        models = [TEACHER, *(variant.name for variant in main if variant.name in FINE_TUNED)]
+    students = [variant.name for variant in main if variant.name in FINE_TUNED]
+    if setup.data and students:
+        models = [TEACHER, *students]
         jobs += [finetuning(setup, speed, lengths, model, seed) for seed in setup.seeds for model in models]
         jobs += [timing(setup)] if PAPER in models else []
     return jobs + [distillation(setup, speed, lengths, variant, seed) for seed in setup.seeds for variant in others]
 
 
 def length(steps: int) -> list[str]:
-    between = str(max(1, steps // VALIDATIONS))
+    between = str(math.ceil(steps / VALIDATIONS))  # rounded up, so that none comes just before the last one
     return ["--steps", str(steps), "--log-every", "50", "--eval-every", between, "--checkpoint-every", between]
+
+
+def distilling(setup: Setup) -> tuple[str, ...]:
+    """The arguments of train.py with the teacher."""
+    given = setup.is_demo and not setup.pretrained
+    return "--teacher", "demo" if given else setup.teacher, *setup.arguments
 
 
 def distillation(setup: Setup, speed: Speed, lengths: Lengths, variant: Variant, seed: int) -> Job:
     name, sizes = run_name(variant.name, seed), setup.sizes
     out = setup.out / "runs" / name
     steps = lengths.tokens // sizes.step_tokens
-    arguments = [*setup.arguments, *variant.arguments, *length(steps), "--seed", str(seed), "--out", str(out)]
+    shared = setup.arguments if variant.name == RANDOM else distilling(setup)
+    arguments = [*shared, *variant.arguments, *length(steps), "--seed", str(seed), "--out", str(out)]
     seconds = speed.run(sizes, "random" if variant.name == RANDOM else "distil", lengths.tokens)
     seconds += speed.measuring(sizes, sizes.student, lengths.blocks)
     what = arguments, setup.measuring._replace(blocks=lengths.blocks)

@@ -1,6 +1,7 @@
 """What the jobs of the command do: distil or pre-train a model and measure it, fine-tune it, time it."""
 
 import json
+import shlex
 import statistics
 import sys
 import time
@@ -105,6 +106,7 @@ def train_and_measure(arguments: Sequence[str], measuring: Measuring) -> None:
     masked, right, as_teacher, _ = counts.sum(axis=0)
     figures = {"seed": options.seed, "tokens": options.steps * tokens, "seconds": seconds_of_steps(lines)}
     figures |= {"accuracy": right / masked, "agreement": as_teacher / masked, "mlm_loss": predictions.mlm_loss}
+    figures["command"] = f"python train.py {shlex.join(arguments)}"
     write_json(folder / FIGURES, {**figures, "curve": curve})
     remove_tree(folder / FOLDER)  # the checkpoints, from which nothing goes on
     (folder / BEST).unlink(missing_ok=True)

@@ -39,6 +39,16 @@ def make_optimiser(
     return kind(groups, lr=lr, betas=BETAS, eps=EPSILON, fused=True)
 
 
+def default_lr(hidden_size: int, from_layers: bool) -> float:
+    """Peak learning rate: 1e-3 up to a hidden size of 256, for which it was chosen (eval/LOG.md); less for wider ones.
+
+    from_layers: a student that starts from its teacher's layers; in proportion to 1 / hidden_size, so 3.3e-4 for 768
+    (DistilBERT's script has 5e-4). From random values, in proportion to its square: of 12 layers of 768, 1e-4 trained
+    and 3e-4 did not.
+    """
+    return 1e-3 * min(1.0, 256 / hidden_size) ** (1 if from_layers else 2)
+
+
 def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
     """Of step 1, 2, …, steps: linear warm-up to the peak over a fraction of the steps, then linear decay to 0."""
     warmup_steps = round(warmup * steps)

@@ -14,6 +14,7 @@ from ..checkpoints.load import TOKENIZER_HELP
 from ..inference import PRECISIONS
 from .bounds import CLIP, DROPOUT, LR, SEED, TEMPERATURE, WEIGHT, WEIGHT_DECAY
 from .device import DEVICE_HELP, PRECISION_HELP
+from .optim import default_lr
 
 DEFAULTS = LossSettings()
 STEPS = 300  # unless --steps or --epochs is given
@@ -91,7 +92,9 @@ class Options:
         STRATEGIES[0], "what is masked: single tokens, whole words, or rare tokens more often", choices=STRATEGIES
     )
     masking_rate: float = option(TRAINING_RATE, "fraction of tokens masked in training", **RATE)
-    lr: float = option(1e-3, "peak learning rate", **LR)
+    lr: float | None = option(
+        None, "peak learning rate (default: 1e-3; less above a hidden size of 256)", type=float, **LR
+    )
     warmup: float = option(0.05, "warm-up fraction; the learning rate then decays linearly", least=0, most=1)
     weight_decay: float = option(0.0, "of AdamW, on matrices only", **WEIGHT_DECAY)
     clip: float = option(5.0, "maximum gradient norm", **CLIP)
@@ -155,13 +158,14 @@ class Options:
         own = (self.student, self.tokenizer) != (None, None)
         return self.teacher == "demo" or (self.teacher == "none" and self.corpus == DEMO and not own)
 
-    def in_steps(self, blocks: float | None) -> "Options":
-        """--epochs as --steps, so that a run is the same one however its length was said.  Raises OptionError.
+    def complete(self, hidden_size: int, from_layers: bool, blocks: float | None) -> "Options":
+        """With --lr, and --epochs as --steps, so that a run is the same one however it was said.  Raises OptionError.
 
-        blocks: of the corpus, for training, None if unknown.
+        hidden_size, from_layers: of the student, see default_lr; blocks: of the corpus, for training, None if unknown.
         """
+        lr = self.lr or default_lr(hidden_size, from_layers)
         if self.epochs is None:
-            return self
+            return replace(self, lr=lr)
         check(blocks is not None, "--epochs needs the corpus, which is not fetched for --plan. Use --steps instead.")
         steps = math.ceil(self.epochs * blocks / (self.batch_size * self.accumulate) - 1e-9)
-        return replace(self, epochs=None, steps=max(1, steps))
+        return replace(self, lr=lr, epochs=None, steps=max(1, steps))

@@ -78,7 +78,7 @@ def test_the_baseline_computes_the_same_loss():
     """Equation (13) with the script's temperature and direction."""
     config = EncoderConfig(1, 64, 2, 128, 1005, dropout=0.0)
     student, teacher = baseline_model(config).eval(), baseline_model(config).eval()
-    batch, run = throughput.random_batch(OPTIONS, config.vocab_size), throughput.training_options()
+    batch, run = throughput.random_batch(OPTIONS, config.vocab_size), throughput.training_options(config.hidden_size)
     loss = baseline_loss(student, teacher, batch, run)
     inputs = dict(input_ids=batch.input_ids, attention_mask=batch.real, output_hidden_states=True)
     one, other = student(**inputs), teacher(**inputs)
@@ -98,7 +98,7 @@ def test_the_baseline_in_fp16_scales_its_loss(monkeypatch, compiled):
     for precision in ("fp32", "fp16"):
         torch.manual_seed(0)
         runtime = Runtime(torch.device("cpu"), precision, compiled)
-        step = baseline_step(config, config, throughput.training_options(), runtime)
+        step = baseline_step(config, config, throughput.training_options(config.hidden_size), runtime)
         step(throughput.random_batch(OPTIONS, config.vocab_size))
     assert norms[1] == pytest.approx(norms[0], rel=0.02) and scales == [1.0, 2.0**16]
     assert len(compiles) == (4 if compiled else 0)

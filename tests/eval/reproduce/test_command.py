@@ -74,6 +74,12 @@ def test_the_demo(tmp_path, in_one_process, capsys, monkeypatch):
         assert main(arguments) == status and f"- random-0: {reason}" in capsys.readouterr().out
     with pytest.raises(OptionError, match=r"plan.json belongs to other inputs \(block_size\). Choose another --out"):
         main([*arguments, "--block-size", "32"])
+    stored = json.loads((tmp_path / "out" / "plan.json").read_text())
+    for default in ("train.py --clip", "lr of nli"):  # of an earlier version
+        earlier = {**stored, "identity": {**stored["identity"], default: 2 * stored["identity"][default]}}
+        (tmp_path / "out" / "plan.json").write_text(json.dumps(earlier))
+        with pytest.raises(OptionError, match=rf"belongs to other inputs \({default}\)"):
+            main(arguments)
     (tmp_path / "out" / "plan.json").write_text('{"identity": {')
     with pytest.raises(OptionError, match=r"plan.json cannot be read"):
         main(arguments)

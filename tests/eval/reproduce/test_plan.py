@@ -42,8 +42,8 @@ def setup(tmp_path, names=NAMES, seeds=(0, 1, 2), pretrained=(), tasks=("nli", "
     texts = [TextExample("un texte " * 20, "1")] * 1000
     data = [TaskData(task, {"train": texts, "dev": texts[:100], "test": texts[:100]}, ("file",)) for task in tasks]
     options = Table2Options(teacher="t", student="t", data="tasks", epochs=3)
-    sizes, shared = [TaskSize.of(each) for each in data], ("--teacher", "t")
-    rest = measuring, variants, seeds, shared, SIZES, data, sizes, "tasks", options, ""
+    sizes = [TaskSize.of(each) for each in data]
+    rest = measuring, variants, seeds, (), SIZES, data, sizes, "tasks", options, ""
     return Setup(tmp_path, torch.device("cpu"), False, "t", pretrained, *rest)
 
 
@@ -153,9 +153,17 @@ def test_the_students_of_a_seed_differ_in_their_variant_alone(tmp_path):
         if name.endswith("-1")
     }
     assert steps == {
-        ("--steps", "977", "--log-every", "50", "--eval-every", "162", "--checkpoint-every", "162", "--seed", "1")
+        ("--steps", "977", "--log-every", "50", "--eval-every", "163", "--checkpoint-every", "163", "--seed", "1")
     }
-    assert runs["no-cosine-1"][2:5] == ["--weights", "0.5", "0"] and runs["paper-1"][2] == "--steps"
+    assert runs["paper-1"][:3] == ["--teacher", "t", "--steps"]
+    assert runs["no-cosine-1"][:5] == ["--teacher", "t", "--weights", "0.5", "0"]
+    assert runs["random-1"][:2] == ["--teacher", "none"] and runs["random-1"].count("--teacher") == 1
+
+
+def test_without_a_student_to_fine_tune_the_teacher_is_not(tmp_path):
+    shared = setup(tmp_path, names=("random", "no-cosine"))
+    jobs = make_jobs(shared, SPEED, choose_lengths(shared, SPEED, 10**6, None, None, 2))
+    assert not any(job.run in (work.finetune_on_all, work.time_on_all) for job in jobs)
 
 
 def test_the_speed_is_that_of_the_slowest_process_and_the_teachers_that_of_one_alone():
@@ -169,10 +177,10 @@ def test_the_speed_is_that_of_the_slowest_process_and_the_teachers_that_of_one_a
 
 
 def test_on_a_gpu_small_steps_of_fine_tuning_wait_for_the_host():
-    """12 layers × 3 ms × steps, beside the computation; none on a CPU."""
+    """12 layers × 20 ms × steps, beside the computation; none on a CPU."""
     task, on_cpu = TaskSize(1000, {"train": 102_400.0, "dev": 0.0, "test": 0.0}), FinetuneOptions(**FINETUNE)
     seconds = SPEED.finetuning(BASE, task, on_cpu, None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "choose_device", torch.device)
         on_gpu = SPEED.finetuning(BASE, task, replace(on_cpu, device="cuda"), None)
-    assert on_gpu - seconds == pytest.approx(12 * 0.003 * 3 * 100)
+    assert on_gpu - seconds == pytest.approx(12 * 0.02 * 3 * 100)

@@ -8,7 +8,7 @@ from torch.nn.utils import parameters_to_vector
 
 from model import EncoderConfig, MaskedLM
 from model.training.device import Runtime
-from model.training.optim import learning_rate, make_optimiser, optimiser_step
+from model.training.optim import default_lr, learning_rate, make_optimiser, optimiser_step
 from tests.helpers import DEVICE
 
 DISABLED = torch.amp.GradScaler("cpu", enabled=False)
@@ -18,6 +18,12 @@ DISABLED = torch.amp.GradScaler("cpu", enabled=False)
 def student():
     torch.manual_seed(0)
     return MaskedLM(EncoderConfig(1, 32, 2, 64, 1005))
+
+
+def test_wide_students_learn_more_slowly():
+    """Those from random values most of all: with 12 layers of 768, 3e-4 was too much on an H200."""
+    assert default_lr(128, True) == default_lr(256, True) == default_lr(256, False) == 1e-3
+    assert default_lr(768, True) == pytest.approx(1e-3 / 3) and default_lr(768, False) == pytest.approx(1e-3 / 9)
 
 
 def test_linear_warmup_and_linear_decay():
