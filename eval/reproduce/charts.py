@@ -118,7 +118,9 @@ def draw_curves(upper, lower, results: Mapping, styles: Mapping[str, dict]) -> N
     """The same lines in two parts of different scale; the upper holds all but the random start, after the beginning."""
     curves = {name: [run["curve"] for run in results["variants"][name]["runs"] if run["curve"]] for name in styles}
     means = {name: mean_curve(each) for name, each in curves.items() if each}
-    teacher = 100 * results["teacher"]["accuracy"]["value"]
+    runs = [run for name in means for run in results["variants"][name]["runs"]]
+    on_curve = [run["teacher_on_curve"] for run in runs if run["teacher_on_curve"] is not None]
+    teacher = 100 * (on_curve[0] if on_curve else results["teacher"]["accuracy"]["value"])
     last = max((tokens[-1] for tokens, *_ in means.values()), default=0)
     unit, unit_name = (1e6, "millions") if last >= 1e6 else (1e3, "thousands")
     for axis in (upper, lower):
@@ -138,7 +140,7 @@ def draw_curves(upper, lower, results: Mapping, styles: Mapping[str, dict]) -> N
     middle = max(0.1 * top, min([*early, 0.9 * teacher]))
     upper.set_ylim(middle, top + 0.1 * (top - middle))
     blocks = results["scale"]["held_out_blocks"]
-    part = f"; curves: on {VALIDATION_BLOCKS} of the {blocks:,} blocks" if blocks > VALIDATION_BLOCKS else ""
+    part = f"; on {VALIDATION_BLOCKS} of the {blocks:,} blocks" if blocks > VALIDATION_BLOCKS else ""
     lower.set(ylim=(0, middle), xlabel=f"tokens read, in {unit_name}{part}")
     upper.spines["bottom"].set(linestyle=":", color="#999999")
     upper.tick_params(labelbottom=False)

@@ -102,12 +102,16 @@ def train_and_measure(arguments: Sequence[str], measuring: Measuring) -> None:
     counts = count_by_block(held_out, predictions.tokens, teacher_tokens)
     save_array(folder / COUNTS, counts)
     tokens = options.batch_size * options.accumulate * options.block_size
-    curve = [[line["step"] * tokens, line["held_out"]["accuracy"]] for line in lines if "held_out" in line]
+    validations = [line for line in lines if "held_out" in line]
+    curve = [[line["step"] * tokens, line["held_out"]["accuracy"]] for line in validations]
     masked, right, as_teacher, _ = counts.sum(axis=0)
     figures = {"seed": options.seed, "tokens": options.steps * tokens, "seconds": seconds_of_steps(lines)}
     figures |= {"accuracy": right / masked, "agreement": as_teacher / masked, "mlm_loss": predictions.mlm_loss}
     figures["command"] = f"python train.py {shlex.join(arguments)}"
-    write_json(folder / FIGURES, {**figures, "curve": curve})
+    on_curve = validations[-1]["held_out"].get(
+        "teacher_accuracy"
+    )  # on the blocks of the curve; of a run with a teacher
+    write_json(folder / FIGURES, {**figures, "curve": curve, "teacher_on_curve": on_curve})
     remove_tree(folder / FOLDER)  # the checkpoints, from which nothing goes on
     (folder / BEST).unlink(missing_ok=True)
 

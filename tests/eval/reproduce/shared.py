@@ -54,7 +54,8 @@ def made_up(folder: Path, seeds=3, variants=tuple(VARIANTS), teacher=0.75, tasks
                 "agreement": float(columns[2].sum() / columns[0].sum()),
                 "mlm_loss": 2.0 - accuracy,
             }
-            runs.append(run | {"counts": counts, "curve": curve})
+            on_curve = None if name == "random" else teacher - 0.01
+            runs.append(run | {"counts": counts, "curve": curve, "teacher_on_curve": on_curve})
         found[name] = {"about": f"what makes {name} of the paper's loss", "runs": runs}
     return {
         "command": "python -m eval reproduce",
