@@ -108,9 +108,7 @@ def train_and_measure(arguments: Sequence[str], measuring: Measuring) -> None:
     figures = {"seed": options.seed, "tokens": options.steps * tokens, "seconds": seconds_of_steps(lines)}
     figures |= {"accuracy": right / masked, "agreement": as_teacher / masked, "mlm_loss": predictions.mlm_loss}
     figures["command"] = f"python train.py {shlex.join(arguments)}"
-    on_curve = validations[-1]["held_out"].get(
-        "teacher_accuracy"
-    )  # on the blocks of the curve; of a run with a teacher
+    on_curve = validations[-1]["held_out"].get("teacher_accuracy")  # of a run with one, on the curve's blocks
     write_json(folder / FIGURES, {**figures, "curve": curve, "teacher_on_curve": on_curve})
     remove_tree(folder / FOLDER)  # the checkpoints, from which nothing goes on
     (folder / BEST).unlink(missing_ok=True)
