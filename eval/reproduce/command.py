@@ -161,7 +161,7 @@ def reproduce(options: Options, command: str, begun: float) -> int:
     update = partial(write_report, setup, provenance(command, options, input_files(setup), setup.seeds), lengths)
     lost = run_jobs(jobs, pool, update)
     print(f"\n{update(lost, pictures=True)}")
-    print(f"Written: {out / REPORT}, {RESULTS} and pictures, in {(time.monotonic() - begun) / 60:.1f} minutes.")
+    print(f"Written: {out / REPORT} and {RESULTS}, in {(time.monotonic() - begun) / 60:.1f} minutes.")
     return int(any(reason.startswith(FAILED) for reason in lost.values()))
 
 
