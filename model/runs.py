@@ -123,12 +123,18 @@ class Packing:
         self._runs: list[Run] = []
 
     def runs(self, queries: Tensor) -> list[Run]:
-        """queries: (J, R, d_h / J), of any layer"""
+        """queries: (J, R, d_h / J), of any layer
+
+        The costs are a CPU's. In training on a GPU, a step waits for the host, and all sequences are one run.
+        """
         if not self._runs:
             num_heads, _, size = queries.shape
             costs = HALF if queries.dtype.itemsize == 2 else FULL
             key_starts, query_starts = ([0, *accumulate(lens)] for lens in (self.seqlens, self.query_lens))
-            for run in choose_runs(self.seqlens, num_heads, num_heads * size, costs):
+            ranges = [range(len(self.seqlens))]
+            if not (queries.is_cuda and queries.requires_grad):
+                ranges = choose_runs(self.seqlens, num_heads, num_heads * size, costs)
+            for run in ranges:
                 part = slice(run.start, run.stop)
                 of_queries = Rows(query_starts[run.start], self.query_lens[part], queries.device)
                 self._runs.append(Run(of_queries, Rows(key_starts[run.start], self.seqlens[part], queries.device)))

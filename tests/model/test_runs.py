@@ -2,10 +2,12 @@
 
 import random
 from itertools import combinations, pairwise
+from unittest.mock import Mock
 
 import pytest
+import torch
 
-from model.runs import FULL, HALF, MOST_SCORES, choose_runs, run_cost
+from model.runs import FULL, HALF, MOST_SCORES, Packing, choose_runs, run_cost
 
 
 def total(seqlens, cuts, costs):
@@ -51,3 +53,12 @@ def test_runs_are_no_larger_than_a_cache_and_long_sequences_stay_alone(costs):
         assert all(12 * len(run) * max(seqlens[run.start : run.stop]) ** 2 <= MOST_SCORES for run in runs)
     assert choose_runs((20, 400), 12, 768, costs) == [range(1), range(1, 2)]
     assert choose_runs((512, 512), 12, 768, costs) == [range(1), range(1, 2)]
+
+
+def test_in_training_on_a_gpu_all_sequences_are_one_run():
+    seqlens, on_cpu = (3, 400, 30, 7), torch.device("cpu")
+    for is_cuda, requires_grad, number in ((True, True, 1), (True, False, 3), (False, True, 3)):
+        queries = Mock(shape=(12, 440, 64), dtype=torch.bfloat16, device=on_cpu)
+        queries.is_cuda, queries.requires_grad = is_cuda, requires_grad
+        runs = Packing(seqlens, seqlens, on_cpu).runs(queries)
+        assert len(runs) == number and sum(len(run.keys.batch(torch.zeros(12, 440, 64))) for run in runs) == 4
