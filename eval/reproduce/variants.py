@@ -58,7 +58,7 @@ def make_variants(teacher: EncoderConfig) -> dict[str, Variant]:
         about = "also the hidden states before the last layer, weight 1"
         variants.append(Variant("hidden-states", about, ("--hidden-weight", "1")))
     variants += [
-        Variant("relations", "also MiniLMv2's attention relations, weight 1", ("--relation-weight", "1")),
+        Variant("relations", "also MiniLMv2's attention relations, weight 0.03", ("--relation-weight", "0.03")),
         Variant("masking-15", "15 % of the tokens masked, as for BERT", ("--masking-rate", "0.15")),
     ]
     return {variant.name: variant for variant in variants}

@@ -69,7 +69,7 @@ CHANGED = {  # options of train.py by which a variant of a teacher of twelve lay
     "first-half": {"layers": ("0,1,2,3,4,5",)},
     "both-ends": {"layers": ("0,2,4,7,9,11",)},
     "hidden-states": {"hidden_weight": 1.0},
-    "relations": {"relation_weight": 1.0},
+    "relations": {"relation_weight": 0.03},
     "masking-15": {"masking_rate": 0.15},
 }
 
