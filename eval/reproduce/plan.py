@@ -13,7 +13,8 @@ from data.cli import check, count, say
 from model import EncoderConfig
 from model.training.device import choose_device, training_flops
 from model.training.plan import time_text
-from model.training.run_state import STUDENT
+from model.training.run_state import FOLDER as CHECKPOINTS
+from model.training.run_state import STUDENT, list_checkpoints, step_of
 
 from ..benchmarks.harness import table_on_screen
 from ..tasks.finetune import Options as FinetuneOptions
@@ -145,7 +146,7 @@ def make_jobs(setup: Setup, speed: Speed, lengths: Lengths) -> list[Job]:
         steps = lengths.teacher_tokens // sizes.step_tokens
         arguments = [*setup.pretrained, *length(steps)]
         done = (folder / work.TRAINED,)
-        seconds = speed.run(sizes, "teacher", lengths.teacher_tokens)
+        seconds = speed.run(sizes, "teacher", tokens_left(folder, lengths.teacher_tokens, sizes))
         jobs.append(Job("teacher", work.pretrain, (arguments, str(folder)), done, seconds, alone=True))
         needs = ("teacher",)
     seconds = speed.measuring(sizes, sizes.teacher, lengths.blocks)
@@ -161,6 +162,12 @@ def make_jobs(setup: Setup, speed: Speed, lengths: Lengths) -> list[Job]:
         jobs += [finetuning(setup, speed, lengths, model, seed) for seed in setup.seeds for model in models]
         jobs += [timing(setup)] if PAPER in models else []
     return jobs + [distillation(setup, speed, lengths, variant, seed) for seed in setup.seeds for variant in others]
+
+
+def tokens_left(out: Path, tokens: int, sizes: Sizes) -> int:
+    """Of a run, those after its last checkpoint: it may have been stopped."""
+    checkpoints = list_checkpoints(out / CHECKPOINTS)
+    return max(0, tokens - step_of(checkpoints[0]) * sizes.step_tokens) if checkpoints else tokens
 
 
 def length(steps: int) -> list[str]:
@@ -180,7 +187,8 @@ def distillation(setup: Setup, speed: Speed, lengths: Lengths, variant: Variant,
     steps = lengths.tokens // sizes.step_tokens
     shared = setup.arguments if variant.name == RANDOM else distilling(setup)
     arguments = [*shared, *variant.arguments, *length(steps), "--seed", str(seed), "--out", str(out)]
-    seconds = speed.run(sizes, "random" if variant.name == RANDOM else "distil", lengths.tokens)
+    left = tokens_left(out, lengths.tokens, sizes)
+    seconds = speed.run(sizes, "random" if variant.name == RANDOM else "distil", left)
     seconds += speed.measuring(sizes, sizes.student, lengths.blocks)
     what = arguments, setup.measuring._replace(blocks=lengths.blocks)
     done = out / work.FIGURES, out / work.COUNTS

@@ -160,6 +160,21 @@ def test_the_students_of_a_seed_differ_in_their_variant_alone(tmp_path):
     assert runs["random-1"][:2] == ["--teacher", "none"] and runs["random-1"].count("--teacher") == 1
 
 
+def test_of_a_run_that_was_stopped_what_is_left_is_expected(tmp_path):
+    """The steps after its last checkpoint: 377 of 977."""
+    shared = setup(tmp_path, names=(PAPER,), pretrained=("--teacher", "none"), seeds=(0,), tasks=())
+    lengths = choose_lengths(shared, SPEED, 10**6, None, None, 2)._replace(teacher_tokens=1_000_448)
+    names, step = ("teacher", "paper-0"), SIZES.step_tokens
+    before = {job.name: job.seconds for job in make_jobs(shared, SPEED, lengths) if job.name in names}
+    for folder in (tmp_path / "teacher", tmp_path / "runs" / "paper-0"):
+        for steps in (300, 600):
+            (folder / "checkpoints" / f"step-{steps:09}").mkdir(parents=True)
+    after = {job.name: job.seconds for job in make_jobs(shared, SPEED, lengths) if job.name in names}
+    for name, kind in zip(names, ("teacher", "distil")):
+        saved = SPEED.run(SIZES, kind, 977 * step) - SPEED.run(SIZES, kind, 377 * step)
+        assert before[name] - after[name] == pytest.approx(saved) and saved > 0.1
+
+
 def test_without_a_student_to_fine_tune_the_teacher_is_not(tmp_path):
     shared = setup(tmp_path, names=("random", "no-cosine"))
     jobs = make_jobs(shared, SPEED, choose_lengths(shared, SPEED, 10**6, None, None, 2))
