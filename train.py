@@ -246,13 +246,13 @@ def run(options: Options, found: Options, world: World, device: torch.device) ->
         corpus = sample.folder if sample else prepared_folder(options.corpus, tokenizer, options.cache)
     blocks, held_out = open_blocks(corpus, tokenizer, options.block_size, options.within_documents)
     available = len(blocks) if sample is None else sample.share and len(blocks) / sample.share
-    size = student.config.hidden_size, bool(teacher or options.student), available
-    options, found = options.complete(*size), found.complete(*size)
+    known = student.config.hidden_size, teacher is not None, available
+    options, found = options.complete(*known), found.complete(*known)
     steps = options.steps
     work = plan.Work(0, steps, blocks_per_step, options.block_size, options.eval_every)
     folder = None if sample and sample.temporary else corpus
     report.print_corpus(None if options.corpus == DEMO else options.corpus, folder, len(held_out))
-    report.print_run(work, available, sample.estimate if sample else "", runtime, world.size)
+    report.print_run(work, options.lr, available, sample.estimate if sample else "", runtime, world.size)
     masking = Masking(tokenizer, options.masking, numpy.array(blocks.manifest["token_counts"]), options.masking_rate)
     validation = validation_batches(held_out, Masking(tokenizer), VALIDATION_BLOCKS)[world.rank :: world.size]
 

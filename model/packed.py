@@ -1,7 +1,8 @@
 """The encoder of equations (1) to (8) on packed sequences: one after the other, without padding.
 
 No product of a layer is spent on padding; attention pads neighbours of unequal length by a few tokens, where `runs.py`
-finds that cheaper than a call for each. A test holds every state equal to `Encoder.forward`'s.
+finds that cheaper than a call for each, and in training on a GPU all to the longest. A test holds every state equal to
+`Encoder.forward`'s.
 Shapes: B sequences, T tokens of all sequences together, R of them whose states are wanted, d_h hidden size, J heads.
 """
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-MOST_SCORES = 1 << 20  # B · J · n² of a run of several sequences: what a cache holds
+MOST_SCORES = 1 << 20  # B · J · n² of a run of several sequences on a CPU: what a cache holds
 REACH = 24  # a run has at most so many different neighbours, so that choosing takes linear time
 
 

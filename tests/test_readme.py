@@ -138,7 +138,9 @@ def test_the_figures():
     assert options.clip == 5 and options.weight_decay == 0
     assert options.dropout == 0 and options.masking_rate == 0.4
     assert BETAS == (0.9, 0.98) and EPSILON == 1e-6 and options.weights == (0.5, 0.3, 0.2)
-    assert "learning rate 1e-3 (less for students wider than 256), no dropout in the student" in READMES["losses"]
+    rates = (f"{1e4 * default_lr(768, has_teacher):.1f}e-4" for has_teacher in (True, False))
+    text = "learning rate 1e-3 (less for students wider than 256: {} for 768, and {} without a teacher), no dropout"
+    assert text.format(*rates) in READMES["losses"]
     assert "40 % of the tokens masked in training" in READMES["losses"]
     assert "β 0.9 and 0.98, ε 1e-6, no weight decay, 5 % warm-up" in READMES["losses"]
 

@@ -336,12 +336,13 @@ def test_a_student_learns(place):
     assert losses[0] > losses[1] > losses[2] and losses[2] < 5.9  # ln 1005 is 6.9
 
 
-def test_the_default_learning_rate_is_that_of_the_student(place):
-    """Of its width, and smaller without a teacher's layers to start from."""
+def test_the_default_learning_rate_is_that_of_the_width(place):
+    """Less for wide students, and least for wide ones without a teacher."""
     wide = SIZES | dict(hidden_size=512, num_heads=2)
-    for out, settings, lr in (("copied", {}, 1e-3), ("random", SIZES, 1e-3), ("wide", wide, 2.5e-4)):
-        run(place, out=place / out, steps=1, **settings)
-        assert provenance(place / out)["options"]["lr"] == lr
+    of_wide = dict(teacher=place / "wide" / "student.safetensors")
+    for out, settings, lr in (("given", {}, 1e-3), ("wide", wide, 2.5e-4), ("with a wide teacher", of_wide, 5e-4)):
+        result = run(place, out=place / out, steps=1, **settings)
+        assert provenance(place / out)["options"]["lr"] == lr and f"lr        {lr:.2g} after" in result.stdout
 
 
 @pytest.mark.parametrize("layers", ["3,1", ["3", "1"]])

@@ -90,7 +90,7 @@ def random_batch(options: Options, vocab_size: int) -> Batch:
 def training_options(hidden_size: int) -> TrainOptions:
     """The loss settings of the DistilBERT script, with the paper's weights; all else by default."""
     options = TrainOptions(direction="teacher-student", temperature=2.0)
-    return options.complete(hidden_size, from_layers=True, blocks=None)
+    return options.complete(hidden_size, has_teacher=True, blocks=None)
 
 
 def project_step(options: Options, runtime: Runtime) -> Run:

@@ -25,7 +25,7 @@ import torch
 from data import demo
 from data.blocks import open_blocks
 from data.cache import DEMO, prepared_folder
-from data.cli import OptionError, check, check_bounds, check_paths, count, option, parse_options, say
+from data.cli import OptionError, check, check_bounds, check_paths, count, dashed, option, parse_options, say
 from data.corpus.files import check_corpus
 from data.demo.tasks import write_tasks
 from data.download.models import fetch_models
@@ -40,7 +40,8 @@ from model.checkpoints.native import fingerprint
 from model.student import choose_layers
 from model.training.bounds import LR, SEED
 from model.training.device import DEVICE_HELP, PRECISION_HELP, choose_device, choose_precision
-from model.training.options import DEMO_TEXT_STEPS, STEPS
+from model.training.optim import default_lr
+from model.training.options import DEMO_TEXT_STEPS, MAY_DIFFER, PER_HOST, STEPS
 from model.training.options import Options as TrainOptions
 from model.training.run_state import STUDENT, hash_json
 
@@ -153,11 +154,11 @@ def reproduce(options: Options, command: str, begun: float) -> int:
     out, deadline = Path(options.out), begun + 60 * (options.minutes or math.inf)
     setup, identity = set_up(options, command)
     number = options.jobs or (1 if setup.device.type == "cuda" else min(os.cpu_count(), MOST_AT_ONCE))
-    pool = Pool(number, max(1, torch.get_num_threads() // number), out / "logs", deadline - REPORT_SECONDS)
+    pool = Pool(number, torch.get_num_threads(), out / "logs", deadline - REPORT_SECONDS)
     tokens = options.tokens and rounded(options.tokens, setup.sizes.step_tokens)
     speed, lengths = stored_plan(out / PLAN, identity, tokens) or plan(setup, options, identity, pool, deadline)
     jobs = make_jobs(setup, speed, lengths)
-    print_plan(setup, lengths, jobs, pool.number, pool.threads)
+    print_plan(setup, lengths, jobs, pool.number, pool.threads_each)
     update = partial(write_report, setup, provenance(command, options, input_files(setup), setup.seeds), lengths)
     lost = run_jobs(jobs, pool, update)
     print(f"\n{update(lost, pictures=True)}")
@@ -186,17 +187,21 @@ def set_up(options: Options, command: str) -> tuple[Setup, dict]:
     identity["precision"] = choose_precision(options.precision, device)
     identity |= identity_of_options(options, data, finetuning)
     student = replace(config, num_layers=len(choose_layers("alternate", config.num_layers)))
+    lr = options.lr or default_lr(config.hidden_size, has_teacher=True)
+    chosen = choose_variants(options.variants, config, options.lr)
+    identity |= {"learning rate": lr} | {f"variant {each.name}": each.arguments for each in chosen}
     what = corpus, str(own_tokenizer), options.block_size, min(options.blocks, len(held_out))
     setup = Setup(
         out=out,
         device=device,
         is_demo=options.is_demo,
         teacher=teacher,
-        pretrained=() if path else (*arguments, *random_start(config)),
+        pretrained=() if path else (*arguments, *random_start(config, options.lr)),
         measuring=work.Measuring(*what, options.device, options.precision, str(folder)),
-        variants=choose_variants(options.variants, config),
+        variants=chosen,
         seeds=options.seeds,
         arguments=arguments,
+        lr=lr,
         sizes=Sizes(config, student, options.block_size, options.batch_size * options.block_size, TRAINING_RATE),
         data=data,
         task_sizes=[TaskSize.of(each) for each in data],
@@ -212,7 +217,6 @@ def training_arguments(options: Options, tokenizer: Path, device: torch.device) 
     found = ["--corpus", *options.corpus, "--cache", options.cache, "--device", options.device]
     found += [] if options.is_demo else ["--tokenizer", str(tokenizer)]
     found += ["--precision", options.precision, "--batch-size", str(options.batch_size)]
-    found += ["--lr", str(options.lr)] if options.lr else []
     found += ["--block-size", str(options.block_size), "--keep", "1"]
     return (*found, *(["--compile", "on"] if device.type == "cuda" else []))
 
@@ -220,7 +224,8 @@ def training_arguments(options: Options, tokenizer: Path, device: torch.device) 
 def identity_of_options(options: Options, data: Sequence[TaskData], finetuning: Table2Options | None) -> dict:
     """What must stay the same: options, the defaults of train.py, and of each task its data and settings."""
     found = {name: value for name, value in asdict(options).items() if name not in STORED_ELSEWHERE}
-    found |= {f"train.py {name}": value for name, value in TrainOptions().of_all_ranks().items()}
+    defaults = asdict(TrainOptions()).items()
+    found |= {f"train.py {dashed(name)}": value for name, value in defaults if name not in (*PER_HOST, *MAY_DIFFER)}
     for each in data:
         settings = finetune_settings(finetuning, each, finetuning.teacher, options.out)
         found[f"data of {each.task}"] = hash_json(json.dumps(each.parts))
@@ -228,9 +233,9 @@ def identity_of_options(options: Options, data: Sequence[TaskData], finetuning: 
     return found
 
 
-def choose_variants(names: Sequence[str], teacher: EncoderConfig) -> list[Variant]:
+def choose_variants(names: Sequence[str], teacher: EncoderConfig, lr: float | None) -> list[Variant]:
     """Says which of them such a teacher does not have.  Raises OptionError if it has none."""
-    found = make_variants(teacher)
+    found = make_variants(teacher, lr)
     if lost := [name for name in names if name not in found]:
         say(f"With a teacher of {count(teacher.num_layers, 'layer')} there is no variant {', '.join(lost)}.")
     check(len(lost) < len(names), "--variants: name others, such as paper.")
@@ -281,7 +286,7 @@ def stored_plan(path: Path, identity: dict, tokens: int | None) -> tuple[Speed, 
         stored = json.loads(path.read_text(encoding="utf-8"))
         known, speed, lengths = dict(stored["identity"]), Speed(**stored["speed"]), Lengths(**stored["lengths"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise OptionError(f"{path} cannot be read. Choose another --out.") from None
+        raise OptionError(f"{path} is damaged or of another version. Choose another --out.") from None
     new = json.loads(json.dumps(identity))
     differing = [name for name, value in known.items() if new.get(name, value) != value]
     check(not differing, f"{path} belongs to other inputs ({', '.join(differing)}). Choose another --out.")
@@ -312,13 +317,13 @@ def plan(setup: Setup, options: Options, identity: dict, pool: Pool, deadline: f
         done = (folder / name / work.TIMING,)
         return Job(name, work.time_training, (arguments, str(folder / name)), done, TIMING_SECONDS, alone=alone)
 
-    # on a GPU the first one also fills the compiler's cache, as the runs will find it
-    jobs = [timed("alone", True)]
+    # the teacher is pre-trained alone; on a GPU the first one also fills the compiler's cache, as the runs will find it
+    jobs = [timed("alone", True)] if on_gpu or setup.pretrained or pool.number == 1 else []
     jobs += [timed(f"timing-{index}", False) for index in range(pool.number)] if on_gpu or pool.number > 1 else []
     lost = run_jobs(jobs, pool)
     check(not lost, "The timing of a step did not succeed: " + "; ".join(lost.values()))
-    alone, *together = [json.loads(job.done[0].read_text(encoding="utf-8")) for job in jobs]
-    speed = speed_of(alone, together or [alone], setup.sizes, kind)
+    timings = [json.loads(job.done[0].read_text(encoding="utf-8")) for job in jobs]
+    speed = speed_of(timings[0], timings[-pool.number :], setup.sizes, kind)
     seconds = None if options.minutes is None else deadline - time.monotonic()
     lengths = choose_lengths(setup, speed, tokens, options.limit, seconds, pool.number)
     lengths = lengths._replace(tokens=min(lengths.tokens, most))

@@ -47,10 +47,15 @@ class Pool(NamedTuple):
     """How jobs are run."""
 
     number: int  # at the same time
-    threads: int  # of each; a job that runs alone has those of all
+    threads: int  # of all; a job that runs alone has them to itself
     logs: Path
     # of time.monotonic(): running jobs are stopped then, and none begins that would end later
     deadline: float = math.inf
+
+    @property
+    def threads_each(self) -> int:
+        """Of a job that runs beside others."""
+        return max(1, self.threads // self.number)
 
 
 def run_jobs(
@@ -147,8 +152,7 @@ class Clock:
 
 def start(job: Job, pool: Pool) -> SpawnProcess:
     process = multiprocessing.get_context("spawn").Process(target=job_process, args=(job, pool.logs))
-    threads = pool.threads * (pool.number if job.alone else 1)
-    with environment([("OMP_NUM_THREADS", str(threads))]):
+    with environment([("OMP_NUM_THREADS", str(pool.threads if job.alone else pool.threads_each))]):
         process.start()
     return process
 

@@ -11,7 +11,7 @@ import torch
 
 from data.cli import check, count, say
 from model import EncoderConfig
-from model.training.device import choose_device, training_flops
+from model.training.device import training_flops
 from model.training.plan import time_text
 from model.training.run_state import FOLDER as CHECKPOINTS
 from model.training.run_state import STUDENT, list_checkpoints, step_of
@@ -25,7 +25,7 @@ from . import work
 from .jobs import Job
 from .variants import FINE_TUNED, MAIN, PAPER, RANDOM, TEACHER, Variant
 
-VALIDATIONS = 6  # of each run, for its curve, beside the first and the last
+VALIDATIONS = 6  # of each run, for its curve, beside the first
 VALIDATION_COST = 0.5  # of a token of validation, in tokens of training
 START_SECONDS = 4.0  # of a process, with its imports
 TEACHER_SHARE = 0.5  # of the time that can be shared out: for pre-training a teacher
@@ -38,7 +38,7 @@ LEAST_BLOCKS, LEAST_EXAMPLES = 64, 50
 BLOCK = 128  # tokens, of a text for the cost of attention
 CHARACTERS = 4  # of a token, roughly
 SMALL_BATCHES = 1.5  # fine-tuning's products are smaller than those of distillation
-LAUNCH_SECONDS = 0.02  # per layer and step of fine-tuning, which on a GPU waits for the host: an H200, two at a time
+LAUNCH_SECONDS = 0.02  # per layer and step of fine-tuning on a GPU, which waits for its host: a guess, see eval/LOG.md
 
 
 class Sizes(NamedTuple):
@@ -80,22 +80,23 @@ class Speed(NamedTuple):
     flops_alone: float
 
     def run(self, sizes: Sizes, kind: str, tokens: int) -> float:
-        """Seconds of a run of train.py, with its validations.  The teacher's runs alone."""
-        tokens += VALIDATION_COST * VALIDATIONS * VALIDATION_BLOCKS * sizes.block_size
+        """Seconds of a run of train.py, with its validations.  kind: as of Sizes.flops; the teacher is trained alone"""
+        tokens += VALIDATION_COST * (VALIDATIONS - 1) * VALIDATION_BLOCKS * sizes.block_size
         return self.overhead + tokens * sizes.flops(kind) / (self.flops_alone if kind == "teacher" else self.flops)
 
     def measuring(self, sizes: Sizes, config: EncoderConfig, blocks: int) -> float:
         flops = training_flops(config, None, sizes.block_size, sizes.masked) / 3
         return START_SECONDS + blocks * sizes.block_size * flops / self.flops
 
-    def finetuning(self, config: EncoderConfig, task: TaskSize, settings: FinetuneOptions, limit: int | None) -> float:
+    def finetuning(
+        self, config: EncoderConfig, task: TaskSize, settings: FinetuneOptions, limit: int | None, on_gpu: bool
+    ) -> float:
         """Seconds of a fine-tuning with its evaluations."""
         share = min(1.0, limit / task.examples) if limit else 1.0
         tokens = settings.epochs * share * task.tokens["train"]
         passes = tokens + settings.epochs * task.tokens["dev"] / 3 + task.tokens["test"] / 3
         seconds = SMALL_BATCHES * passes * training_flops(config, None, BLOCK, 0.0) / self.flops
-        launching = LAUNCH_SECONDS * config.num_layers * tokens / settings.step_tokens
-        return seconds + launching * (choose_device(settings.device).type == "cuda")
+        return seconds + on_gpu * LAUNCH_SECONDS * config.num_layers * tokens / settings.step_tokens
 
 
 def speed_of(alone: Mapping[str, float], together: Sequence[Mapping[str, float]], sizes: Sizes, kind: str) -> Speed:
@@ -117,6 +118,7 @@ class Setup(NamedTuple):
     variants: Sequence[Variant]
     seeds: tuple[int, ...]
     arguments: tuple[str, ...]  # of train.py, that all runs have
+    lr: float  # of the runs with a teacher
     sizes: Sizes
     data: Sequence[TaskData]
     task_sizes: Sequence[TaskSize]  # of data
@@ -171,14 +173,14 @@ def tokens_left(out: Path, tokens: int, sizes: Sizes) -> int:
 
 
 def length(steps: int) -> list[str]:
-    between = str(math.ceil(steps / VALIDATIONS))  # rounded up, so that none comes just before the last one
+    between = str(math.ceil(steps / VALIDATIONS))  # rounded up: rounded down, there is one more, just before the end
     return ["--steps", str(steps), "--log-every", "50", "--eval-every", between, "--checkpoint-every", between]
 
 
 def distilling(setup: Setup) -> tuple[str, ...]:
     """The arguments of train.py with the teacher."""
     given = setup.is_demo and not setup.pretrained
-    return "--teacher", "demo" if given else setup.teacher, *setup.arguments
+    return "--teacher", "demo" if given else setup.teacher, "--lr", f"{setup.lr:.3g}", *setup.arguments
 
 
 def distillation(setup: Setup, speed: Speed, lengths: Lengths, variant: Variant, seed: int) -> Job:
@@ -209,8 +211,9 @@ def finetuning(setup: Setup, speed: Speed, lengths: Lengths, model: str, seed: i
     options = replace(setup.finetuning, seeds=(seed,), limit=lengths.limit)
     what = path, setup.data_folder, folders, options, setup.command
     settings = [finetune_settings(options, data, path, folders[data.task]) for data in setup.data]
+    on_gpu = setup.device.type == "cuda"
     seconds = START_SECONDS + sum(
-        speed.finetuning(config, size, own, lengths.limit) for size, own in zip(setup.task_sizes, settings)
+        speed.finetuning(config, size, own, lengths.limit, on_gpu) for size, own in zip(setup.task_sizes, settings)
     )
     needs = ("teacher-held-out",) if of_teacher else (run_name(model, seed),)
     done = tuple(Path(folder) / work.FIGURES for folder in folders.values())

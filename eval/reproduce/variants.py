@@ -6,6 +6,7 @@ from typing import NamedTuple
 from data.cli import dashed
 from model import EncoderConfig
 from model.student import choose_layers
+from model.training.optim import default_lr
 from model.training.options import SIZES
 
 PAPER, MLM_ONLY, RANDOM = "paper", "mlm-only", "random"
@@ -25,9 +26,9 @@ class Variant(NamedTuple):
     arguments: tuple[str, ...]  # of train.py, beside those that all variants have
 
 
-def make_variants(teacher: EncoderConfig) -> dict[str, Variant]:
+def make_variants(teacher: EncoderConfig, lr: float | None = None) -> dict[str, Variant]:
     """All of NAMES for a teacher; without the choices of layers that are the same as another, or with one layer
-    hidden-states, which has no other layer than the last to compare."""
+    hidden-states, which has no other layer than the last to compare.  lr: None for train.py's default"""
     layers = teacher.num_layers
     alternate = choose_layers("alternate", layers)
     kept = len(alternate)
@@ -36,10 +37,13 @@ def make_variants(teacher: EncoderConfig) -> dict[str, Variant]:
         "first-half": list(range(kept)),
         "both-ends": [round(index * (layers - 1) / max(kept - 1, 1)) for index in range(kept)],  # DistilBERT's of 12
     }
+    at_random = random_start(replace(teacher, num_layers=kept), lr)
+    rate, alone = (default_lr(teacher.hidden_size, has_teacher) for has_teacher in (True, False))
+    slower = "" if lr or rate == alone else f", learning rate {alone:.2g}, of the others {rate:.2g}"
     variants = [
         Variant(PAPER, f"equation (13), layers {listed(alternate)}", ()),
         Variant(MLM_ONLY, "equation (12) alone, from the teacher's layers", ("--weights", "0", "0", "1")),
-        Variant(RANDOM, "equation (12) alone, from random numbers", random_start(replace(teacher, num_layers=kept))),
+        Variant(RANDOM, f"equation (12) alone, from random numbers{slower}", at_random),
         Variant("no-cosine", "without equation (11)", ("--weights", "0.5", "0", "0.2")),
         Variant("no-soft-labels", "without equation (10)", ("--weights", "0", "0.3", "0.2")),
         Variant(
@@ -64,10 +68,10 @@ def make_variants(teacher: EncoderConfig) -> dict[str, Variant]:
     return {variant.name: variant for variant in variants}
 
 
-def random_start(config: EncoderConfig) -> tuple[str, ...]:
+def random_start(config: EncoderConfig, lr: float | None) -> tuple[str, ...]:
     """The arguments of train.py for masked LM alone from random initial values."""
     sizes = (word for name in SIZES for word in (dashed(name), str(getattr(config, name))))
-    return "--teacher", "none", *sizes
+    return "--teacher", "none", "--lr", f"{lr or default_lr(config.hidden_size, has_teacher=False):.3g}", *sizes
 
 
 def listed(layers: list[int]) -> str:

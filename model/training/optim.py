@@ -39,14 +39,13 @@ def make_optimiser(
     return kind(groups, lr=lr, betas=BETAS, eps=EPSILON, fused=True)
 
 
-def default_lr(hidden_size: int, from_layers: bool) -> float:
-    """Peak learning rate: 1e-3 up to a hidden size of 256, for which it was chosen (eval/LOG.md); less for wider ones.
+def default_lr(hidden_size: int, has_teacher: bool) -> float:
+    """Peak learning rate: 1e-3 up to a hidden size of 256, for which it was chosen (eval/LOG.md), and less above.
 
-    from_layers: a student that starts from its teacher's layers; in proportion to 1 / hidden_size, so 3.3e-4 for 768
-    (DistilBERT's script has 5e-4). From random values, in proportion to its square: of 12 layers of 768, 1e-4 trained
-    and 3e-4 did not.
+    With a teacher, in proportion to 1 / hidden_size: 3.3e-4 for 768 (DistilBERT's script has 5e-4). By masked LM alone,
+    mostly from random values, in proportion to its square, 1.1e-4: of 12 layers of 768, 1e-4 trained, 3e-4 did not.
     """
-    return 1e-3 * min(1.0, 256 / hidden_size) ** (1 if from_layers else 2)
+    return 1e-3 * min(1.0, 256 / hidden_size) ** (1 if has_teacher else 2)
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:

@@ -93,7 +93,7 @@ class Options:
     )
     masking_rate: float = option(TRAINING_RATE, "fraction of tokens masked in training", **RATE)
     lr: float | None = option(
-        None, "peak learning rate (default: 1e-3; less above a hidden size of 256)", type=float, **LR
+        None, "peak learning rate (default: 1e-3; less above a hidden size of 256, 3.3e-4 for 768)", type=float, **LR
     )
     warmup: float = option(0.05, "warm-up fraction; the learning rate then decays linearly", least=0, most=1)
     weight_decay: float = option(0.0, "of AdamW, on matrices only", **WEIGHT_DECAY)
@@ -158,12 +158,12 @@ class Options:
         own = (self.student, self.tokenizer) != (None, None)
         return self.teacher == "demo" or (self.teacher == "none" and self.corpus == DEMO and not own)
 
-    def complete(self, hidden_size: int, from_layers: bool, blocks: float | None) -> "Options":
+    def complete(self, hidden_size: int, has_teacher: bool, blocks: float | None) -> "Options":
         """With --lr, and --epochs as --steps, so that a run is the same one however it was said.  Raises OptionError.
 
-        hidden_size, from_layers: of the student, see default_lr; blocks: of the corpus, for training, None if unknown.
+        hidden_size, has_teacher: see default_lr; blocks: of the corpus, for training, None if unknown.
         """
-        lr = self.lr or default_lr(hidden_size, from_layers)
+        lr = self.lr or default_lr(hidden_size, has_teacher)
         if self.epochs is None:
             return replace(self, lr=lr)
         check(blocks is not None, "--epochs needs the corpus, which is not fetched for --plan. Use --steps instead.")

@@ -73,10 +73,10 @@ def print_corpus(paths: Sequence[str] | None, folder: Path | None, held_out: int
         say("note      the corpus is a demo: sentences about a small invented world. Use --corpus for real text.")
 
 
-def print_run(work: Work, blocks: float | None, estimate: str, runtime: Runtime, ranks: int) -> None:
-    """blocks: of the corpus, for training, None if unknown; estimate: from what, or what is known instead; or ""
+def print_run(work: Work, lr: float, blocks: float | None, estimate: str, runtime: Runtime, ranks: int) -> None:
+    """lr: the highest; blocks: of the corpus, for training, None if unknown
 
-    Warns if the run repeats the corpus often.
+    estimate: from what, or what is known instead; or "". Warns if the run repeats the corpus often.
     """
     if runtime.device.type == "cuda":
         name = torch.cuda.get_device_name(runtime.device)
@@ -84,6 +84,7 @@ def print_run(work: Work, blocks: float | None, estimate: str, runtime: Runtime,
         name = count(torch.get_num_threads(), "thread")
     where = f"{runtime.device}, {runtime.precision}, torch {torch.__version__}, {name}"
     say(f"run       {count(work.last, 'step')} on {where}" + (f", {ranks} ranks" if ranks > 1 else ""))
+    say(f"lr        {lr:.2g} after the warm-up")
     tokens = f"{work.tokens:,} a step, {work.last * work.tokens:,} in all"
     if blocks is None:
         say(f"tokens    {tokens}; epochs are unknown until the corpus is fetched and prepared: {estimate}")

@@ -75,13 +75,13 @@ def test_the_demo(tmp_path, in_one_process, capsys, monkeypatch):
     with pytest.raises(OptionError, match=r"plan.json belongs to other inputs \(block_size\). Choose another --out"):
         main([*arguments, "--block-size", "32"])
     stored = json.loads((tmp_path / "out" / "plan.json").read_text())
-    for default in ("train.py --clip", "lr of nli"):  # of an earlier version
-        earlier = {**stored, "identity": {**stored["identity"], default: 2 * stored["identity"][default]}}
+    for default in ("train.py --clip", "lr of nli", "learning rate", "variant paper"):  # of an earlier version
+        earlier = {**stored, "identity": {**stored["identity"], default: "another"}}
         (tmp_path / "out" / "plan.json").write_text(json.dumps(earlier))
         with pytest.raises(OptionError, match=rf"belongs to other inputs \({default}\)"):
             main(arguments)
     (tmp_path / "out" / "plan.json").write_text('{"identity": {')
-    with pytest.raises(OptionError, match=r"plan.json cannot be read"):
+    with pytest.raises(OptionError, match=r"plan.json is damaged or of another version"):
         main(arguments)
 
 
@@ -125,7 +125,7 @@ def test_a_plan_belongs_to_its_inputs_and_takes_further_tasks(tmp_path):
 
 def test_variants_that_a_teacher_does_not_have(capsys):
     five = EncoderConfig(num_layers=5, hidden_size=8, num_heads=2, intermediate_size=8, vocab_size=20)
-    assert [variant.name for variant in choose_variants(("both-ends", "paper"), five)] == ["paper"]
+    assert [variant.name for variant in choose_variants(("both-ends", "paper"), five, None)] == ["paper"]
     assert "With a teacher of 5 layers there is no variant both-ends." in capsys.readouterr().out
     with pytest.raises(OptionError, match="--variants: name others"):
-        choose_variants(("both-ends",), five)
+        choose_variants(("both-ends",), five, None)

@@ -1,6 +1,6 @@
 """The variants, and a plan whose jobs fit in the time."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -8,7 +8,7 @@ import torch
 
 from data.cli import OptionError, parse_options
 from data.tasks import TextExample
-from eval.reproduce import plan, work
+from eval.reproduce import work
 from eval.reproduce.plan import (
     Setup,
     Sizes,
@@ -43,7 +43,7 @@ def setup(tmp_path, names=NAMES, seeds=(0, 1, 2), pretrained=(), tasks=("nli", "
     data = [TaskData(task, {"train": texts, "dev": texts[:100], "test": texts[:100]}, ("file",)) for task in tasks]
     options = Table2Options(teacher="t", student="t", data="tasks", epochs=3)
     sizes = [TaskSize.of(each) for each in data]
-    rest = measuring, variants, seeds, (), SIZES, data, sizes, "tasks", options, ""
+    rest = measuring, variants, seeds, (), 1e-3, SIZES, data, sizes, "tasks", options, ""
     return Setup(tmp_path, torch.device("cpu"), False, "t", pretrained, *rest)
 
 
@@ -61,7 +61,14 @@ def test_the_layers_of_twelve():
 CHANGED = {  # options of train.py by which a variant of a teacher of twelve layers differs from the paper's loss
     "paper": {},
     "mlm-only": {"weights": (0.0, 0.0, 1.0)},
-    "random": {"teacher": "none", "num_layers": 6, "hidden_size": 768, "num_heads": 12, "intermediate_size": 3072},
+    "random": {
+        "teacher": "none",
+        "lr": 0.000111,
+        "num_layers": 6,
+        "hidden_size": 768,
+        "num_heads": 12,
+        "intermediate_size": 3072,
+    },
     "no-cosine": {"weights": (0.5, 0.0, 0.2)},
     "no-soft-labels": {"weights": (0.0, 0.3, 0.2)},
     "teacher-student-T2": {"direction": "teacher-student", "temperature": 2.0},
@@ -155,9 +162,23 @@ def test_the_students_of_a_seed_differ_in_their_variant_alone(tmp_path):
     assert steps == {
         ("--steps", "977", "--log-every", "50", "--eval-every", "163", "--checkpoint-every", "163", "--seed", "1")
     }
-    assert runs["paper-1"][:3] == ["--teacher", "t", "--steps"]
-    assert runs["no-cosine-1"][:5] == ["--teacher", "t", "--weights", "0.5", "0"]
-    assert runs["random-1"][:2] == ["--teacher", "none"] and runs["random-1"].count("--teacher") == 1
+    assert runs["paper-1"][:5] == ["--teacher", "t", "--lr", "0.001", "--steps"]
+    assert runs["no-cosine-1"][:7] == ["--teacher", "t", "--lr", "0.001", "--weights", "0.5", "0"]
+    assert runs["random-1"][:4] == ["--teacher", "none", "--lr", "0.000111"]
+    assert all(run.count("--teacher") == run.count("--lr") == 1 for run in runs.values())
+
+
+def test_the_learning_rate_of_a_random_start():
+    """The others', if it is given or they are narrow; else smaller, which its description says."""
+    narrow = EncoderConfig(num_layers=4, hidden_size=256, num_heads=4, intermediate_size=8, vocab_size=20)
+    for teacher, lr, expected, told in (
+        (BASE, None, "0.000111", True),
+        (BASE, 2e-4, "0.0002", False),
+        (narrow, None, "0.001", False),
+    ):
+        random = make_variants(teacher, lr)["random"]
+        assert arguments_of(random)["--lr"] == expected
+        assert ("learning rate 0.00011, of the others 0.00033" in random.about) == told
 
 
 def test_of_a_run_that_was_stopped_what_is_left_is_expected(tmp_path):
@@ -193,9 +214,6 @@ def test_the_speed_is_that_of_the_slowest_process_and_the_teachers_that_of_one_a
 
 def test_on_a_gpu_small_steps_of_fine_tuning_wait_for_the_host():
     """12 layers × 20 ms × steps, beside the computation; none on a CPU."""
-    task, on_cpu = TaskSize(1000, {"train": 102_400.0, "dev": 0.0, "test": 0.0}), FinetuneOptions(**FINETUNE)
-    seconds = SPEED.finetuning(BASE, task, on_cpu, None)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "choose_device", torch.device)
-        on_gpu = SPEED.finetuning(BASE, task, replace(on_cpu, device="cuda"), None)
-    assert on_gpu - seconds == pytest.approx(12 * 0.02 * 3 * 100)
+    task, settings = TaskSize(1000, {"train": 102_400.0, "dev": 0.0, "test": 0.0}), FinetuneOptions(**FINETUNE)
+    on_cpu, on_gpu = (SPEED.finetuning(BASE, task, settings, None, on_gpu) for on_gpu in (False, True))
+    assert on_gpu - on_cpu == pytest.approx(12 * 0.02 * 3 * 100)

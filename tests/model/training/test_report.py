@@ -48,17 +48,18 @@ def test_the_folder_of_a_sample_is_not_named(capsys):
 
 
 def test_the_run_in_tokens_and_epochs(capsys):
-    report.print_run(WORK, 14400, "", CPU, ranks=4)
-    report.print_run(WORK, None, "45,000.0 MB in 12 files", CPU, ranks=1)
+    report.print_run(WORK, 1e-3 / 3, 14400, "", CPU, ranks=4)
+    report.print_run(WORK, 1e-3, None, "45,000.0 MB in 12 files", CPU, ranks=1)
     known, unknown = capsys.readouterr().out.split("run  ")[1:]
     assert "3,600 steps on cpu, bf16, torch " in known and " thread" in known and known.count(", 4 ranks\n") == 1
+    assert "\nlr        0.00033 after the warm-up\n" in known and "\nlr        0.001 after" in unknown
     assert known.endswith("tokens    1,024 a step, 3,686,400 in all: 2 epochs of 14,400 blocks of 128\n")
     assert "epochs are unknown until the corpus is fetched and prepared: 45,000.0 MB in 12 files\n" in unknown
 
 
 @pytest.mark.parametrize(("blocks", "warns"), [(2880, False), (2879, True), (100, True)])
 def test_a_corpus_that_is_repeated_more_than_ten_times_is_a_warning(capsys, blocks, warns):
-    report.print_run(WORK, blocks, "", CPU, ranks=1)
+    report.print_run(WORK, 1e-3, blocks, "", CPU, ranks=1)
     assert ("warning: the corpus is repeated" in capsys.readouterr().err) == warns
 
 
