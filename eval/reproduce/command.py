@@ -75,7 +75,7 @@ TIMING_SECONDS = 30.0
 MOST_AT_ONCE = 4  # runs on a CPU, unless --jobs says so
 STORED_ELSEWHERE = (  # options that may differ when the command goes on, or that are compared by content
     *("out", "cache", "wait", "minutes", "tokens", "seeds", "variants", "tasks", "device", "jobs"),
-    *("teacher", "tokenizer", "corpus", "data", "precision"),
+    *("teacher", "tokenizer", "corpus", "data", "precision", "lr"),
 )
 TUNING = ("epochs", "step_tokens", "lr", "warmup", "weight_decay", "clip", "dropout")  # of finetune
 VARIANTS_HELP = f"what to compare: {', '.join(NAMES)} (default: all)"
