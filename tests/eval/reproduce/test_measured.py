@@ -10,7 +10,8 @@ from tests.helpers import REPOSITORY
 
 FOLDER = REPOSITORY / "eval" / "reproduce" / "measured"
 README = " ".join((REPOSITORY / "README.md").read_text(encoding="utf-8").split())  # wherever its lines end
-DEMO, FRENCH = (json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")) for name in ("demo", "french"))
+NAMES = ("demo", "french", "french-variants")
+DEMO, FRENCH, VARIANTS = (json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")) for name in NAMES)
 
 
 def of_seeds(estimated):
@@ -72,6 +73,22 @@ def test_masked_lm_alone_and_int8():
     assert_row("", "distilled, int8 (difference from fp32)", speed_up(FRENCH, "student, int8"), *cells)
     baselines = [100 * FRENCH["tasks"][task]["baseline"][measure] for task, measure in PAPER]
     assert "without a model {:.2f}, {:.0f}, {:.2f} and {:.2f}".format(*baselines) in README
+
+
+def test_the_other_variants():
+    found = {name: each["accuracy"] for name, each in VARIANTS["statistics"]["variants"].items()}
+    assert all(each["seeds"] == [0, 1] for each in found.values())
+    assert f"on real French ({VARIANTS['scale']['tokens']:,} tokens, seeds 0 and 1)" in README
+    for name, text in (
+        ("paper", "the paper's loss predicts {} %"),
+        ("no-cosine", "without the cosine term {},"),
+        ("no-soft-labels", "without the soft labels {},"),
+        ("masking-15", "masked instead of 40 {}."),
+        ("first-half", "From layers 0, 1, 2 of this teacher instead of 0, 2, 4 it is {};"),
+    ):
+        assert text.format(of_seeds(found[name])) in README
+    of_demo = DEMO["statistics"]["variants"]
+    assert f"worst choice, {of_seeds(of_demo['first-half']['accuracy'])}." in README
 
 
 def test_the_text():
