@@ -180,7 +180,7 @@ def length(steps: int) -> list[str]:
 def distilling(setup: Setup) -> tuple[str, ...]:
     """The arguments of train.py with the teacher."""
     given = setup.is_demo and not setup.pretrained
-    return "--teacher", "demo" if given else setup.teacher, "--lr", f"{setup.lr:.3g}", *setup.arguments
+    return "--teacher", "demo" if given else setup.teacher, "--lr", str(setup.lr), *setup.arguments
 
 
 def distillation(setup: Setup, speed: Speed, lengths: Lengths, variant: Variant, seed: int) -> Job:

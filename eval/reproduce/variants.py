@@ -71,7 +71,7 @@ def make_variants(teacher: EncoderConfig, lr: float | None = None) -> dict[str, 
 def random_start(config: EncoderConfig, lr: float | None) -> tuple[str, ...]:
     """The arguments of train.py for masked LM alone from random initial values."""
     sizes = (word for name in SIZES for word in (dashed(name), str(getattr(config, name))))
-    return "--teacher", "none", "--lr", f"{lr or default_lr(config.hidden_size, has_teacher=False):.3g}", *sizes
+    return "--teacher", "none", "--lr", str(lr or default_lr(config.hidden_size, has_teacher=False)), *sizes
 
 
 def listed(layers: list[int]) -> str:

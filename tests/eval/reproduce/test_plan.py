@@ -26,6 +26,7 @@ from eval.tasks.table2 import Options as Table2Options
 from eval.tasks.table2 import TaskData
 from model import EncoderConfig
 from model.student import DISTILBERT_LAYERS
+from model.training.optim import default_lr
 from model.training.options import Options as TrainOptions
 
 BASE = EncoderConfig.camembert()
@@ -43,7 +44,7 @@ def setup(tmp_path, names=NAMES, seeds=(0, 1, 2), pretrained=(), tasks=("nli", "
     data = [TaskData(task, {"train": texts, "dev": texts[:100], "test": texts[:100]}, ("file",)) for task in tasks]
     options = Table2Options(teacher="t", student="t", data="tasks", epochs=3)
     sizes = [TaskSize.of(each) for each in data]
-    rest = measuring, variants, seeds, (), 1e-3, SIZES, data, sizes, "tasks", options, ""
+    rest = measuring, variants, seeds, (), 1.2345e-4, SIZES, data, sizes, "tasks", options, ""
     return Setup(tmp_path, torch.device("cpu"), False, "t", pretrained, *rest)
 
 
@@ -63,7 +64,7 @@ CHANGED = {  # options of train.py by which a variant of a teacher of twelve lay
     "mlm-only": {"weights": (0.0, 0.0, 1.0)},
     "random": {
         "teacher": "none",
-        "lr": 0.000111,
+        "lr": default_lr(768, False),
         "num_layers": 6,
         "hidden_size": 768,
         "num_heads": 12,
@@ -162,9 +163,9 @@ def test_the_students_of_a_seed_differ_in_their_variant_alone(tmp_path):
     assert steps == {
         ("--steps", "977", "--log-every", "50", "--eval-every", "163", "--checkpoint-every", "163", "--seed", "1")
     }
-    assert runs["paper-1"][:5] == ["--teacher", "t", "--lr", "0.001", "--steps"]
-    assert runs["no-cosine-1"][:7] == ["--teacher", "t", "--lr", "0.001", "--weights", "0.5", "0"]
-    assert runs["random-1"][:4] == ["--teacher", "none", "--lr", "0.000111"]
+    assert runs["paper-1"][:5] == ["--teacher", "t", "--lr", "0.00012345", "--steps"]
+    assert runs["no-cosine-1"][:7] == ["--teacher", "t", "--lr", "0.00012345", "--weights", "0.5", "0"]
+    assert runs["random-1"][:4] == ["--teacher", "none", "--lr", str(default_lr(768, False))]
     assert all(run.count("--teacher") == run.count("--lr") == 1 for run in runs.values())
 
 
@@ -172,8 +173,8 @@ def test_the_learning_rate_of_a_random_start():
     """The others', if it is given or they are narrow; else smaller, which its description says."""
     narrow = EncoderConfig(num_layers=4, hidden_size=256, num_heads=4, intermediate_size=8, vocab_size=20)
     for teacher, lr, expected, told in (
-        (BASE, None, "0.000111", True),
-        (BASE, 2e-4, "0.0002", False),
+        (BASE, None, str(default_lr(768, False)), True),
+        (BASE, 1.2345e-4, "0.00012345", False),
         (narrow, None, "0.001", False),
     ):
         random = make_variants(teacher, lr)["random"]
