@@ -298,8 +298,8 @@ def stored_plan(path: Path, identity: dict, tokens: int | None) -> tuple[Speed, 
 
 
 def plan(setup: Setup, options: Options, identity: dict, pool: Pool, deadline: float) -> tuple[Speed, Lengths]:
-    """Times a few steps, alone and in as many processes as will run beside one another, and chooses the tokens of each
-    run."""
+    """Times a few steps, in as many processes as will run beside one another, and of a teacher also in one that is
+    alone; chooses the tokens of each run."""
     most = math.inf
     if options.is_demo and setup.pretrained:
         most = DEMO_TEXT_STEPS * setup.sizes.step_tokens  # which train.py allows on the demo's text

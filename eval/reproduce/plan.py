@@ -100,7 +100,7 @@ class Speed(NamedTuple):
 
 
 def speed_of(alone: Mapping[str, float], together: Sequence[Mapping[str, float]], sizes: Sizes, kind: str) -> Speed:
-    """Of what time_training found: of a run alone, and of runs beside one another."""
+    """Of what time_training found: of a run alone (of any, if no teacher is trained), and of runs beside others."""
     slowest = max(timing["seconds_per_token"] for timing in together)
     overhead = max(timing["overhead"] for timing in together)
     return Speed(sizes.flops(kind) / slowest, overhead, sizes.flops(kind) / alone["seconds_per_token"])

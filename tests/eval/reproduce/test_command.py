@@ -54,6 +54,8 @@ def test_the_demo(tmp_path, in_one_process, capsys, monkeypatch):
     assert results["teacher"]["weights"] == fingerprint(load_checkpoint(demo.TEACHER).float())
     paper = results["variants"]["paper"]["runs"][0]
     assert paper["command"].startswith("python train.py --teacher demo") and paper["curve"][-1][0] == 2048
+    metrics = (tmp_path / "out" / "runs" / "paper-0" / "metrics.jsonl").read_text().splitlines()
+    assert paper["teacher_on_curve"] == json.loads(metrics[-1])["held_out"]["teacher_accuracy"]
     assert set(results["tasks"]["nli"]["models"]) == {"teacher", "paper", "mlm-only"}
     assert results["statistics"] and "accuracy" in results["tasks"]["nli"]["baseline"]
     of_paper = tmp_path / "out" / "runs" / "paper-0"
