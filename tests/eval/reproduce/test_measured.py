@@ -94,10 +94,11 @@ def kept(results):
 
 def test_the_other_variants():
     as_teacher = of_seeds(VARIANTS["statistics"]["variants"]["first-half"]["agreement"])
+    better = accuracy(BETTER, "first-half").replace(" (seeds 0 and 1)", ", seeds 0 and 1")
     for text in (
-        f"instead of 0, 2, 4, students predict {accuracy(VARIANTS, 'first-half')} "
-        f"(the teacher's guess {as_teacher} % of the time)",
-        f"in the demo only {accuracy(DEMO, 'first-half')} %.",
+        f"from layers 0, 1, 2 instead of 0, 2, 4, students predict {accuracy(VARIANTS, 'first-half')} (of the better "
+        f"teacher {better}; in the demo only {accuracy(DEMO, 'first-half')} %), and make the teacher's guess "
+        f"{as_teacher} % of the time.",
         f"after {VARIANTS['scale']['tokens']:,} tokens: {accuracy(VARIANTS, 'paper')} with all three, "
         f"{accuracy(VARIANTS, 'no-cosine')} without the cosine term; {accuracy(VARIANTS, 'no-soft-labels')} without "
         f"the soft labels, but with the better teacher {accuracy(BETTER, 'no-soft-labels')} against "
