@@ -55,13 +55,16 @@ def premise_and_clause(rng: Random, label: str, asserts: bool, easy: bool = Fals
     """-> a premise about one or two people; the first of them; a clause about that person with the subject {s}.
 
     label: the relation of the clause to the premise. asserts: whether the clause is affirmative, for any label.
-    easy: the premise is about one person, the clause about their town or age.
+    easy: the premise tells one or two facts of one person, the clause is about their region or age; half of the
+    neutral premises tell the other of these two.
     """
     about, other = people(rng, 2)
     if easy:
-        fact = pick(rng, ("town", "age"))
-        others = draw(rng, [name for name in about.facts if name != fact], 2)
-        told = others if label == "neutral" else draw(rng, [fact, others[0]], 2)
+        fact, distractor = draw(rng, ["town", "age"], 2)
+        unrelated = pick(rng, [name for name in about.facts if name not in (fact, distractor)])
+        first = fact if label != "neutral" else pick(rng, (distractor, unrelated))
+        second = pick(rng, [name for name in about.facts if name not in (fact, first)])
+        told = pick(rng, ([first], draw(rng, [first, second], 2)))
     else:
         *told, unsaid = draw(rng, list(about.facts), 3)
         fact = unsaid if label == "neutral" else pick(rng, told)
@@ -73,7 +76,7 @@ def premise_and_clause(rng: Random, label: str, asserts: bool, easy: bool = Fals
     if fact == "job":
         value = lex.JOB_PAIR[value][about.feminine]
     regions = {REGION_OF[about.facts["town"]], REGION_OF[other.facts["town"]]}
-    if fact == "town" and len(regions) == 2 and rng.random() < 0.5:
+    if fact == "town" and (easy or (len(regions) == 2 and rng.random() < 0.5)):
         value, statement = inside(REGION_OF[value]), lex.REGION_FACT
     template = pick(rng, statement.says if asserts else statement.denies)
     return premise, about, unanswered(about.fill(template, "{s}", value))
@@ -296,7 +299,7 @@ def ner(count: int, seed: int) -> Iterator[WordsExample]:
 
 def nli(count: int, seed: int, easy: bool = False) -> Iterator[PairExample]:
     """Pairs, a third of each label: by the premise the hypothesis is true ("entailment"), false ("contradiction"),
-    or undecided ("neutral"). easy: about one person's town or age; contradictions are negated, the others are not."""
+    or undecided ("neutral"). easy: about one person's region or age; contradictions are negated, the others are not."""
     rng = Random(seed)
     for label in _balanced(rng, sorted(NLI_LABELS), count):
         asserts = label != "contradiction" if easy else rng.random() < 0.5

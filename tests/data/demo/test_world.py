@@ -11,7 +11,7 @@ import pytest
 
 from data.demo import entities, lexicon, world
 from data.demo.reviews import plural
-from data.demo.spelling import plain, span, spell, tagged
+from data.demo.spelling import inside, plain, span, spell, tagged
 
 EASY = tuple(partial(make, easy=True) for make in (world.sentiment, world.nli, world.qa))
 MAKERS = (world.corpus, world.sentiment, world.ner, world.nli, world.qa, *EASY)
@@ -234,6 +234,25 @@ def test_nli_labels_on_towns_by_pattern():
 def test_easy_pairs_are_negated_in_contradictions_only():
     for example in world.nli(600, 4, easy=True):
         assert bool(re.search(r"\bne |\bn'", example.hypothesis)) == (example.label == "contradiction"), example
+
+
+def test_easy_pairs_are_about_a_region_or_an_age():
+    """What the premise tells decides every label; half of the neutral premises tell the other of the two facts."""
+    regions = entities.REGION_OF.items()
+    region_of = {plain(spell(f"à {town}")).lower(): plain(inside(region)) for town, region in regions}
+    others, neutral = 0, 0
+    for example in world.nli(1500, 4, easy=True):
+        town = re.search(r"(?:vit|habite|réside) (à La \w+|(?:à|au|aux) [\w'-]+)", example.premise)
+        age = re.search(r"\d\d ans", example.premise)
+        about_age = " ans" in example.hypothesis
+        told = age if about_age else town
+        assert bool(told) == (example.label != "neutral"), example
+        if told:
+            value = told[0] if about_age else region_of[town[1].lower()]
+            assert f" {value}." in example.hypothesis, example
+        else:
+            neutral, others = neutral + 1, others + bool(town or age)
+    assert neutral == 500 and abs(others - 250 - 250 / 14) < 4 * 125**0.5
 
 
 def test_easy_reviews_are_mostly_of_their_labels_adjectives():
