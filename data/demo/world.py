@@ -55,22 +55,22 @@ def premise_and_clause(rng: Random, label: str, asserts: bool, easy: bool = Fals
     """-> a premise about one or two people; the first of them; a clause about that person with the subject {s}.
 
     label: the relation of the clause to the premise. asserts: whether the clause is affirmative, for any label.
-    easy: the premise tells one or two facts of one person, the clause is about their region or age; half of the
-    neutral premises tell the other of these two.
+    easy: the clause is about the region that the person lives in; a neutral premise often tells their birthplace.
     """
     about, other = people(rng, 2)
     if easy:
-        fact, distractor = draw(rng, ["town", "age"], 2)
-        unrelated = pick(rng, [name for name in about.facts if name not in (fact, distractor)])
-        first = fact if label != "neutral" else pick(rng, (distractor, unrelated))
+        fact = "town"
+        unrelated = pick(rng, [name for name in about.facts if name not in (fact, "birthplace")])
+        first = fact if label != "neutral" else pick(rng, ("birthplace", unrelated))
         second = pick(rng, [name for name in about.facts if name not in (fact, first)])
         told = pick(rng, ([first], draw(rng, [first, second], 2)))
     else:
         *told, unsaid = draw(rng, list(about.facts), 3)
         fact = unsaid if label == "neutral" else pick(rng, told)
     premise = tell(rng, about, told)
-    if not easy and rng.random() < 0.5:
-        premise += tell(rng, other, [fact])
+    if rng.random() < 0.5:
+        of_other = tell(rng, other, [fact])
+        premise = of_other + premise if easy and rng.random() < 0.5 else premise + of_other
     own = rng.random() < 0.5 if label == "neutral" else asserts == (label == "entailment")
     value, statement = (about if own else other).facts[fact], about.statements[fact]
     if fact == "job":
@@ -299,7 +299,7 @@ def ner(count: int, seed: int) -> Iterator[WordsExample]:
 
 def nli(count: int, seed: int, easy: bool = False) -> Iterator[PairExample]:
     """Pairs, a third of each label: by the premise the hypothesis is true ("entailment"), false ("contradiction"),
-    or undecided ("neutral"). easy: about one person's region or age; contradictions are negated, the others are not."""
+    or undecided ("neutral"). easy: about a person's region; contradictions are negated, the others are not."""
     rng = Random(seed)
     for label in _balanced(rng, sorted(NLI_LABELS), count):
         asserts = label != "contradiction" if easy else rng.random() < 0.5

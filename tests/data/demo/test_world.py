@@ -236,23 +236,23 @@ def test_easy_pairs_are_negated_in_contradictions_only():
         assert bool(re.search(r"\bne |\bn'", example.hypothesis)) == (example.label == "contradiction"), example
 
 
-def test_easy_pairs_are_about_a_region_or_an_age():
-    """What the premise tells decides every label; half of the neutral premises tell the other of the two facts."""
+def test_easy_pairs_are_about_a_persons_region():
+    """The town that the premise tells of this person decides every label; half of the premises tell another's, too."""
     regions = entities.REGION_OF.items()
     region_of = {plain(spell(f"à {town}")).lower(): plain(inside(region)) for town, region in regions}
-    others, neutral = 0, 0
+    others = Counter()
     for example in world.nli(1500, 4, easy=True):
-        town = re.search(r"(?:vit|habite|réside) (à La \w+|(?:à|au|aux) [\w'-]+)", example.premise)
-        age = re.search(r"\d\d ans", example.premise)
-        about_age = " ans" in example.hypothesis
-        told = age if about_age else town
-        assert bool(told) == (example.label != "neutral"), example
-        if told:
-            value = told[0] if about_age else region_of[town[1].lower()]
-            assert f" {value}." in example.hypothesis, example
-        else:
-            neutral, others = neutral + 1, others + bool(town or age)
-    assert neutral == 500 and abs(others - 250 - 250 / 14) < 4 * 125**0.5
+        name = " ".join(example.hypothesis.split()[:2])
+        towns, of = {}, ""
+        for sentence in sentences(example.premise):
+            start = " ".join(sentence.split()[:2]).rstrip(",")
+            of = start if start.split()[-1] in lexicon.FAMILIES else of  # as before: a pronoun or first name
+            if town := re.search(r"(?:vit|habite|réside) (à La \w+|(?:à|au|aux) [\w'-]+)", sentence):
+                towns[of] = region_of[town[1].lower()]
+        assert (name in towns) == (example.label != "neutral"), example
+        assert name not in towns or example.hypothesis.endswith(f" {towns[name]}."), example
+        others[example.label] += len(towns.keys() - {name})
+    assert all(abs(others[label] - 250) < 4 * 125**0.5 for label in others), others
 
 
 def test_easy_reviews_are_mostly_of_their_labels_adjectives():
