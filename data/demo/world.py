@@ -9,6 +9,7 @@ Internally, sentences have markup: "[LOC Brest]" is a named entity, "<...>" the 
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from random import Random
 
 from ..tasks import Answer, PairExample, QuestionExample, TextExample, WordsExample
@@ -51,35 +52,45 @@ def easy_question(rng: Random) -> tuple[list[str], str]:
     return context, spell(about.fill(pick(rng, about.statements[asked].asks)))
 
 
-def premise_and_clause(rng: Random, label: str, asserts: bool, easy: bool = False) -> tuple[list[str], Entity, str]:
+def premise_and_clause(rng: Random, label: str, asserts: bool) -> tuple[list[str], Entity, str]:
     """-> a premise about one or two people; the first of them; a clause about that person with the subject {s}.
 
     label: the relation of the clause to the premise. asserts: whether the clause is affirmative, for any label.
-    easy: the clause is about the region that the person lives in; a neutral premise often tells their birthplace.
     """
     about, other = people(rng, 2)
-    if easy:
-        fact = "town"
-        unrelated = pick(rng, [name for name in about.facts if name not in (fact, "birthplace")])
-        first = fact if label != "neutral" else pick(rng, ("birthplace", unrelated))
-        second = pick(rng, [name for name in about.facts if name not in (fact, first)])
-        told = pick(rng, ([first], draw(rng, [first, second], 2)))
-    else:
-        *told, unsaid = draw(rng, list(about.facts), 3)
-        fact = unsaid if label == "neutral" else pick(rng, told)
+    *told, unsaid = draw(rng, list(about.facts), 3)
+    fact = unsaid if label == "neutral" else pick(rng, told)
     premise = tell(rng, about, told)
     if rng.random() < 0.5:
-        of_other = tell(rng, other, [fact])
-        premise = of_other + premise if easy and rng.random() < 0.5 else premise + of_other
+        premise += tell(rng, other, [fact])
     own = rng.random() < 0.5 if label == "neutral" else asserts == (label == "entailment")
     value, statement = (about if own else other).facts[fact], about.statements[fact]
     if fact == "job":
         value = lex.JOB_PAIR[value][about.feminine]
     regions = {REGION_OF[about.facts["town"]], REGION_OF[other.facts["town"]]}
-    if fact == "town" and (easy or (len(regions) == 2 and rng.random() < 0.5)):
+    if fact == "town" and len(regions) == 2 and rng.random() < 0.5:
         value, statement = inside(REGION_OF[value]), lex.REGION_FACT
     template = pick(rng, statement.says if asserts else statement.denies)
     return premise, about, unanswered(about.fill(template, "{s}", value))
+
+
+def easy_premise_and_clause(rng: Random, label: str) -> tuple[list[str], Entity, str]:
+    """As premise_and_clause, with a clause about the region that the person lives in, negated for a contradiction.
+
+    Half of the premises tell another person's town, too, before or after; half of the neutral ones or more tell where
+    the person was born.
+    """
+    about, other = people(rng, 2)
+    unrelated = pick(rng, [name for name in about.facts if name not in ("town", "birthplace")])
+    first = pick(rng, ("birthplace", unrelated)) if label == "neutral" else "town"
+    second = pick(rng, [name for name in about.facts if name not in ("town", first)])
+    premise = tell(rng, about, pick(rng, ([first], draw(rng, [first, second], 2))))
+    if rng.random() < 0.5:
+        of_other = tell(rng, other, ["town"])
+        premise = of_other + premise if rng.random() < 0.5 else premise + of_other
+    lives = other if label == "neutral" and rng.random() >= 0.5 else about
+    template = pick(rng, lex.REGION_FACT.denies if label == "contradiction" else lex.REGION_FACT.says)
+    return premise, about, unanswered(about.fill(template, "{s}", inside(REGION_OF[lives.facts["town"]])))
 
 
 # --- Documents --------------------------------------------------------------------------------------------
@@ -299,11 +310,11 @@ def ner(count: int, seed: int) -> Iterator[WordsExample]:
 
 def nli(count: int, seed: int, easy: bool = False) -> Iterator[PairExample]:
     """Pairs, a third of each label: by the premise the hypothesis is true ("entailment"), false ("contradiction"),
-    or undecided ("neutral"). easy: about a person's region; contradictions are negated, the others are not."""
+    or undecided ("neutral"). easy: see easy_premise_and_clause."""
     rng = Random(seed)
     for label in _balanced(rng, sorted(NLI_LABELS), count):
-        asserts = label != "contradiction" if easy else rng.random() < 0.5
-        premise, about, clause = premise_and_clause(rng, label, asserts, easy)
+        make = easy_premise_and_clause if easy else partial(premise_and_clause, asserts=rng.random() < 0.5)
+        premise, about, clause = make(rng, label)
         hypothesis = spell(clause.format(s=about.name) + ".")
         yield PairExample(plain(" ".join(premise)), plain(hypothesis), label)
 
